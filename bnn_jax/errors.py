@@ -1,0 +1,36 @@
+"""The two errors that a user can cause, and how a script ends on them.
+
+A pure function refuses a bad argument with ``ValueError`` or ``TypeError``.  What reads a command line, a config, a
+folder or a file raises one of these two, always with one sentence that names the value, the rule and the way out.
+"""
+
+import sys
+from collections.abc import Callable
+
+
+class UsageError(ValueError):
+    """What was asked for cannot be done: a wrong name, path or value.  A script ends with exit code 2."""
+
+
+class RunError(RuntimeError):
+    """What was asked for was begun and failed: diverged, disk full, corrupt data.  A script ends with exit code 1."""
+
+
+def exit_code_of(main: Callable[[], None]) -> int:
+    """Run a script's `main`; print a user's error as one sentence on stderr instead of a traceback.
+
+    Returns:
+      0 when `main` returned, 2 after a :class:`UsageError`, 1 after a :class:`RunError`, 130 after Ctrl-C.
+    """
+    try:
+        main()
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as interrupt:
+        print(f"interrupted: {interrupt}" if str(interrupt) else "interrupted", file=sys.stderr)
+        return 130
+    return 0

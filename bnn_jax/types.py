@@ -1,0 +1,33 @@
+"""Names for the arrays and functions that travel between the stages.  Nothing here executes."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeAlias
+
+from jaxtyping import Array, Float, Int, UInt8
+
+Key: TypeAlias = Array
+"""A `jax.random.key`."""
+
+Params: TypeAlias = Any
+"""A pytree of parameters, normally nested dicts of float arrays."""
+
+Images: TypeAlias = UInt8[Array, "batch height width channels"]
+Labels: TypeAlias = Int[Array, "batch"]
+Logits: TypeAlias = Float[Array, "batch classes"]
+
+Schedule: TypeAlias = Callable[[Any], Any]
+"""step -> value; jit-compatible, as in optax."""
+
+Metrics: TypeAlias = Mapping[str, Array]
+
+
+class Estimator(Protocol):
+    """A sign function with a chosen derivative: x -> {-1, +1}, of x's shape and dtype."""
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]: ...
+
+
+class LossFunction(Protocol):
+    """(logits, labels) -> one loss for each example."""
+
+    def __call__(self, logits: Logits, labels: Labels) -> Float[Array, "batch"]: ...
