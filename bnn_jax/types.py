@@ -31,3 +31,7 @@ class LossFunction(Protocol):
     """(logits, labels) -> one loss for each example."""
 
     def __call__(self, logits: Logits, labels: Labels) -> Float[Array, "batch"]: ...
+
+
+LATENT_KERNEL = "latent_kernel"
+"""Name of every parameter that holds latent weights; a full-precision layer names its weights `kernel`."""

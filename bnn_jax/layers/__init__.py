@@ -1,0 +1,7 @@
+"""Flax Linen layers that compute on integer codes."""
+
+from bnn_jax.layers.conv_dense import BinaryConv, BinaryDense
+from bnn_jax.layers.convolution import conv, scaled_conv
+from bnn_jax.layers.norm import BatchNorm, batch_norm
+
+__all__ = ["BatchNorm", "BinaryConv", "BinaryDense", "batch_norm", "conv", "scaled_conv"]

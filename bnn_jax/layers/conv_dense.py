@@ -1,0 +1,158 @@
+r"""Convolution and dense layers on integer codes, for binary, ternary and full precision alike.
+
+What `input_quantizer` and `kernel_quantizer` return decides the precision.  A quantized layer keeps its real weights,
+the latent weights, in the parameter `latent_kernel`; a full-precision one in `kernel`.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from bnn_jax.layers.convolution import Padding, Pair, conv, resolve_padding, scaled_conv
+from bnn_jax.quantizers import Quantized, Quantizer, bases, dequantize
+from bnn_jax.types import LATENT_KERNEL
+
+
+def _quantize(module: nn.Module, name: str, quantizer: Quantizer | None, x: Array) -> tuple[Quantized, ...]:
+    """The bases of x; the quantizer's learned parameters, if it has any, are the module's parameter `name`."""
+    if quantizer is None:
+        return (Quantized(x, jnp.ones((), x.dtype)),)
+    parameters = module.param(name, quantizer.init, x) if quantizer.init else {}
+    return bases(quantizer.apply(x, **parameters))
+
+
+def _operands(module: nn.Module, x: Array, kernel_shape: tuple[int, ...]):
+    """The bases of the inputs and of the kernel; real inputs get a dequantized kernel, one product for all its bases."""
+    name = "kernel" if module.kernel_quantizer is None else LATENT_KERNEL
+    kernel = module.param(name, module.kernel_init, kernel_shape, module.param_dtype).astype(module.dtype)
+    kernel = _quantize(module, "kernel_quantizer", module.kernel_quantizer, kernel)
+    if module.input_quantizer is None:
+        kernel = (Quantized(dequantize(kernel), jnp.ones((), module.dtype)),)
+    return _quantize(module, "input_quantizer", module.input_quantizer, x.astype(module.dtype)), kernel
+
+
+def _add_bias(module: nn.Module, y: Array) -> Array:
+    if not module.use_bias:
+        return y
+    bias = module.param("bias", nn.initializers.zeros, (module.features,), module.param_dtype)
+    return y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+
+
+def _require(layer: nn.Module, argument: str, holds: bool, rule: str) -> None:
+    if not holds:
+        raise ValueError(f"`{argument}` (={getattr(layer, argument)!r}) {rule} in layer {layer.name!r}")
+
+
+class BinaryConv(nn.Module):
+    r"""2-D convolution on integer codes, scales after (NHWC, HWIO).
+
+    y = sum over bases of scale_x scale_w (codes_x * codes_w)  [times K]  [+ bias],  * the zero-padded convolution
+
+    Attributes:
+      features: number of filters.
+      kernel_size, strides, kernel_dilation: pairs (height, width).
+      padding: "SAME", "VALID", an int or ((top, bottom), (left, right)).
+      pad_value: 0, +1 or -1, the value of the padded inputs after quantization.
+      input_quantizer, kernel_quantizer: from `bnn_jax.quantizers`; None is full precision.
+      input_scaling: multiply by XNOR-Net's map K = mean_c|x| * ones/(kernel area), held constant in the backward pass;
+        the authors' own release leaves it out, and so does the default.
+      use_bias: add a bias per feature.
+      dtype: of the computation; codes are exact in bfloat16 and float32.
+      param_dtype: of the parameters.
+
+    Raises:
+      ValueError: when the layer is built with `features` < 1, strides < 1, another `pad_value`, or `input_scaling`
+        without an `input_quantizer`.
+
+    Reference: Rastegari et al., XNOR-Net, 2016, arXiv:1603.05279.
+    """
+
+    features: int
+    kernel_size: Pair = (3, 3)
+    strides: Pair = (1, 1)
+    padding: str | int | Padding = "SAME"
+    kernel_dilation: Pair = (1, 1)
+    pad_value: int = 0
+    input_quantizer: Quantizer | None = None
+    kernel_quantizer: Quantizer | None = None
+    input_scaling: bool = False
+    use_bias: bool = False
+    kernel_init: nn.initializers.Initializer = nn.initializers.glorot_uniform()
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+
+    def __post_init__(self):
+        super().__post_init__()
+        _require(self, "features", self.features >= 1, "must be positive")
+        _require(self, "strides", min(self.strides) >= 1, "must be positive")
+        _require(self, "pad_value", self.pad_value in (-1, 0, 1), "must be 0, +1 or -1")
+        _require(
+            self,
+            "input_scaling",
+            not self.input_scaling or self.input_quantizer is not None,
+            "needs an `input_quantizer`; set one or turn it off",
+        )
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w features"]:
+        inputs, kernel = _operands(self, x, (*self.kernel_size, x.shape[-1], self.features))
+        padding = resolve_padding(
+            self.padding,
+            shape=x.shape[1:3],
+            kernel_size=self.kernel_size,
+            strides=self.strides,
+            dilation=self.kernel_dilation,
+        )
+
+        def product(x_base, w_base):
+            codes, pads = self._pad(x_base.codes, padding)
+            geometry = (self.strides, pads, self.kernel_dilation)
+            return x_base.scale * scaled_conv(codes, w_base.codes, w_base.scale, *geometry)
+
+        y = sum(product(x_base, w_base) for x_base in inputs for w_base in kernel)
+        if self.input_scaling:
+            y = y * self._input_scale(x.astype(self.dtype), padding)
+        return _add_bias(self, y)
+
+    def _pad(self, codes, padding):
+        if self.pad_value == 0:
+            return codes, padding
+        return jnp.pad(codes, ((0, 0), *padding, (0, 0)), constant_values=self.pad_value), ((0, 0), (0, 0))
+
+    def _input_scale(self, x, padding):
+        magnitude = lax.stop_gradient(jnp.abs(x).mean(-1, keepdims=True))
+        box = jnp.full((*self.kernel_size, 1, 1), 1 / (self.kernel_size[0] * self.kernel_size[1]), self.dtype)
+        return conv(magnitude, box, self.strides, padding, self.kernel_dilation)
+
+
+class BinaryDense(nn.Module):
+    r"""Dense layer on integer codes, scales after.
+
+    y = sum over bases of scale_x scale_w (codes_x @ codes_w)  [+ bias]
+
+    Attributes: as those of :class:`BinaryConv` of the same name.
+
+    Raises:
+      ValueError: when the layer is built with `features` < 1.
+
+    Reference: Hubara et al., Binarized Neural Networks, 2016, arXiv:1602.02830.
+    """
+
+    features: int
+    input_quantizer: Quantizer | None = None
+    kernel_quantizer: Quantizer | None = None
+    use_bias: bool = False
+    kernel_init: nn.initializers.Initializer = nn.initializers.glorot_uniform()
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+
+    def __post_init__(self):
+        super().__post_init__()
+        _require(self, "features", self.features >= 1, "must be positive")
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch inputs"]) -> Float[Array, "batch features"]:
+        inputs, kernel = _operands(self, x, (x.shape[-1], self.features))
+        y = sum(x_base.scale * w_base.scale * (x_base.codes @ w_base.codes) for x_base in inputs for w_base in kernel)
+        return _add_bias(self, y)

@@ -1,0 +1,140 @@
+r"""Box constraints lower <= w <= upper on some of the parameters, and the label of latent weights."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array
+
+from bnn_jax.types import LATENT_KERNEL, Params
+
+Box: TypeAlias = Any
+"""None (unconstrained), (lower, upper), or a prefix tree of the parameters with such leaves."""
+
+
+def is_latent(params: Params) -> Params:
+    """A tree of booleans: True for the latent weights of quantized layers.
+
+    >>> is_latent({"conv": {"latent_kernel": jnp.ones(2)}, "head": {"kernel": jnp.ones(2)}})
+    {'conv': {'latent_kernel': True}, 'head': {'kernel': False}}
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, _: getattr(path[-1], "key", None) == LATENT_KERNEL, params)
+
+
+def latent_box(lower: float = -1.0, upper: float = 1.0) -> Callable[[Params], Box]:
+    """The box that holds for latent weights and leaves the rest free, as a function of the parameters.
+
+    >>> latent_box()({"conv": {"latent_kernel": jnp.ones(2)}, "head": {"kernel": jnp.ones(2)}})
+    {'conv': {'latent_kernel': (-1.0, 1.0)}, 'head': {'kernel': None}}
+    """
+    return lambda params: jax.tree.map(lambda latent: (lower, upper) if latent else None, is_latent(params))
+
+
+def _is_bounds(node) -> bool:
+    numbers = (int, float, np.ndarray, np.number, jax.Array)
+    return node is None or (isinstance(node, tuple) and len(node) == 2 and all(isinstance(b, numbers) for b in node))
+
+
+def resolve_box(box: Box | Callable[[Params], Box], params: Params) -> list[tuple[Array, Array] | None]:
+    """The bounds of every leaf of `params`, in the order of `jax.tree.leaves`.
+
+    Raises:
+      ValueError: if `box` is no prefix tree of `params` with leaves None or (lower, upper), or lower > upper.
+    """
+    box = box(params) if callable(box) else box
+    try:
+        broadcast = jax.tree.map(
+            lambda b, subtree: [b] * len(jax.tree.leaves(subtree)), box, params, is_leaf=_is_bounds
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            "`box` must be None, a pair (lower, upper) or a prefix tree of the parameters with such leaves; "
+            f"it does not fit the parameters: {error}"
+        ) from None
+    bounds = [b for group in jax.tree.leaves(broadcast, is_leaf=lambda node: isinstance(node, list)) for b in group]
+    for pair in bounds:
+        if not (pair is None or _is_bounds(pair)):
+            raise ValueError(f"`box` must have leaves None or (lower, upper); got {pair!r}")
+        if pair is not None and not any(isinstance(b, jax.core.Tracer) for b in pair) and np.any(np.greater(*pair)):
+            raise ValueError(f"`box` must have lower <= upper; got {pair}")
+    return bounds
+
+
+def land_inside(param: Array, displacement: Array, bounds: tuple[Array, Array] | None) -> Array:
+    r"""The update, in the parameter's dtype, for which param + update lies in the box exactly.
+
+    param + (target - param) rounds, and can miss a bound by one unit in the last place; there the update is moved by
+    one unit towards the inside, which suffices: its own rounding error is at most half of that.
+
+    Args:
+      param: current value.
+      displacement: target - param with the target in the box.
+      bounds: (lower, upper), or None.
+    """
+    update = displacement.astype(param.dtype)
+    if bounds is None:
+        return update
+    lower, upper = (jnp.asarray(b, param.dtype) for b in bounds)
+    landed = param + update
+    inf = jnp.asarray(jnp.inf, param.dtype)
+    update = jnp.where(landed > upper, jnp.nextafter(update, -inf), update)
+    return jnp.where(landed < lower, jnp.nextafter(update, inf), update)
+
+
+def clip_displacement(displacement: Array, param: Array, bounds: tuple[Array, Array] | None) -> Array:
+    """Project param + displacement onto the box; return the displacement that is left."""
+    if bounds is None:
+        return displacement
+    lower, upper = bounds
+    return jnp.clip(displacement, lower - param, upper - param)
+
+
+def keep_in_box(box: Box | Callable[[Params], Box]) -> optax.GradientTransformation:
+    r"""Clip what another optimizer does to the box: the latent-weight clipping of BinaryConnect.
+
+    update <- Pi(w + update) - w, so that after `optax.apply_updates` every weight is inside its bounds exactly.
+    Put it last in a chain.
+
+    Args:
+      box: prefix tree of the parameters with leaves None or (lower, upper), or a function that returns one from them.
+
+    Raises:
+      ValueError: on update, if `params` are missing or `box` does not fit them.
+
+    Reference: Courbariaux, Bengio, David, BinaryConnect, 2015, arXiv:1511.00363.
+    """
+
+    def init_fn(params):
+        resolve_box(box, params)
+        return optax.EmptyState()
+
+    def update_fn(updates, state, params=None):
+        if params is None:
+            raise ValueError("`params` must be given to `update`: the box is about parameters, not updates")
+        leaves, treedef = jax.tree.flatten(updates)
+        kept = [
+            land_inside(p, clip_displacement(u, p, b), b)
+            for u, p, b in zip(leaves, jax.tree.leaves(params), resolve_box(box, params))
+        ]
+        return treedef.unflatten(kept), state
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def bound_statistics(params: Params, box: Box | Callable[[Params], Box]) -> dict[str, Array]:
+    """`max_abs_latent`, the largest |w| of the latent weights, and `share_on_bounds` of those that lie on their box.
+
+    Both are 0 where there are no latent weights, the share also where there is no box.
+    """
+    latent = zip(jax.tree.leaves(params), jax.tree.leaves(is_latent(params)), resolve_box(box, params))
+    latent = [(w, bounds) for w, flag, bounds in latent if flag]
+    total = sum(w.size for w, _ in latent)
+    largest = [jnp.abs(w).max() for w, _ in latent]
+    on_bounds = [((w == b[0]) | (w == b[1])).sum() for w, b in latent if b is not None]
+    return {
+        "max_abs_latent": jnp.stack(largest).max() if largest else jnp.zeros(()),
+        "share_on_bounds": sum(on_bounds, start=jnp.zeros((), jnp.int32)) / max(total, 1),
+    }
