@@ -4,8 +4,9 @@ A pure function refuses a bad argument with ``ValueError`` or ``TypeError``.  Wh
 folder or a file raises one of these two, always with one sentence that names the value, the rule and the way out.
 """
 
+import difflib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 class UsageError(ValueError):
@@ -34,3 +35,15 @@ def exit_code_of(main: Callable[[], None]) -> int:
         print(f"interrupted: {interrupt}" if str(interrupt) else "interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def unknown_name(argument: str, name: str, known: Iterable[str]) -> UsageError:
+    """The error for a `name` that is not among the `known` ones, with the nearest of them.
+
+    >>> print(unknown_name("optim.name", "adamm", ["adam", "sgd"]))
+    `optim.name` (='adamm') is not known; did you mean 'adam'? Choose one of: adam, sgd
+    """
+    known = sorted(known)
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? Choose" if near else "choose"
+    return UsageError(f"`{argument}` (={name!r}) is not known; {hint} one of: {', '.join(known)}")

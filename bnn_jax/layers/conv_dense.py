@@ -23,7 +23,7 @@ def _quantize(module: nn.Module, name: str, quantizer: Quantizer | None, x: Arra
 
 
 def _operands(module: nn.Module, x: Array, kernel_shape: tuple[int, ...]):
-    """The bases of the inputs and of the kernel; real inputs get a dequantized kernel, one product for all its bases."""
+    """The bases of the inputs and of the kernel; real inputs get the dequantized kernel as one base."""
     name = "kernel" if module.kernel_quantizer is None else LATENT_KERNEL
     kernel = module.param(name, module.kernel_init, kernel_shape, module.param_dtype).astype(module.dtype)
     kernel = _quantize(module, "kernel_quantizer", module.kernel_quantizer, kernel)

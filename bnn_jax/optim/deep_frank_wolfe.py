@@ -118,7 +118,7 @@ def _search(problem, offset, start, change):
 def _closed_form(problem, offset, start, change):
     pull = [r + g for r, g in zip(problem.decay, start)]
     denominator = problem.eta * _dot(change, change) + problem.epsilon
-    gamma = (offset - problem.eta * _dot(change, pull)) / jnp.where(denominator == 0, 1, denominator)
+    gamma = (offset - problem.eta * _dot(change, pull)) / jnp.maximum(denominator, jnp.finfo(jnp.float32).tiny)
     return jnp.clip(gamma, 0, 1), jnp.zeros((), jnp.int32)
 
 
@@ -127,7 +127,9 @@ def _advance(problem: _Problem, point: _DualPoint, vertex: list[Array], vertex_o
     change = [v - g for v, g in zip(vertex, point.direction)]
     line_search = _closed_form if all(b is None for b in problem.bounds) else _search
     gamma, iterations = line_search(problem, vertex_offset - point.offset, point.direction, change)
-    gamma = jnp.where(_dot(change, change) > 0, gamma, 0)
+    # Not |change|^2 > 0: the square of a small gradient underflows, and its gamma is 1, not 0.
+    moving = sum((jnp.abs(c).sum() for c in change), start=jnp.zeros(())) > 0
+    gamma = jnp.where(moving, gamma, 0)
     return _DualPoint(
         [g + gamma * c for g, c in zip(point.direction, change)],
         point.offset + gamma * (vertex_offset - point.offset),

@@ -46,15 +46,13 @@ def resolve_box(box: Box | Callable[[Params], Box], params: Params) -> list[tupl
     """
     box = box(params) if callable(box) else box
     try:
-        broadcast = jax.tree.map(
-            lambda b, subtree: [b] * len(jax.tree.leaves(subtree)), box, params, is_leaf=_is_bounds
-        )
+        broadcast = jax.tree.map(lambda b, subtree: jax.tree.map(lambda _: b, subtree), box, params, is_leaf=_is_bounds)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             "`box` must be None, a pair (lower, upper) or a prefix tree of the parameters with such leaves; "
-            f"it does not fit the parameters: {error}"
+            f"it does not fit the parameters: {' '.join(str(error).split())}"
         ) from None
-    bounds = [b for group in jax.tree.leaves(broadcast, is_leaf=lambda node: isinstance(node, list)) for b in group]
+    bounds = jax.tree.structure(params).flatten_up_to(broadcast)
     for pair in bounds:
         if not (pair is None or _is_bounds(pair)):
             raise ValueError(f"`box` must have leaves None or (lower, upper); got {pair!r}")

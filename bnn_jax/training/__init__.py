@@ -1,0 +1,1 @@
+"""Running experiments: config -> train(config, workdir) -> results."""

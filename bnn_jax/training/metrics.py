@@ -1,0 +1,64 @@
+"""Metrics as JSON lines: one line a training step, one an evaluation."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bnn_jax.errors import RunError
+from bnn_jax.training.files import write_atomically
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a file; a last line that an interrupted write left incomplete is skipped."""
+    if not path.exists():
+        return
+    with path.open() as lines:
+        for line in lines:
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def truncate_metrics(path: Path, last_step: int) -> list[dict[str, Any]]:
+    """Drop the records after `last_step`, which a resumed run writes again; return the rest."""
+    kept = [record for record in read_metrics(path) if record["step"] <= last_step]
+    if path.exists():
+        write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
+    return kept
+
+
+def append_metrics(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Append records, a line each.
+
+    Raises:
+      RunError: if the file cannot be written.
+    """
+    try:
+        with path.open("a") as file:
+            file.write("".join(json.dumps(record) + "\n" for record in records))
+    except OSError as error:
+        raise RunError(
+            f"cannot write metrics to {path} ({error.strerror}); make room and start again to resume"
+        ) from None
+
+
+def step_records(stacked: dict[str, np.ndarray], *, first_step: int, epoch: int) -> list[dict[str, Any]]:
+    """One record for each of the steps whose metrics are stacked."""
+    names = sorted(stacked)
+    columns = zip(*(stacked[name].tolist() for name in names))
+    return [
+        {"kind": "train", "step": first_step + i, "epoch": epoch} | dict(zip(names, values))
+        for i, values in enumerate(columns)
+    ]
+
+
+def first_non_finite(records: list[dict[str, Any]]) -> tuple[int, str, float] | None:
+    """(step, metric, value) of the first value that is not finite."""
+    for record in records:
+        for name, value in record.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                return record["step"], name, value
+    return None

@@ -1,0 +1,26 @@
+"""What training carries from step to step."""
+
+from typing import Any
+
+import flax.struct
+from jaxtyping import Array, Int, UInt32
+
+from bnn_jax.types import Params
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """The whole state of a run between two steps.
+
+    Attributes:
+      step: steps done.
+      params: latent and real weights.
+      batch_stats: running statistics of batch normalization.
+      opt_state: of the optimizer, the box search included.
+      seed: key data from which the order of examples and the augmentation of every step derive.
+    """
+
+    step: Int[Array, ""]
+    params: Params
+    batch_stats: Any
+    opt_state: Any
+    seed: UInt32[Array, "2"]

@@ -1,0 +1,222 @@
+r"""The training step, pure: (state, batch) -> (state, metrics); and the jitted programs made of it."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from bnn_jax.data import augment, normalize
+from bnn_jax.losses import LOSSES, augmented_margins, multiclass_hinge, smoothed_multiclass_hinge
+from bnn_jax.models import MODELS
+from bnn_jax.optim import bound_statistics, latent_box, make_optimizer
+from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
+from bnn_jax.schedules import SCHEDULES
+from bnn_jax.training.config import Config, DataConfig
+from bnn_jax.training.state import TrainState
+from bnn_jax.types import Images, Labels, LossFunction, Metrics, Params
+
+EVALUATION_BATCH = 250
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR names another."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bnn_jax" / "compiled"
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+class ImageInfo(NamedTuple):
+    """What of a data set decides the programs: image shape, classes and the pixel statistics of the training split."""
+
+    shape: tuple[int, int, int]
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Experiment(NamedTuple):
+    """The functions that a training step is made of."""
+
+    model: nn.Module
+    loss: LossFunction
+    optimizer: optax.GradientTransformationExtraArgs
+    box: Callable[[Params], Any] | None
+    learning_rate: Callable[[Array], Array]
+    data: DataConfig
+    info: ImageInfo
+    inner_steps: int
+
+
+def make_experiment(config: Config, info: ImageInfo, *, total_steps: int) -> Experiment:
+    """Look up the names of a validated config."""
+    model = MODELS[config.model.name](
+        num_classes=info.num_classes,
+        width=config.model.width,
+        input_quantizer=ACTIVATION_QUANTIZERS[config.model.input_quantizer],
+        kernel_quantizer=WEIGHT_QUANTIZERS[config.model.kernel_quantizer],
+        input_scaling=config.model.input_scaling,
+    )
+    optim = config.optim
+    box = latent_box(*optim.latent_box) if optim.latent_box else None
+    learning_rate = SCHEDULES[optim.schedule](optim.learning_rate, total_steps)
+    optimizer = make_optimizer(
+        optim.name, learning_rate=learning_rate, momentum=optim.momentum, weight_decay=optim.weight_decay, box=box
+    )
+    return Experiment(
+        model, LOSSES[config.loss], optimizer, box, learning_rate, config.data, info, config.optim.inner_steps
+    )
+
+
+def init_state(experiment: Experiment, seed: Int[Array, ""]) -> TrainState:
+    """The state before the first step; every weight is inside its box."""
+    init_key, run_key = jax.random.split(jax.random.key(seed))
+    variables = experiment.model.init(init_key, jnp.zeros((1, *experiment.info.shape)), train=False)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=experiment.optimizer.init(variables["params"]),
+        seed=jax.random.key_data(run_key),
+    )
+
+
+def _linear_oracle(logits: Array, labels: Labels, pullback: Callable) -> Callable:
+    """displacement -> (gradient, offset) of the active hinge pieces on the network linearised where `pullback` is.
+
+    The Jacobian-vector product is the transpose of the pullback, which is linear: custom gradients have no other.
+    """
+    _, pushforward = jax.vjp(lambda cotangent: pullback(cotangent)[0], jnp.zeros_like(logits))
+    margins = augmented_margins(logits, labels)
+
+    def oracle(displacement: Params) -> tuple[Params, Array]:
+        (moved,) = pushforward(displacement)
+        active = augmented_margins(logits + moved, labels).argmax(axis=1)
+        classes = logits.shape[1]
+        piece = jax.nn.one_hot(active, classes) - jax.nn.one_hot(labels, classes)
+        (gradient,) = pullback(piece / len(labels))
+        return gradient, jnp.take_along_axis(margins, active[:, None], axis=1).mean()
+
+    return oracle
+
+
+def train_step(experiment: Experiment, state: TrainState, images: Images, labels: Labels) -> tuple[TrainState, Metrics]:
+    """One step on a batch of uint8 images; augmentation and normalization inside.
+
+    Returns:
+      The next state, and scalars: `loss` (for the smoothed hinge the unsmoothed one), `objective` (what was
+      differentiated), `accuracy`, `learning_rate`, and for Deep Frank-Wolfe `gamma` and `search_iterations`.
+    """
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.seed), state.step)
+    x = normalize(images, mean=experiment.info.mean, std=experiment.info.std)
+    x = augment(key, x, padding=experiment.data.crop_padding, flip=experiment.data.flip)
+
+    def network(params):
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        (logits, _), updated = experiment.model.apply(variables, x, train=True, mutable=["batch_stats"])
+        return logits, updated["batch_stats"]
+
+    logits, pullback, batch_stats = jax.vjp(network, state.params, has_aux=True)
+    objective, cotangent = jax.value_and_grad(lambda logits: experiment.loss(logits, labels).mean())(logits)
+    (gradient,) = pullback(cotangent)
+    inner = {}
+    if experiment.inner_steps > 1:
+        inner = {"oracle": _linear_oracle(logits, labels, pullback), "inner_steps": experiment.inner_steps}
+    updates, opt_state = experiment.optimizer.update(gradient, state.opt_state, state.params, value=objective, **inner)
+    monitored = multiclass_hinge if experiment.loss is smoothed_multiclass_hinge else experiment.loss
+    metrics = {
+        "loss": monitored(logits, labels).mean(),
+        "objective": objective,
+        "accuracy": (logits.argmax(axis=1) == labels).mean(),
+        "learning_rate": jnp.asarray(experiment.learning_rate(state.step), jnp.float32),
+    }
+    for name in ("gamma", "search_iterations"):
+        value = optax.tree.get(opt_state, name)
+        metrics |= {} if value is None else {name: value}
+    new_state = state.replace(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+    )
+    return new_state, metrics
+
+
+def train_steps(
+    experiment: Experiment, state: TrainState, images: Images, labels: Labels, order: Int[Array, "steps batch"]
+) -> tuple[TrainState, Metrics]:
+    """Scan :func:`train_step` over the batches that `order` picks from the whole set; metrics stacked over steps."""
+
+    def body(state, indices):
+        return train_step(experiment, state, images[indices], labels[indices])
+
+    return lax.scan(body, state, order)
+
+
+def evaluate(
+    experiment: Experiment, params: Params, batch_stats: Any, images: Images, labels: Labels
+) -> dict[str, Float[Array, ""]]:
+    """Mean `loss` and `accuracy` over a split, with running batch-norm statistics; every example counts once."""
+    count = len(labels)
+    size = min(EVALUATION_BATCH, count)
+    order = jnp.arange(-(-count // size) * size).reshape(-1, size)
+
+    def body(totals, indices):
+        counted = indices < count
+        indices = jnp.minimum(indices, count - 1)
+        x = normalize(images[indices], mean=experiment.info.mean, std=experiment.info.std)
+        logits, _ = experiment.model.apply({"params": params, "batch_stats": batch_stats}, x, train=False)
+        monitored = multiclass_hinge if experiment.loss is smoothed_multiclass_hinge else experiment.loss
+        losses = jnp.where(counted, monitored(logits, labels[indices]), 0)
+        correct = counted & (logits.argmax(axis=1) == labels[indices])
+        return (totals[0] + losses.sum(), totals[1] + correct.sum()), None
+
+    (loss, correct), _ = lax.scan(body, (jnp.zeros(()), jnp.zeros((), jnp.int32)), order)
+    return {"loss": loss / count, "accuracy": correct / count}
+
+
+def epoch_order(seed: Array, epoch: Array, *, examples: int, batch_size: int) -> Int[Array, "steps batch"]:
+    """The batches of one epoch: a permutation by (seed, epoch) alone; an incomplete last batch is left out."""
+    steps = examples // batch_size
+    orders = jax.random.fold_in(jax.random.wrap_key_data(seed), np.uint32(2**32 - 1))  # no step is ever this one
+    return jax.random.permutation(jax.random.fold_in(orders, epoch), examples)[: steps * batch_size].reshape(
+        steps, batch_size
+    )
+
+
+class Programs(NamedTuple):
+    """The jitted functions of a run; the seed is an argument, so that runs of other seeds do not compile again."""
+
+    init: Callable[[Array], TrainState]
+    train: Callable[..., tuple[TrainState, Metrics]]
+    evaluate: Callable[..., dict[str, Array]]
+    order: Callable[[Array, Array], Array]
+    bounds: Callable[[Params], dict[str, Array]]
+
+
+def make_programs(config: Config, info: ImageInfo, *, examples: int) -> Programs:
+    """The programs of `config` on `examples` training examples; the same ones for configs that differ in seed alone."""
+    return _make_programs(replace(config, seed=0, name=""), info, examples)
+
+
+@lru_cache(maxsize=8)
+def _make_programs(config: Config, info: ImageInfo, examples: int) -> Programs:
+    total_steps = config.epochs * (examples // config.batch_size)
+    experiment = make_experiment(config, info, total_steps=total_steps)
+    return Programs(
+        init=jax.jit(partial(init_state, experiment)),
+        train=jax.jit(partial(train_steps, experiment), donate_argnums=0),
+        evaluate=jax.jit(partial(evaluate, experiment)),
+        order=jax.jit(partial(epoch_order, examples=examples, batch_size=config.batch_size)),
+        bounds=jax.jit(partial(bound_statistics, box=experiment.box)),
+    )

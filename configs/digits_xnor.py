@@ -1,0 +1,30 @@
+"""XNOR-Net on handwritten digits: Deep Frank-Wolfe against Adam and SGD in a few minutes on a laptop.
+
+Paper: after Paren et al., Binary Neural Networks, Oxford, poster, whose network and loss this is in small.
+Command: python scripts/compare_optimizers.py --config configs/digits_xnor.py   (or: make compare)
+Data: 1797 real 8x8 digits that scikit-learn ships (Alpaydin and Kaynak, UCI, 1998); nothing is downloaded.
+"""
+
+from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
+
+OPTIMIZERS = (
+    OptimConfig("dfw", learning_rate=1.0, tune_learning_rates=(0.03, 0.1, 0.3, 1.0, 3.0)),
+    OptimConfig("adam", learning_rate=0.01, schedule="cosine", tune_learning_rates=(0.001, 0.003, 0.01, 0.03, 0.1)),
+    OptimConfig("sgd", learning_rate=0.1, schedule="cosine", tune_learning_rates=(0.01, 0.03, 0.1, 0.3, 1.0)),
+    OptimConfig("polyak_sgd", learning_rate=1.0, tune_learning_rates=(0.03, 0.1, 0.3, 1.0, 3.0)),
+    OptimConfig("momo", learning_rate=1.0, tune_learning_rates=(0.03, 0.1, 0.3, 1.0, 3.0)),
+)
+
+
+def get_config() -> Config:
+    return Config(
+        name="digits",
+        epochs=40,
+        batch_size=64,
+        data=DataConfig("digits", crop_padding=1),
+        model=ModelConfig("resnet6", width=16),
+        optim=OPTIMIZERS[0],
+        optimizers=OPTIMIZERS,
+        tune_epochs=40,
+        checkpoint_every_epochs=20,
+    )

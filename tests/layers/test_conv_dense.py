@@ -1,0 +1,137 @@
+"""Binary layers: exact integers, the published formulas, padding, errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.signal import correlate
+
+from bnn_jax.layers import BinaryConv, BinaryDense
+from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
+
+SIGN, XNOR, TTQ = ACTIVATION_QUANTIZERS["ste_sign"], WEIGHT_QUANTIZERS["xnor"], WEIGHT_QUANTIZERS["ttq"]
+signs = lambda x: np.where(x < 0, -1.0, 1.0)
+
+
+def images(shape=(2, 6, 6, 5), seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def apply(layer, x, seed=0):
+    variables = layer.init(jax.random.key(seed), jnp.asarray(x))
+    return np.asarray(layer.apply(variables, jnp.asarray(x))), variables["params"]
+
+
+def convolve(x, kernel, pad_value=0.0, pad=1):
+    """Stride 1, float64, one output feature at a time, by scipy."""
+    x = np.pad(x.astype(np.float64), ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=pad_value)
+    return np.stack(
+        [
+            [correlate(image, kernel[..., f].astype(np.float64), mode="valid")[..., 0] for image in x]
+            for f in range(kernel.shape[-1])
+        ],
+        axis=-1,
+    )
+
+
+@pytest.mark.parametrize("pad_value", [-1, 0, 1])
+def test_binary_products_are_exact_integers(pad_value):
+    x = images()
+    y, params = apply(
+        BinaryConv(7, input_quantizer=SIGN, kernel_quantizer=WEIGHT_QUANTIZERS["binary"], pad_value=pad_value), x
+    )
+    np.testing.assert_array_equal(y, convolve(signs(x), signs(params["latent_kernel"]), pad_value))
+
+
+def test_xnor_formula_with_and_without_the_input_scale():
+    x = images()
+    y, params = apply(BinaryConv(7, input_quantizer=SIGN, kernel_quantizer=XNOR), x)
+    kernel = np.asarray(params["latent_kernel"], np.float64)
+    expected = convolve(signs(x), signs(kernel)) * np.abs(kernel).mean((0, 1, 2))
+    np.testing.assert_allclose(y, expected, rtol=1e-5)
+    y, _ = apply(BinaryConv(7, input_quantizer=SIGN, kernel_quantizer=XNOR, input_scaling=True), x)
+    k = convolve(np.abs(x).mean(-1, keepdims=True), np.full((3, 3, 1, 1), 1 / 9))
+    np.testing.assert_allclose(y, expected * k, rtol=1e-4, atol=1e-6)
+
+
+def test_xnor_is_exact_where_inputs_and_filters_have_one_magnitude():
+    x, kernel = 0.7 * signs(images()), 0.3 * signs(images((3, 3, 5, 4), seed=1))
+    layer = BinaryConv(4, input_quantizer=SIGN, kernel_quantizer=XNOR, input_scaling=True, padding="VALID")
+    y = layer.apply({"params": {"latent_kernel": jnp.float32(kernel)}}, jnp.float32(x))
+    np.testing.assert_allclose(y, convolve(x, kernel, pad=0), rtol=1e-5, atol=1e-5)
+
+
+def test_the_input_scale_is_constant_in_the_backward_pass():
+    x = jnp.asarray(images())
+    layer = BinaryConv(4, input_quantizer=SIGN, kernel_quantizer=XNOR, input_scaling=True)
+    variables = layer.init(jax.random.key(0), x)
+    outside = jnp.where(jnp.abs(x) > 1, x, 2.0)  # the estimator passes nothing here, so only K could
+    gradient = jax.grad(lambda x: layer.apply(variables, x).sum())(outside)
+    np.testing.assert_array_equal(gradient, 0)
+
+
+def test_ternary_with_codes_and_with_real_inputs():
+    x = images()
+    params = None
+    for quantizer, inputs in ((None, x), (SIGN, signs(x))):
+        layer = BinaryConv(7, input_quantizer=quantizer, kernel_quantizer=TTQ)
+        params = layer.init(jax.random.key(0), jnp.asarray(x))["params"]
+        params["kernel_quantizer"] = {"positive_scale": jnp.float32(0.5), "negative_scale": jnp.float32(2.0)}
+        w = np.asarray(params["latent_kernel"])
+        delta = np.float32(0.05) * np.abs(w).max()
+        ternary = np.where(w > delta, 0.5, np.where(w < -delta, -2.0, 0.0))
+        expected = convolve(inputs, ternary)
+        np.testing.assert_allclose(layer.apply({"params": params}, jnp.asarray(x)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_full_precision_layer_has_a_kernel_and_no_latent_kernel():
+    x = images()
+    y, params = apply(BinaryConv(7, use_bias=True, strides=(2, 2), padding=1), x)
+    assert set(params) == {"kernel", "bias"}
+    np.testing.assert_allclose(y, convolve(x, np.asarray(params["kernel"]))[:, ::2, ::2], rtol=1e-4, atol=1e-5)
+
+
+def test_gradient_of_the_latent_kernel_by_the_published_formula():
+    x, g = images(), images((2, 6, 6, 4), seed=3)
+    layer = BinaryConv(4, input_quantizer=SIGN, kernel_quantizer=XNOR)
+    variables = layer.init(jax.random.key(0), jnp.asarray(x))
+    w = np.asarray(variables["params"]["latent_kernel"], np.float64) * 5  # some beyond the clip
+    found = jax.grad(lambda p: (layer.apply({"params": p}, jnp.asarray(x)) * g).sum())(
+        {"latent_kernel": jnp.float32(w)}
+    )
+    padded = np.pad(signs(x), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    real = np.zeros(w.shape)  # gradient of the kernel alpha sign(w)
+    for i, j in np.ndindex(3, 3):
+        real[i, j] = np.einsum("bhwc,bhwf->cf", padded[:, i : i + 6, j : j + 6], g.astype(np.float64))
+    alpha, n = np.abs(w).mean((0, 1, 2)), w[..., 0].size
+    expected = alpha * real * (np.abs(w) <= 1) + signs(w) / n * (real * signs(w)).sum((0, 1, 2))
+    np.testing.assert_allclose(found["latent_kernel"], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_dense_layer():
+    x = images((3, 9))
+    y, params = apply(BinaryDense(4, input_quantizer=SIGN, kernel_quantizer=XNOR, use_bias=True), x)
+    kernel = np.asarray(params["latent_kernel"], np.float64)
+    np.testing.assert_allclose(y, signs(x) @ signs(kernel) * np.abs(kernel).mean(0), rtol=1e-5, atol=1e-6)
+    y, params = apply(BinaryDense(4), x)
+    np.testing.assert_allclose(y, x @ np.asarray(params["kernel"]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"features": 0}, r"`features` \(=0\) must be positive in layer 'conv1'"),
+        ({"features": 1, "strides": (0, 1)}, r"`strides` \(=\(0, 1\)\) must be positive in layer 'conv1'"),
+        ({"features": 1, "pad_value": 2}, r"`pad_value` \(=2\) must be 0, \+1 or -1 in layer 'conv1'"),
+        (
+            {"features": 1, "input_scaling": True},
+            r"`input_scaling` \(=True\) needs an `input_quantizer`.* in layer 'conv1'",
+        ),
+    ],
+)
+def test_impossible_layers_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        BinaryConv(**arguments, name="conv1")
+    if "strides" not in arguments and "pad_value" not in arguments and "input_scaling" not in arguments:
+        with pytest.raises(ValueError, match=message):
+            BinaryDense(**arguments, name="conv1")

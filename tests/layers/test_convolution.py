@@ -1,0 +1,110 @@
+"""The canonical convolution against XLA's own, its gradients, and the gradients of its gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from bnn_jax.layers import conv, scaled_conv
+from bnn_jax.layers.convolution import resolve_padding
+
+jax_conv = lambda x, k, strides, padding, dilation: lax.conv_general_dilated(
+    x, k, strides, padding, rhs_dilation=dilation, dimension_numbers=("NHWC", "HWIO", "NHWC")
+)
+pair = lambda low, high: st.tuples(st.integers(low, high), st.integers(low, high))
+
+
+@st.composite
+def geometries(draw):
+    kernel, strides, dilation = draw(pair(1, 3)), draw(pair(1, 3)), draw(pair(1, 2))
+    padding = (draw(pair(0, 3)), draw(pair(0, 3)))
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation)]
+    size = [max(draw(st.integers(1, 9)), r - sum(p)) for r, p in zip(reach, padding)]
+    return size, kernel, strides, padding, dilation
+
+
+@settings(max_examples=40, deadline=None)
+@given(geometries(), st.integers(0, 2**31))
+def test_value_and_gradients_equal_xla(geometry, seed):
+    size, kernel, *static = geometry
+    rng = np.random.default_rng(seed)
+    x = jnp.asarray(rng.normal(size=(2, *size, 3)), jnp.float32)
+    k = jnp.asarray(rng.normal(size=(*kernel, 3, 4)), jnp.float32)
+    expected, pullback = jax.vjp(lambda x, k: jax_conv(x, k, *static), x, k)
+    found, our_pullback = jax.vjp(lambda x, k: conv(x, k, *static), x, k)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    g = jnp.asarray(rng.normal(size=expected.shape), jnp.float32)
+    for ours, theirs in zip(our_pullback(g), pullback(g)):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
+def test_transposed_gradient_is_the_jacobian_product(strides):
+    rng = np.random.default_rng(0)
+    x, k, dx, dk = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((2, 6, 6, 3), (3, 3, 3, 4)) * 2)
+    static = (strides, ((1, 1), (1, 1)), (1, 1))
+    y, pullback = jax.vjp(lambda x, k: conv(x, k, *static), x, k)
+    (pushed,) = jax.vjp(pullback, jnp.zeros_like(y))[1]((dx, dk))
+    _, expected = jax.jvp(lambda x, k: jax_conv(x, k, *static), (x, k), (dx, dk))
+    np.testing.assert_allclose(pushed, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale_shape", [(), (1, 1, 1, 4)])
+def test_scaled_conv_value_and_gradients(scale_shape):
+    rng = np.random.default_rng(1)
+    x = jnp.asarray(rng.choice([-1.0, 1.0], size=(2, 5, 5, 3)), jnp.float32)
+    codes = jnp.asarray(rng.choice([-1.0, 0.0, 1.0], size=(3, 3, 3, 4)), jnp.float32)
+    scale = jnp.asarray(rng.uniform(0.5, 2, size=scale_shape), jnp.float32)
+    static = ((2, 1), ((1, 1), (0, 1)), (1, 1))
+    expected, pullback = jax.vjp(lambda x, c, s: jax_conv(x, c, *static) * s, x, codes, scale)
+    found, our_pullback = jax.vjp(lambda x, c, s: scaled_conv(x, c, s, *static), x, codes, scale)
+    np.testing.assert_array_equal(found, expected)
+    g = jnp.asarray(rng.normal(size=expected.shape), jnp.float32)
+    for ours, theirs in zip(our_pullback(g), pullback(g)):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
+def test_the_gradient_contains_canonical_convolutions_only(strides):
+    x, k = jnp.ones((2, 6, 6, 3)), jnp.ones((3, 3, 3, 4))
+    gradient = jax.grad(lambda x, k: conv(x, k, strides, ((1, 1), (1, 1)), (1, 1)).sum(), argnums=(0, 1))
+    second = jax.grad(lambda x, k: sum(g.sum() for g in gradient(x, k * k)), argnums=(0, 1))
+    for function in (gradient, second):
+        convs = [
+            e for e in _equations(jax.make_jaxpr(function)(x, k).jaxpr) if e.primitive.name == "conv_general_dilated"
+        ]
+        assert convs
+        for equation in convs:
+            numbers = equation.params["dimension_numbers"]
+            assert (numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec) == ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+            assert equation.params["lhs_dilation"] == (1, 1)
+
+
+def _equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _equations(inner)
+
+
+@pytest.mark.parametrize(
+    ("padding", "expected"),
+    [
+        ("SAME", ((0, 1), (0, 1))),
+        ("valid", ((0, 0), (0, 0))),
+        (2, ((2, 2), (2, 2))),
+        (((1, 0), (0, 3)), ((1, 0), (0, 3))),
+    ],
+)
+def test_resolve_padding(padding, expected):
+    assert resolve_padding(padding, shape=(8, 8), kernel_size=(3, 3), strides=(2, 2), dilation=(1, 1)) == expected
+
+
+def test_unknown_padding():
+    with pytest.raises(ValueError, match=r"`padding` \(='full'\) must be SAME, VALID, an int or"):
+        resolve_padding("full", shape=(8, 8), kernel_size=(3, 3), strides=(1, 1), dilation=(1, 1))

@@ -1,0 +1,70 @@
+"""Batch normalization against Flax's, whose gradient is autodiff's."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bnn_jax.layers import BatchNorm, batch_norm
+
+
+@pytest.fixture(scope="module")
+def x():
+    return jnp.asarray(np.random.default_rng(0).normal(1.0, 3.0, size=(4, 5, 6, 7)), jnp.float32)
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 6, 7), (24, 35)])
+def test_forward_gradient_and_running_statistics_equal_flax(x, shape):
+    x = x.reshape(shape)
+    ours, theirs = BatchNorm(momentum=0.8), nn.BatchNorm(use_running_average=False, momentum=0.8, epsilon=1e-5)
+    rng = np.random.default_rng(1)
+    params = {name: jnp.asarray(rng.normal(size=shape[-1:]), jnp.float32) for name in ("scale", "bias")}
+    stats = ours.init(jax.random.key(0), x, train=False)["batch_stats"]
+    g = jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    def run(module, **kwargs):
+        def f(params, x):
+            y, updated = module.apply({"params": params, "batch_stats": stats}, x, mutable=["batch_stats"], **kwargs)
+            return (y * g).sum(), (y, updated["batch_stats"])
+
+        (_, aux), gradients = jax.value_and_grad(f, argnums=(0, 1), has_aux=True)(params, x)
+        return aux, gradients
+
+    for a, b in zip(jax.tree.leaves(run(ours, train=True)), jax.tree.leaves(run(theirs))):
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
+
+
+def test_gradient_by_finite_differences_in_float64():
+    rng = np.random.default_rng(2)
+    x, g, scale, bias = rng.normal(size=(6, 2)), rng.normal(size=(6, 2)), np.array([0.5, -2.0]), np.array([0.1, 0.2])
+
+    def loss(x):
+        return (((x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5) * scale + bias) * g).sum()
+
+    found = jax.grad(lambda x: (batch_norm(x, jnp.float32(scale), jnp.float32(bias))[0] * jnp.float32(g)).sum())(
+        jnp.float32(x)
+    )
+    for index in np.ndindex(*x.shape):
+        step = np.zeros_like(x)
+        step[index] = 1e-6
+        assert found[index] == pytest.approx((loss(x + step) - loss(x - step)) / 2e-6, rel=2e-4, abs=1e-4)
+
+
+def test_evaluation_uses_the_running_statistics(x):
+    module = BatchNorm()
+    variables = {
+        "params": {"scale": jnp.full(7, 2.0), "bias": jnp.full(7, 1.0)},
+        "batch_stats": {"mean": jnp.full(7, 3.0), "var": jnp.full(7, 4.0)},
+    }
+    expected = (np.asarray(x, np.float64) - 3) / np.sqrt(4 + 1e-5) * 2 + 1
+    np.testing.assert_allclose(module.apply(variables, x, train=False), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_constant_channels_and_bfloat16_stay_finite():
+    for dtype in (jnp.float32, jnp.bfloat16):
+        x = jnp.full((4, 3), 1000.0, dtype)
+        y, _, variance = batch_norm(x, jnp.ones(3), jnp.zeros(3))
+        assert y.dtype == dtype
+        assert (variance >= 0).all()
+        assert jnp.isfinite(jax.grad(lambda x: batch_norm(x, jnp.ones(3), jnp.zeros(3))[0].sum())(x)).all()
