@@ -44,6 +44,6 @@ def unknown_name(argument: str, name: str, known: Iterable[str]) -> UsageError:
     `optim.name` (='adamm') is not known; did you mean 'adam'? Choose one of: adam, sgd
     """
     known = sorted(known)
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}? Choose" if near else "choose"
     return UsageError(f"`{argument}` (={name!r}) is not known; {hint} one of: {', '.join(known)}")

@@ -1,0 +1,63 @@
+"""A file imports only from stages above it in the data flow."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import bnn_jax
+
+PACKAGE = Path(bnn_jax.__file__).parent
+STAGES = (
+    {"errors", "types"},
+    {"estimators"},
+    {"quantizers"},
+    {"layers"},
+    {"models"},
+    {"losses"},
+    {"optim", "schedules"},
+    {"data", "files"},
+    {"training"},
+    {"analysis"},
+)
+RANK = {name: rank for rank, stage in enumerate(STAGES) for name in stage}
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def imported_stages(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        modules = [node.module] if isinstance(node, ast.ImportFrom) else []
+        modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for module in modules:
+            if module and module.startswith("bnn_jax."):
+                yield module.split(".")[1]
+
+
+def stage_of(path):
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def test_every_file_has_a_stage():
+    assert {stage_of(path) for path in FILES} == set(RANK)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_upwards(path):
+    own = stage_of(path)
+    for stage in imported_stages(path):
+        assert stage == own or RANK[stage] < RANK[own], f"{path} imports bnn_jax.{stage}"
+
+
+def test_only_layers_models_and_training_import_flax():
+    users = {stage_of(path) for path in FILES if "import flax" in path.read_text()}
+    assert users <= {"layers", "models", "training"}
+
+
+def test_importing_the_package_is_light():
+    """Heavy and optional packages are imported where they are used."""
+    heavy = {"tensorflow_datasets", "matplotlib", "orbax", "sklearn", "PIL", "tensorflow", "rich"}
+    for path in FILES:
+        for node in ast.parse(path.read_text()).body:
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            assert not heavy & {name.split(".")[0] for name in names}, path

@@ -1,0 +1,198 @@
+"""A run from config to result: what it writes, how it resumes, how it ends."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from bnn_jax.data import Dataset, Split
+from bnn_jax.errors import RunError, UsageError
+from bnn_jax.training.checkpoint import checkpoint_steps, restore_checkpoint
+from bnn_jax.training.config import Config, ModelConfig, OptimConfig
+from bnn_jax.training.loop import Diverged, evaluate_run, initial_state, programs_of, train
+from bnn_jax.training.metrics import read_metrics
+
+ROOT = Path(__file__).parents[2]
+CONFIG = Config(
+    "test", epochs=3, batch_size=16, scan_steps=2, model=ModelConfig("resnet6", width=4), optim=OptimConfig("dfw", 0.3)
+)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    rng = np.random.default_rng(0)
+
+    def split(count):
+        labels = rng.integers(0, 3, count).astype(np.int32)
+        images = rng.integers(0, 120, (count, 8, 8, 1)) + 60 * labels[:, None, None, None]
+        return Split(images.astype(np.uint8), labels)
+
+    return Dataset("synthetic", split(88), split(40), split(50), 3, (120.0,), (60.0,), "made for a test")
+
+
+def leaves_of(workdir, dataset, config=CONFIG):
+    programs = programs_of(config, dataset)
+    restored = restore_checkpoint(workdir / "checkpoints", initial_state(programs, config.seed))
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(restored.state)]
+
+
+def assert_same_bits(first, second):
+    assert len(first) == len(second)
+    for a, b in zip(first, second):
+        assert a.tobytes() == b.tobytes()
+
+
+class Stop(Exception):
+    """Stands for a process that ends without a chance to save."""
+
+
+def test_a_run_writes_what_it_says(tmp_path, dataset):
+    calls = []
+    result = train(CONFIG, tmp_path, dataset=dataset, on_progress=lambda *call: calls.append(call))
+    assert [call[:2] for call in calls][-1] == (15, 15)
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+    records = list(read_metrics(tmp_path / "metrics.jsonl"))
+    assert [r["step"] for r in records if r["kind"] == "train"] == list(range(1, 16))
+    evaluations = [r for r in records if r["kind"] == "evaluation"]
+    assert [r["epoch"] for r in evaluations] == [1, 2, 3]
+    best = max(r["validation_accuracy"] for r in evaluations)
+    assert result["validation_accuracy_best"] == pytest.approx(best)
+    assert evaluations[result["best_epoch"] - 1]["validation_accuracy"] == best
+    assert result["max_abs_latent"] <= 1.0
+    assert len(result["gamma"]["value"]) == 15
+    losses = [r["loss"] for r in records if r["kind"] == "train" and r["epoch"] == 3]
+    assert result["train_loss_last"] == pytest.approx(np.mean(losses))
+    again = train(CONFIG, tmp_path, dataset=None)  # finished: not even the data are needed
+    assert again == result
+
+
+def test_evaluate_run_agrees_with_the_result(tmp_path, dataset):
+    path = tmp_path / "data.npz"
+    arrays = {
+        f"{name}_{kind}": getattr(getattr(dataset, name), kind)
+        for name in ("train", "validation", "test")
+        for kind in ("images", "labels")
+    }
+    np.savez(path, **arrays)
+    config = replace(CONFIG, data=replace(CONFIG.data, name=str(path)))
+    result = train(config, tmp_path / "run")
+    for which, key in (("best", "test_accuracy_best"), ("last", "test_accuracy_last")):
+        found = evaluate_run(tmp_path / "run", split="test", which=which)
+        assert found["accuracy"] == pytest.approx(result[key])
+        assert found["examples"] == 50
+    with pytest.raises(UsageError, match=r"`workdir` \(=.*\) holds no run: there is no .*config\.json"):
+        evaluate_run(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["dfw", "adam"])
+def test_stopping_anywhere_changes_no_bit(tmp_path, dataset, name):
+    """Stop in the middle of an epoch again and again, without saving, and resume."""
+    config = replace(CONFIG, optim=OptimConfig(name, 0.1))
+    whole = train(config, tmp_path / "whole", dataset=dataset)
+
+    for _ in range(20):
+        try:
+            broken = train(config, tmp_path / "broken", dataset=dataset, on_progress=stop_after_five_calls())
+            break
+        except Stop:
+            pass
+    else:
+        pytest.fail("the run made no progress")
+    assert_same_bits(leaves_of(tmp_path / "broken", dataset, config), leaves_of(tmp_path / "whole", dataset, config))
+    timeless = lambda result: {k: v for k, v in result.items() if "time" not in k}
+    assert timeless(broken) == timeless(whole)
+    steps = [r["step"] for r in read_metrics(tmp_path / "broken" / "metrics.jsonl") if r["kind"] == "train"]
+    assert steps == list(range(1, 16))
+
+
+def stop_after_five_calls():
+    count = 0
+
+    def on_progress(done, total, text):
+        nonlocal count
+        count += 1
+        if count == 5:
+            raise Stop
+
+    return on_progress
+
+
+def test_ctrl_c_saves_within_the_epoch_and_resumes(tmp_path, dataset):
+    def press_once(done, total, text):
+        if done == 7:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match=r"saved at step 7; the same command resumes there"):
+        train(CONFIG, tmp_path / "broken", dataset=dataset, on_progress=press_once)
+    assert checkpoint_steps(tmp_path / "broken" / "checkpoints")[-1] == 7
+    train(CONFIG, tmp_path / "broken", dataset=dataset)
+    train(CONFIG, tmp_path / "whole", dataset=dataset)
+    assert_same_bits(leaves_of(tmp_path / "broken", dataset), leaves_of(tmp_path / "whole", dataset))
+
+
+def test_a_non_finite_loss_names_step_and_metric(tmp_path, dataset):
+    config = replace(CONFIG, optim=OptimConfig("sgd", 1e38, latent_box=None), loss="cross_entropy")
+    with pytest.raises(
+        Diverged, match=r"`\w+` became (nan|inf|-inf) at step \d+ \(epoch \d\) of .*; lower `optim.learning_rate`"
+    ):
+        train(config, tmp_path, dataset=dataset)
+    for record in read_metrics(tmp_path / "metrics.jsonl"):
+        assert all(np.isfinite(value) for value in record.values() if isinstance(value, float))
+
+
+def test_another_config_in_the_same_folder_is_refused(tmp_path, dataset):
+    train(replace(CONFIG, epochs=1), tmp_path, dataset=dataset)
+    with pytest.raises(UsageError, match=r"`epochs` is 2 now, but .* holds a run with 1; choose another `--workdir`"):
+        train(replace(CONFIG, epochs=2), tmp_path, dataset=dataset)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(RunError, match=r"config\.json is damaged"):
+        train(replace(CONFIG, epochs=1), tmp_path, dataset=dataset)
+
+
+def test_a_batch_larger_than_the_set_is_refused(tmp_path, dataset):
+    with pytest.raises(UsageError, match=r"`batch_size` \(=89\) is larger than the 88 training examples"):
+        train(replace(CONFIG, batch_size=89), tmp_path, dataset=dataset)
+
+
+def start_digits(workdir, env):
+    command = [sys.executable, "scripts/train.py", "--workdir", str(workdir)]
+    command += ["--epochs", "12", "--scan-steps", "4", "--model.width", "4", "--checkpoint-every-epochs", "1"]
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+
+
+def test_ten_kills_at_random_moments_change_no_bit(tmp_path, subprocess_env):
+    """SIGKILL ten times at random moments of training, then finish: the parameters of a run that was never killed."""
+    finish(start_digits(tmp_path / "whole", subprocess_env))
+    chance, log = random.Random(0), tmp_path / "broken" / "metrics.jsonl"
+    size_of_log = lambda: log.stat().st_size if log.exists() else 0
+    for _ in range(10):
+        with start_digits(tmp_path / "broken", subprocess_env) as process:
+            size, deadline = size_of_log(), time.monotonic() + 60
+            while size_of_log() == size:  # until training has begun
+                assert process.poll() is None, process.stdout.read()
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+            time.sleep(chance.uniform(0, 0.25))
+            assert process.poll() is None, "the run ended before its tenth kill: give it more epochs"
+            process.kill()
+    finish(start_digits(tmp_path / "broken", subprocess_env))
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "broken")]
+    assert results[0]["curve"] == results[1]["curve"]
+    leaves = []
+    for name in ("whole", "broken"):
+        step = checkpoint_steps(tmp_path / name / "checkpoints")[-1]
+        leaves.append(json.loads((tmp_path / name / "checkpoints" / f"{step}.json").read_text())["leaves"])
+    assert leaves[0] == leaves[1]

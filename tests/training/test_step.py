@@ -1,0 +1,174 @@
+"""The training step: augmentation aside, what it computes, and that the linear oracle is the network's Jacobian."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bnn_jax.losses import augmented_margins, multiclass_hinge
+from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
+from bnn_jax.training.step import (
+    ImageInfo,
+    _linear_oracle,
+    epoch_order,
+    evaluate,
+    init_state,
+    make_experiment,
+    make_programs,
+    train_step,
+)
+
+INFO = ImageInfo((8, 8, 1), 3, (100.0,), (50.0,))
+CONFIG = Config("test", epochs=2, batch_size=8, model=ModelConfig("resnet6", width=4), data=DataConfig(crop_padding=1))
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 24).astype(np.int32)
+    images = rng.integers(0, 120, (24, 8, 8, 1)) + 60 * labels[:, None, None, None]
+    return jnp.asarray(images, jnp.uint8), jnp.asarray(labels)
+
+
+def experiment_of(config, total_steps=10):
+    return make_experiment(config, INFO, total_steps=total_steps)
+
+
+OPTIMIZERS = {
+    "dfw": OptimConfig("dfw", learning_rate=0.3),
+    "dfw, 3 inner steps": OptimConfig("dfw", learning_rate=0.3, inner_steps=3),
+    "dfw, no box": OptimConfig("dfw", learning_rate=0.3, latent_box=None),
+    "adam": OptimConfig("adam", learning_rate=0.01, schedule="cosine"),
+    "sgd": OptimConfig("sgd", learning_rate=0.03, schedule="linear", weight_decay=1e-4),
+    "polyak_sgd": OptimConfig("polyak_sgd", learning_rate=0.1),
+    "momo": OptimConfig("momo", learning_rate=0.3),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_lowers_the_loss_and_keeps_the_box(name, data):
+    config = replace(CONFIG, optim=OPTIMIZERS[name])
+    programs = make_programs(config, INFO, examples=24)
+    state = programs.init(np.uint32(0))
+    losses = []
+    for epoch in range(1, 13):
+        state, metrics = programs.train(state, *data, programs.order(state.seed, np.int32(epoch)))
+        losses.append(float(metrics["loss"].mean()))
+        assert np.isfinite(losses[-1])
+    assert np.mean(losses[-3:]) < 0.7 * losses[0]
+    assert int(state.step) == 36
+    found = programs.bounds(state.params)
+    if config.optim.latent_box is not None:
+        assert float(found["max_abs_latent"]) <= 1.0
+    if name == "dfw":
+        assert set(metrics) == {"loss", "objective", "accuracy", "learning_rate", "gamma", "search_iterations"}
+        assert ((metrics["gamma"] >= 0) & (metrics["gamma"] <= 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "kernel"), [("full_precision", "full_precision"), ("ste_sign", "xnor"), ("full_precision", "ttq")]
+)
+def test_every_precision_of_the_network_takes_a_step(inputs, kernel, data):
+    model = ModelConfig("resnet20", width=2, input_quantizer=inputs, kernel_quantizer=kernel)
+    experiment = experiment_of(replace(CONFIG, model=model))
+    state = init_state(experiment, jnp.uint32(0))
+    after, metrics = jax.jit(lambda s: train_step(experiment, s, data[0][:8], data[1][:8]))(state)
+    assert np.isfinite(float(metrics["loss"]))
+    names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(after.params)}
+    assert ("latent_kernel" in names) == (kernel != "full_precision")
+    assert ("positive_scale" in names) == (kernel == "ttq")
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), after.params, state.params)
+    still = [jax.tree_util.keystr(path) for path, flag in jax.tree_util.tree_leaves_with_path(moved) if not flag]
+    assert not still, f"no gradient: {still}"
+
+
+def test_the_oracle_of_a_smooth_network_linearises_it(data):
+    """Full precision: the pushforward must agree with finite differences in a random direction."""
+    model = ModelConfig("resnet6", width=4, input_quantizer="full_precision", kernel_quantizer="full_precision")
+    experiment = experiment_of(replace(CONFIG, model=model, data=DataConfig()))
+    state = init_state(experiment, jnp.uint32(0))
+    x, labels = (data[0][:8].astype(jnp.float32) - 100) / 50, data[1][:8]
+
+    def network(params):
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        return experiment.model.apply(variables, x, train=True, mutable=["batch_stats"])[0][0]
+
+    logits, pullback = jax.vjp(network, state.params)
+    key = jax.random.key(1)
+    leaves, treedef = jax.tree.flatten(state.params)
+    direction = treedef.unflatten(
+        [jax.random.normal(jax.random.fold_in(key, i), w.shape) for i, w in enumerate(leaves)]
+    )
+    scaled = lambda t: jax.tree.map(lambda d: t * d, direction)
+    (pushed,) = jax.vjp(lambda u: pullback(u)[0], jnp.zeros_like(logits))[1](direction)
+    step = 1e-3
+    shifted = [network(jax.tree.map(jnp.add, state.params, scaled(s * step))) for s in (1, -1)]
+    np.testing.assert_allclose(pushed, (shifted[0] - shifted[1]) / (2 * step), rtol=0.05, atol=0.05)
+
+    gradient, offset = _linear_oracle(logits, labels, pullback)(scaled(0.0))
+    expected = jax.grad(lambda p: multiclass_hinge(network(p), labels).mean())(state.params)
+    for ours, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected)):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+    assert float(offset) == pytest.approx(float(multiclass_hinge(logits, labels).mean()), rel=1e-5)
+
+    gradient, offset = _linear_oracle(logits, labels, pullback)(scaled(0.3))
+    active = np.asarray(augmented_margins(logits + 0.3 * pushed, labels)).argmax(1)
+    margins = np.asarray(augmented_margins(logits, labels))
+    assert float(offset) == pytest.approx(margins[np.arange(8), active].mean(), rel=1e-5)
+
+
+def test_the_oracle_of_a_binary_network_is_the_transpose_of_its_gradient(data):
+    experiment = experiment_of(replace(CONFIG, data=DataConfig()))
+    state = init_state(experiment, jnp.uint32(0))
+    x = (data[0][:8].astype(jnp.float32) - 100) / 50
+
+    def network(params):
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        return experiment.model.apply(variables, x, train=True, mutable=["batch_stats"])[0][0]
+
+    logits, pullback = jax.vjp(network, state.params)
+    v = jax.tree.map(lambda w: jnp.cos(jnp.arange(w.size, dtype=w.dtype)).reshape(w.shape), state.params)
+    u = jnp.sin(jnp.arange(logits.size, dtype=jnp.float32)).reshape(logits.shape)
+    (pushed,) = jax.vjp(lambda u: pullback(u)[0], jnp.zeros_like(logits))[1](v)
+    transposed = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(pullback(u)[0]), jax.tree.leaves(v)))
+    assert float(jnp.vdot(u, pushed)) == pytest.approx(float(transposed), rel=1e-4)
+
+
+def test_evaluation_counts_every_example_once(data):
+    experiment = experiment_of(CONFIG)
+    state = init_state(experiment, jnp.uint32(0))
+    x = (np.asarray(data[0], np.float32) - 100) / 50
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    logits, _ = experiment.model.apply(variables, jnp.asarray(x), train=False)
+    expected = {
+        "accuracy": (np.asarray(logits).argmax(1) == np.asarray(data[1])).mean(),
+        "loss": float(multiclass_hinge(logits, data[1]).mean()),
+    }
+    for count in (24, 23):  # one batch; and, below, several with a remainder
+        found = evaluate(experiment, state.params, state.batch_stats, data[0][:count], data[1][:count])
+        if count == 24:
+            assert {name: float(value) for name, value in found.items()} == pytest.approx(expected, rel=1e-5)
+    repeated = [jnp.concatenate([d] * 25)[:599] for d in data]
+    found = evaluate(experiment, state.params, state.batch_stats, *repeated)
+    correct = np.concatenate([np.asarray(logits).argmax(1) == np.asarray(data[1])] * 25)[:599]
+    assert float(found["accuracy"]) == pytest.approx(correct.mean(), rel=1e-6)
+
+
+def test_epoch_order_is_a_permutation_by_seed_and_epoch():
+    seed = jax.random.key_data(jax.random.key(5))
+    orders = [np.asarray(epoch_order(seed, jnp.int32(e), examples=50, batch_size=8)) for e in (1, 2, 1)]
+    assert orders[0].shape == (6, 8)
+    assert len(set(orders[0].ravel().tolist())) == 48
+    np.testing.assert_array_equal(orders[0], orders[2])
+    assert (orders[0] != orders[1]).any()
+
+
+def test_seeds_differ_and_programs_are_shared():
+    programs = make_programs(replace(CONFIG, seed=1), INFO, examples=24)
+    assert make_programs(replace(CONFIG, seed=2), INFO, examples=24) is programs
+    first, second = (programs.init(np.uint32(seed)) for seed in (1, 2))
+    kernel = lambda state: np.asarray(state.params["stem"]["kernel"])
+    assert (kernel(first) != kernel(second)).any()
+    assert (np.asarray(first.seed) != np.asarray(second.seed)).any()
