@@ -19,12 +19,12 @@ OPTIMIZERS = (
 def get_config() -> Config:
     return Config(
         name="digits",
-        epochs=40,
-        batch_size=64,
-        data=DataConfig("digits", crop_padding=1),
-        model=ModelConfig("resnet6", width=16),
+        epochs=60,
+        batch_size=32,
+        data=DataConfig("digits"),
+        model=ModelConfig("resnet6", width=32),
         optim=OPTIMIZERS[0],
         optimizers=OPTIMIZERS,
-        tune_epochs=40,
-        checkpoint_every_epochs=20,
+        tune_epochs=60,
+        checkpoint_every_epochs=30,
     )

@@ -131,7 +131,7 @@ def _advance(problem: _Problem, point: _DualPoint, vertex: list[Array], vertex_o
     moving = sum((jnp.abs(c).sum() for c in change), start=jnp.zeros(())) > 0
     gamma = jnp.where(moving, gamma, 0)
     return _DualPoint(
-        [g + gamma * c for g, c in zip(point.direction, change)],
+        [(g + gamma * c).astype(g.dtype) for g, c in zip(point.direction, change)],
         point.offset + gamma * (vertex_offset - point.offset),
         point.weight + gamma * (1 - point.weight),
         point.iterations + iterations,
@@ -249,7 +249,7 @@ def deep_frank_wolfe(
             point = lax.fori_loop(1, inner_steps, inner_step, point)
 
         norms = _dot(vertex, vertex) + _dot(point.direction, point.direction)
-        finite = jnp.isfinite(offset) & jnp.isfinite(norms)
+        finite = jnp.isfinite(point.offset) & jnp.isfinite(norms)
         pulls = zip(flat(state.velocity), point.direction, problem.decay)
         velocity = [momentum * z - eta * (g + point.weight * r) for z, g, r in pulls]
         moved = [d + momentum * z for d, z in zip(_displacement(problem, point.direction), velocity)]

@@ -21,7 +21,11 @@ def is_latent(params: Params) -> Params:
     >>> is_latent({"conv": {"latent_kernel": jnp.ones(2)}, "head": {"kernel": jnp.ones(2)}})
     {'conv': {'latent_kernel': True}, 'head': {'kernel': False}}
     """
-    return jax.tree_util.tree_map_with_path(lambda path, _: getattr(path[-1], "key", None) == LATENT_KERNEL, params)
+
+    def is_latent_leaf(path, _):
+        return bool(path) and getattr(path[-1], "key", None) == LATENT_KERNEL
+
+    return jax.tree_util.tree_map_with_path(is_latent_leaf, params)
 
 
 def latent_box(lower: float = -1.0, upper: float = 1.0) -> Callable[[Params], Box]:
@@ -42,7 +46,8 @@ def resolve_box(box: Box | Callable[[Params], Box], params: Params) -> list[tupl
     """The bounds of every leaf of `params`, in the order of `jax.tree.leaves`.
 
     Raises:
-      ValueError: if `box` is no prefix tree of `params` with leaves None or (lower, upper), or lower > upper.
+      ValueError: if `box` is no prefix tree of `params` with leaves None or (lower, upper), if a bound does not
+        broadcast to its parameter's shape, or if lower > upper.
     """
     box = box(params) if callable(box) else box
     try:
@@ -53,19 +58,29 @@ def resolve_box(box: Box | Callable[[Params], Box], params: Params) -> list[tupl
             f"it does not fit the parameters: {' '.join(str(error).split())}"
         ) from None
     bounds = jax.tree.structure(params).flatten_up_to(broadcast)
-    for pair in bounds:
-        if not (pair is None or _is_bounds(pair)):
-            raise ValueError(f"`box` must have leaves None or (lower, upper); got {pair!r}")
-        if pair is not None and not any(isinstance(b, jax.core.Tracer) for b in pair) and np.any(np.greater(*pair)):
-            raise ValueError(f"`box` must have lower <= upper; got {pair}")
+    for pair, leaf in zip(bounds, jax.tree.leaves(params)):
+        _check_bounds(pair, jnp.shape(leaf))
     return bounds
+
+
+def _check_bounds(pair, shape: tuple[int, ...]) -> None:
+    if pair is None:
+        return
+    if not _is_bounds(pair):
+        raise ValueError(f"`box` must have leaves None or (lower, upper); got {pair!r}")
+    for bound in map(jnp.shape, pair):
+        if len(bound) > len(shape) or any(b not in (1, n) for b, n in zip(bound[::-1], shape[::-1])):
+            raise ValueError(f"`box` must have bounds that broadcast to their parameter's shape {shape}; got {bound}")
+    if not any(isinstance(b, jax.core.Tracer) for b in pair) and not np.all(np.less_equal(*pair)):
+        raise ValueError(f"`box` must have lower <= upper; got {pair}")
 
 
 def land_inside(param: Array, displacement: Array, bounds: tuple[Array, Array] | None) -> Array:
     r"""The update, in the parameter's dtype, for which param + update lies in the box exactly.
 
     param + (target - param) rounds, and can miss a bound by one unit in the last place; there the update is moved by
-    one unit towards the inside, which suffices: its own rounding error is at most half of that.
+    one unit towards the inside, which suffices: its own rounding error is at most half of that.  Only from outside of a
+    box that is less than two units in the last place of `param` wide can it take further updates.
 
     Args:
       param: current value.
@@ -122,6 +137,11 @@ def keep_in_box(box: Box | Callable[[Params], Box]) -> optax.GradientTransformat
     return optax.GradientTransformation(init_fn, update_fn)
 
 
+def _count_on_bounds(param: Array, bounds: tuple[Array, Array]) -> Array:
+    lower, upper = (jnp.asarray(b, param.dtype) for b in bounds)
+    return ((param == lower) | (param == upper)).sum()
+
+
 def bound_statistics(params: Params, box: Box | Callable[[Params], Box]) -> dict[str, Array]:
     """`max_abs_latent`, the largest |w| of the latent weights, and `share_on_bounds` of those that lie on their box.
 
@@ -131,7 +151,7 @@ def bound_statistics(params: Params, box: Box | Callable[[Params], Box]) -> dict
     latent = [(w, bounds) for w, flag, bounds in latent if flag]
     total = sum(w.size for w, _ in latent)
     largest = [jnp.abs(w).max() for w, _ in latent]
-    on_bounds = [((w == b[0]) | (w == b[1])).sum() for w, b in latent if b is not None]
+    on_bounds = [_count_on_bounds(w, bounds) for w, bounds in latent if bounds is not None]
     return {
         "max_abs_latent": jnp.stack(largest).max() if largest else jnp.zeros(()),
         "share_on_bounds": sum(on_bounds, start=jnp.zeros((), jnp.int32)) / max(total, 1),

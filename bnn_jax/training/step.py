@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from bnn_jax.data import augment, normalize
 from bnn_jax.losses import LOSSES, augmented_margins, multiclass_hinge, smoothed_multiclass_hinge
 from bnn_jax.models import MODELS
-from bnn_jax.optim import bound_statistics, latent_box, make_optimizer
+from bnn_jax.optim import DeepFrankWolfeState, bound_statistics, latent_box, make_optimizer
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 from bnn_jax.schedules import SCHEDULES
 from bnn_jax.training.config import Config, DataConfig
@@ -140,9 +140,8 @@ def train_step(experiment: Experiment, state: TrainState, images: Images, labels
         "accuracy": (logits.argmax(axis=1) == labels).mean(),
         "learning_rate": jnp.asarray(experiment.learning_rate(state.step), jnp.float32),
     }
-    for name in ("gamma", "search_iterations"):
-        value = optax.tree.get(opt_state, name)
-        metrics |= {} if value is None else {name: value}
+    if isinstance(opt_state, DeepFrankWolfeState):
+        metrics |= {"gamma": opt_state.gamma, "search_iterations": opt_state.search_iterations}
     new_state = state.replace(
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),

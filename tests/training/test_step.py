@@ -28,7 +28,9 @@ CONFIG = Config("test", epochs=2, batch_size=8, model=ModelConfig("resnet6", wid
 def data():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 24).astype(np.int32)
-    images = rng.integers(0, 120, (24, 8, 8, 1)) + 60 * labels[:, None, None, None]
+    images = rng.integers(0, 60, (24, 8, 8, 1))
+    for image, label in zip(images, labels):
+        image[2 * label : 2 * label + 4] += 150  # a band whose height tells the class
     return jnp.asarray(images, jnp.uint8), jnp.asarray(labels)
 
 
@@ -40,8 +42,8 @@ OPTIMIZERS = {
     "dfw": OptimConfig("dfw", learning_rate=0.3),
     "dfw, 3 inner steps": OptimConfig("dfw", learning_rate=0.3, inner_steps=3),
     "dfw, no box": OptimConfig("dfw", learning_rate=0.3, latent_box=None),
-    "adam": OptimConfig("adam", learning_rate=0.01, schedule="cosine"),
-    "sgd": OptimConfig("sgd", learning_rate=0.03, schedule="linear", weight_decay=1e-4),
+    "adam": OptimConfig("adam", learning_rate=0.05, schedule="cosine"),
+    "sgd": OptimConfig("sgd", learning_rate=0.1, schedule="linear", weight_decay=1e-4),
     "polyak_sgd": OptimConfig("polyak_sgd", learning_rate=0.1),
     "momo": OptimConfig("momo", learning_rate=0.3),
 }
@@ -62,8 +64,9 @@ def test_every_optimizer_lowers_the_loss_and_keeps_the_box(name, data):
     found = programs.bounds(state.params)
     if config.optim.latent_box is not None:
         assert float(found["max_abs_latent"]) <= 1.0
-    if name == "dfw":
-        assert set(metrics) == {"loss", "objective", "accuracy", "learning_rate", "gamma", "search_iterations"}
+    common = {"loss", "objective", "accuracy", "learning_rate"}
+    assert set(metrics) == common | ({"gamma", "search_iterations"} if name.startswith("dfw") else set())
+    if name.startswith("dfw"):
         assert ((metrics["gamma"] >= 0) & (metrics["gamma"] <= 1)).all()
 
 
@@ -85,7 +88,7 @@ def test_every_precision_of_the_network_takes_a_step(inputs, kernel, data):
 
 
 def test_the_oracle_of_a_smooth_network_linearises_it(data):
-    """Full precision: the pushforward must agree with finite differences in a random direction."""
+    """Its pushforward is the Jacobian, taken row by row, times the direction; at zero it gives the hinge's gradient."""
     model = ModelConfig("resnet6", width=4, input_quantizer="full_precision", kernel_quantizer="full_precision")
     experiment = experiment_of(replace(CONFIG, model=model, data=DataConfig()))
     state = init_state(experiment, jnp.uint32(0))
@@ -103,9 +106,9 @@ def test_the_oracle_of_a_smooth_network_linearises_it(data):
     )
     scaled = lambda t: jax.tree.map(lambda d: t * d, direction)
     (pushed,) = jax.vjp(lambda u: pullback(u)[0], jnp.zeros_like(logits))[1](direction)
-    step = 1e-3
-    shifted = [network(jax.tree.map(jnp.add, state.params, scaled(s * step))) for s in (1, -1)]
-    np.testing.assert_allclose(pushed, (shifted[0] - shifted[1]) / (2 * step), rtol=0.05, atol=0.05)
+    jacobian = jax.jacrev(network)(state.params)
+    products = jax.tree.map(lambda j, d: jnp.tensordot(j, d, d.ndim), jacobian, direction)
+    np.testing.assert_allclose(pushed, sum(jax.tree.leaves(products)), rtol=1e-3, atol=1e-3)
 
     gradient, offset = _linear_oracle(logits, labels, pullback)(scaled(0.0))
     expected = jax.grad(lambda p: multiclass_hinge(network(p), labels).mean())(state.params)

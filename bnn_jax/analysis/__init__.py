@@ -1,0 +1,1 @@
+"""Look at what was trained: reports, pictures and provenance of comparisons."""

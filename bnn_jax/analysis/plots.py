@@ -1,0 +1,259 @@
+"""Pictures of a comparison of optimizers: accuracy over epochs, and Deep Frank-Wolfe's step size over steps."""
+
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, told apart with every common form of colour blindness; the darkest first.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+LINE_STYLES = ("-", "--", ":", "-.")
+STYLE = {"font.size": 11, "axes.titlesize": 12, "axes.titlelocation": "left", "axes.edgecolor": "#888888"}
+SIZE_INCHES, DOTS_PER_INCH = (7.4, 4.2), 150
+FEWEST_WINDOWS, MOST_WINDOWS, STEPS_IN_A_WINDOW = 20, 100, 40
+FEW_EPOCHS = 12
+LINE_HEIGHT = 0.058  # of a line of label text, as a share of the axes' height
+
+
+def is_finished(run: dict[str, Any]) -> bool:
+    """Whether a run ended with finite test accuracies and is not marked ``"diverged"``."""
+    accuracies = (run.get("test_accuracy_best"), run.get("test_accuracy_last"))
+    return not run.get("diverged") and all(is_number(accuracy) for accuracy in accuracies)
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a finite int or float; None, NaN and infinities are not."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def has_step_size(results: dict[str, Any]) -> bool:
+    """Whether any finished run of the comparison recorded a step size gamma."""
+    return any(_gammas(row) for row in results["rows"])
+
+
+def row_labels(results: dict[str, Any]) -> list[str]:
+    """The rows' labels, with the loss where the comparison has more than one: "adam, cross_entropy"."""
+    one_loss = len({row["loss"] for row in results["rows"]}) == 1
+    return [
+        row["label"] if one_loss or row["loss"] in row["label"] else f"{row['label']}, {row['loss']}"
+        for row in results["rows"]
+    ]
+
+
+def plot_accuracy(results: dict[str, Any], path: str | Path) -> Path:
+    """Draw validation accuracy (%) over epochs to a PNG at `path`; returns the path.
+
+    One line a row, the mean over its finished runs, with a band of one sample standard deviation to each side.  Runs
+    that did not finish are thin dashed lines that end in a cross.  The axis starts where each row still shows at least
+    85 % of its epochs, so that the first epochs do not flatten the rest.
+    """
+    curves = [_accuracy_curves(run for run in row["runs"] if is_finished(run)) for row in results["rows"]]
+    broken = [_accuracy_curves(run for run in row["runs"] if not is_finished(run)) for row in results["rows"]]
+    with _style():
+        figure, axes = _figure()
+        ends = []
+        for index, (label, done, undone) in enumerate(zip(row_labels(results), curves, broken)):
+            look = _look(index)
+            for epochs, accuracy in undone:
+                axes.plot(epochs, accuracy, color=look["color"], linestyle=(0, (4, 3)), linewidth=0.9)
+                axes.plot(epochs[-1], accuracy[-1], color=look["color"], marker="x", markersize=7)
+            if done:
+                epochs, mean = _draw_mean_and_band(axes, done, look)
+                ends.append((mean[-1], label, look))
+            elif undone:
+                ends.append((undone[-1][1][-1], f"{label} (none finished)", look | {"linestyle": ":"}))
+        _set_accuracy_axes(axes, curves, broken)
+        seeds = _seeds_text(curves, "mean ± one standard deviation")
+        axes.set_title(f"{results['dataset']['name']}: {seeds}", parse_math=False)
+        _label_line_ends(axes, ends)
+        return _save(figure, path)
+
+
+def plot_step_size(results: dict[str, Any], path: str | Path) -> Path | None:
+    """Draw the step size gamma over optimizer steps to a PNG at `path`; returns the path.
+
+    The steps are cut into windows of equal length.  A line is the median of a row's gammas in a window over all its
+    finished runs, the band spans their quartiles, and the faint lines are the medians of the single runs.  Where no run
+    recorded a gamma, no file is written and None is returned.
+    """
+    if not has_step_size(results):
+        return None
+    rows = [
+        (index, label, _gammas(row)) for index, (label, row) in enumerate(zip(row_labels(results), results["rows"]))
+    ]
+    with _style():
+        figure, axes = _figure()
+        ends = []
+        for index, label, gammas in rows:
+            if gammas:
+                median = _draw_gammas(axes, gammas, _look(index))
+                ends.append((median[-1], label, _look(index)))
+        axes.set(xlabel="optimizer step", ylabel="step size γ (1 = full learning rate)", ylim=(-0.02, 1.03))
+        axes.set_xlim(0, max([1, *(steps[-1] for _, _, gammas in rows for steps, _ in gammas)]))
+        seeds = _seeds_text([gammas for _, _, gammas in rows], "running median and quartiles", always=True)
+        axes.set_title(f"{results['dataset']['name']}: {seeds}", parse_math=False)
+        _label_line_ends(axes, ends)
+        return _save(figure, path)
+
+
+def _accuracy_curves(runs: Iterable[dict[str, Any]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(epochs, validation accuracy in %) of the runs that have a curve, without the epochs that lack a number."""
+    curves = []
+    for run in runs:
+        curve = run.get("curve") or {"epoch": [], "validation_accuracy": []}
+        points = [pair for pair in zip(curve["epoch"], curve["validation_accuracy"]) if is_number(pair[1])]
+        if points:
+            epochs, accuracy = zip(*points)
+            curves.append((np.array(epochs), 100 * np.array(accuracy)))
+    return curves
+
+
+def _gammas(row: dict[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(steps, gamma) of the finished runs that recorded any, without the steps that lack a number."""
+    gammas = []
+    for run in filter(is_finished, row["runs"]):
+        gamma = run.get("gamma") or {"step": [], "value": []}
+        points = [pair for pair in zip(gamma["step"], gamma["value"]) if is_number(pair[1])]
+        if points:
+            steps, values = zip(*points)
+            gammas.append((np.array(steps), np.array(values)))
+    return gammas
+
+
+def _draw_mean_and_band(axes: "Axes", curves: list, look: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the mean of the curves over the epochs that all of them have; returns those epochs and the mean."""
+    epochs = np.array(sorted(set.intersection(*(set(epochs.tolist()) for epochs, _ in curves))))
+    accuracy = np.stack([accuracy[np.isin(own_epochs, epochs)] for own_epochs, accuracy in curves])
+    mean = accuracy.mean(axis=0)
+    axes.plot(epochs, mean, linewidth=1.8, marker="o" if len(epochs) <= FEW_EPOCHS else None, markersize=4, **look)
+    if len(curves) > 1:
+        std = accuracy.std(axis=0, ddof=1)
+        axes.fill_between(epochs, mean - std, np.minimum(mean + std, 100), color=look["color"], alpha=0.18, linewidth=0)
+    return epochs, mean
+
+
+def _draw_gammas(axes: "Axes", gammas: list, look: dict[str, Any]) -> np.ndarray:
+    """Draw median, quartiles and single runs of a row's gammas; returns the median of each window."""
+    last = max(steps[-1] for steps, _ in gammas)
+    count = max(len(steps) for steps, _ in gammas)
+    # Gamma scatters from batch to batch: a window needs many steps for a quiet median.
+    windows = min(MOST_WINDOWS, max(count // STEPS_IN_A_WINDOW, min(count, FEWEST_WINDOWS)))
+    edges = np.linspace(0, last, windows + 1)
+    if len(gammas) > 1:
+        for steps, values in gammas:
+            middles, quantiles = _windowed_quantiles(steps, values, edges, (50,))
+            axes.plot(middles, quantiles[0], color=look["color"], alpha=0.35, linewidth=0.7)
+    steps, values = (np.concatenate(parts) for parts in zip(*gammas))
+    middles, (low, median, high) = _windowed_quantiles(steps, values, edges, (25, 50, 75))
+    axes.fill_between(middles, low, high, color=look["color"], alpha=0.15, linewidth=0)
+    axes.plot(middles, median, linewidth=1.8, **look)
+    return median
+
+
+def _windowed_quantiles(
+    steps: np.ndarray, values: np.ndarray, edges: np.ndarray, percentiles: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Percentiles of the values whose step lies in (edges[i], edges[i+1]], of the windows i that hold any.
+
+    Returns the windows' middle steps [windows] and the percentiles [len(percentiles), windows].
+    """
+    window = np.maximum(np.searchsorted(edges, steps, side="left") - 1, 0)
+    filled = np.unique(window)
+    middles = (edges[filled] + edges[filled + 1]) / 2
+    return middles, np.stack([np.percentile(values[window == one], percentiles) for one in filled], axis=1)
+
+
+def _set_accuracy_axes(axes: "Axes", *groups: list) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    curves = [curve for rows in groups for row in rows for curve in row]
+    axes.set(xlabel="epoch", ylabel="validation accuracy (%)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if not curves:
+        axes.text(0.5, 0.5, "no run recorded a curve", ha="center", va="center", transform=axes.transAxes)
+        return
+    low = min(np.percentile(accuracy, 15, method="lower") for _, accuracy in curves)
+    high = max(accuracy.max() for _, accuracy in curves)
+    margin = max(0.06 * (high - low), 0.5)
+    axes.set_ylim(max(low - margin, 0), min(high + margin, 100.5))
+    first, last = min(epochs[0] for epochs, _ in curves), max(epochs[-1] for epochs, _ in curves)
+    axes.set_xlim(first - 0.02 * last if last > first else first - 1, last)
+
+
+def _seeds_text(curves: Sequence[list], spread: str, *, always: bool = False) -> str:
+    """The number of seeds behind the lines, and what line and band show: "3 seeds, mean ± one standard deviation"."""
+    counts = sorted({len(of_row) for of_row in curves if of_row})
+    if not counts:
+        return "no run finished"
+    number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    seeds = f"{number} seed" if counts[-1] == 1 else f"{number} seeds"
+    return f"{seeds}, {spread}" if always or counts[-1] > 1 else seeds
+
+
+def _look(index: int) -> dict[str, Any]:
+    style = LINE_STYLES[index // len(COLOURS) % len(LINE_STYLES)]
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": style}
+
+
+def _style() -> Any:
+    import matplotlib
+
+    return matplotlib.rc_context(STYLE)
+
+
+def _figure() -> "tuple[Figure, Axes]":
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.grid(color="#DDDDDD", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _label_line_ends(axes: "Axes", ends: list[tuple[float, str, dict[str, Any]]]) -> None:
+    """Write the label of each (y, label, look) right of the axes at height y, apart from the other labels."""
+    texts = [textwrap.fill(label, 20) for _, label, _ in ends]
+    to_fraction = axes.transData + axes.transAxes.inverted()
+    heights = [min(max(to_fraction.transform((0, y))[1], 0.0), 1.0) for y, _, _ in ends]
+    spread = _spread(heights, [LINE_HEIGHT * (text.count("\n") + 1.15) for text in texts])
+    for (_, _, look), text, end, height in zip(ends, texts, heights, spread):
+        axes.plot((1, 1.035), (end, height), transform=axes.transAxes, clip_on=False, linewidth=1.3, **look)
+        axes.text(1.045, height, text, transform=axes.transAxes, va="center", color="#222222", parse_math=False)
+
+
+def _spread(heights: Sequence[float], sizes: Sequence[float]) -> list[float]:
+    """Centres near `heights`, in their order and in [0, 1], at which boxes of these sizes do not overlap.
+
+    More boxes than fit are squeezed evenly.
+
+    >>> _spread([0.5, 0.5, 1.0], [0.25, 0.25, 0.25])
+    [0.5, 0.75, 1.0]
+    """
+    squeeze = min(1.0, 1.0 / sum(sizes)) if sizes else 1.0
+    order = sorted(range(len(heights)), key=heights.__getitem__)
+    gaps = [squeeze * (sizes[low] + sizes[high]) / 2 for low, high in pairwise(order)]
+    centres = [heights[i] for i in order]
+    for i, gap in enumerate(gaps):
+        centres[i + 1] = max(centres[i + 1], centres[i] + gap)
+    if centres:
+        centres[-1] = min(centres[-1], 1.0)
+    for i, gap in reversed(list(enumerate(gaps))):
+        centres[i] = min(centres[i], centres[i + 1] - gap)
+    return [centre for _, centre in sorted(zip(order, centres))]
+
+
+def _save(figure: "Figure", path: str | Path) -> Path:
+    figure.savefig(path, format="png", facecolor="white")
+    return Path(path)

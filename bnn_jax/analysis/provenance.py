@@ -1,0 +1,93 @@
+"""Where a result comes from: date, code, versions and device."""
+
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+DISTRIBUTIONS = ("bnn_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+GIT_SECONDS = 20
+
+
+def provenance() -> dict[str, Any]:
+    """What a result was made with, as plain JSON without host name or paths.
+
+    ``{"date": UTC in ISO 8601, "python", "platform", "versions": {distribution: version},
+    "device": {"platform", "kind", "count"}, "cpu": {"cores", "model"}, "git": {"commit", "dirty"}}``
+
+    A distribution that is not installed and a CPU model that cannot be read are left out; git says "unknown" outside
+    a checkout.
+    """
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": installed_versions(DISTRIBUTIONS),
+        "device": device(),
+        "cpu": cpu(),
+        "git": git_state(Path(__file__).parents[1]),
+    }
+
+
+def installed_versions(distributions: tuple[str, ...]) -> dict[str, str]:
+    """Distribution -> version, of those that are installed, in the order given."""
+    versions = {}
+    for name in distributions:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def device() -> dict[str, Any]:
+    """The accelerator that JAX uses by default: ``{"platform": "cpu", "kind": "cpu", "count": 1}``."""
+    devices = jax.devices()
+    kinds = sorted({one.device_kind for one in devices})
+    return {"platform": devices[0].platform, "kind": ", ".join(kinds), "count": len(devices)}
+
+
+def cpu() -> dict[str, Any]:
+    """The CPU cores this process may use and, where it can be read, the model: ``{"cores": 2, "model": "..."}``."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    model = _linux_cpu_model() or platform.processor()
+    return {"cores": cores, "model": model} if model else {"cores": cores}
+
+
+def _linux_cpu_model() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
+
+
+def git_state(folder: Path) -> dict[str, str | bool]:
+    """The commit of the checkout that tracks `folder`'s ``__init__.py``, and whether the checkout differs from it.
+
+    ``{"commit": 40 hex digits, "dirty": bool}``.  Untracked files count as a difference, files under the top-level
+    ``results/`` do not.  Both values are "unknown" where `folder` is not in a checkout or git cannot be asked.
+    """
+    try:
+        # A package installed into an ignored environment lies inside somebody else's checkout: that is not its commit.
+        _git(folder, "ls-files", "--error-unmatch", "__init__.py")
+        commit = _git(folder, "rev-parse", "HEAD").strip()
+        # A comparison writes its results into the checkout; they must not make the next one look modified.
+        changes = _git(folder, "status", "--porcelain", "--", ":(top)", ":(top,exclude)results")
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": "unknown", "dirty": "unknown"}
+    return {"commit": commit, "dirty": bool(changes.strip())}
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    # Inside a git hook these variables name another checkout; optional locks would disturb a commit under way.
+    ours = {
+        name: value for name, value in os.environ.items() if name not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
+    }
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+    return subprocess.run(command, env=ours, capture_output=True, text=True, check=True, timeout=GIT_SECONDS).stdout

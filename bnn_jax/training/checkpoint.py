@@ -1,0 +1,488 @@
+"""Checkpoints that are either exactly what was saved, or known to be damaged.
+
+A folder of checkpoints holds, for each step::
+
+    20/                       the data, written by Orbax: one uint8 vector named "bytes", the leaves end to end
+      state/                    OCDBT store: `manifest.ocdbt` and `d/` point into `ocdbt.process_0/d/*`, the bytes
+      state/_METADATA           names and types of what the store holds
+      _CHECKPOINT_METADATA, commit_success.txt, orbax.checkpoint
+    20.json                   the manifest: key path, dtype, shape and SHA-256 of each leaf, in the vector's order,
+                              the caller's metadata, and a SHA-256 over the manifest itself
+    20.json.tmp               `20/` is being written or deleted, and counts for nothing
+    20.orbax-checkpoint-tmp/  what Orbax has not finished
+
+The manifest takes its name last, after the data were read back and compared with it, so a checkpoint exists when its
+manifest does; whatever a kill leaves behind is cleared by the next save.  Orbax itself restores a flipped bit without
+a word and takes an empty folder for the latest checkpoint, hence the hashes.  It gets one vector rather than a tree
+because its parallel reads and writes print the tracebacks of those still in flight when one fails, and because bytes
+come back bit for bit whatever the dtype.
+
+One process at a time writes to a folder.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import operator
+import os
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bnn_jax.errors import RunError, UsageError
+from bnn_jax.training.files import (
+    VectorError,
+    read_vector,
+    replace_synced,
+    sync_tree,
+    write_atomically,
+    write_synced,
+    write_vector,
+)
+
+_FORMAT = "bnn_jax checkpoint"
+_FORMAT_VERSION = 1
+_STEP_NAME = re.compile(r"(0|[1-9][0-9]*)(\.json)?")
+_UNFINISHED_NAME = re.compile(r"(0|[1-9][0-9]*)(\.json\.tmp|\.orbax-checkpoint-tmp.*)")
+_ORBAX_MARKS = {"_CHECKPOINT_METADATA", "commit_success.txt", "orbax.checkpoint", "state"}
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint was passed over; the text names its path and the reason."""
+
+
+class Restored(NamedTuple):
+    """What :func:`restore_checkpoint` found: the state, the step it was saved at, and the caller's metadata."""
+
+    state: Any
+    step: int
+    metadata: dict[str, Any]
+
+
+class _Damaged(Exception):
+    """The reason why a checkpoint does not verify, in words for the user."""
+
+
+class _Unreadable(_Damaged):
+    """Perhaps a good checkpoint, only not readable here and now (format version, permission): never to be deleted."""
+
+
+def save_checkpoint(
+    folder: str | os.PathLike[str],
+    step: int,
+    state: Any,
+    *,
+    metadata: dict[str, Any] | None = None,
+    keep: int = 2,
+) -> Path:
+    """Save `state` as checkpoint `step` of `folder`, then delete those older than the newest `keep` that verify.
+
+    Args:
+      folder: made if missing.
+      step: training steps done, 0 or larger.
+      state: pytree of jax or numpy arrays; typed PRNG keys go in as ``jax.random.key_data(key)``.
+      metadata: a small dict of what JSON knows (config, metrics), kept in the manifest.
+      keep: sound checkpoints to keep, counted from this one down.  Checkpoints of later steps are left alone.
+
+    Returns:
+      The data folder ``<folder>/<step>``.  Saving the same state again changes the metadata at most.
+
+    Raises:
+      TypeError, ValueError: `state`, `metadata`, `step` or `keep` is not as described.
+      UsageError: `folder` is not a folder, or `step` is there already with another state.
+      RunError: disk full, no permission; what was there before is kept.
+    """
+    folder, step = Path(folder).absolute(), operator.index(step)
+    if step < 0:
+        raise ValueError(f"`step` (={step}) must be 0 or larger; give the number of training steps done")
+    if keep < 1:
+        raise ValueError(f"`keep` (={keep}) must be 1 or larger; give the number of checkpoints to keep")
+    leaves = _arrays(state)
+    manifest = _manifest(step, leaves, metadata)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(f"`folder` (={folder}) is a file or lies below one; give the path of a folder") from error
+    except OSError as error:
+        raise _save_error(folder, step, error) from error
+    try:
+        _clear_unfinished(folder)
+        if not _holds_already(folder, step, manifest):
+            _write(folder, step, list(leaves.values()), manifest)
+        _delete_older(folder, step, keep)
+    except (OSError, VectorError, _Damaged) as error:
+        raise _save_error(folder, step, error) from error
+    return folder / str(step)
+
+
+def restore_checkpoint(folder: str | os.PathLike[str], like: Any, *, step: int | None = None) -> Restored | None:
+    """Restore the newest checkpoint of `folder` that verifies, bit for bit as it was saved.
+
+    Checkpoints that are damaged, half-written or of another format are passed over, newest first, each with one
+    :class:`CheckpointWarning`.  With `step` only that one is tried.
+
+    Args:
+      like: a state (or ``jax.eval_shape`` of one) that gives structure, shapes and dtypes.
+
+    Returns:
+      The state in the structure of `like`, its leaves jax arrays on the default device, never weakly typed; or None
+      when `folder` is missing or holds no checkpoint.
+
+    Raises:
+      UsageError: `like` differs from what was saved, or there is no such `step`.
+      RunError: there are checkpoints, but none verifies.
+
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> _ = save_checkpoint(folder, 20, {"kernel": jnp.array([1.0, -0.0])}, metadata={"accuracy": 0.5})
+    >>> restore_checkpoint(folder, {"kernel": jnp.zeros(2)})
+    Restored(state={'kernel': Array([ 1., -0.], dtype=float32)}, step=20, metadata={'accuracy': 0.5})
+    """
+    folder = Path(folder).absolute()
+    present = _steps_present(folder)
+    wanted = _abstract_leaves(like, "like")
+    reasons: dict[int, str] = {}
+    for candidate in reversed(present) if step is None else [_present_step(folder, present, step)]:
+        try:
+            manifest = _read_manifest(folder, candidate)
+            _check_same_leaves(wanted, manifest, folder / str(candidate))
+            leaves = _read_leaves(folder, candidate, manifest)
+        except _Damaged as damage:
+            if step is not None:
+                raise _restore_error(folder, candidate, damage) from None
+            warnings.warn(f"skipped checkpoint `{folder / str(candidate)}`: {damage}", CheckpointWarning, stacklevel=2)
+            if not _is_unfinished(folder, candidate):
+                reasons[candidate] = str(damage)
+            continue
+        state = jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(like), jax.device_put(leaves))
+        return Restored(state, candidate, manifest["metadata"])
+    if reasons:
+        each = "; ".join(f"step {candidate}: {reason}" for candidate, reason in reasons.items())
+        raise RunError(
+            f"none of the {len(reasons)} checkpoints in `{folder}` can be restored ({each}); "
+            "put one back from a backup, or give another folder to start afresh"
+        )
+    return None
+
+
+def checkpoint_steps(folder: str | os.PathLike[str]) -> list[int]:
+    """The steps in `folder` that have data and a manifest that verifies, in rising order; the data are not read."""
+    folder = Path(folder).absolute()
+    steps = []
+    for step in _steps_present(folder):
+        with contextlib.suppress(_Damaged):
+            _read_manifest(folder, step)
+            steps.append(step)
+    return steps
+
+
+def read_metadata(folder: str | os.PathLike[str], step: int) -> dict[str, Any]:
+    """The `metadata` that checkpoint `step` was saved with; the data are not read.
+
+    Raises:
+      UsageError: there is no such step.
+      RunError: its manifest does not verify.
+    """
+    folder = Path(folder).absolute()
+    step = _present_step(folder, _steps_present(folder), step)
+    try:
+        return _read_manifest(folder, step)["metadata"]
+    except _Damaged as damage:
+        raise _restore_error(folder, step, damage) from None
+
+
+def verify_checkpoint(folder: str | os.PathLike[str], step: int) -> None:
+    """Read checkpoint `step` and compare every leaf with its hash; needs neither the model nor its config.
+
+    Raises:
+      UsageError: there is no such step.
+      RunError: it does not verify; the text gives the reason.
+    """
+    folder = Path(folder).absolute()
+    step = _present_step(folder, _steps_present(folder), step)
+    try:
+        _read_leaves(folder, step, _read_manifest(folder, step))
+    except _Damaged as damage:
+        raise _restore_error(folder, step, damage) from None
+
+
+def _abstract_leaves(tree: Any, argument: str) -> dict[str, jax.ShapeDtypeStruct]:
+    """Key path -> shape and dtype, in the tree's order."""
+    paths_and_leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    leaves = {}
+    for key_path, leaf in paths_and_leaves:
+        path = f"state{jax.tree_util.keystr(key_path)}"
+        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+            raise TypeError(f"`{argument}` has {leaf!r} at {path}, not an array; wrap it with jnp.asarray")
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            raise TypeError(f"`{argument}` has a typed PRNG key at {path}; give jax.random.key_data(key) instead")
+        if not _jax_keeps(leaf.dtype):
+            raise TypeError(
+                f"`{argument}` has dtype {leaf.dtype} at {path}, which jax arrays cannot hold here; convert it with "
+                "jnp.asarray, or set jax_enable_x64 for 64-bit numbers"
+            )
+        leaves[path] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    if len(leaves) < len(paths_and_leaves):
+        raise ValueError(f"`{argument}` has leaves with equal key paths; give its pytree nodes distinct keys")
+    return leaves
+
+
+def _jax_keeps(dtype: Any) -> bool:
+    try:
+        return jax.device_put(np.zeros((), dtype)).dtype == dtype
+    except TypeError:
+        return False
+
+
+def _arrays(state: Any) -> dict[str, np.ndarray]:
+    paths = _abstract_leaves(state, "state")
+    arrays = [np.asarray(leaf) for leaf in jax.device_get(jax.tree_util.tree_leaves(state))]
+    if not any(array.size for array in arrays):
+        raise ValueError("`state` holds no numbers to save; give the train state")
+    return dict(zip(paths, arrays))
+
+
+def _as_bytes(array: np.ndarray) -> np.ndarray:
+    """The array's bytes in C order, without a copy where it is contiguous: uint8 [array.nbytes]."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _leaf_hash(dtype: str, shape: list[int], data: np.ndarray) -> str:
+    digest = hashlib.sha256(f"{dtype} {shape}\n".encode())
+    digest.update(data)
+    return digest.hexdigest()
+
+
+def _manifest(step: int, leaves: dict[str, np.ndarray], metadata: dict[str, Any] | None) -> dict[str, Any]:
+    entries = []
+    for path, array in leaves.items():
+        dtype, shape = array.dtype.name, list(array.shape)
+        sha256 = _leaf_hash(dtype, shape, _as_bytes(array))
+        entries.append({"path": path, "dtype": dtype, "shape": shape, "sha256": sha256})
+    body = {
+        "format": _FORMAT,
+        "format_version": _FORMAT_VERSION,
+        "step": step,
+        "metadata": _json_metadata(metadata),
+        "leaves": entries,
+    }
+    return {**body, "sha256": _body_hash(body)}
+
+
+def _json_metadata(metadata: dict[str, Any] | None) -> dict[str, Any]:
+    """`metadata` as it will be read back: JSON turns tuples into lists and keys into strings."""
+    if not isinstance(metadata, dict | None):
+        raise TypeError(f"`metadata` (={metadata!r}) must be a dict; give for example {{'config': ...}}")
+    try:
+        return json.loads(json.dumps(metadata or {}))
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"`metadata` must be made of dicts, lists, strings, numbers, booleans and None, but: {error}; "
+            "convert arrays with float() or .tolist()"
+        ) from error
+
+
+def _body_hash(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _steps_present(folder: Path) -> list[int]:
+    """Every step that `folder` has data or a manifest for, sound or not, in rising order."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    except NotADirectoryError as error:
+        raise UsageError(f"`folder` (={folder}) is a file or lies below one; give the path of a folder") from error
+    except OSError as error:
+        raise RunError(f"cannot list `{folder}`: {error.strerror}; make it readable") from error
+    return sorted({int(match[1]) for match in map(_STEP_NAME.fullmatch, names) if match})
+
+
+def _present_step(folder: Path, present: list[int], step: int) -> int:
+    if operator.index(step) not in present:
+        found = f"the steps there are {', '.join(map(str, present))}" if present else "it holds no checkpoint"
+        raise UsageError(f"`step` (={step}) is not in `{folder}`; {found}")
+    return operator.index(step)
+
+
+def _is_unfinished(folder: Path, step: int) -> bool:
+    return (folder / f"{step}.json.tmp").exists() and not (folder / f"{step}.json").exists()
+
+
+def _read_manifest(folder: Path, step: int) -> dict[str, Any]:
+    """The manifest of `step`, its own hash checked; raises _Damaged."""
+    path = folder / f"{step}.json"
+    if _is_unfinished(folder, step):
+        raise _Damaged("its save was not finished")
+    try:
+        manifest = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise _Damaged(f"it has no manifest `{path.name}`") from None
+    except OSError as error:
+        raise _Unreadable(f"its manifest cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError):
+        raise _Damaged("its manifest is not JSON") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+        raise _Damaged(f"`{path.name}` is not a manifest of {_FORMAT}s")
+    # Every format version hashes its manifest like this, so that a flipped bit is not taken for another version.
+    if manifest.get("sha256") != _body_hash({key: value for key, value in manifest.items() if key != "sha256"}):
+        raise _Damaged("its manifest does not match its own hash")
+    if manifest["format_version"] != _FORMAT_VERSION:
+        raise _Unreadable(f"it has format version {manifest['format_version']}, this bnn_jax reads {_FORMAT_VERSION}")
+    if manifest["step"] != step:
+        raise _Damaged(f"its manifest is that of step {manifest['step']}")
+    if not (folder / str(step)).is_dir():
+        raise _Damaged("its data folder is missing")
+    return manifest
+
+
+def _read_leaves(folder: Path, step: int, manifest: dict[str, Any]) -> list[np.ndarray]:
+    """The leaves in the manifest's order, each one's hash checked; raises _Damaged."""
+    try:
+        data = read_vector(folder / str(step))
+    except VectorError as error:
+        reason = f"its data cannot be read ({error})"
+        raise _Unreadable(reason) if error.refused else _Damaged(reason) from None
+    leaves, offset = [], 0
+    for entry in manifest["leaves"]:
+        dtype = jnp.dtype(entry["dtype"])
+        end = offset + math.prod(entry["shape"]) * dtype.itemsize
+        part = data[offset:end]
+        if _leaf_hash(entry["dtype"], entry["shape"], part) != entry["sha256"]:
+            raise _Damaged(f"{entry['path']} does not match its hash")
+        # A copy, or the smallest leaf would keep the whole vector in memory.
+        leaves.append(part.copy().view(dtype).reshape(entry["shape"]))
+        offset = end
+    return leaves
+
+
+def _check_same_leaves(wanted: dict[str, jax.ShapeDtypeStruct], manifest: dict[str, Any], path: Path) -> None:
+    """Raise UsageError at the first leaf in which `like` and the manifest differ."""
+    saved = {entry["path"]: f"{entry['dtype']}{entry['shape']}" for entry in manifest["leaves"]}
+    asked = {key_path: f"{leaf.dtype.name}{list(leaf.shape)}" for key_path, leaf in wanted.items()}
+    for key_path in asked | saved:
+        here, there = asked.get(key_path, "nothing"), saved.get(key_path, "nothing")
+        if here != there:
+            raise UsageError(
+                f"`like` has {here} at {key_path}, the checkpoint `{path}` has {there}; restore with the model and "
+                "optimizer that were saved (see the checkpoint's metadata), or give another folder to start afresh"
+            )
+
+
+def _restore_error(folder: Path, step: int, damage: _Damaged) -> RunError:
+    others = [str(other) for other in checkpoint_steps(folder) if other != step]
+    way_out = f"try step {' or '.join(reversed(others))}" if others else "put it back from a backup"
+    return RunError(f"checkpoint `{folder / str(step)}` does not verify: {damage}; {way_out}")
+
+
+def _holds_already(folder: Path, step: int, manifest: dict[str, Any]) -> bool:
+    """Whether `step` is there with these leaves (its metadata are then brought up to date); clears what is damaged."""
+    path = folder / str(step)
+    if step not in _steps_present(folder):
+        return False
+    try:
+        found = _read_manifest(folder, step)
+        _read_leaves(folder, step, found)
+    except _Unreadable as damage:
+        raise UsageError(f"`{path}` cannot be replaced: {damage}; give another folder") from None
+    except _Damaged:
+        if path.is_dir() and os.listdir(path) and not _ORBAX_MARKS & set(os.listdir(path)):
+            raise UsageError(f"`{path}` is in the way and no checkpoint; give another folder") from None
+        _delete(folder, step)
+        return False
+    if found["leaves"] != manifest["leaves"]:
+        raise UsageError(f"`{path}` holds another state of that step; give another folder, or delete it first")
+    if found["sha256"] != manifest["sha256"]:
+        write_atomically(folder / f"{step}.json", _manifest_text(manifest))
+    return True
+
+
+def _write(folder: Path, step: int, leaves: list[np.ndarray], manifest: dict[str, Any]) -> None:
+    pending = folder / f"{step}.json.tmp"
+    try:
+        write_synced(pending, _manifest_text(manifest))
+        write_vector(folder / str(step), np.concatenate([_as_bytes(leaf) for leaf in leaves]))
+        sync_tree(folder / str(step))
+        _read_leaves(folder, step, manifest)
+        replace_synced(pending, folder / f"{step}.json")
+    except BaseException:
+        with contextlib.suppress(OSError):
+            _clear_unfinished(folder)
+        raise
+
+
+def _manifest_text(manifest: dict[str, Any]) -> str:
+    return json.dumps(manifest, indent=1) + "\n"
+
+
+def _clear_unfinished(folder: Path) -> None:
+    """Remove what an interrupted save or deletion left, its mark ``<step>.json.tmp`` last."""
+    for match in filter(None, map(_UNFINISHED_NAME.fullmatch, os.listdir(folder))):
+        path, step = folder / match[0], match[1]
+        if path.is_dir():
+            shutil.rmtree(path)
+            continue
+        if not (folder / f"{step}.json").exists() and (folder / step).exists():
+            shutil.rmtree(folder / step)
+        path.unlink()
+
+
+def _delete(folder: Path, step: int) -> None:
+    """Delete a checkpoint such that a kill at any moment leaves it whole or marked as unfinished."""
+    manifest, mark = folder / f"{step}.json", folder / f"{step}.json.tmp"
+    if manifest.exists():
+        replace_synced(manifest, mark)
+    else:
+        write_synced(mark, "")
+    _clear_unfinished(folder)
+
+
+def _delete_older(folder: Path, step: int, keep: int) -> None:
+    """Delete what lies below the newest `keep` sound checkpoints, `step` the first of them.
+
+    Checkpoints with an unreadable manifest are nobody's to delete, and a damaged one does not count as kept.
+    """
+    older = [other for other in _steps_present(folder) if other < step]
+    if len(older) < keep:
+        return
+    kept = 1
+    for other in reversed(older):
+        try:
+            manifest = _read_manifest(folder, other)
+            if kept < keep:
+                _read_leaves(folder, other, manifest)
+        except _Damaged:
+            continue
+        if kept == keep:
+            _delete(folder, other)
+        else:
+            kept += 1
+
+
+def _save_error(folder: Path, step: int, error: Exception) -> RunError:
+    cause = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+    if isinstance(error, _Damaged):
+        cause = f"what was written does not read back, {cause}"
+    last = _last_good(folder)
+    kept = "there is no good checkpoint yet" if last is None else f"the last good checkpoint (step {last}) is kept"
+    return RunError(
+        f"saving checkpoint `{folder / str(step)}` failed: {cause}; {kept}; "
+        "make room or make the folder writable, then run again to go on from there"
+    )
+
+
+def _last_good(folder: Path) -> int | None:
+    with contextlib.suppress(RunError, UsageError):
+        for step in reversed(_steps_present(folder)):
+            with contextlib.suppress(_Damaged):
+                _read_leaves(folder, step, _read_manifest(folder, step))
+                return step
+    return None

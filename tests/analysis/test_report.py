@@ -1,0 +1,319 @@
+"""The numbers, tables and files of a comparison's report."""
+
+import copy
+import json
+import re
+
+import numpy as np
+import pytest
+
+from bnn_jax.analysis.report import print_table, report_markdown, summarize, to_json, write_report
+from bnn_jax.errors import RunError, UsageError
+
+
+def a_run(seed, best, last, *, loss=0.05, time=10.0, gamma=None, **more):
+    curve = {
+        "epoch": [1, 2],
+        "validation_accuracy": [0.5, best],
+        "train_loss": [1.0, loss],
+        "train_accuracy": [0.5, 1.0],
+    }
+    return {
+        "seed": seed,
+        "epochs": 2,
+        "best_epoch": 2,
+        "validation_accuracy_best": best,
+        "test_accuracy_best": best,
+        "test_accuracy_last": last,
+        "train_loss_last": loss,
+        "step_time_ms": time,
+        "max_abs_latent": 1.0 + seed / 10,
+        "share_on_bounds": 0.1 * (seed + 1),
+        "wall_time_s": 1.0,
+        "curve": curve,
+        "gamma": gamma,
+    } | more
+
+
+def a_row(label, runs, *, optimizer=None, loss="multiclass_hinge", **settings):
+    return {"label": label, "optimizer": optimizer or label, "loss": loss, "settings": settings, "runs": runs}
+
+
+@pytest.fixture
+def results():
+    gamma = {"step": [1, 2, 3], "value": [1.0, 1.0, 0.5]}
+    dfw = [
+        a_run(0, 0.9611, 0.9583, loss=0.04, time=12.0, gamma=gamma),
+        a_run(1, 0.9722, 0.9500, loss=0.06, time=50.0, gamma=gamma),
+        a_run(2, 0.9527, 0.9555, loss=0.11, time=13.0, gamma=gamma),
+    ]
+    adam = [a_run(seed, 0.93 + 0.013 * seed, 0.92 + 0.017 * seed) for seed in range(3)]
+    return {
+        "name": "compare_digits",
+        "command": "python scripts/compare_optimizers.py --name compare_digits",
+        "dataset": {"name": "digits", "note": "Real 8x8 digits.", "train": 1077, "validation": 360, "test": 361},
+        "config": {"model": {"width": 16}},
+        "provenance": {
+            "date": "2026-11-20T10:00:00+00:00",
+            "python": "3.11.7",
+            "platform": "Linux",
+            "versions": {"jax": "0.10.2", "optax": "0.2.8"},
+            "device": {"platform": "gpu", "kind": "Big GPU", "count": 2},
+            "cpu": {"cores": 2, "model": "Some CPU"},
+            "git": {"commit": "0123456789abcdef", "dirty": True},
+        },
+        "rows": [a_row("dfw", dfw, learning_rate=1.0, momentum=0.9), a_row("adam", adam, learning_rate=0.001)],
+        "tuning": None,
+    }
+
+
+def tables_of(markdown):
+    """Every table of a Markdown text as a list of {header: cell}."""
+    tables, lines = [], []
+    for line in [*markdown.splitlines(), ""]:
+        if line.startswith("|"):
+            lines.append([cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+        elif lines:
+            header, _, *rows = lines
+            assert all(len(row) == len(header) for row in rows)
+            tables.append([dict(zip(header, row)) for row in rows])
+            lines = []
+    return tables
+
+
+def numbers_of(cell):
+    return [float(number) for number in cell.split(" ± ")]
+
+
+def diverge(run):
+    nothing = {"test_accuracy_best": None, "test_accuracy_last": None, "train_loss_last": float("nan")}
+    run.update(nothing, diverged="The loss became NaN in epoch 2.")
+
+
+def test_summary_is_numpy_over_the_seeds(results):
+    for summary, row in zip(summarize(results), results["rows"]):
+        for name in ("test_accuracy_best", "test_accuracy_last", "train_loss_last"):
+            values = np.array([run[name] for run in row["runs"]])
+            assert summary[f"{name}_mean"] == pytest.approx(np.mean(values))
+            assert summary[f"{name}_std"] == pytest.approx(np.std(values, ddof=1))
+        assert (summary["n"], summary["runs"]) == (3, 3)
+        assert summary["max_abs_latent"] == pytest.approx(1.2)
+        assert summary["share_on_bounds"] == pytest.approx(0.2)
+    assert summarize(results)[0]["step_time_ms"] == 13.0
+
+
+def test_one_seed_has_no_standard_deviation(results):
+    for row in results["rows"]:
+        row["runs"] = row["runs"][:1]
+    summary = summarize(results)[0]
+    assert (summary["test_accuracy_best_mean"], summary["test_accuracy_best_std"]) == (0.9611, None)
+    row = tables_of(report_markdown(results))[0][0]
+    assert (row["test accuracy, best (%)"], row["n"]) == ("96.11", "1")
+
+
+def test_a_diverged_run_is_counted_left_out_and_explained(results):
+    diverge(results["rows"][0]["runs"][1])
+    summary = summarize(results)[0]
+    assert (summary["n"], summary["runs"]) == (2, 3)
+    assert summary["test_accuracy_best_mean"] == pytest.approx((0.9611 + 0.9527) / 2)
+    assert summary["train_loss_last_mean"] == pytest.approx((0.04 + 0.11) / 2)
+    text = report_markdown(results)
+    assert tables_of(text)[0][0]["n"] == "2/3"
+    assert "- dfw, seed 1, is not in the means: The loss became NaN in epoch 2." in text.splitlines()
+
+
+def test_a_diverged_run_with_accuracies_is_left_out_too(results):
+    results["rows"][0]["runs"][1]["diverged"] = "The loss became NaN."
+    assert summarize(results)[0]["test_accuracy_last_mean"] == pytest.approx((0.9583 + 0.9555) / 2)
+
+
+def test_a_row_of_which_nothing_finished_shows_dashes(results):
+    for run in results["rows"][1]["runs"]:
+        diverge(run)
+    row = tables_of(report_markdown(results))[0][1]
+    assert {row[name] for name in ("test accuracy, best (%)", "test accuracy, last (%)", "train loss")} == {"-"}
+    assert (row["step time (ms)"], row["n"]) == ("-", "0/3")
+
+
+def test_a_number_that_is_not_finite_makes_its_mean_a_dash_and_no_other(results):
+    results["rows"][0]["runs"][2]["train_loss_last"] = float("inf")
+    summary = summarize(results)[0]
+    assert (summary["train_loss_last_mean"], summary["train_loss_last_std"], summary["n"]) == (None, None, 3)
+    row = tables_of(report_markdown(results))[0][0]
+    assert row["train loss"] == "-"
+    assert numbers_of(row["test accuracy, best (%)"])[0] == pytest.approx(96.20)
+
+
+def test_table_holds_the_numbers_in_per_cent(results):
+    (table,) = tables_of(report_markdown(results))
+    for cells, row in zip(table, results["rows"]):
+        for which in ("best", "last"):
+            values = 100 * np.array([run[f"test_accuracy_{which}"] for run in row["runs"]])
+            shown = numbers_of(cells[f"test accuracy, {which} (%)"])
+            np.testing.assert_allclose(shown, [values.mean(), values.std(ddof=1)], atol=0.00501)
+        assert cells["optimizer"] == row["label"]
+    assert numbers_of(table[0]["train loss"]) == pytest.approx([0.07, 0.036], abs=1e-3)
+    assert table[0]["settings"] == "learning_rate=1, momentum=0.9"
+    assert (table[0]["step time (ms)"], table[0]["n"]) == ("13.0", "3")
+    assert "loss" not in table[0]
+
+
+def test_loss_is_a_column_where_there_are_several(results):
+    results["rows"][1]["loss"] = "cross_entropy"
+    text = report_markdown(results)
+    assert [row["loss"] for row in tables_of(text)[0]] == ["multiclass_hinge", "cross_entropy"]
+    assert "Train losses of rows with different losses do not compare." in text
+
+
+def test_a_label_that_hides_the_optimizer_names_it(results):
+    results["rows"][1]["label"] = "baseline | <b>\nold"
+    assert tables_of(report_markdown(results))[0][1]["optimizer"] == "baseline | &lt;b> old (adam)"
+
+
+def test_report_says_data_choice_provenance_and_command(results):
+    text = report_markdown(results)
+    for part in (
+        "# compare_digits",
+        "1077 training, 360 validation and 361 test examples. Real 8x8 digits.",
+        "for 2 epochs with the loss `multiclass_hinge`, seeds 0, 1, 2.",
+        "at the epoch of the highest validation accuracy",
+        "commit 0123456789abcdef, with uncommitted changes",
+        "2 x Big GPU (gpu)",
+        "Python 3.11.7, jax 0.10.2, optax 0.2.8",
+        "2026-11-20T10:00:00+00:00",
+        "```sh\npython scripts/compare_optimizers.py --name compare_digits\n```",
+        "![Validation accuracy over epochs](accuracy.png)",
+        "(step_size.png)",
+    ):
+        assert part in text
+
+
+def test_no_step_size_picture_without_a_step_size(results):
+    results["rows"] = results["rows"][1:]
+    assert "step_size.png" not in report_markdown(results)
+
+
+def test_clean_and_unknown_checkouts_differ(results):
+    results["provenance"]["git"]["dirty"] = False
+    assert "- code: commit 0123456789abcdef\n" in report_markdown(results)
+    results["provenance"]["git"] = {"commit": "unknown", "dirty": "unknown"}
+    assert "- code: commit unknown, state of the checkout unknown\n" in report_markdown(results)
+
+
+def test_tuning_table(results):
+    trials = [
+        {"learning_rate": rate, "validation_accuracy": accuracy} for rate, accuracy in ((0.1, 0.912), (1.0, None))
+    ]
+    rows = [
+        {"label": "dfw", "chosen": {"learning_rate": 0.1}, "trials": trials},
+        {"label": "adam", "chosen": {"learning_rate": 0.001}, "trials": []},
+    ]
+    results["tuning"] = {"seed": 1000, "epochs": 5, "budget": 4, "rows": rows}
+    text = report_markdown(results)
+    assert "with seed 1000, 5 epochs and at most 4 trials for each optimizer" in text
+    assert [tuple(row.values()) for row in tables_of(text)[1]] == [
+        ("dfw", "learning_rate=0.1", "yes", "91.20"),
+        ("dfw", "learning_rate=1", "", "-"),
+        ("adam", "learning_rate=0.001", "not tuned", "-"),
+    ]
+
+
+def test_latent_weights_are_told_with_and_without_bounds(results):
+    for run in results["rows"][1]["runs"]:
+        run["share_on_bounds"] = None
+    assert "dfw 1.2 (20.0 % on the bounds); adam 1.2." in report_markdown(results)
+
+
+def test_nothing_to_compare_is_refused(results):
+    with pytest.raises(ValueError, match="`results` must have at least one row"):
+        summarize(results | {"rows": []})
+
+
+@pytest.mark.parametrize("losses", [("multiclass_hinge",) * 2, ("multiclass_hinge", "cross_entropy")])
+def test_terminal_table_fits_in_80_columns(results, losses, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    results["rows"][1]["label"] = "adam with cosine decay [bold] and latent clipping"
+    for row, loss in zip(results["rows"], losses):
+        row["loss"] = loss
+    diverge(results["rows"][1]["runs"][0])
+    print_table(results)
+    out = capsys.readouterr().out
+    table = out.split("best:")[0]
+    assert max(map(len, table.splitlines())) <= 80
+    best = 100 * np.array([0.9611, 0.9722, 0.9527])
+    assert f"{best.mean():.2f} ± {best.std(ddof=1):.2f}" in table
+    assert "2/3" in table and "[bold]" in table
+    assert "The loss became NaN in epoch 2." in " ".join(out.split())
+    assert ("cross_entropy" in table) == (len(set(losses)) == 2)
+
+
+def strictly(text):
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_json_keeps_everything_but_what_is_not_finite():
+    value = {
+        "a [\n1,  2]": '[\n 1\n]"',
+        "b": [1, 2.5, -3e-9, None, True, []],
+        "c": [[1, 2], ["x", {"y": []}]],
+        "d": "α [1,  2]",
+    }
+    assert strictly(to_json(value)) == value
+    broken = {"a": float("nan"), "b": [float("inf"), 1.0, {"c": -float("inf")}]}
+    assert strictly(to_json(broken)) == {"a": None, "b": [None, 1.0, {"c": None}]}
+    assert len(to_json({"curve": list(range(1000))}).splitlines()) == 3
+
+
+def test_report_is_the_same_from_its_json(results, tmp_path):
+    diverge(results["rows"][1]["runs"][0])
+    before = copy.deepcopy(results)
+    write_report(results, tmp_path / "new" / "folder")
+    folder = tmp_path / "new" / "folder"
+    names = ["accuracy.png", "report.md", "results.json", "step_size.png"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    read = strictly((folder / "results.json").read_text(encoding="utf-8"))
+    assert report_markdown(read) == (folder / "report.md").read_text(encoding="utf-8") == report_markdown(before)
+    assert read["rows"][1]["runs"][0]["train_loss_last"] is None
+    assert read["rows"][0] == before["rows"][0]
+
+
+def test_an_earlier_step_size_picture_goes(results, tmp_path):
+    write_report(results, tmp_path)
+    results["rows"] = results["rows"][1:]
+    write_report(results, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["accuracy.png", "report.md", "results.json"]
+
+
+@pytest.mark.parametrize("below", ["", "further"])
+def test_a_folder_that_is_a_file_is_refused(results, tmp_path, below):
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(
+        UsageError, match=r"`folder` \(=.*taken.*\) must be a folder, but there is a file; name another"
+    ):
+        write_report(results, tmp_path / "taken" / below)
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_a_failed_write_names_the_folder_and_leaves_no_draft(results, tmp_path):
+    (tmp_path / "accuracy.png").mkdir()
+    with pytest.raises(RunError, match=r"The report in .* was not written \(.+\); free space or name another folder"):
+        write_report(results, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["accuracy.png", "report.md", "results.json"]
+
+
+def test_a_draft_that_breaks_off_leaves_the_earlier_file(results, tmp_path, monkeypatch):
+    write_report(results, tmp_path)
+    whole = (tmp_path / "accuracy.png").read_bytes()
+
+    def full_disk(results, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bnn_jax.analysis.report.plot_accuracy", full_disk)
+    with pytest.raises(RunError, match="No space left on device"):
+        write_report(results, tmp_path)
+    assert (tmp_path / "accuracy.png").read_bytes() == whole
+    assert len(list(tmp_path.iterdir())) == 4
