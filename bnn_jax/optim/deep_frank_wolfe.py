@@ -101,8 +101,10 @@ def _search(problem, offset, start, change):
         bounded = bounded | ~rising
         newton = gamma - slope / jnp.where(curvature == 0, -jnp.finfo(jnp.float32).tiny, curvature)
         trusted = (iterations < MAX_NEWTON) & (newton > low) & (newton < high)
-        proposal = jnp.where(trusted, newton, jnp.where(bounded, (low + high) / 2, 1.0))
-        at_end = (rising & (gamma >= 1)) | (~rising & (gamma <= 0))
+        # Halving the logarithm finds a relative 1e-6 within MAX_ITERATIONS wherever in [1e-38, 1] the root is.
+        middle = jnp.sqrt(jnp.maximum(low, 1e-6 * high)) * jnp.sqrt(high)
+        proposal = jnp.where(trusted, newton, jnp.where(bounded, middle, 1.0))
+        at_end = rising & (gamma >= 1)
         settled = jnp.abs(newton - gamma) <= TOLERANCE * gamma
         narrow = bounded & (high - low <= TOLERANCE * high)
         done = at_end | settled | narrow | (iterations >= MAX_ITERATIONS)

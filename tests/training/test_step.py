@@ -21,7 +21,7 @@ from bnn_jax.training.step import (
 )
 
 INFO = ImageInfo((8, 8, 1), 3, (100.0,), (50.0,))
-CONFIG = Config("test", epochs=2, batch_size=8, model=ModelConfig("resnet6", width=4), data=DataConfig(crop_padding=1))
+CONFIG = Config("test", epochs=12, batch_size=8, model=ModelConfig("resnet6", width=4), data=DataConfig(crop_padding=1))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ OPTIMIZERS = {
     "adam": OptimConfig("adam", learning_rate=0.05, schedule="cosine"),
     "sgd": OptimConfig("sgd", learning_rate=0.1, schedule="linear", weight_decay=1e-4),
     "polyak_sgd": OptimConfig("polyak_sgd", learning_rate=0.1),
-    "momo": OptimConfig("momo", learning_rate=0.3),
+    "momo": OptimConfig("momo", learning_rate=1.0),
 }
 
 

@@ -1,0 +1,353 @@
+"""load_dataset: whole image sets as uint8 arrays, from scikit-learn's digits, an .npz file or a TFDS folder.
+
+A TFDS folder is decoded once and kept as an .npz file, in the very format a user's own .npz file has.
+"""
+
+import json
+import logging
+import operator
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+from bnn_jax.data.prepare import default_data_dir
+from bnn_jax.data.tfds_folder import decode_tfds_folder, find_tfds_folder
+from bnn_jax.errors import RunError, UsageError
+
+logger = logging.getLogger(__name__)
+
+REQUIRED = {"train_images", "train_labels", "test_images", "test_labels"}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and their labels, in a fixed order."""
+
+    images: UInt8[np.ndarray, "examples height width channels"]
+    labels: Int32[np.ndarray, "examples"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A whole classification set in memory.
+
+    `mean` and `std` are those of the training split's pixels, one for each channel, in units of 0..255.
+    `note` says where the images come from, for reports to quote.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    note: str
+
+
+def load_dataset(
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    validation_examples: int | None = None,
+    split_seed: int = 0,
+) -> Dataset:
+    """Load a whole image classification set, split into training, validation and test.
+
+    The validation split is taken out of the training images by a permutation that `split_seed` alone decides, on
+    every platform and with every version of NumPy; test is the official one.
+
+    Args:
+      name: one of
+
+        * `"digits"`: 1797 real 8x8 digits that come with scikit-learn, values 0..16 stretched to 0..255; there is no
+          official split, so each class is divided 60/20/20 % by `split_seed`.
+        * a path that ends in `.npz`, with the arrays `train_images`, `train_labels`, `test_images`, `test_labels`:
+          images uint8 [N,H,W,C] or [N,H,W], labels integers [N].  Optional: `validation_images` and
+          `validation_labels`, `num_classes` (default: highest label + 1), `note`.
+        * a set in `data_dir` that TFDS stored as ArrayRecord, such as `"cifar10"`; read without TensorFlow.
+      data_dir: folder of TFDS sets; default `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+      cache_dir: where the decoded arrays of a TFDS set are kept, as `<name>-<version>.npz`; default
+        `$XDG_CACHE_HOME/bnn_jax`, else `~/.cache/bnn_jax`.
+      validation_examples: size of the validation split; default a tenth of the training images, for digits a fifth
+        of all.  Must be left out when the source has a validation split of its own.
+      split_seed: seed of the division.
+
+    Returns:
+      A :class:`Dataset`; images uint8 [N,H,W,C], labels int32 [N].
+
+    Raises:
+      UsageError: for a name, path or number that cannot be served; names it and the way out.
+      RunError: for data that are damaged or break a rule above; names the array, the value and the rule.
+
+    >>> digits = load_dataset("digits")
+    >>> digits.train.images.shape, digits.validation.labels.shape, digits.num_classes
+    ((1079, 8, 8, 1), (359,), 10)
+    """
+    name = os.fspath(name)
+    seed = _whole_number("split_seed", split_seed, at_least=0)
+    if validation_examples is not None:
+        validation_examples = _whole_number("validation_examples", validation_examples, at_least=1)
+    if name == "digits":
+        return _load_digits(validation_examples, seed)
+    if name.endswith(".npz"):
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise UsageError(f"`name` (={name!r}) is not a file; give 'digits', the path of an .npz file or a TFDS set")
+        return _assemble(path.stem, _read_npz(path), str(path), validation_examples, seed)
+    folder = find_tfds_folder(name, Path(data_dir or default_data_dir()).expanduser())
+    cache = Path(cache_dir or _default_cache_dir()).expanduser() / f"{name.replace('/', '-')}-{folder.name}.npz"
+    return _assemble(name, _read_through_cache(name, folder, cache), str(folder), validation_examples, seed)
+
+
+def _whole_number(argument: str, value: Any, *, at_least: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or number < at_least:
+        raise UsageError(f"`{argument}` (={value!r}) must be a whole number, at least {at_least}")
+    return number
+
+
+# -- from arrays to a Dataset
+
+
+def _assemble(
+    name: str, arrays: Mapping[str, np.ndarray], source: str, validation_examples: int | None, split_seed: int
+) -> Dataset:
+    """Check the arrays of the .npz format and divide them."""
+    given = {prefix: _split_from(arrays, prefix, source) for prefix in ("train", "test")}
+    train, test = given["train"], given["test"]
+    if arrays.keys() & {"validation_images", "validation_labels"}:
+        if validation_examples is not None:
+            raise UsageError(
+                f"`validation_examples` (={validation_examples}) must be left out: {source} has its own "
+                "validation split"
+            )
+        given["validation"] = validation = _split_from(arrays, "validation", source)
+    num_classes = _num_classes(arrays, given, source)
+    for prefix, split in given.items():
+        _check_split(split, prefix, num_classes, train.images.shape[1:], source)
+    if "validation" not in given:
+        order = permutation(len(train.labels), seed=split_seed)
+        count = max(1, len(order) // 10) if validation_examples is None else validation_examples
+        _check_validation_count(count, len(order) - 1)
+        train, validation = _take(train, order[count:]), _take(train, order[:count])
+    note = str(arrays.get("note", f"{Path(source).name} (.npz file)"))
+    return _with_statistics(name, train, validation, test, num_classes, note)
+
+
+def _split_from(arrays: Mapping[str, np.ndarray], prefix: str, source: str) -> Split:
+    """The arrays of one split: presence, type and rank checked, a missing channel axis added."""
+    for key in (f"{prefix}_images", f"{prefix}_labels"):
+        if key not in arrays:
+            raise RunError(f"{source} has no array `{key}`; it has {', '.join(sorted(arrays)) or 'none'}")
+    images, labels = arrays[f"{prefix}_images"], arrays[f"{prefix}_labels"]
+    if images.dtype != np.uint8 or images.ndim not in (3, 4):
+        raise RunError(
+            f"`{prefix}_images` of {source} is {images.dtype} of shape {images.shape}; images are uint8, "
+            "[N,H,W,C] or [N,H,W]"
+        )
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise RunError(
+            f"`{prefix}_labels` of {source} is {labels.dtype} of shape {labels.shape}; labels are integers of shape [N]"
+        )
+    if len(images) != len(labels) or len(labels) == 0 or images.size == 0:
+        raise RunError(
+            f"`{prefix}_images` of {source} has shape {images.shape} and `{prefix}_labels` {labels.shape}; "
+            "each image has one label, and no split is empty"
+        )
+    return Split(images if images.ndim == 4 else images[..., None], labels)
+
+
+def _num_classes(arrays: Mapping[str, np.ndarray], splits: Mapping[str, Split], source: str) -> int:
+    if "num_classes" not in arrays:
+        return 1 + max(int(split.labels.max()) for split in splits.values())
+    value = arrays["num_classes"]
+    if value.dtype.kind not in "iu" or value.ndim != 0 or value < 1:
+        raise RunError(f"`num_classes` of {source} is {value.tolist()!r}; it is one whole number, at least 1")
+    return int(value)
+
+
+def _check_split(split: Split, prefix: str, num_classes: int, shape: tuple[int, ...], source: str) -> None:
+    outside = np.flatnonzero((split.labels < 0) | (split.labels >= num_classes))
+    if len(outside):
+        raise RunError(
+            f"`{prefix}_labels` of {source} has the label {split.labels[outside[0]]} at index {outside[0]}; "
+            f"labels are 0 to {num_classes - 1}"
+        )
+    if split.images.shape[1:] != shape:
+        raise RunError(
+            f"`{prefix}_images` of {source} has images of shape {split.images.shape[1:]}, `train_images` of {shape}; "
+            "all splits have one"
+        )
+
+
+def _check_validation_count(count: int, most: int) -> None:
+    if not 1 <= count <= most:
+        raise UsageError(
+            f"`validation_examples` (={count}) must be 1 to {most}, so that training and validation both have examples"
+        )
+
+
+def _take(split: Split, indices: np.ndarray) -> Split:
+    indices = np.sort(indices)
+    return Split(split.images[indices], split.labels[indices])
+
+
+def permutation(count: int, *, seed: int) -> np.ndarray:
+    """A permutation of range(count) that depends on nothing but `seed`.
+
+    Ranks of raw PCG64 outputs: NumPy promises the raw bits of a bit generator for ever, those of
+    `Generator.permutation` only within a version.
+
+    >>> permutation(5, seed=0)
+    array([3, 2, 1, 0, 4])
+    """
+    return np.argsort(np.random.PCG64(seed).random_raw(count), kind="stable")
+
+
+def _with_statistics(name: str, train: Split, validation: Split, test: Split, num_classes: int, note: str) -> Dataset:
+    splits = [Split(s.images, s.labels.astype(np.int32)) for s in (train, validation, test)]
+    mean, std = pixel_statistics(train.images)
+    if 0.0 in std:
+        channel = std.index(0.0)
+        raise RunError(
+            f"every pixel of channel {channel} of the training images of {name} is {mean[channel]:g}, "
+            "which cannot be normalised; leave that channel out"
+        )
+    return Dataset(name, *splits, num_classes=num_classes, mean=mean, std=std, note=note)
+
+
+def pixel_statistics(
+    images: UInt8[np.ndarray, "examples height width channels"],
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel over all pixels of all images, summed exactly in integers.
+
+    >>> pixel_statistics(np.array([[[[1]], [[3]]]], np.uint8))
+    ((2.0,), (1.0,))
+    """
+    mean, std = [], []
+    for channel in range(images.shape[-1]):
+        values = images[..., channel]
+        count, total = values.size, int(values.sum(dtype=np.uint64))
+        squares = sum(int(np.square(part, dtype=np.uint16).sum(dtype=np.uint64)) for part in _blocks(values))
+        mean.append(total / count)
+        std.append((count * squares - total * total) ** 0.5 / count)
+    return tuple(mean), tuple(std)
+
+
+def _blocks(values: np.ndarray) -> list[np.ndarray]:
+    """Views of a few thousand examples, so that a wider copy of them stays small."""
+    return np.array_split(values, -(-len(values) // 4096))
+
+
+# -- digits
+
+
+def _load_digits(validation_examples: int | None, split_seed: int) -> Dataset:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = bunch.target.astype(np.int32)
+    test_count = round(len(labels) / 5)
+    count = test_count if validation_examples is None else validation_examples
+    _check_validation_count(count, len(labels) - test_count - 1)
+    order = permutation(len(labels), seed=split_seed)
+    # Test is taken first, so that it does not depend on the size of the validation split.
+    test, rest = stratified(order, labels, test_count)
+    validation, train = stratified(rest, labels, count)
+    whole = Split(images, labels)
+    note = "digits (8x8, scikit-learn's copy of the UCI test set; split 60/20/20 % by seed)"
+    return _with_statistics(
+        "digits", _take(whole, train), _take(whole, validation), _take(whole, test), num_classes=10, note=note
+    )
+
+
+def stratified(order: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Divide the indices `order` into `count` of them and the rest, with the classes in equal proportion.
+
+    A class of n gives floor(n count / len(order)), and the classes with the largest remainders one more until it is
+    `count`; of each class the first in `order` are taken.
+
+    >>> stratified(np.arange(6), np.array([0, 0, 1, 1, 1, 1]), 3)
+    (array([0, 2, 3]), array([1, 4, 5]))
+    """
+    sizes = np.bincount(labels[order])
+    quotas, remainders = np.divmod(sizes * count, len(order))
+    largest = np.argsort(-remainders, kind="stable")[: count - quotas.sum()]
+    quotas[largest] += 1
+    chosen = np.concatenate([np.flatnonzero(labels[order] == c)[:quota] for c, quota in enumerate(quotas)])
+    return order[chosen], np.delete(order, chosen)
+
+
+# -- npz
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an .npz file, their CRCs checked; objects (pickles) are refused."""
+    try:
+        with path.open("rb") as stream:
+            if not zipfile.is_zipfile(stream):
+                raise RunError(f"{path} is not an .npz file or was cut short; write it again with numpy.savez")
+            with np.load(stream, allow_pickle=False) as file:
+                return {key: file[key] for key in file.files}
+    except RunError:
+        raise
+    except Exception as error:  # Damage shows as a dozen types, from zipfile, zlib, struct, ast and NumPy.
+        if "allow_pickle" in str(error):
+            raise RunError(
+                f"{path} holds Python objects, which are not loaded because they can run code; "
+                "write it again with arrays of numbers"
+            ) from error
+        raise RunError(f"{path} cannot be read ({error}); write it again with numpy.savez") from error
+
+
+def _write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write so that `path` is either what it was or whole, also when the machine stops."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with part.open("wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+# -- cache
+
+
+def _default_cache_dir() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bnn_jax"
+
+
+def _read_through_cache(name: str, folder: Path, cache: Path) -> dict[str, np.ndarray]:
+    """The arrays of the TFDS set in `folder`: from `cache` if made from these very files, else decoded anew."""
+    files = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in folder.iterdir())
+    source = json.dumps(files)
+    if cache.exists():
+        try:
+            arrays = _read_npz(cache)
+            if str(arrays.get("source")) == source and arrays.keys() >= REQUIRED:
+                return arrays
+            logger.warning("%s was not made from the files in %s; making it anew", cache, folder)
+        except RunError:
+            logger.warning("%s is damaged; making it anew", cache)
+    arrays = decode_tfds_folder(name, folder) | {"source": np.array(source)}
+    try:
+        _write_npz(cache, arrays)
+    except OSError as error:
+        logger.warning("%s cannot be written (%s); %s will be decoded anew each time", cache, error, name)
+    return arrays

@@ -1,0 +1,135 @@
+"""Folders that TFDS stored as ArrayRecord: find the one of a set, and decode it whole, without TensorFlow."""
+
+import difflib
+import io
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bnn_jax.data.prepare import ARCHIVES, import_tfds
+from bnn_jax.errors import RunError, UsageError
+
+TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
+RECORDS_AT_A_TIME = 1000
+
+
+def find_tfds_folder(name: str, data_dir: Path) -> Path:
+    """The newest version of the set `name` in `data_dir`."""
+    versions = _versions(data_dir / name)
+    if versions:
+        return versions[-1]
+    if name in ARCHIVES:
+        raise UsageError(
+            f"`name` (={name!r}) is not in the data folder {data_dir}; "
+            f"prepare it with: python scripts/prepare_data.py {name} --data-dir {shlex.quote(str(data_dir))}"
+        )
+    present = sorted(folder.name for folder in data_dir.glob("*") if _versions(folder))
+    nearest = difflib.get_close_matches(name, ["digits", *present, *ARCHIVES], n=1, cutoff=0)[0]
+    raise UsageError(
+        f"`name` (={name!r}) is not 'digits', not a path that ends in .npz, and not a set in the data folder "
+        f"{data_dir} (it has {', '.join(present) or 'none'}); did you mean {nearest!r}?"
+    )
+
+
+def _versions(folder: Path) -> list[Path]:
+    numbered = [path for path in folder.glob("*/dataset_info.json") if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name)]
+    return sorted((path.parent for path in numbered), key=lambda path: [int(part) for part in path.name.split(".")])
+
+
+def decode_tfds_folder(name: str, folder: Path) -> dict[str, np.ndarray]:
+    """Decode the splits of a TFDS folder into the arrays of the .npz format."""
+    tfds = import_tfds()
+    try:
+        builder = tfds.builder_from_directory(folder)
+    except Exception as error:  # TFDS parses JSON and protobufs here, and lets every error of theirs out.
+        raise RunError(
+            f"{folder} cannot be read as a TFDS folder ({_reason(error)}); copy or prepare the set again"
+        ) from error
+    image_key, label_key, mode = _what_to_decode(tfds, builder.info, folder)
+    decoders = {image_key: tfds.decode.SkipDecoding()}
+    arrays, encodings = {}, set()
+    for split in ("train", "validation", "test"):
+        if split in builder.info.splits:
+            where = f"the {split} split of {folder}"
+            records = _read_records(builder, split, decoders, where)
+            arrays[f"{split}_labels"] = np.array([record[label_key] for record in records], np.int32)
+            arrays[f"{split}_images"], found = _decode_images([record[image_key] for record in records], mode, where)
+            encodings |= found
+    arrays["num_classes"] = np.array(builder.info.features[label_key].num_classes)
+    arrays["note"] = np.array(_note(name, folder.name, encodings))
+    return arrays
+
+
+def _what_to_decode(tfds: Any, info: Any, folder: Path) -> tuple[str, str, str]:
+    """The keys of image and label, and the Pillow mode; refuses what is not a set of uint8 images with one label."""
+    keys, features = info.supervised_keys or ("image", "label"), dict(info.features.items())
+    image, label = features.get(keys[0]), features.get(keys[1])
+    if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
+        raise UsageError(f"{folder} is not a set of images with one label each: its features are {', '.join(features)}")
+    modes = {1: "L", 3: "RGB"}
+    if image.shape[-1] not in modes or image.np_dtype != np.uint8:
+        raise UsageError(
+            f"the images of {folder} are {image.np_dtype} of shape {image.shape}; 8-bit grey or RGB is read"
+        )
+    missing = [split for split in ("train", "test") if split not in info.splits]
+    if missing:
+        raise UsageError(
+            f"{folder} has no split {missing[0]!r}, only {', '.join(info.splits)}; it can be given as .npz"
+        )
+    if info.file_format.value != "array_record":
+        raise UsageError(
+            f"{folder} is stored as {info.file_format.value}, which needs TensorFlow to read; "
+            "prepare it with file_format='array_record' in another data folder"
+        )
+    return keys[0], keys[1], modes[image.shape[-1]]
+
+
+def _read_records(builder: Any, split: str, decoders: Any, where: str) -> list[dict[str, Any]]:
+    try:
+        source = builder.as_data_source(split, decoders=decoders)
+        starts = range(0, len(source), RECORDS_AT_A_TIME)
+        blocks = [source.__getitems__(range(i, min(i + RECORDS_AT_A_TIME, len(source)))) for i in starts]
+    except (RuntimeError, OSError) as error:  # ArrayRecord verifies its checksums; a file may be missing.
+        raise RunError(f"{where} is damaged ({_reason(error)}); copy or prepare the set again") from error
+    if not blocks:
+        raise RunError(f"{where} is empty; copy or prepare the set again")
+    return [record for block in blocks for record in block]
+
+
+def _decode_images(encoded: list[bytes], mode: str, where: str) -> tuple[np.ndarray, set[str]]:
+    """Decode with Pillow, always, so that the pixels are the same wherever they are decoded."""
+    from PIL import Image
+
+    images, encodings = None, set()
+    for index, data in enumerate(encoded):
+        try:
+            picture = Image.open(io.BytesIO(data))
+            encodings.add(picture.format)
+            pixels = np.asarray(picture if picture.mode == mode else picture.convert(mode))
+        except Exception as error:  # Pillow lets errors of a dozen types out of its parsers.
+            raise RunError(
+                f"image {index} of {where} cannot be decoded ({_reason(error)}); copy or prepare the set again"
+            ) from error
+        if images is None:
+            images = np.empty((len(encoded), *pixels.shape), np.uint8)
+        if pixels.shape != images.shape[1:]:
+            raise UsageError(
+                f"images of {where} differ in size: {images.shape[1:3]} at index 0, {pixels.shape[:2]} at {index}; "
+                "a set is loaded whole only if all have one size, others have to be streamed"
+            )
+        images[index] = pixels
+    return images if images.ndim == 4 else images[..., None], encodings
+
+
+def _reason(error: Exception) -> str:
+    """The text of `error` on one line; those of TFDS have several."""
+    return " ".join(str(error).split())
+
+
+def _note(name: str, version: str, encodings: set[str]) -> str:
+    """Provenance, judged by the encoded bytes: all sets of TITLES were published lossless."""
+    copies = "JPEG copies, not the lossless originals" if name in TITLES and "JPEG" in encodings else None
+    return f"{TITLES.get(name, name)} ({copies or '/'.join(sorted(encodings))}; TFDS {version})"
