@@ -1,1 +1,49 @@
-"""bnn_jax."""
+"""bnn_jax: train, compare and prototype binary neural networks in JAX and Flax.
+
+The stages, in the order data flows; a file imports only from stages above it:
+
+    estimators    sign functions with a chosen derivative         ESTIMATORS, make_sign
+    quantizers    real tensor -> integer codes and a scale        WEIGHT_QUANTIZERS, ACTIVATION_QUANTIZERS
+    layers        Flax layers on codes                            BinaryConv, BinaryDense, BatchNorm
+    models        networks by name                                MODELS
+    losses        (logits, labels) -> a loss for each example     LOSSES
+    optim         Deep Frank-Wolfe with a box, and its peers      deep_frank_wolfe, OPTIMIZERS
+    data          image sets in memory, augmentation inside jit   load_dataset
+    training      config -> train(config, workdir) -> result      bnn_jax.training.loop.train
+    analysis      reports, pictures, provenance, benchmarks       bnn_jax.analysis.report
+"""
+
+from bnn_jax.data import load_dataset
+from bnn_jax.estimators import ESTIMATORS, approx_sign, identity_sign, make_sign, sign, ste_sign
+from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense
+from bnn_jax.losses import LOSSES, cross_entropy, multiclass_hinge, smoothed_multiclass_hinge
+from bnn_jax.models import MODELS
+from bnn_jax.optim import OPTIMIZERS, deep_frank_wolfe, keep_in_box, latent_box, make_optimizer
+from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, Quantized, Quantizer
+
+__all__ = [
+    "ACTIVATION_QUANTIZERS",
+    "ESTIMATORS",
+    "LOSSES",
+    "MODELS",
+    "OPTIMIZERS",
+    "WEIGHT_QUANTIZERS",
+    "BatchNorm",
+    "BinaryConv",
+    "BinaryDense",
+    "Quantized",
+    "Quantizer",
+    "approx_sign",
+    "cross_entropy",
+    "deep_frank_wolfe",
+    "identity_sign",
+    "keep_in_box",
+    "latent_box",
+    "load_dataset",
+    "make_optimizer",
+    "make_sign",
+    "multiclass_hinge",
+    "sign",
+    "smoothed_multiclass_hinge",
+    "ste_sign",
+]

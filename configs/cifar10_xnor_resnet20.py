@@ -28,4 +28,5 @@ def get_config() -> Config:
         optim=OPTIMIZERS[0],
         optimizers=OPTIMIZERS,
         tune_epochs=1,
+        scan_steps=39,  # an epoch has 351 = 9 * 39 steps
     )

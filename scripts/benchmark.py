@@ -17,7 +17,7 @@ from bnn_jax.analysis.benchmark import benchmark_training
 from bnn_jax.analysis.provenance import provenance
 from bnn_jax.errors import exit_code_of
 from bnn_jax.training.config import load_config
-from bnn_jax.training.files import write_atomically
+from bnn_jax.training.metrics import write_file
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def main() -> None:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         command = "python " + shlex.join(sys.argv)
         record = {"command": command, **found, "provenance": provenance()}
-        write_atomically(arguments.output, json.dumps(record, indent=1))
+        write_file(arguments.output, json.dumps(record, indent=1))
 
 
 if __name__ == "__main__":

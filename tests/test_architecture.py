@@ -16,7 +16,7 @@ STAGES = (
     {"models"},
     {"losses"},
     {"optim", "schedules"},
-    {"data", "files"},
+    {"data"},
     {"training"},
     {"analysis"},
 )

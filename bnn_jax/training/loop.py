@@ -23,8 +23,14 @@ from bnn_jax.data import Dataset, Split, load_dataset
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.training.checkpoint import restore_checkpoint, save_checkpoint
 from bnn_jax.training.config import Config, flatten, from_dict, to_dict, validate
-from bnn_jax.training.files import write_atomically
-from bnn_jax.training.metrics import append_metrics, first_non_finite, read_metrics, step_records, truncate_metrics
+from bnn_jax.training.metrics import (
+    append_metrics,
+    first_non_finite,
+    read_metrics,
+    step_records,
+    truncate_metrics,
+    write_file,
+)
 from bnn_jax.training.progress import OnProgress, silent
 from bnn_jax.training.state import TrainState
 from bnn_jax.training.step import ImageInfo, Programs, make_programs
@@ -216,7 +222,7 @@ def _finish(config: Config, workdir: Path, programs: Programs, run: RunState, da
     if "gamma" in steps[0]:
         result["gamma"] = {"step": [r["step"] for r in steps], "value": [r["gamma"] for r in steps]}
         result["search_iterations_mean"] = float(np.mean([r["search_iterations"] for r in steps]))
-    write_atomically(workdir / "result.json", json.dumps(result))
+    write_file(workdir / "result.json", json.dumps(result))
     return result
 
 
@@ -304,7 +310,7 @@ def claim_workdir(config: Config, workdir: Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot make the folder {workdir} ({error.strerror}); choose another `--workdir`") from None
-    write_atomically(path, json.dumps(to_dict(config), indent=1))
+    write_file(path, json.dumps(to_dict(config), indent=1))
 
 
 @contextmanager

@@ -22,11 +22,23 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
 
 
+def write_file(path: Path, text: str) -> None:
+    """Replace a file of a run in one step.
+
+    Raises:
+      RunError: if the disk is full or the folder cannot be written; the old file is kept.
+    """
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        raise RunError(f"cannot write {path} ({error.strerror}); make room and start again to resume") from None
+
+
 def truncate_metrics(path: Path, last_step: int) -> list[dict[str, Any]]:
     """Drop the records after `last_step`, which a resumed run writes again; return the rest."""
     kept = [record for record in read_metrics(path) if record["step"] <= last_step]
     if path.exists():
-        write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
+        write_file(path, "".join(json.dumps(record) + "\n" for record in kept))
     return kept
 
 

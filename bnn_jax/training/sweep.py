@@ -65,7 +65,7 @@ def compare(
     rows = []
     for label, cell in zip(labels, cells):
         runs = [_run(replace(cell, seed=seed), workdir / label / f"seed{seed}", dataset, label) for seed in seeds]
-        settings = to_dict(cell)["optim"]
+        settings = {k: v for k, v in to_dict(cell)["optim"].items() if k not in ("name", "tune_learning_rates")}
         rows.append(
             {"label": label, "optimizer": cell.optim.name, "loss": cell.loss, "settings": settings, "runs": runs}
         )

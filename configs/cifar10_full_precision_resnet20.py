@@ -1,0 +1,28 @@
+"""Full-precision ResNet-20 on CIFAR-10, the baseline of the binary and ternary ones.
+
+Paper: Paren, Jaeckle, Berrada, Kumar, Zisserman, Binary Neural Networks, Oxford, poster.
+Command: python scripts/compare_optimizers.py --config configs/cifar10_full_precision_resnet20.py --optimizers sgd
+Expected test accuracy, from the poster: SGD with momentum 91.94.  Not yet run in full.
+"""
+
+from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
+
+OPTIMIZERS = (
+    OptimConfig(
+        "sgd", 0.1, weight_decay=1e-4, schedule="cosine", latent_box=None, tune_learning_rates=(0.03, 0.1, 0.3)
+    ),
+    OptimConfig("dfw", 0.1, weight_decay=1e-4, latent_box=None, tune_learning_rates=(0.01, 0.1, 1.0)),
+)
+
+
+def get_config() -> Config:
+    return Config(
+        name="cifar10_full_precision_resnet20",
+        epochs=200,
+        batch_size=128,
+        data=DataConfig("cifar10", validation_examples=5000, crop_padding=4, flip=True),
+        model=ModelConfig("resnet20", input_quantizer="full_precision", kernel_quantizer="full_precision"),
+        optim=OPTIMIZERS[0],
+        optimizers=OPTIMIZERS,
+        scan_steps=39,
+    )

@@ -1,0 +1,30 @@
+"""Ternary ResNet-20 (TTQ) on CIFAR-10: SGD with momentum against Deep Frank-Wolfe.
+
+Paper: Paren, Jaeckle, Berrada, Kumar, Zisserman, Binary Neural Networks, Oxford, poster; Zhu et al., Trained Ternary
+Quantization, 2017, arXiv:1612.01064.
+Command: python scripts/compare_optimizers.py --config configs/cifar10_ttq_resnet20.py --optimizers dfw sgd
+Expected test accuracy, from the poster: SGD 90.66, Deep Frank-Wolfe 89.06.  Zhu et al. start from a trained
+full-precision network; this config starts from a random one.  Not yet run in full.
+"""
+
+from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
+
+OPTIMIZERS = (
+    OptimConfig("dfw", 0.1, weight_decay=1e-4, latent_box=None, tune_learning_rates=(0.01, 0.1, 1.0)),
+    OptimConfig(
+        "sgd", 0.1, weight_decay=1e-4, schedule="cosine", latent_box=None, tune_learning_rates=(0.03, 0.1, 0.3)
+    ),
+)
+
+
+def get_config() -> Config:
+    return Config(
+        name="cifar10_ttq_resnet20",
+        epochs=200,
+        batch_size=128,
+        data=DataConfig("cifar10", validation_examples=5000, crop_padding=4, flip=True),
+        model=ModelConfig("resnet20", input_quantizer="full_precision", kernel_quantizer="ttq"),
+        optim=OPTIMIZERS[0],
+        optimizers=OPTIMIZERS,
+        scan_steps=39,
+    )

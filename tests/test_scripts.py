@@ -1,0 +1,179 @@
+"""The scripts as a user runs them: what they write, how they end, what they say."""
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SMALL = ("--epochs", "2", "--model.width", "4", "--batch-size", "64")
+
+
+def run(script, *arguments, env, code=0, **kwargs):
+    command = [sys.executable, f"scripts/{script}.py", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, **kwargs)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory, subprocess_env):
+    workdir = tmp_path_factory.mktemp("comparison")
+    optimizers = ("--optimizers", "dfw", "adam", "--seeds", "0", "1", "--loss", "cross_entropy")
+    done = run("compare_optimizers", "--workdir", workdir, *optimizers, *SMALL, env=subprocess_env)
+    return workdir, done
+
+
+def test_a_comparison_writes_its_four_files_and_prints_the_table(comparison):
+    workdir, done = comparison
+    for name in ("report.md", "results.json", "accuracy.png", "step_size.png"):
+        assert (workdir / name).stat().st_size > 500
+    results = json.loads((workdir / "results.json").read_text())
+    rows = [(row["optimizer"], row["loss"], len(row["runs"])) for row in results["rows"]]
+    hinge = "smoothed_multiclass_hinge"
+    assert rows == [("dfw", hinge, 2), ("adam", hinge, 2), ("adam", "cross_entropy", 2)]
+    report = (workdir / "report.md").read_text()
+    for row in results["rows"]:
+        best = 100 * np.array([r["test_accuracy_best"] for r in row["runs"]])
+        assert f"{best.mean():.2f} ± {best.std(ddof=1):.2f}" in report
+        assert f"{best.mean():.2f} ± {best.std(ddof=1):.2f}" in done.stdout
+    for row in results["rows"]:
+        assert all(r["max_abs_latent"] <= 1 for r in row["runs"])
+
+
+def test_finished_runs_are_not_run_again(comparison, subprocess_env):
+    workdir, _ = comparison
+    before = {path: path.stat().st_mtime_ns for path in workdir.glob("*/seed*/result.json")}
+    arguments = ("--workdir", workdir, "--optimizers", "dfw", "--seeds", "0", "1", *SMALL)
+    run("compare_optimizers", *arguments, env=subprocess_env)
+    assert before == {path: path.stat().st_mtime_ns for path in workdir.glob("*/seed*/result.json")}
+    assert len(before) == 6
+
+
+def test_tuning_gives_every_optimizer_the_same_budget(tmp_path, subprocess_env):
+    arguments = ("--workdir", tmp_path, "--optimizers", "dfw", "sgd", "--seeds", "0", "--tune", "--tune-epochs", "1")
+    run("compare_optimizers", *arguments, *SMALL, env=subprocess_env)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [len(row["trials"]) for row in results["tuning"]["rows"]] == [5, 5]
+    for tuned, row in zip(results["tuning"]["rows"], results["rows"]):
+        best = max(tuned["trials"], key=lambda trial: trial["validation_accuracy"])
+        assert tuned["chosen"]["learning_rate"] == best["learning_rate"] == row["settings"]["learning_rate"]
+
+
+def test_evaluate_agrees_with_the_training_script(comparison, subprocess_env):
+    workdir, _ = comparison
+    result = json.loads((workdir / "adam" / "seed0" / "result.json").read_text())
+    done = run("evaluate", workdir / "adam" / "seed0", "--which", "last", env=subprocess_env)
+    assert f"test: accuracy {100 * result['test_accuracy_last']:.2f} %" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "words"),
+    [
+        ("train", ("--optimizer", "adamm"), r"error: `optimizer` \(='adamm'\) is not known; did you mean 'adam'\?"),
+        ("train", ("--optim.name", "sdg"), r"error: `optim\.name` \(='sdg'\) is not known; did you mean 'sgd'\?"),
+        (
+            "train",
+            ("--model.name", "resnet7"),
+            r"error: `model\.name` \(='resnet7'\) is not known; did you mean 'resnet",
+        ),
+        ("train", ("--optim.learning-rate", "0"), r"error: `optim\.learning_rate` \(=0\.0\) must be positive"),
+        (
+            "train",
+            ("--config", "configs/no.py"),
+            r"error: `--config` \(=configs/no\.py\) does not exist; files in that",
+        ),
+        ("train", ("--data.name", "digitz"), r"error: .*'?digitz'?.*digits"),
+        (
+            "train",
+            ("--data.name", "cifar10", "--data.data-dir", "/nowhere"),
+            r"error: .*/nowhere.*prepare_data\.py cifar10",
+        ),
+        ("train", ("--optim.lr", "1"), r"--optim\.l"),
+        ("compare_optimizers", ("--seeds", "1", "1"), r"error: `seeds` \(=\[1, 1\]\) must differ"),
+        ("compare_optimizers", ("--optimizers", "dwf"), r"error: `optimizer` \(='dwf'\) .* did you mean 'dfw'\?"),
+        ("evaluate", ("/nowhere",), r"error: `workdir` \(=/nowhere\) holds no run"),
+    ],
+)
+def test_usage_errors_are_one_sentence_and_exit_2(script, arguments, words, tmp_path, subprocess_env):
+    workdir = () if script == "evaluate" else ("--workdir", tmp_path)
+    done = run(script, *arguments, *workdir, env=subprocess_env, code=2)
+    assert re.search(words, done.stderr)
+    if "error: " in done.stderr:
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_labels_out_of_range_exit_1(tmp_path, subprocess_env):
+    images = np.zeros((200, 8, 8, 1), np.uint8)
+    labels = np.full(200, 7)
+    np.savez(
+        tmp_path / "bad.npz",
+        train_images=images,
+        train_labels=labels,
+        test_images=images,
+        test_labels=labels,
+        num_classes=3,
+    )
+    done = run("train", "--data.name", tmp_path / "bad.npz", "--workdir", tmp_path, env=subprocess_env, code=1)
+    assert re.search(r"error: .*train_labels.*7", done.stderr)
+
+
+def test_ctrl_c_exits_130_and_the_same_command_finishes(tmp_path, subprocess_env):
+    command = [
+        sys.executable,
+        "scripts/train.py",
+        "--workdir",
+        str(tmp_path),
+        "--scan-steps",
+        "4",
+        "--model.width",
+        "4",
+    ]
+    with subprocess.Popen(command, cwd=ROOT, env=subprocess_env, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "metrics.jsonl").exists():
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert re.search(r"interrupted: saved at step \d+; the same command resumes there", errors)
+    assert any((tmp_path / "checkpoints").glob("*.json"))
+    run("train", *command[2:], env=subprocess_env)
+    assert (tmp_path / "result.json").exists()
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_resumes(tmp_path, subprocess_env):
+    """A file-size limit stands for the full disk: the checkpoint does not fit, later it does."""
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+    env = subprocess_env | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    arguments = ("--workdir", tmp_path, "--epochs", "1", "--checkpoint-every-epochs", "1", "--model.width", "16")
+    done = run("train", *arguments, env=env, code=1, preexec_fn=limit)
+    sentence = done.stderr.strip().splitlines()[-1]
+    assert re.search(r"error: .*checkpoints.*(File too large|EFBIG)", sentence), done.stderr
+    run("train", *arguments, env=subprocess_env)
+    assert (tmp_path / "result.json").exists()
+
+
+def test_readme_names_commands_that_exist():
+    """Every script, option, config and make target that the README prints is there."""
+    text = (ROOT / "README.md").read_text()
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"\bmake ([a-z]+)", text)) <= targets
+    for path in re.findall(r"(?:scripts|configs|bnn_jax|results|constraints)/[\w/.-]*\w", text):
+        assert (ROOT / path).exists() or (ROOT / f"{path}.py").exists(), path
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
