@@ -158,10 +158,10 @@ def test_a_full_disk_is_one_sentence_and_the_run_resumes(tmp_path, subprocess_en
 
     def limit():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))
 
     env = subprocess_env | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
-    arguments = ("--workdir", tmp_path, "--epochs", "1", "--checkpoint-every-epochs", "1", "--model.width", "16")
+    arguments = ("--workdir", tmp_path, "--epochs", "1", "--batch-size", "512", "--model.width", "8")
     done = run("train", *arguments, env=env, code=1, preexec_fn=limit)
     sentence = done.stderr.strip().splitlines()[-1]
     assert re.search(r"error: .*checkpoints.*(File too large|EFBIG)", sentence), done.stderr

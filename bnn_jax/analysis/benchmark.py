@@ -45,13 +45,14 @@ def benchmark_training(config: Config, *, repeats: int = 20, scan_repeats: int =
     order = jnp.asarray(rng.integers(0, examples, (steps, config.batch_size), dtype=np.int32))
 
     def stepper(name: str, rows) -> Callable[[], Any]:
-        programs = make_programs(replace(config, optim=select_optimizer(config, name)), info, examples=examples)
+        optim = select_optimizer(config, name)
+        programs = make_programs(replace(config, optim=optim), info, examples=examples)
         state = programs.init(np.uint32(0))
 
         def run():
             nonlocal state
             for row in rows:
-                state, metrics = programs.train(state, images, labels, row)
+                state, metrics = programs.train(state, images, labels, row, np.float32(optim.learning_rate))
             return state, metrics
 
         return run

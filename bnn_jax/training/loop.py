@@ -153,7 +153,8 @@ def _train_chunk(config, workdir, programs, run, images, labels, chunk, epoch):
     """A few steps in one jitted call: the next state, their records and the seconds a step."""
     first_step = int(run.train.step) + 1
     began = time.perf_counter()
-    state, stacked = programs.train(run.train, images, labels, jnp.asarray(chunk))
+    rate = np.float32(config.optim.learning_rate)
+    state, stacked = programs.train(run.train, images, labels, jnp.asarray(chunk), rate)
     stacked = {name: np.asarray(values) for name, values in stacked.items()}
     seconds = (time.perf_counter() - began) / len(chunk)
     records = step_records(stacked, first_step=first_step, epoch=epoch)

@@ -58,8 +58,8 @@ class Experiment(NamedTuple):
     inner_steps: int
 
 
-def make_experiment(config: Config, info: ImageInfo, *, total_steps: int) -> Experiment:
-    """Look up the names of a validated config."""
+def make_experiment(config: Config, info: ImageInfo, *, total_steps: int, learning_rate: float | Array) -> Experiment:
+    """Look up the names of a validated config; `learning_rate`, which may be traced, takes the place of its own."""
     model = MODELS[config.model.name](
         num_classes=info.num_classes,
         width=config.model.width,
@@ -69,13 +69,11 @@ def make_experiment(config: Config, info: ImageInfo, *, total_steps: int) -> Exp
     )
     optim = config.optim
     box = latent_box(*optim.latent_box) if optim.latent_box else None
-    learning_rate = SCHEDULES[optim.schedule](optim.learning_rate, total_steps)
+    schedule = SCHEDULES[optim.schedule](learning_rate, total_steps)
     optimizer = make_optimizer(
-        optim.name, learning_rate=learning_rate, momentum=optim.momentum, weight_decay=optim.weight_decay, box=box
+        optim.name, learning_rate=schedule, momentum=optim.momentum, weight_decay=optim.weight_decay, box=box
     )
-    return Experiment(
-        model, LOSSES[config.loss], optimizer, box, learning_rate, config.data, info, config.optim.inner_steps
-    )
+    return Experiment(model, LOSSES[config.loss], optimizer, box, schedule, config.data, info, config.optim.inner_steps)
 
 
 def init_state(experiment: Experiment, seed: Int[Array, ""]) -> TrainState:
@@ -194,27 +192,33 @@ def epoch_order(seed: Array, epoch: Array, *, examples: int, batch_size: int) ->
 
 
 class Programs(NamedTuple):
-    """The jitted functions of a run; the seed is an argument, so that runs of other seeds do not compile again."""
+    """The jitted functions of a run; seed and learning rate are arguments: other values do not compile again."""
 
     init: Callable[[Array], TrainState]
-    train: Callable[..., tuple[TrainState, Metrics]]
+    train: Callable[[TrainState, Images, Labels, Array, Array], tuple[TrainState, Metrics]]
     evaluate: Callable[..., dict[str, Array]]
     order: Callable[[Array, Array], Array]
     bounds: Callable[[Params], dict[str, Array]]
 
 
 def make_programs(config: Config, info: ImageInfo, *, examples: int) -> Programs:
-    """The programs of `config` on `examples` training examples; the same ones for configs that differ in seed alone."""
-    return _make_programs(replace(config, seed=0, name=""), info, examples)
+    """The programs of `config` on `examples` training examples; one set for all seeds and learning rates."""
+    optim = replace(config.optim, learning_rate=1.0, tune_learning_rates=())
+    return _make_programs(replace(config, seed=0, name="", optim=optim, optimizers=()), info, examples)
 
 
 @lru_cache(maxsize=8)
 def _make_programs(config: Config, info: ImageInfo, examples: int) -> Programs:
     total_steps = config.epochs * (examples // config.batch_size)
-    experiment = make_experiment(config, info, total_steps=total_steps)
+    experiment_at = partial(make_experiment, config, info, total_steps=total_steps)
+    experiment = experiment_at(learning_rate=1.0)  # where the learning rate does not enter
+
+    def train(state, images, labels, order, learning_rate):
+        return train_steps(experiment_at(learning_rate=learning_rate), state, images, labels, order)
+
     return Programs(
         init=jax.jit(partial(init_state, experiment)),
-        train=jax.jit(partial(train_steps, experiment), donate_argnums=0),
+        train=jax.jit(train, donate_argnums=0),
         evaluate=jax.jit(partial(evaluate, experiment)),
         order=jax.jit(partial(epoch_order, examples=examples, batch_size=config.batch_size)),
         bounds=jax.jit(partial(bound_statistics, box=experiment.box)),

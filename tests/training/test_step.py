@@ -35,7 +35,7 @@ def data():
 
 
 def experiment_of(config, total_steps=10):
-    return make_experiment(config, INFO, total_steps=total_steps)
+    return make_experiment(config, INFO, total_steps=total_steps, learning_rate=config.optim.learning_rate)
 
 
 OPTIMIZERS = {
@@ -53,10 +53,10 @@ OPTIMIZERS = {
 def test_every_optimizer_lowers_the_loss_and_keeps_the_box(name, data):
     config = replace(CONFIG, optim=OPTIMIZERS[name])
     programs = make_programs(config, INFO, examples=24)
-    state = programs.init(np.uint32(0))
+    state, rate = programs.init(np.uint32(0)), np.float32(config.optim.learning_rate)
     losses = []
     for epoch in range(1, 13):
-        state, metrics = programs.train(state, *data, programs.order(state.seed, np.int32(epoch)))
+        state, metrics = programs.train(state, *data, programs.order(state.seed, np.int32(epoch)), rate)
         losses.append(float(metrics["loss"].mean()))
         assert np.isfinite(losses[-1])
     assert np.mean(losses[-3:]) < 0.7 * losses[0]
@@ -169,8 +169,10 @@ def test_epoch_order_is_a_permutation_by_seed_and_epoch():
 
 
 def test_seeds_differ_and_programs_are_shared():
+    """Neither another seed nor another learning rate compiles again."""
     programs = make_programs(replace(CONFIG, seed=1), INFO, examples=24)
-    assert make_programs(replace(CONFIG, seed=2), INFO, examples=24) is programs
+    other = replace(CONFIG, seed=2, optim=replace(CONFIG.optim, learning_rate=0.1))
+    assert make_programs(other, INFO, examples=24) is programs
     first, second = (programs.init(np.uint32(seed)) for seed in (1, 2))
     kernel = lambda state: np.asarray(state.params["stem"]["kernel"])
     assert (kernel(first) != kernel(second)).any()
