@@ -15,8 +15,8 @@ def constant(value: float, total_steps: int) -> Schedule:
 def cosine(value: float, total_steps: int) -> Schedule:
     r"""value (1 + cos(pi step / total_steps)) / 2: from value to 0 (Loshchilov and Hutter, SGDR, 2017).
 
-    >>> print(cosine(1.0, 100)(50))
-    0.5
+    >>> print(f"{cosine(1.0, 100)(50):.4f}")
+    0.5000
     """
     return optax.cosine_decay_schedule(value, total_steps)
 

@@ -26,7 +26,7 @@ def geometries(draw):
     return size, kernel, strides, padding, dilation
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(geometries(), st.integers(0, 2**31))
 def test_value_and_gradients_equal_xla(geometry, seed):
     size, kernel, *static = geometry
