@@ -3,8 +3,8 @@
 Paper: after Paren et al., Binary Neural Networks, Oxford, poster, whose network and loss this is in small.
 Command: python scripts/compare_optimizers.py --config configs/digits_xnor.py   (or: make compare)
 Data: 1797 real 8x8 digits that scikit-learn ships (Alpaydin and Kaynak, UCI, 1998); nothing is downloaded.
-Learning rates of Adam and SGD: those that --tune chose, see results/digits_xnor.  For Deep Frank-Wolfe it chose 0.3, two
-validation examples better than 1.0; 1.0 stands here because some latent weights then reach the box.
+Learning rates of Adam and SGD: those that --tune chose, see results/digits_xnor.  For Deep Frank-Wolfe it chose 0.3,
+two validation examples better than 1.0; 1.0 stands here because some latent weights then reach the box.
 Expected: each optimizer at least 95 % test accuracy; about a minute on two CPU cores.
 """
 
