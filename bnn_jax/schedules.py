@@ -2,6 +2,8 @@ r"""Schedules: step -> value, for learning rates and for the sharpness of estima
 
 from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from bnn_jax.types import Schedule
@@ -26,4 +28,48 @@ def linear(value: float, total_steps: int) -> Schedule:
     return optax.linear_schedule(value, 0.0, total_steps)
 
 
-SCHEDULES: dict[str, Callable[[float, int], Schedule]] = {"constant": constant, "cosine": cosine, "linear": linear}
+def exponential(value: float, total_steps: int, *, final_share: float = 1e-3) -> Schedule:
+    r"""value final_share^(step / total_steps): from value to value * final_share.
+
+    BinaryConnect goes from 3e-3 to 2e-6, BinaryNet from 1e-3 to 3e-7.
+
+    Raises:
+      ValueError: if `final_share` is not positive.
+
+    >>> print(f"{exponential(1.0, 100, final_share=0.01)(50):.4f}")
+    0.1000
+
+    Reference: Courbariaux, Bengio, David, BinaryConnect, 2015, arXiv:1511.00363.
+    """
+    if not isinstance(final_share, jax.core.Tracer) and not final_share > 0:
+        raise ValueError(f"`final_share` (={final_share}) must be positive; 1e-3 is usual")
+    return lambda step: value * final_share ** (step / total_steps)
+
+
+def staircase(value: float, total_steps: int, *, stages: int = 5, factor: float = 0.1) -> Schedule:
+    r"""value factor^floor(stages step / total_steps): equal stages, each `factor` times the one before; the last stays.
+
+    The defaults are BNN+'s for CIFAR-10: 50 epochs, divided by 10 after every 10.
+
+    Raises:
+      ValueError: if `stages` is less than 1 or `factor` not positive.
+
+    >>> print([f"{staircase(1.0, 50)(step):.0e}" for step in (0, 9, 10, 49, 50)])
+    ['1e+00', '1e+00', '1e-01', '1e-04', '1e-04']
+
+    Reference: Darabi et al., BNN+: Improved Binary Network Training, 2018, arXiv:1812.11800.
+    """
+    if stages < 1:
+        raise ValueError(f"`stages` (={stages}) must be at least 1; 5 is usual")
+    if not isinstance(factor, jax.core.Tracer) and not factor > 0:
+        raise ValueError(f"`factor` (={factor}) must be positive; 0.1 is usual")
+    return lambda step: value * factor ** jnp.clip(step * stages // total_steps, 0, stages - 1)
+
+
+SCHEDULES: dict[str, Callable[[float, int], Schedule]] = {
+    "constant": constant,
+    "cosine": cosine,
+    "linear": linear,
+    "exponential": exponential,
+    "staircase": staircase,
+}

@@ -22,7 +22,7 @@ Metrics: TypeAlias = Mapping[str, Array]
 
 
 class Estimator(Protocol):
-    """A sign function with a chosen derivative: x -> {-1, +1}, of x's shape and dtype."""
+    """A step function with a chosen derivative: x -> integer codes, most often -1/+1, of x's shape and dtype."""
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]: ...
 

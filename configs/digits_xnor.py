@@ -5,7 +5,7 @@ Command: python scripts/compare_optimizers.py --config configs/digits_xnor.py   
 Data: 1797 real 8x8 digits that scikit-learn ships (Alpaydin and Kaynak, UCI, 1998); nothing is downloaded.
 Learning rates of Adam and SGD: those that --tune chose, see results/digits_xnor.  For Deep Frank-Wolfe it chose 0.3,
 where no latent weight gets as far as the box.  From 0.3 to 3.0 the validation accuracies lie within two points; 3.0
-stands here because in every run some latent weights then sit on the bounds, so that the box-constrained search is at work.
+stands here because some latent weights then sit on the bounds in every run, and the box takes part in the search.
 Expected: each optimizer at least 95 % test accuracy; about a minute and a half on two CPU cores.
 """
 

@@ -1,6 +1,7 @@
 """Measure speed: python scripts/benchmark.py training --output results/benchmark_training.json
 
 training: a step of Deep Frank-Wolfe against one of Adam, and a scan of 20 steps against 20 single ones.
+estimators: forward and backward of every gradient estimator against the clipped straight-through one, and their memory.
 Run it on an idle machine.
 """
 
@@ -9,33 +10,71 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
-from bnn_jax.analysis.benchmark import benchmark_training
+from bnn_jax.analysis.benchmark import benchmark_estimators, benchmark_training
 from bnn_jax.analysis.provenance import provenance
-from bnn_jax.errors import exit_code_of
+from bnn_jax.errors import UsageError, exit_code_of
 from bnn_jax.training.config import load_config
 from bnn_jax.training.metrics import write_file
+from bnn_jax.training.progress import progress_display
 
 
 @dataclass(frozen=True)
 class Arguments:
-    what: tyro.conf.Positional[Literal["training"]]
+    what: tyro.conf.Positional[Literal["training", "estimators"]]
     config: Path = Path("configs/cifar10_xnor_resnet20.py")
-    """Gives the network, the batch size and the optimizers."""
+    """Gives the network, the batch size and the optimizers of training."""
+    values: int = 10_000_000
+    """Size of the input of the estimators."""
     repeats: int = 20
     output: Path | None = None
     """JSON file with the times, versions, device and commit."""
 
 
-def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__)
+def measure_training(arguments: Arguments) -> dict[str, Any]:
+    """Run the benchmark and print its numbers."""
     found = benchmark_training(load_config(arguments.config), repeats=arguments.repeats)
     for name, value in found.items():
         if name != "seconds":
             print(f"{name:24} {value:10.3f}")
+    return found
+
+
+def measure_estimators(arguments: Arguments) -> dict[str, Any]:
+    """Run the benchmark and print its table."""
+    with progress_display("estimators") as on_progress:
+        found = benchmark_estimators(values=arguments.values, repeats=arguments.repeats, on_progress=on_progress)
+    title = f"forward and backward of {found['values']:,} values, medians of {found['repeats']}"
+    table = Table("estimator", title=title, box=box.SIMPLE)
+    for header in ("ms", "ste_sign\nms", "ratio", "temporaries\n(inputs)"):
+        table.add_column(header, justify="right")
+    for group in ("elementwise", "other"):
+        for name, row in found[group].items():
+            times = (f"{row['ms']:.2f}", f"{row['ste_sign_ms']:.2f}", f"{row['ratio']:.2f}")
+            table.add_row(name, *times, f"{row['temporaries']:.3f}")
+        table.add_section()
+    Console().print(table)
+    largest = max(found["elementwise"], key=lambda name: found["elementwise"][name]["ratio"])
+    print(f"elementwise: ratio at most {found['elementwise'][largest]['ratio']:.2f} ({largest})")
+    print(f"{', '.join(found['other'])}: in need of the whole tensor or of random bits")
+    return found
+
+
+MEASURES = {"training": measure_training, "estimators": measure_estimators}
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, description=__doc__)
+    for name in ("values", "repeats"):
+        if (value := getattr(arguments, name)) < 1:
+            raise UsageError(f"`{name}` (={value}) must be at least 1; leave it out for {getattr(Arguments, name)}")
+    found = MEASURES[arguments.what](arguments)
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         command = "python " + shlex.join(sys.argv)

@@ -15,7 +15,7 @@ from bnn_jax.analysis.report import print_table, write_report
 from bnn_jax.errors import exit_code_of
 from bnn_jax.training.config import Settings, load_config, parse, select_optimizer
 from bnn_jax.training.step import use_compilation_cache
-from bnn_jax.training.sweep import compare
+from bnn_jax.training.sweep import compare, optimizer_cells
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,12 @@ def main() -> None:
     config = arguments.settings
     workdir = arguments.workdir or Path("runs") / f"compare_{config.name}"
     use_compilation_cache()
-    results = compare(
+    cells = optimizer_cells(
         config,
-        workdir,
         optimizers=[select_optimizer(config, name) for name in arguments.optimizers],
-        seeds=arguments.seeds,
         losses=dict.fromkeys([load_config(arguments.config).loss, config.loss]),
-        tune=arguments.tune,
     )
+    results = compare(cells, workdir, seeds=arguments.seeds, tune=arguments.tune)
     results = {
         "name": f"compare_{config.name}",
         "command": "python " + shlex.join(sys.argv),

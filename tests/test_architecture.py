@@ -10,12 +10,13 @@ import bnn_jax
 PACKAGE = Path(bnn_jax.__file__).parent
 STAGES = (
     {"errors", "types"},
+    {"schedules"},
     {"estimators"},
     {"quantizers"},
     {"layers"},
     {"models"},
-    {"losses"},
-    {"optim", "schedules"},
+    {"losses", "regularizers"},
+    {"optim"},
     {"data"},
     {"training"},
     {"analysis"},

@@ -1,84 +1,473 @@
-"""Laws of every sign estimator, each against a scalar twin written from the published formula."""
+"""Laws of every estimator, each against a scalar float64 twin written from the published formula."""
+
+import inspect
+import math
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import integrate, stats
 
-from bnn_jax.estimators import ESTIMATORS, make_sign, sign, ste_sign
-
-DERIVATIVES = {
-    "identity_sign": lambda x: 1.0,
-    "ste_sign": lambda x: 1.0 if abs(x) <= 1.0 else 0.0,
-    "approx_sign": lambda x: 2.0 - 2.0 * abs(x) if abs(x) <= 1.0 else 0.0,
-}
-AREAS = {"identity_sign": np.inf, "ste_sign": 2.0, "approx_sign": 2.0}
-
-ONE = np.float32(1.0)
-GRID = np.array(
-    [
-        *np.linspace(-3, 3, 61),
-        0.0,
-        -0.0,
-        *(s * np.nextafter(ONE, t) for s in (-1, 1) for t in (np.float32(0), ONE, np.float32(2))),
-        1e4,
-        -1e4,
-        np.finfo(np.float32).tiny,
-        -np.finfo(np.float32).tiny,  # XLA takes smaller ones, the subnormals, for zero
-    ],
-    np.float32,
+from bnn_jax import estimators as package
+from bnn_jax.estimators import (
+    CODE_SETS,
+    ESTIMATOR_SCHEDULES,
+    ESTIMATORS,
+    STOCHASTIC,
+    TRAINABLE,
+    dir_sign,
+    ede_schedule,
+    estimator_named,
+    fda_schedule,
+    fda_sign,
+    gumbel_schedule,
+    gumbel_sign,
+    heaviside,
+    make_estimator,
+    make_sign,
+    rbnn_schedule,
+    sign,
+    ste_sign,
+    swish_sign,
 )
+
+SIGNS = [name for name, codes in CODE_SETS.items() if codes == (-1, 1)]
+
+
+def sigmoid(z):
+    return 1 / (1 + math.exp(-z)) if z >= 0 else math.exp(z) / (1 + math.exp(z))
+
+
+def swish_slope(x, b=5.0):
+    z = max(-500.0, min(500.0, b * x))
+    return b * (2 - z * math.tanh(z / 2)) / (1 + math.cosh(z))
+
+
+def swish(x, b=5.0):
+    return 2 * sigmoid(b * x) * (1 + b * x * (1 - sigmoid(b * x))) - 1
+
+
+def approx(x):
+    return math.copysign(2 * abs(x) - x * x if abs(x) < 1 else 1.0, x)
+
+
+def rbnn(x, t=1.0, k=1.0):
+    half = -math.copysign(1, x) * t * t * x * x / 2 + math.sqrt(2) * t * x
+    return k * (half if abs(x) < math.sqrt(2) / t else math.copysign(1, x))
+
+
+def long_tailed_slope(x):
+    return 2 - 4 * abs(x) if abs(x) <= 0.4 else 0.4 if abs(x) <= 1 else 0.0
+
+
+def long_tailed(x):
+    a = min(abs(x), 1.0)
+    return math.copysign(2 * a - 2 * a * a if a <= 0.4 else 0.48 + 0.4 * (a - 0.4), x)
+
+
+def fda_slope(x, n=9, w=0.1):
+    return 4 * w / math.pi * sum(math.cos((2 * i + 1) * w * x) for i in range(n + 1)) if abs(x) <= 1 else 0.0
+
+
+def fda(x, n=9, w=0.1):
+    x = max(-1.0, min(1.0, x))
+    return 4 / math.pi * sum(math.sin((2 * i + 1) * w * x) / (2 * i + 1) for i in range(n + 1))
+
+
+def clip(x, c=1.0):
+    return max(-c, min(c, x))
+
+
+def state_aware(x, positive=1.2, negative=0.8):
+    return clip(x) * (positive if x >= 0 else negative)
+
+
+def on_ramp(x, width=1.0, threshold=0.0, rho=0.3):
+    return 1 / width if -rho * width < x - threshold < width else 0.0
+
+
+def ramp(x, width=1.0, threshold=0.0, rho=0.3):
+    return max(-rho, min(1.0, (x - threshold) / width))
+
+
+def triangles(x, delta=0.4):
+    doubled = 2 * abs(math.fmod(x / delta + 3, 2) - 1) if abs(x) <= 2 * delta else 0.0
+    return doubled / (2 * delta)
+
+
+def triangle_steps(x, delta=0.4):
+    a = min(abs(x) / delta, 2.0)
+    return math.copysign(a * a / 2 if a <= 1 else 1 - (2 - a) ** 2 / 2, x)
+
+
+class Law(NamedTuple):
+    """One estimator at one choice of parameters; no parameters means that the twin has the published defaults."""
+
+    name: str
+    parameters: dict
+    derivative: object  # scalar f'
+    surrogate: object  # scalar F with F' = f'
+    area: float  # over [-20, 20]
+    kinks: tuple  # where f' jumps or bends
+
+    def estimator(self, x):
+        return ESTIMATORS[self.name](x, **self.parameters)
+
+
+def tanh_law(name, parameters, slope, peak, area):
+    """The estimators whose surrogate is a multiple of tanh(slope x)."""
+
+    def derivative(x):
+        return peak * (1 - math.tanh(slope * x) ** 2)
+
+    return Law(name, parameters, derivative, lambda x: peak / slope * math.tanh(slope * x), area, ())
+
+
+LAWS = [
+    Law("identity_sign", {}, lambda x: 1.0, lambda x: x, 40.0, ()),
+    Law("ste_sign", {}, lambda x: float(abs(x) <= 1), clip, 2.0, (1,)),
+    Law("ste_sign", {"clip_value": 1.25}, lambda x: float(abs(x) <= 1.25), partial(clip, c=1.25), 2.5, (1.25,)),
+    Law("approx_sign", {}, lambda x: 2 - 2 * abs(x) if abs(x) <= 1 else 0.0, approx, 2.0, (0, 1)),
+    tanh_law("tanh_sign", {}, 1, 1, 2),
+    tanh_law("tanh_sign", {"slope": 3.0}, 3, 3, 2),
+    tanh_law("cosh_sign", {}, 1, 4, 8),
+    tanh_law("cosh_sign", {"scale": 1.0}, 1, 1, 2),
+    Law("swish_sign", {}, swish_slope, swish, 2.0, ()),
+    Law("swish_sign", {"beta": 2.0}, partial(swish_slope, b=2.0), partial(swish, b=2.0), 2.0, ()),
+    tanh_law("ede_sign", {}, 1, 1, 2),
+    tanh_law("ede_sign", {"t": 0.5, "k": 2.0}, 0.5, 1, 4),
+    tanh_law("ede_sign", {"t": 10.0}, 10, 10, 2),
+    Law("rbnn_sign", {}, lambda x: max(0.0, 2**0.5 - abs(x)), rbnn, 2.0, (0, 2**0.5)),
+    Law(
+        "rbnn_sign",
+        {"t": 2.0, "k": 0.5},
+        lambda x: 0.5 * max(0.0, 2**0.5 * 2 - 4 * abs(x)),
+        partial(rbnn, t=2.0, k=0.5),
+        1.0,
+        (0, 2**-0.5),
+    ),
+    tanh_law("gumbel_sign", {}, 1, 1, 2),
+    tanh_law("gumbel_sign", {"temperature": 0.25}, 4, 4, 2),
+    tanh_law("dir_sign", {}, 1, 1, 2),  # the test points are spread widely: the bound of t does not bind
+    Law("long_tailed_sign", {}, long_tailed_slope, long_tailed, 1.44, (0, 0.4, 1)),
+    Law("fda_sign", {}, fda_slope, fda, 2.04500, (1,)),
+    Law("fda_sign", {"terms": 19}, partial(fda_slope, n=18), partial(fda, n=18), 2.28377, (1,)),
+    Law("fda_sign", {"frequency": 0.5}, partial(fda_slope, w=0.5), partial(fda, w=0.5), 2 * fda(1, w=0.5), (1,)),
+    Law("state_aware_sign", {}, lambda x: float(abs(x) <= 1) * (1.2 if x >= 0 else 0.8), state_aware, 2.0, (0, 1)),
+    Law("heaviside", {}, on_ramp, ramp, 1.3, (-0.3, 1)),
+    Law(
+        "heaviside",
+        {"width": 0.5, "threshold": 0.25, "rho": 0.5},
+        partial(on_ramp, width=0.5, threshold=0.25, rho=0.5),
+        partial(ramp, width=0.5, threshold=0.25, rho=0.5),
+        1.5,
+        (0, 0.25, 0.75),
+    ),
+    Law("coupled_ternary", {}, lambda x: 2.0 * (0 <= x <= 1), lambda x: 2 * max(0, min(1, x)), 2.0, (0, 0.25, 0.75, 1)),
+    Law("ternary", {}, triangles, triangle_steps, 2.0, (0, 0.4, 0.8)),
+    Law("ternary", {"delta": 1.5}, partial(triangles, delta=1.5), partial(triangle_steps, delta=1.5), 2.0, (0, 1.5, 3)),
+    Law("ternary", {"straight_through": True}, lambda x: float(abs(x) <= 1), clip, 2.0, (0.4, 1)),
+]
+EVERY = pytest.mark.parametrize("law", LAWS, ids=lambda law: "-".join([law.name, *map(str, law.parameters.values())]))
+
+EACH = pytest.mark.parametrize("law", [law for law in LAWS if not law.parameters], ids=lambda law: law.name)
+
+
+def grid_of(law):
+    """200 points: kinks and their neighbours of one ulp, zeros, far ends, an even spread."""
+    kinks = np.array([*law.kinks, *(-np.array(law.kinks))], np.float32)
+    beside = np.ravel([np.nextafter(kinks, np.float32(way)) for way in (-9, 9)])
+    tiny = np.finfo(np.float32).tiny  # XLA takes smaller ones, the subnormals, for zero
+    beside = np.where(np.abs(beside) < tiny, np.copysign(tiny, beside), beside)
+    special = [0.0, -0.0, 1e4, -1e4, tiny, -tiny, *kinks, *beside]
+    return np.array([*special, *np.linspace(-4, 4, 200 - len(special))], np.float32)
 
 
 def derivative_of(estimator, x):
-    return jax.vmap(jax.grad(estimator))(x)
+    return jax.grad(lambda x: estimator(x).sum())(x)
 
 
-def test_every_estimator_has_a_twin():
-    assert set(ESTIMATORS) == set(DERIVATIVES) == set(AREAS)
+def published_codes(name, x, delta=0.4, threshold=0.0):
+    """float64 codes of float32 x; none of the parameters is rounded to float32 beforehand."""
+    x = x.astype(np.float64)
+    if name == "heaviside":
+        return (x > threshold).astype(float)
+    if name == "coupled_ternary":
+        return np.floor(2 * np.clip(x, 0, 1) + 0.5)
+    if name == "ternary":
+        return (x >= delta).astype(float) - (x <= -delta)
+    return np.where(x < 0, -1.0, 1.0)
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
-def test_forward_is_the_two_valued_sign(name):
-    codes = np.asarray(ESTIMATORS[name](jnp.asarray(GRID)))
-    np.testing.assert_array_equal(codes, np.where(GRID < 0, -1.0, 1.0))
+def test_every_entry_of_the_tables_has_its_law():
+    assert set(ESTIMATORS) == {law.name for law in LAWS if not law.parameters} == set(CODE_SETS)
+    options = {name: set(inspect.signature(function).parameters) - {"x"} for name, function in ESTIMATORS.items()}
+    assert {name for name in ESTIMATORS if "key" in options[name]} == STOCHASTIC
+    assert all(set(TRAINABLE[name]) <= options[name] for name in TRAINABLE)
+    assert all(set(ESTIMATOR_SCHEDULES[name](0.5)) <= options[name] for name in ESTIMATOR_SCHEDULES)
+
+
+@EVERY
+def test_forward_is_the_published_step(law):
+    x = grid_of(law)
+    given = {name: value for name, value in law.parameters.items() if name in ("delta", "threshold")}
+    codes = np.asarray(law.estimator(jnp.asarray(x)))
+    np.testing.assert_array_equal(codes, published_codes(law.name, x, **given))
     assert codes.dtype == np.float32
+    assert set(np.unique(codes)) == set(CODE_SETS[law.name])
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
-def test_gradient_equals_the_scalar_twin(name):
-    expected = [DERIVATIVES[name](float(x)) for x in GRID]
-    np.testing.assert_allclose(derivative_of(ESTIMATORS[name], jnp.asarray(GRID)), expected, rtol=0, atol=1e-6)
+@pytest.mark.parametrize("name", SIGNS)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_both_zeros_are_positive(name, dtype):
+    np.testing.assert_array_equal(ESTIMATORS[name](jnp.array([0.0, -0.0], dtype)).astype(jnp.float32), [1, 1])
 
 
-@pytest.mark.parametrize("name", [name for name in ESTIMATORS if np.isfinite(AREAS[name])])
-def test_integral_of_the_derivative(name):
-    x = np.linspace(-4, 4, 800_001, dtype=np.float32)
-    area = np.trapezoid(np.asarray(derivative_of(ESTIMATORS[name], jnp.asarray(x)), np.float64), x.astype(np.float64))
-    assert area == pytest.approx(AREAS[name], abs=1e-4)
+@EVERY
+def test_gradient_equals_the_scalar_twin(law):
+    x = grid_of(law)
+    expected = [law.derivative(float(value)) for value in x]
+    np.testing.assert_allclose(derivative_of(law.estimator, jnp.asarray(x)), expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
-def test_bfloat16_jit_vmap_and_second_call(name):
-    estimator = ESTIMATORS[name]
-    x = jnp.asarray(GRID, jnp.bfloat16)
-    assert estimator(x).dtype == jnp.bfloat16
-    assert derivative_of(estimator, x).dtype == jnp.bfloat16
-    jitted = jax.jit(lambda x: derivative_of(estimator, x))
-    y = jnp.asarray(GRID)
-    np.testing.assert_array_equal(jitted(y), derivative_of(estimator, y))
-    jitted(y + 1)
-    assert jitted._cache_size() == 1
-    np.testing.assert_array_equal(jax.vmap(estimator)(y), estimator(y))
+@EVERY
+def test_gradient_equals_finite_differences_of_the_surrogate(law):
+    x = np.linspace(-2.4977, 2.5011, 220, dtype=np.float32)
+    kinks = np.array([*law.kinks, *(-np.array(law.kinks)), 99.0])
+    x = x[np.abs(x[:, None] - kinks).min(axis=1) > 1e-3][:200]
+    h = 1e-5
+    slope = [(law.surrogate(float(v) + h) - law.surrogate(float(v) - h)) / (2 * h) for v in x]
+    np.testing.assert_allclose(derivative_of(law.estimator, jnp.asarray(x)), slope, rtol=1e-6, atol=2e-6)
 
 
-def test_a_traced_clip_value_does_not_recompile():
-    slope = jax.jit(lambda x, clip: jax.grad(lambda x: ste_sign(x, clip_value=clip).sum())(x))
-    x = jnp.array([0.5, 1.2, 2.0])
-    np.testing.assert_array_equal(slope(x, 1.0), [1, 0, 0])
-    np.testing.assert_array_equal(slope(x, 1.25), [1, 1, 0])
-    np.testing.assert_array_equal(slope(x, 2.0), [1, 1, 1])
+@EVERY
+def test_integral_of_the_derivative(law):
+    x = np.linspace(-20, 20, 800_001, dtype=np.float32)
+    slope = np.asarray(derivative_of(law.estimator, jnp.asarray(x)), np.float64)
+    assert np.trapezoid(slope, x.astype(np.float64)) == pytest.approx(law.area, abs=2e-4)
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_narrow_dtypes_neither_overflow_nor_round_twice(law, dtype):
+    near, g = np.random.default_rng(0).normal(size=(2, 200))
+    x = jnp.asarray(np.r_[-1e4, 1e4, near[2:]], dtype)
+    g = jnp.asarray(g, dtype)
+    codes, vjp = jax.vjp(law.estimator, x)
+    slope = vjp(g)[0]
+    assert codes.dtype == slope.dtype == dtype
+    expected = [a * law.derivative(b) for a, b in zip(g.astype(jnp.float32).tolist(), x.astype(jnp.float32).tolist())]
+    half_ulp = float(jnp.finfo(dtype).eps) / 2
+    np.testing.assert_allclose(slope.astype(jnp.float32), expected, rtol=1.01 * half_ulp, atol=1e-6)
+
+
+@EACH
+def test_jit_vmap_and_scan_change_nothing(law):
+    x = jnp.asarray(np.random.default_rng(0).permutation(grid_of(law)))
+    slopes = partial(derivative_of, law.estimator)
+
+    @jax.jit
+    def transformed(x):
+        rows = x.reshape(4, 50)
+        scanned = jax.lax.scan(lambda carry, row: (carry, slopes(row)), 0, rows)[1]
+        return slopes(x), jax.vmap(slopes)(rows).ravel(), scanned.ravel(), jax.vmap(law.estimator)(rows).ravel()
+
+    *each, codes = transformed(x)
+    for got in each:
+        np.testing.assert_allclose(got, slopes(x), rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(codes, law.estimator(x))
+    transformed(x + 1)
+    assert transformed._cache_size() == 1
+
+
+@EACH
+def test_only_the_input_is_kept_and_two_temporaries_at_most(law):
+    x = jnp.asarray(grid_of(law))
+    kept = jax.tree.leaves(jax.vjp(law.estimator, x)[1])
+    assert x.size <= sum(leaf.size for leaf in kept) < 1.1 * x.size
+    both = jax.jit(lambda x, g: (law.estimator(x), jax.vjp(law.estimator, x)[1](g)))
+    assert both.lower(x, x).compile().memory_analysis().temp_size_in_bytes <= 2 * x.nbytes
+
+
+@EVERY
+@settings(max_examples=20, deadline=None)
+@given(
+    x=arrays(np.float32, 16, elements=st.floats(-(2.0**14), 2.0**14, width=32, allow_subnormal=False)),
+    g=st.floats(-100, 100, width=32, allow_subnormal=False),
+)
+def test_any_input_gets_a_code_that_rises_with_it_and_a_linear_gradient(law, x, g):
+    x = jnp.asarray(np.sort(np.resize(x, 200)))
+    codes, vjp = jax.vjp(law.estimator, x)
+    assert set(np.unique(codes)) <= set(CODE_SETS[law.name])
+    assert (np.diff(codes) >= 0).all()
+    slope = np.asarray(vjp(jnp.ones_like(x))[0])
+    assert np.isfinite(slope).all()
+    np.testing.assert_allclose(vjp(jnp.full_like(x, g))[0], g * slope, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ESTIMATOR_SCHEDULES)
+def test_a_new_schedule_value_does_not_recompile(name):
+    x = jnp.linspace(-0.9, 0.9, 31)
+    slope = jax.jit(
+        lambda x, progress: derivative_of(partial(ESTIMATORS[name], **ESTIMATOR_SCHEDULES[name](progress)), x)
+    )
+    early, late = slope(x, 0.0), slope(x, 1.0)
     assert slope._cache_size() == 1
+    assert late[15] > early[15] + 0.5  # sharper at zero
+    expected = derivative_of(partial(ESTIMATORS[name], **ESTIMATOR_SCHEDULES[name](1.0)), x)
+    np.testing.assert_allclose(late, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),  # at progress 0, 1/2 and 1
+    [
+        (ede_schedule, {"t": [0.1, 1, 10], "k": [10, 1, 1]}),
+        (partial(ede_schedule, t_min=1e-3), {"t": [1e-3, 0.1, 10], "k": [1000, 10, 1]}),
+        (rbnn_schedule, {"t": [0.01, 0.1**0.5, 10], "k": [100, 10**0.5, 1]}),
+        (partial(rbnn_schedule, activations=True), {"t": [1, 1, 10], "k": [1, 1, 1]}),
+        (gumbel_schedule, {"temperature": [1, 0.3**0.5, 0.3]}),
+        (fda_schedule, {"terms": [10, 14, 19]}),
+    ],
+)
+def test_schedules_at_both_ends_and_half_way(schedule, expected):
+    values = jax.vmap(schedule)(jnp.array([0.0, 0.5, 1.0]))
+    assert values.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(values[name], value, rtol=1e-5)
+
+
+SURROGATES = {"swish_sign": swish, "heaviside": ramp}
+POINTS = {"swish_sign": {"beta": 3.0}, "heaviside": {"width": 0.8, "threshold": 0.1}}
+
+
+@pytest.mark.parametrize("shape", [(), (1, 3), (3,), (5, 1), (5, 3)])
+@pytest.mark.parametrize(("name", "parameter"), [(name, p) for name in TRAINABLE for p in TRAINABLE[name]])
+def test_trained_parameters_receive_the_derivative_of_the_surrogate(name, parameter, shape):
+    x, g = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
+    centre, h = POINTS[name][parameter], 1e-6
+    arguments = {{"beta": "b"}.get(key, key): value for key, value in POINTS[name].items()}
+    twin = {"beta": "b"}.get(parameter, parameter)
+    up, down = (
+        np.vectorize(lambda v, value=value: SURROGATES[name](v, **(arguments | {twin: value})))(x.astype(np.float64))
+        for value in (centre + h, centre - h)
+    )
+    elementwise = g * (up - down) / (2 * h)
+    axes = [axis for axis, size in enumerate((1,) * (2 - len(shape)) + shape) if size == 1]
+    expected = elementwise.sum(tuple(axes), keepdims=True).reshape(shape)
+
+    def loss(value):
+        return (g * ESTIMATORS[name](jnp.asarray(x), **(POINTS[name] | {parameter: value}))).sum()
+
+    gradient = jax.grad(loss)(jnp.full(shape, centre))
+    assert gradient.shape == shape
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+UNTRAINED = [
+    (name, parameter.name)
+    for name, function in ESTIMATORS.items()
+    for parameter in inspect.signature(function).parameters.values()
+    if type(parameter.default) is float and parameter.name not in TRAINABLE.get(name, ())
+]
+
+
+@pytest.mark.parametrize(("name", "parameter"), UNTRAINED)
+def test_other_parameters_receive_zero(name, parameter):
+    loss = lambda value: ESTIMATORS[name](jnp.linspace(-2, 2, 200), **{parameter: value}).sum()
+    assert jax.grad(loss)(0.7) == 0
+
+
+@pytest.mark.parametrize("beta", [1e-3, 5.0, 50.0, 1e36])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_beta_of_swish_is_safe_far_out(beta, dtype):
+    x = jnp.array([-1e4, 1e4], dtype)
+    dx, dbeta = jax.grad(lambda x, beta: swish_sign(x, beta=beta).sum(), argnums=(0, 1))(x, jnp.asarray(beta, dtype))
+    expected = [swish_slope(v, float(jnp.asarray(beta, dtype))) for v in x.astype(jnp.float32).tolist()]
+    np.testing.assert_allclose(dx.astype(jnp.float32), expected, rtol=1e-2, atol=1e-12)
+    assert dbeta.dtype == dtype and abs(float(dbeta)) < 0.05
+
+
+def test_printed_check_values():
+    def at(name, x, **options):
+        padded = jnp.asarray(np.resize(np.array(x, np.float32), 200))
+        return derivative_of(partial(ESTIMATORS[name], **options), padded)[: len(x)]
+
+    close = partial(np.testing.assert_allclose, atol=6e-6, rtol=0)
+    close(at("cosh_sign", [0.0, 0.5, 1.0, 2.0]), [4, 3.14579, 1.67990, 0.28260])
+    close(at("swish_sign", [0.0, 0.1, 0.5, 1.0]), [5, 4.412290, -0.084622, -0.194992])
+    close(at("swish_sign", [2.39936, -2.39936], beta=1.0), [0, 0])
+    close(at("swish_sign", [3.43584], beta=1.0), [-0.07383])
+    close(at("fda_sign", [0.0], terms=10), [1.27324])
+    close(at("fda_sign", [0.0], terms=19), [2.41916])
+    close(at("long_tailed_sign", [0.2, 0.4, 1.0]), [1.2, 0.4, 0.4])
+    close(at("ternary", [-0.4, 0.4]), [2.5, 2.5])
+    close([swish(0.1), swish(0.5), swish(1.0), swish(2.39936, 1.0)], [0.479922, 1.198802, 1.053095, 1.19968])
+
+
+@pytest.mark.parametrize("width", [0.5, 1.0, 2.0])
+def test_integral_of_the_derivative_by_the_width_of_the_ramp(width):
+    x = np.linspace(-3, 3, 200_001, dtype=np.float32)
+    widths = jnp.full(x.shape, width)
+    by_width = jax.grad(lambda widths: heaviside(jnp.asarray(x), width=widths).sum())(widths)
+    assert np.trapezoid(by_width, x) == pytest.approx(-(1 - 0.3**2) / 2, abs=2e-4)
+
+
+@pytest.mark.parametrize("terms", [1.0, 10.0, 19.0, 1000.0])
+def test_fourier_slope_next_to_zero(terms):
+    x = jnp.array([0.0, 1e-38, 1e-20, 1e-8, 1e-5])
+    expected = [fda_slope(float(v), n=int(terms) - 1) for v in x]
+    np.testing.assert_allclose(derivative_of(partial(fda_sign, terms=terms), x), expected, rtol=2e-6)
+
+
+@pytest.mark.parametrize("eps", [0.05, 0.1, 0.5])
+def test_a_share_of_the_weights_keeps_learning_in_dir_sign(eps):
+    w = np.random.default_rng(1).normal(size=(50, 40)).astype(np.float32)
+    t = min(1000.0, 1 / np.quantile(np.abs(w).astype(np.float64), eps))
+    slope = np.asarray(derivative_of(partial(dir_sign, t=1000.0, k=2.0, eps=eps), jnp.asarray(w)))
+    np.testing.assert_allclose(slope, 2 * t * (1 - np.tanh(t * w.astype(np.float64)) ** 2), rtol=1e-4, atol=1e-5)
+    assert (slope >= 0.41997 * 2 * t).mean() == pytest.approx(eps, abs=1e-3)
+    zeros = derivative_of(partial(dir_sign, t=3.0), jnp.zeros(8))
+    np.testing.assert_allclose(zeros, 3.0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("x", [-1.0, -0.25, 0.0, 0.5, 2.0])
+def test_gumbel_is_positive_with_probability_sigmoid_2x(x, dtype):
+    draws = gumbel_sign(jnp.full(200_000, x, dtype), key=jax.random.key(3)).astype(jnp.float32)
+    p = sigmoid(2 * x)
+    assert abs(float((draws > 0).mean()) - p) < 5 * math.sqrt(p * (1 - p) / draws.size)  # fails once in a million keys
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0])
+def test_gumbel_gradient_averages_to_the_integral_over_the_noise(temperature):
+    x, n = 0.4, 200_000
+    slopes = derivative_of(partial(gumbel_sign, key=jax.random.key(5), temperature=temperature), jnp.full(n, x))
+    sech = lambda z: 1 / math.cosh(z)
+    weighted = lambda noise: sech((x + noise / 2) / temperature) ** 2 / temperature * (sech(noise / 2) / 2) ** 2
+    mean = integrate.quad(weighted, -40, 40, points=[-2 * x])[0]
+    assert abs(float(slopes.mean()) - mean) < 5 * float(slopes.std()) / math.sqrt(n)
+
+
+def test_gumbel_codes_and_gradient_share_one_logistic_draw():
+    """|x + L/2| read off the gradient, with the sign of the codes, gives back a logistic sample."""
+    x = jnp.full(20_000, 0.3)
+    estimator = partial(gumbel_sign, key=jax.random.key(7), temperature=2.0)
+    distance = 2.0 * np.arctanh(np.sqrt(1 - np.clip(2.0 * np.asarray(derivative_of(estimator, x), np.float64), 0, 1)))
+    noise = 2 * (np.asarray(estimator(x)) * distance - 0.3)
+    assert stats.kstest(noise, "logistic").pvalue > 1e-3
+
+
+def test_gumbel_draws_anew_for_each_key_alone():
+    x = jnp.linspace(-1, 1, 256)
+    first, again, other = (gumbel_sign(x, key=jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any() and (first != sign(x)).any()
 
 
 def test_make_sign_from_a_derivative():
@@ -87,15 +476,101 @@ def test_make_sign_from_a_derivative():
     gradient = jax.grad(lambda x: estimator(x, temperature=2.0).sum())(x)
     np.testing.assert_allclose(gradient, 1 / np.cosh(np.array([-0.5, 0.0, 1.0])) ** 2, rtol=1e-6)
     np.testing.assert_array_equal(estimator(x, temperature=2.0), [-1, 1, 1])
+    assert jax.grad(make_sign(lambda x: 1.0))(0.3) == 1
 
 
-@pytest.mark.parametrize("clip_value", [0, -1.0, float("nan")])
-def test_clip_value_must_be_positive(clip_value):
-    with pytest.raises(ValueError, match=r"`clip_value` \(=.*\) must be positive; 1\.0 is the usual choice"):
-        ste_sign(jnp.ones(2), clip_value=clip_value)
+def test_make_sign_with_a_trained_parameter():
+    estimator = make_sign(
+        lambda x, slope: slope * jnp.ones_like(x), parameter_derivatives={"slope": lambda x, slope: x}
+    )
+    gradient = jax.grad(lambda slope: estimator(jnp.array([1.0, 2.0, 4.0]), slope=slope).sum())(3.0)
+    assert gradient == 7
+
+
+def test_make_estimator_with_other_codes():
+    halves = make_estimator(lambda x, step: jnp.floor(x / step), lambda x, step: 1 / step)
+    np.testing.assert_array_equal(halves(jnp.array([-0.1, 0.7, 1.0]), step=0.5), [-1, 1, 2])
+    assert jax.grad(halves)(0.7, step=0.5) == 2
+
+
+def test_a_parameter_for_each_channel():
+    clips = jnp.array([0.5, 1.5])
+    slopes = derivative_of(partial(ste_sign, clip_value=clips), jnp.ones((4, 3, 2)))
+    np.testing.assert_array_equal(slopes, np.broadcast_to([0.0, 1.0], (4, 3, 2)))
+
+
+POSITIVE = [(name, p) for name, p in UNTRAINED if p not in ("eps", "rho", "delta", "threshold", "frequency")]
+
+
+@pytest.mark.parametrize(("name", "parameter"), [*POSITIVE, ("swish_sign", "beta"), ("heaviside", "width")])
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), np.array([1.0, 0.0])])
+def test_scales_and_sharpness_must_be_positive(name, parameter, value):
+    with pytest.raises(ValueError, match=rf"^`{parameter}` \(=.*\) must be positive; .+$"):
+        ESTIMATORS[name](jnp.ones(2), **{parameter: value})
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (partial(ste_sign, clip_value=0), r"`clip_value` \(=0\) must be positive; 1\.0 is the usual choice"),
+        (partial(dir_sign, eps=0.0), r"`eps` \(=0\.0\) must be in \(0, 1\]; 0\.1 is usual"),
+        (partial(fda_sign, frequency=4), r"`frequency` \(=4\) must be in \(0, pi\); 0\.1 is usual"),
+        (partial(heaviside, rho=-0.1), r"`rho` \(=-0\.1\) must be at least 0; 0\.3 is usual"),
+        (partial(package.ternary, delta=-1), r"`delta` \(=-1\) must be at least 0; 0\.5 mean\|x\| is usual"),
+        (
+            partial(ste_sign, clip_value=np.ones(2)),
+            r"`clip_value` \(of shape \(2,\)\) must broadcast to x, of shape \(3,",
+        ),
+        (partial(swish_sign, beta=np.ones((1, 3))), r"`beta` \(of shape \(1, 3\)\) must broadcast to x"),
+        (lambda x: ede_schedule(1.5), r"`progress` \(=1\.5\) must be in \[0, 1\]; give step / total_steps"),
+        (lambda x: fda_schedule(-0.1), r"`progress` \(=-0\.1\) must be in \[0, 1\]"),
+        (lambda x: rbnn_schedule(0.5, t_min=0), r"`t_min` \(=0\) must be positive; 0\.1 is usual"),
+        (lambda x: gumbel_schedule(0.5, end=-1), r"`end` \(=-1\) must be positive"),
+        (
+            lambda x: estimator_named("swishsign"),
+            r"`estimator` \(='swishsign'\) is not known; did you mean 'swish_sign'\?",
+        ),
+    ],
+)
+def test_error_texts(call, text):
+    with pytest.raises(ValueError, match=text):
+        call(jnp.ones(3))
+
+
+def test_estimator_named_finds_every_entry():
+    assert all(estimator_named(name) is function for name, function in ESTIMATORS.items())
 
 
 @pytest.mark.parametrize("estimator", [sign, *ESTIMATORS.values()])
 def test_integers_are_refused(estimator):
     with pytest.raises(TypeError, match=r"`x` must be a floating-point array; got int32"):
         estimator(jnp.arange(3))
+
+
+@pytest.mark.parametrize("name", ["sign", "make_sign", "make_estimator", *ESTIMATORS])
+def test_both_formulas_are_documented(name):
+    text = getattr(package, name).__doc__
+    assert "Forward   " in text and "Backward  " in text and ">>>" in text
+    assert "Reference: " in text or name not in ESTIMATORS
+
+
+MAGNITUDES = {
+    "normal": np.random.default_rng(0).normal(size=(7, 143)),
+    "ties": np.random.default_rng(0).integers(0, 4, 1000) / 2 + 0.5,
+    "two": np.array([0.25, -3.0]),
+    "one": np.array([-0.7]),
+    "scalar": np.array(-0.7),
+    "spread": 10.0 ** np.linspace(-30, 30, 61),
+    "half_zero": np.r_[np.zeros(50), np.linspace(0.1, 1, 50)],
+}
+
+
+@pytest.mark.parametrize("eps", [1e-3, 0.1, 0.25, 0.5, 0.77, 1.0])
+@pytest.mark.parametrize("name", MAGNITUDES)
+def test_the_bound_of_dir_sign_is_the_quantile(name, eps):
+    w = MAGNITUDES[name].astype(np.float32)
+    quantile = np.quantile(np.abs(w).astype(np.float64), eps)
+    u = 1e6 if quantile == 0 else min(1e6, 1 / quantile)
+    slope = jax.grad(lambda w: dir_sign(w, t=1e6, eps=eps).sum())(jnp.asarray(w))
+    expected = u / np.cosh(np.minimum(u * np.abs(w.astype(np.float64)), 300)) ** 2
+    np.testing.assert_allclose(slope, expected, rtol=2e-4, atol=1e-30)

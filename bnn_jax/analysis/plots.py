@@ -1,4 +1,4 @@
-"""Pictures of a comparison of optimizers: accuracy over epochs, and Deep Frank-Wolfe's step size over steps."""
+"""Pictures of a comparison: accuracy over epochs, Deep Frank-Wolfe's step size over steps, estimators."""
 
 import math
 import textwrap
@@ -101,6 +101,43 @@ def plot_step_size(results: dict[str, Any], path: str | Path) -> Path | None:
         seeds = _seeds_text([gammas for _, _, gammas in rows], "running median and quartiles", always=True)
         axes.set_title(f"{results['dataset']['name']}: {seeds}", parse_math=False)
         _label_line_ends(axes, ends)
+        return _save(figure, path)
+
+
+def plot_estimators(names: Sequence[str], path: str | Path) -> Path:
+    """Draw forward value and chosen derivative of estimators of the table, from the live functions, to a PNG.
+
+    A panel each, x from -2.5 to 2.5; A is the area under the derivative over all x that are drawn.
+
+    Raises:
+      ValueError: for an unknown estimator; the nearest is named.
+    """
+    import jax
+    import jax.numpy as jnp
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from bnn_jax.estimators import estimator_named
+
+    x = np.linspace(-2.5, 2.5, 2001, dtype=np.float32)
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    with _style():
+        figure = Figure(figsize=(2.4 * columns, 2.1 * rows), dpi=DOTS_PER_INCH, layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = np.atleast_1d(figure.subplots(rows, columns, sharex=True)).ravel()
+        for name, axes in zip(names, panels):
+            estimator = estimator_named(name)
+            derivative = np.asarray(jax.vmap(jax.grad(estimator))(jnp.asarray(x)))
+            axes.axhline(0, color="#DDDDDD", linewidth=0.7)
+            axes.plot(x, np.asarray(estimator(jnp.asarray(x))), color="#888888", linewidth=1.2)
+            axes.plot(x, derivative, color=COLOURS[0], linewidth=1.6)
+            axes.fill_between(x, 0, derivative, color=COLOURS[0], alpha=0.15, linewidth=0)
+            axes.set_title(f"{name}\nA = {np.trapezoid(derivative, x):.3g}", fontsize=9, parse_math=False)
+            axes.tick_params(labelsize=8)
+            axes.spines[["top", "right"]].set_visible(False)
+        for axes in panels[len(names) :]:
+            axes.set_axis_off()
         return _save(figure, path)
 
 

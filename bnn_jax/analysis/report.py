@@ -1,4 +1,4 @@
-"""The report of a comparison of optimizers: numbers, tables and the folder that holds them with their pictures."""
+"""The report of a comparison: numbers, tables and the folder that holds them with their pictures."""
 
 import json
 import os
@@ -8,14 +8,23 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
-from bnn_jax.analysis.plots import has_step_size, is_finished, is_number, plot_accuracy, plot_step_size, row_labels
+from bnn_jax.analysis.plots import (
+    has_step_size,
+    is_finished,
+    is_number,
+    plot_accuracy,
+    plot_estimators,
+    plot_step_size,
+    row_labels,
+)
 from bnn_jax.errors import RunError, UsageError
 
 
 def summarize(results: dict[str, Any]) -> list[dict[str, Any]]:
     """One dict a row of the comparison, over the runs that finished.
 
-    ``label, optimizer, loss, settings`` as in the row; ``runs`` (started) and ``n`` (finished);
+    ``label, optimizer, loss, settings`` and ``columns``, further cells of the table by their header, as in the row;
+    ``runs`` (started) and ``n`` (finished);
     mean and sample standard deviation of ``test_accuracy_best``, ``test_accuracy_last`` and ``train_loss_last`` as
     ``*_mean`` and ``*_std``;
     ``step_time_ms``, the median; ``max_abs_latent``, the maximum; ``share_on_bounds``, the mean.
@@ -37,6 +46,7 @@ def _summarize_row(row: dict[str, Any]) -> dict[str, Any]:
         return statistic(values) if values and all(is_number(value) for value in values) else None
 
     summary = {name: row[name] for name in ("label", "optimizer", "loss", "settings")}
+    summary["columns"] = row.get("columns", {})
     summary |= {"runs": len(row["runs"]), "n": len(runs)}
     for name in ("test_accuracy_best", "test_accuracy_last", "train_loss_last"):
         summary[f"{name}_mean"] = over_runs(name, fmean)
@@ -50,7 +60,9 @@ def _summarize_row(row: dict[str, Any]) -> dict[str, Any]:
 def report_markdown(results: dict[str, Any]) -> str:
     """The comparison as Markdown: data, table, tuning, pictures, provenance and the command that remakes it.
 
-    It embeds ``accuracy.png`` and, where a run recorded a step size, ``step_size.png`` from its own folder.
+    It embeds ``accuracy.png``, where a run recorded a step size ``step_size.png``, and where the comparison names
+    estimators ``estimators.png``, from its own folder.  ``results["compared"]`` says what the rows are, "optimizer" if
+    it is missing; ``results["notes"]`` is Markdown that follows the table.
 
     Raises:
       ValueError: `results` has no rows.
@@ -59,12 +71,13 @@ def report_markdown(results: dict[str, Any]) -> str:
     sections = [
         f"# {_inline(results['name'])}",
         _what_was_compared(results),
-        _main_table(summaries),
+        _main_table(summaries, _compared(results)),
         _how_to_read(summaries),
         _unfinished_markdown(results),
         _latent_weights(results, summaries),
+        results.get("notes", ""),
         _pictures(results),
-        _tuning(results.get("tuning")),
+        _tuning(results.get("tuning"), _compared(results)),
         _provenance(results["provenance"]),
         f"## Remake\n\n```sh\n{results['command']}\n```",
         "Every run, curve and setting is in [results.json](results.json).",
@@ -85,7 +98,7 @@ def print_table(results: dict[str, Any]) -> None:
 
     summaries = summarize(results)
     table = Table(box=box.SIMPLE, title=Text(f"{results['name']} on {results['dataset']['name']}"))
-    table.add_column("optimizer", overflow="fold")
+    table.add_column(_compared(results), overflow="fold")
     for header in ("test, best\n(%)", "test, last\n(%)", "train\nloss", "ms a\nstep", "n"):
         table.add_column(header, justify="right")
     for label, row in zip(row_labels(results), summaries):
@@ -98,7 +111,7 @@ def print_table(results: dict[str, Any]) -> None:
 
 
 def write_report(results: dict[str, Any], folder: str | Path) -> None:
-    """Write results.json, report.md, accuracy.png and, where there is a step size, step_size.png into `folder`.
+    """Write results.json, report.md, accuracy.png, and step_size.png or estimators.png where they apply, into `folder`.
 
     Each file is replaced as a whole, so a reader never meets half of one.  Numbers that are not finite become null in
     results.json; a step_size.png left by an earlier report is removed where this one has none.
@@ -118,6 +131,8 @@ def write_report(results: dict[str, Any], folder: str | Path) -> None:
             _replace(folder / "step_size.png", lambda path: plot_step_size(results, path))
         else:
             (folder / "step_size.png").unlink(missing_ok=True)
+        if results.get("estimators"):
+            _replace(folder / "estimators.png", lambda path: plot_estimators(results["estimators"], path))
     except (FileExistsError, NotADirectoryError) as error:
         raise UsageError(f"`folder` (={folder}) must be a folder, but there is a file; name another one.") from error
     except OSError as error:
@@ -164,24 +179,32 @@ def _what_was_compared(results: dict[str, Any]) -> str:
     seeds = ", ".join(str(seed) for seed in sorted({run["seed"] for run in runs}))
     epochs = sorted({run["epochs"] for run in runs if is_finished(run)})
     losses = sorted({row["loss"] for row in rows})
-    length = f" for {epochs[-1]} epochs" if len(epochs) == 1 else ""
+    trained = "trained by" if _compared(results) == "optimizer" else "with"
+    length = f" for {epochs[-1]} epoch{'s' if epochs[-1] > 1 else ''}" if len(epochs) == 1 else ""
     loss = f" with the loss `{losses[0]}`" if len(losses) == 1 else ""
     return (
-        f"The same network trained by {_enumerate([row['label'] for row in rows])} on **{_inline(data['name'])}**"
+        f"The same network {trained} {_enumerate([row['label'] for row in rows])} on **{_inline(data['name'])}**"
         f"{length}{loss}, seeds {seeds}. Data: {data['train']} training, {data['validation']} validation and "
         f"{data['test']} test examples. {_inline(data['note'])}"
     )
 
 
-def _main_table(summaries: list[dict[str, Any]]) -> str:
+def _compared(results: dict[str, Any]) -> str:
+    return results.get("compared", "optimizer")
+
+
+def _main_table(summaries: list[dict[str, Any]], compared: str) -> str:
     with_loss = _more_than_one_loss(summaries)
-    header = ["optimizer", *(["loss"] if with_loss else []), "settings", "test accuracy, best (%)"]
+    further = list(dict.fromkeys(header for row in summaries for header in row["columns"]))
+    header = [compared, *(["loss"] if with_loss else []), "settings", *further, "test accuracy, best (%)"]
     header += ["test accuracy, last (%)", "train loss", "step time (ms)", "n"]
     rows = []
     for row in summaries:
-        name = row["label"] if row["optimizer"] in row["label"] else f"{row['label']} ({row['optimizer']})"
+        named = compared != "optimizer" or row["optimizer"] in row["label"]
+        name = row["label"] if named else f"{row['label']} ({row['optimizer']})"
         loss = _plus_minus(row["train_loss_last_mean"], row["train_loss_last_std"], ".3g", ".2g")
-        cells = [name, *([row["loss"]] if with_loss else []), _settings(row["settings"]), _accuracy(row, "best")]
+        cells = [name, *([row["loss"]] if with_loss else []), _settings(row["settings"])]
+        cells += [*(str(row["columns"].get(name, "-")) for name in further), _accuracy(row, "best")]
         rows.append([*cells, _accuracy(row, "last"), loss, _number(row["step_time_ms"], ".1f"), _n(row)])
     return _table(header, rows, numbers_from=header.index("settings") + 1)
 
@@ -219,7 +242,7 @@ def _latent_weights(results: dict[str, Any], summaries: list[dict[str, Any]]) ->
     return f"Largest magnitude of a latent binary weight: {'; '.join(parts)}." if parts else ""
 
 
-def _tuning(tuning: dict[str, Any] | None) -> str:
+def _tuning(tuning: dict[str, Any] | None, compared: str) -> str:
     if not tuning:
         return ""
     rows = []
@@ -230,10 +253,11 @@ def _tuning(tuning: dict[str, Any] | None) -> str:
             rows.append([row["label"], _settings(tried), chosen, _percent(trial["validation_accuracy"])])
         if not row["trials"]:
             rows.append([row["label"], _settings(row["chosen"]), "not tuned", "-"])
-    header = ["optimizer", "settings tried", "chosen", "validation accuracy (%)"]
+    header = [compared, "settings tried", "chosen", "validation accuracy (%)"]
+    epochs = f"{tuning['epochs']} epoch{'s' if tuning['epochs'] > 1 else ''}"
     return (
-        f"## Tuning\n\nSettings were chosen by validation accuracy, with seed {tuning['seed']}, {tuning['epochs']} "
-        f"epochs and at most {tuning['budget']} trials for each optimizer.\n\n{_table(header, rows, numbers_from=3)}"
+        f"## Tuning\n\nSettings were chosen by validation accuracy, with seed {tuning['seed']}, {epochs} and at most "
+        f"{tuning['budget']} trials for each {compared}.\n\n{_table(header, rows, numbers_from=3)}"
     )
 
 
@@ -244,6 +268,11 @@ def _pictures(results: dict[str, Any]) -> str:
             "\n\n![Step size of Deep Frank-Wolfe over optimizer steps](step_size.png)\n\n"
             "Deep Frank-Wolfe finds its step size γ anew in every step: 1 takes the full learning rate, a smaller γ "
             "that part of it. Line: running median; band: quartiles; faint: single seeds."
+        )
+    if results.get("estimators"):
+        pictures += (
+            "\n\n![Forward value and chosen derivative of each estimator](estimators.png)\n\n"
+            "Drawn from the functions that were run: forward value (grey), chosen derivative (blue) and its area A."
         )
     return pictures
 

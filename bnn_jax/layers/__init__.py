@@ -3,5 +3,6 @@
 from bnn_jax.layers.conv_dense import BinaryConv, BinaryDense
 from bnn_jax.layers.convolution import conv, scaled_conv
 from bnn_jax.layers.norm import BatchNorm, batch_norm
+from bnn_jax.layers.scaling import OutputScale
 
-__all__ = ["BatchNorm", "BinaryConv", "BinaryDense", "batch_norm", "conv", "scaled_conv"]
+__all__ = ["BatchNorm", "BinaryConv", "BinaryDense", "OutputScale", "batch_norm", "conv", "scaled_conv"]

@@ -4,6 +4,9 @@ What `input_quantizer` and `kernel_quantizer` return decides the precision.  A q
 the latent weights, in the parameter `latent_kernel`; a full-precision one in `kernel`.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
@@ -11,32 +14,51 @@ from jaxtyping import Array, Float
 
 from bnn_jax.layers.convolution import Padding, Pair, conv, resolve_padding, scaled_conv
 from bnn_jax.quantizers import Quantized, Quantizer, bases, dequantize
-from bnn_jax.types import LATENT_KERNEL
+from bnn_jax.types import LATENT_KERNEL, Key
 
 
-def _quantize(module: nn.Module, name: str, quantizer: Quantizer | None, x: Array) -> tuple[Quantized, ...]:
-    """The bases of x; the quantizer's learned parameters, if it has any, are the module's parameter `name`."""
+class Phase(NamedTuple):
+    """What of the run's course a layer is told: training or evaluation, and the share of the training done."""
+
+    train: bool
+    progress: Array | float
+
+
+def _quantize(module: nn.Module, name: str, quantizer: Quantizer | None, x: Array, phase: Phase):
+    """The bases of x; the quantizer's learned parameters are the module's parameter `name`, its state the variable."""
     if quantizer is None:
         return (Quantized(x, jnp.ones((), x.dtype)),)
-    parameters = module.param(name, quantizer.init, x) if quantizer.init else {}
-    return bases(quantizer.apply(x, **parameters))
+    given = dict(module.param(name, quantizer.init, x)) if quantizer.init else {}
+    given |= {wanted: value for wanted, value in phase._asdict().items() if wanted in quantizer.wants}
+    if "key" in quantizer.wants:
+        given["key"] = module.make_rng("quantizer") if phase.train else None
+    if quantizer.init_state is None:
+        return bases(quantizer.apply(x, **given))
+    state = module.variable("quantizer_state", name, lambda: quantizer.init_state(module.make_rng("params"), x))
+    quantized, updated = quantizer.apply(x, state.value, **given)
+    if phase.train:
+        state.value = lax.stop_gradient(updated)
+    return bases(quantized)
 
 
-def _operands(module: nn.Module, x: Array, kernel_shape: tuple[int, ...]):
+def _operands(module: nn.Module, x: Array, kernel_shape: tuple[int, ...], phase: Phase):
     """The bases of the inputs and of the kernel; real inputs get the dequantized kernel as one base."""
     name = "kernel" if module.kernel_quantizer is None else LATENT_KERNEL
     kernel = module.param(name, module.kernel_init, kernel_shape, module.param_dtype).astype(module.dtype)
-    kernel = _quantize(module, "kernel_quantizer", module.kernel_quantizer, kernel)
+    kernel = _quantize(module, "kernel_quantizer", module.kernel_quantizer, kernel, phase)
     if module.input_quantizer is None:
         kernel = (Quantized(dequantize(kernel), jnp.ones((), module.dtype)),)
-    return _quantize(module, "input_quantizer", module.input_quantizer, x.astype(module.dtype)), kernel
+    return _quantize(module, "input_quantizer", module.input_quantizer, x.astype(module.dtype), phase), kernel
 
 
-def _add_bias(module: nn.Module, y: Array) -> Array:
-    if not module.use_bias:
-        return y
-    bias = module.param("bias", nn.initializers.zeros, (module.features,), module.param_dtype)
-    return y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+def _finish(module: nn.Module, y: Array, phase: Phase) -> Array:
+    """Add the bias; quantize the gradient that will come back through here."""
+    if module.use_bias:
+        bias = module.param("bias", nn.initializers.zeros, (module.features,), module.param_dtype)
+        y = y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+    if module.gradient_quantizer is not None and phase.train:
+        y = module.gradient_quantizer(y, module.make_rng("quantizer"))
+    return y
 
 
 def _require(layer: nn.Module, argument: str, holds: bool, rule: str) -> None:
@@ -57,9 +79,14 @@ class BinaryConv(nn.Module):
       input_quantizer, kernel_quantizer: from `bnn_jax.quantizers`; None is full precision.
       input_scaling: multiply by XNOR-Net's map K = mean_c|x| * ones/(kernel area), held constant in the backward pass;
         the authors' own release leaves it out, and so does the default.
+      gradient_quantizer: (y, key) -> y whose backward pass quantizes the gradient, as
+        `bnn_jax.quantizers.dorefa_gradient`; in training only.
       use_bias: add a bias per feature.
       dtype: of the computation; codes are exact in bfloat16 and float32.
       param_dtype: of the parameters.
+
+    Called as ``layer(x, train=False, progress=1.0)``: quantizers with a state, a schedule or randomness need to know
+    whether this is training and which share of it is done; randomness comes from the stream "quantizer".
 
     Raises:
       ValueError: when the layer is built with `features` < 1, strides < 1, another `pad_value`, or `input_scaling`
@@ -77,6 +104,7 @@ class BinaryConv(nn.Module):
     input_quantizer: Quantizer | None = None
     kernel_quantizer: Quantizer | None = None
     input_scaling: bool = False
+    gradient_quantizer: Callable[[Array, Key], Array] | None = None
     use_bias: bool = False
     kernel_init: nn.initializers.Initializer = nn.initializers.glorot_uniform()
     dtype: jnp.dtype = jnp.float32
@@ -95,8 +123,11 @@ class BinaryConv(nn.Module):
         )
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w features"]:
-        inputs, kernel = _operands(self, x, (*self.kernel_size, x.shape[-1], self.features))
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], *, train: bool = False, progress: Array | float = 1.0
+    ) -> Float[Array, "batch h w features"]:
+        phase = Phase(train, progress)
+        inputs, kernel = _operands(self, x, (*self.kernel_size, x.shape[-1], self.features), phase)
         padding = resolve_padding(
             self.padding,
             shape=x.shape[1:3],
@@ -113,7 +144,7 @@ class BinaryConv(nn.Module):
         y = sum(product(x_base, w_base) for x_base in inputs for w_base in kernel)
         if self.input_scaling:
             y = y * self._input_scale(x.astype(self.dtype), padding)
-        return _add_bias(self, y)
+        return _finish(self, y, phase)
 
     def _pad(self, codes, padding):
         if self.pad_value == 0:
@@ -142,6 +173,7 @@ class BinaryDense(nn.Module):
     features: int
     input_quantizer: Quantizer | None = None
     kernel_quantizer: Quantizer | None = None
+    gradient_quantizer: Callable[[Array, Key], Array] | None = None
     use_bias: bool = False
     kernel_init: nn.initializers.Initializer = nn.initializers.glorot_uniform()
     dtype: jnp.dtype = jnp.float32
@@ -152,7 +184,10 @@ class BinaryDense(nn.Module):
         _require(self, "features", self.features >= 1, "must be positive")
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch inputs"]) -> Float[Array, "batch features"]:
-        inputs, kernel = _operands(self, x, (x.shape[-1], self.features))
+    def __call__(
+        self, x: Float[Array, "batch inputs"], *, train: bool = False, progress: Array | float = 1.0
+    ) -> Float[Array, "batch features"]:
+        phase = Phase(train, progress)
+        inputs, kernel = _operands(self, x, (x.shape[-1], self.features), phase)
         y = sum(x_base.scale * w_base.scale * (x_base.codes @ w_base.codes) for x_base in inputs for w_base in kernel)
-        return _add_bias(self, y)
+        return _finish(self, y, phase)

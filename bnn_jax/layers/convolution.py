@@ -42,10 +42,9 @@ def resolve_padding(
 
 def _canonical(x, kernel, strides, padding, dilation):
     if min(min(padding)) < 0:
-        # XLA's CPU convolution reads outside its input for some negative paddings: crop first.
-        crop = tuple((min(low, 0), min(high, 0), 0) for low, high in padding)
-        x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *crop, (0, 0, 0)))
-        padding = tuple((max(low, 0), max(high, 0)) for low, high in padding)
+        # XLA's CPU convolution reads outside its input for some negative paddings: pad and crop first.
+        x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)))
+        padding = ((0, 0), (0, 0))
     return lax.conv_general_dilated(
         x, kernel, strides, padding, rhs_dilation=dilation, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )

@@ -27,7 +27,7 @@ class XnorBlock(nn.Module):
     input_scaling: bool
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x, *, train: bool, progress: Array | float):
         conv = partial(
             BinaryConv,
             self.features,
@@ -39,9 +39,9 @@ class XnorBlock(nn.Module):
         )
         activation = nn.relu if self.input_quantizer is None else lambda y: y
         y = activation(BatchNorm(name="norm1")(x, train=train))
-        y = conv(strides=(self.stride, self.stride), name="conv1")(y)
+        y = conv(strides=(self.stride, self.stride), name="conv1")(y, train=train, progress=progress)
         y = activation(BatchNorm(name="norm2")(y, train=train))
-        y = conv(name="conv2")(y)
+        y = conv(name="conv2")(y, train=train, progress=progress)
         return subsample_and_pad(x, self.features, self.stride) + y
 
 
@@ -73,7 +73,9 @@ class ResNet(nn.Module):
     input_scaling: bool = False
 
     @nn.compact
-    def __call__(self, images: Float[Array, "batch height width channels"], *, train: bool):
+    def __call__(
+        self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
+    ):
         intermediates = {}
         x = BinaryConv(self.width, kernel_size=(3, 3), padding=1, name="stem")(images)
         for stage, blocks in enumerate(self.stage_sizes):
@@ -85,7 +87,7 @@ class ResNet(nn.Module):
                     kernel_quantizer=self.kernel_quantizer,
                     input_scaling=self.input_scaling,
                     name=f"stage{stage + 1}_block{block + 1}",
-                )(x, train=train)
+                )(x, train=train, progress=progress)
             intermediates[f"stage{stage + 1}"] = x
         x = nn.relu(BatchNorm(name="norm")(x, train=train)).mean((1, 2))
         intermediates["features"] = x

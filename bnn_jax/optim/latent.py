@@ -1,5 +1,6 @@
 r"""Box constraints lower <= w <= upper on some of the parameters, and the label of latent weights."""
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -135,6 +136,50 @@ def keep_in_box(box: Box | Callable[[Params], Box]) -> optax.GradientTransformat
         return treedef.unflatten(kept), state
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+def latent_learning_rate_scale(shape: tuple[int, ...]) -> float:
+    r"""W_LR_scale of BinaryConnect: 1 / sqrt(1.5 / (fan_in + fan_out)), the inverse of Glorot's bound but for a factor.
+
+    fan_in = kh kw C_in and fan_out = kh kw C_out of an HWIO kernel, the two sides of an (inputs, features) matrix.
+
+    Raises:
+      ValueError: if `shape` has fewer than two axes.
+
+    >>> latent_learning_rate_scale((3, 3, 16, 32))
+    16.97056274847714
+
+    Reference: Courbariaux, Bengio, David, BinaryConnect, 2015, arXiv:1511.00363.
+    """
+    if len(shape) < 2:
+        raise ValueError(f"`shape` (={shape}) must end in the axes (inputs, features); a latent kernel has both")
+    *window, inputs, features = shape
+    return math.sqrt(math.prod(window) * (inputs + features) / 1.5)
+
+
+def scale_latent_updates() -> optax.GradientTransformation:
+    r"""Multiply what another optimizer does to latent weights by BinaryConnect's layer-wise learning-rate scale.
+
+    update <- update / sqrt(1.5 / (fan_in + fan_out)) for the latent weights; the rest is left alone.  Adam steps have
+    one size in every layer, while the weights of Glorot's initialiser do not.  Put it after the optimizer and before
+    :func:`keep_in_box`: the authors scale the final update, then clip.
+
+    Raises:
+      ValueError: on update, if a latent weight has fewer than two axes.
+
+    >>> optimizer = optax.chain(optax.adam(1e-3), scale_latent_updates(), keep_in_box(latent_box()))
+    >>> updates = {"dense": {"latent_kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)}}
+    >>> scaled, _ = scale_latent_updates().update(updates, optax.EmptyState())
+    >>> print(scaled["dense"]["latent_kernel"][0], scaled["dense"]["bias"])
+    [2. 2.] [1. 1.]
+
+    Reference: Courbariaux, Bengio, David, BinaryConnect, 2015, arXiv:1511.00363.
+    """
+
+    def scale(update, latent):
+        return update * latent_learning_rate_scale(update.shape) if latent else update
+
+    return optax.stateless(lambda updates, params: jax.tree.map(scale, updates, is_latent(updates)))
 
 
 def _count_on_bounds(param: Array, bounds: tuple[Array, Array]) -> Array:

@@ -1,12 +1,16 @@
-r"""Binary quantizers: codes -1/+1."""
+r"""Binary quantizers: codes -1/+1 of the latent weights' own sign, with the scales and gradients of the field."""
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.estimators import sign, ste_sign
+from bnn_jax.estimators import identity_sign, sign, ste_sign
+from bnn_jax.estimators.definition import require_positive
 from bnn_jax.quantizers.codes import Quantized
-from bnn_jax.types import Estimator
+from bnn_jax.quantizers.quantizer import Quantizer
+from bnn_jax.types import Estimator, Key
 
 
 def binary(x: Float[Array, "..."], *, estimator: Estimator = ste_sign) -> Quantized:
@@ -23,19 +27,65 @@ def binary(x: Float[Array, "..."], *, estimator: Estimator = ste_sign) -> Quanti
     return Quantized(estimator(x), jnp.ones((), x.dtype))
 
 
-def xnor(w: Float[Array, "*fan_in features"], *, estimator: Estimator = ste_sign) -> Quantized:
+def mean_magnitude(w: Float[Array, "*fan_in features"]) -> Float[Array, "*ones features"]:
+    r"""||w_f||_1 / n of each filter, of shape (1, ..., 1, features); at w = 0 its derivative is sign(0)/n = 1/n.
+
+    >>> mean_magnitude(jnp.array([[-0.5, 1.0], [1.5, 0.0]]))
+    Array([[1. , 0.5]], dtype=float32)
+    """
+    magnitude = w * jax.lax.stop_gradient(sign(w))
+    return magnitude.mean(axis=tuple(range(w.ndim - 1)), keepdims=True)
+
+
+@jax.custom_vjp
+def without_scale(codes: Float[Array, "..."], scale: Float[Array, "..."]) -> Float[Array, "..."]:
+    r"""`codes`, with the factor `scale` taken out of their gradient.
+
+    Forward   codes
+    Backward  (chosen)  dL/dcodes := dL/dresult / scale, and dL/dresult where scale = 0;  dL/dscale := 0
+
+    A layer multiplies by the scale after the codes, so their gradient arrives with it as a factor.  Where the scale is
+    0 no gradient arrives.
+
+    >>> jax.grad(lambda codes: (3.0 * without_scale(codes, jnp.float32(3.0))).sum())(jnp.ones(2))
+    Array([1., 1.], dtype=float32)
+    """
+    return codes
+
+
+def _without_scale_backward(scale, cotangent):
+    return cotangent / jnp.where(scale == 0, 1, scale), jnp.zeros_like(scale)
+
+
+without_scale.defvjp(lambda codes, scale: (codes, scale), _without_scale_backward)
+
+
+def xnor(
+    w: Float[Array, "*fan_in features"],
+    *,
+    estimator: Estimator = ste_sign,
+    center: bool = False,
+    gradient: Literal["exact", "diagonal"] = "exact",
+) -> Quantized:
     r"""Sign with one scale a filter, the least-squares optimal one (BWN and XNOR-Net).
 
     Forward   codes = sign(w),  scale_f = alpha_f = ||w_f||_1 / n = argmin_a ||w_f - a sign(w_f)||^2
-    Backward  exact under the estimator: with g the gradient of alpha_f sign(w_f),
+    Backward  exact under the estimator: with g the gradient of alpha_f sign(w_f) and e' the estimator's derivative,
               dL/dw_i = alpha_f g_i e'(w_i) + (sign(w_i) / n) sum_j g_j sign(w_j)
+              or diagonal, the paper's form, which keeps j = i of the sum:  dL/dw_i = g_i (alpha_f e'(w_i) + 1/n)
+    Centred   w - mean over the input channels takes the place of w; its derivative brings the factor 1 - 1/C_in
 
     Args:
       w: latent weights, the filter on the last axis: HWIO kernels or (inputs, features) matrices; n is the fan-in.
       estimator: gives e', by default 1{|w| <= 1}.
+      center: subtract the mean over the input channels, for each filter and spatial position.
+      gradient: "exact" or "diagonal".
 
     Returns:
       codes of w's shape; scale of shape (1, ..., 1, features).
+
+    Raises:
+      ValueError: for another `gradient`, or `center` without an axis of input channels.
 
     >>> xnor(jnp.array([[-0.5, 1.0], [1.5, 0.0]]))
     Quantized(codes=Array([[-1.,  1.],
@@ -43,5 +93,163 @@ def xnor(w: Float[Array, "*fan_in features"], *, estimator: Estimator = ste_sign
 
     Reference: Rastegari et al., XNOR-Net, 2016, arXiv:1603.05279.
     """
-    magnitude = w * jax.lax.stop_gradient(sign(w))
-    return Quantized(estimator(w), magnitude.mean(axis=tuple(range(w.ndim - 1)), keepdims=True))
+    if gradient not in ("exact", "diagonal"):
+        raise ValueError(f"`gradient` (={gradient!r}) must be 'exact' or 'diagonal'; 'exact' is the default")
+    if center:
+        if w.ndim < 2:
+            raise ValueError(f"`center` (=True) needs weights with an axis of input channels; got shape {w.shape}")
+        w = w - w.mean(axis=-2, keepdims=True)
+    alpha = mean_magnitude(w)
+    if gradient == "exact":
+        return Quantized(estimator(w), alpha)
+    alpha = jax.lax.stop_gradient(alpha)
+    fan_in = w.size // w.shape[-1]
+    zero = without_scale(w - jax.lax.stop_gradient(w), alpha * fan_in)
+    return Quantized(estimator(w) + zero, alpha)
+
+
+def magnitude_aware(
+    w: Float[Array, "*fan_in features"], *, estimator: Estimator = ste_sign, scaled_gradient: bool = False
+) -> Quantized:
+    r"""Sign with the mean magnitude of each filter as a scale that the backward pass leaves out (Bi-Real, ReActNet).
+
+    Forward   codes = sign(w),  scale_f = alpha_f = ||w_f||_1 / n
+    Backward  (chosen)  with g the gradient of alpha_f sign(w_f) and e' the estimator's derivative:
+              dL/dw_i := g_i e'(w_i), or alpha_f g_i e'(w_i) with `scaled_gradient`, as larq has it; alpha_f is constant
+
+    Args:
+      w: latent weights, the filter on the last axis.
+      estimator: gives e', by default 1{|w| <= 1}, the derivative of clip(w, -1, 1).
+      scaled_gradient: keep the factor alpha_f.
+
+    Returns:
+      codes of w's shape; scale of shape (1, ..., 1, features).  A filter of zeros has scale 0 and receives no gradient.
+
+    >>> w = jnp.array([[-0.5], [1.5]])
+    >>> jax.grad(lambda w: (lambda q: (q.codes * q.scale).sum())(magnitude_aware(w)))(w).ravel()
+    Array([1., 0.], dtype=float32)
+
+    Reference: Liu et al., Bi-Real Net, 2018, arXiv:1808.00278.
+    """
+    alpha = jax.lax.stop_gradient(mean_magnitude(w))
+    codes = estimator(w)
+    return Quantized(codes if scaled_gradient else without_scale(codes, alpha), alpha)
+
+
+def binary_connect_weights(
+    w: Float[Array, "..."],
+    *,
+    magnitude: float | Array = 1.0,
+    stochastic: bool = False,
+    train: bool = False,
+    key: Key | None = None,
+) -> Quantized:
+    r"""Weights +-H whose gradient is passed on unchanged (BinaryConnect).
+
+    Forward   deterministic:  W = H sign(w)
+              stochastic, training:  W = +H with probability clip((w/H + 1)/2, 0, 1), else -H;  E[W] = w for |w| <= H
+              stochastic, evaluation:  W = w: the *real* weights stand in for the codes, with scale 1
+    Backward  (chosen)  dL/dw := dL/dW, without a clip: the weights are kept in [-H, H] by projection after each step
+
+    Args:
+      w: latent weights of any shape.
+      magnitude: H, a positive scalar.
+      stochastic: draw the signs while training.
+      train: training (True) or evaluation; only the stochastic form differs.
+      key: for the draw, needed in stochastic training.
+
+    Raises:
+      ValueError: if `magnitude` is not positive, or `key` is missing in stochastic training.
+
+    >>> quantized = binary_connect_weights(jnp.array([-0.3, 0.0]), magnitude=0.5)
+    >>> quantized.codes * quantized.scale
+    Array([-0.5,  0.5], dtype=float32)
+
+    Reference: Courbariaux, Bengio, David, BinaryConnect, 2015, arXiv:1511.00363.
+    """
+    require_positive("magnitude", magnitude, "1.0 is usual")
+    if stochastic and not train:
+        return Quantized(w, jnp.ones((), w.dtype))
+    scale = jnp.asarray(magnitude, w.dtype)
+    codes = identity_sign(w)
+    if stochastic:
+        if key is None:
+            raise ValueError("`key` (=None) must be a `jax.random.key` in stochastic training; evaluation needs none")
+        probability = jnp.clip((w.astype(jnp.float32) / scale.astype(jnp.float32) + 1) / 2, 0, 1)
+        drawn = jnp.where(jax.random.bernoulli(key, probability), 1, -1).astype(w.dtype)
+        codes = drawn + (codes - jax.lax.stop_gradient(codes))
+    return Quantized(without_scale(codes, scale), scale)
+
+
+def binary_connect(*, stochastic: bool = False, magnitude: float = 1.0) -> Quantizer:
+    """The quantizer of :func:`binary_connect_weights`; the stochastic one evaluates with real weights.
+
+    Raises:
+      ValueError: if `magnitude` is not positive.
+    """
+    require_positive("magnitude", magnitude, "1.0 is usual")
+    return Quantizer(
+        apply=lambda w, **given: binary_connect_weights(w, stochastic=stochastic, magnitude=magnitude, **given),
+        wants=("train", "key") if stochastic else (),
+    )
+
+
+def post_training_weights(
+    w: Float[Array, "*fan_in features"], *, train: bool = False, scaled: bool = False
+) -> Quantized:
+    r"""Binarize after training: real weights while training, their signs at evaluation.
+
+    Forward   training:  W = w: the *real* weights stand in for the codes, with scale 1
+              evaluation:  codes = sign(w),  scale 1, or ||w_f||_1 / n for each filter with `scaled`
+    Backward  training:  dL/dw = dL/dW, exact;  evaluation: none
+
+    The baseline of comparisons: what binarization costs a network that was not trained for it.
+
+    Args:
+      w: weights, the filter on the last axis.
+      train: training (True) or evaluation.
+      scaled: at evaluation use the least-squares scale of each filter.
+
+    >>> post_training_weights(jnp.array([[-0.5], [1.5]]), scaled=True).scale
+    Array([[1.]], dtype=float32)
+
+    Reference: So, A Survey of Gradient Estimators for Binary Neural Networks for Image Classification, Stanford.
+    """
+    if train:
+        return Quantized(w, jnp.ones((), w.dtype))
+    return Quantized(sign(w), jax.lax.stop_gradient(mean_magnitude(w)) if scaled else jnp.ones((), w.dtype))
+
+
+def post_training(*, scaled: bool = False) -> Quantizer:
+    """The quantizer of :func:`post_training_weights`."""
+    return Quantizer(apply=lambda w, *, train: post_training_weights(w, train=train, scaled=scaled), wants=("train",))
+
+
+def full_latent(
+    w: Float[Array, "*fan_in features"], *, train: bool = False, estimator: Estimator = ste_sign
+) -> tuple[Quantized, Float[Array, "*fan_in features"] | None]:
+    r"""One latent kernel for two branches: the binary network's, and a real-valued one that helps to train it (FULW).
+
+    Forward   training:  (:func:`xnor` of w, w);  evaluation:  (:func:`xnor` of w, None)
+    Backward  dL/dw is the sum of both branches' gradients
+
+    A model runs its features through both kernels while it trains, supervises the real branch with the labels and the
+    binary one with the labels and the real one's outputs, and drops the real branch afterwards.  The two outputs are
+    wanted apart, so this is no quantizer for a layer, whose bases are summed.  The paper's exact form could not be
+    confirmed; this is a reading.
+
+    Args:
+      w: latent weights, the filter on the last axis.
+      train: training (True) or evaluation.
+      estimator: of the binary branch.
+
+    Returns:
+      The binary kernel, and the real one in training.
+
+    >>> full_latent(jnp.array([[-0.5], [1.5]]))[1] is None
+    True
+
+    Reference: Xu et al., Improving Binary Neural Networks through Fully Utilizing Latent Weights, 2021,
+    arXiv:2110.05850.
+    """
+    return xnor(w, estimator=estimator), w if train else None

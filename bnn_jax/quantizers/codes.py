@@ -4,20 +4,18 @@ A layer computes on the codes and multiplies by the scale afterwards.  A sum of 
 exact in float32, int32 and on packed bits alike, so a packed network can be proved equal to the trained one.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Array, Float
 
-from bnn_jax.types import Key
-
 
 class Quantized(NamedTuple):
     """The tensor codes * scale.
 
-    Invariants: `codes` holds integers in a floating dtype (gradients flow through them); `scale` is a scalar or has the
-    rank of `codes` and varies over the last axis alone, the output features: shape (1, ..., 1, features).
+    Invariants: `codes` holds integers in a floating dtype (gradients flow through them).  `scale` is a scalar or has
+    the rank of `codes`; it varies over one axis alone: the last of a kernel, its output features, shape (1, ..., 1,
+    features), or the first of activations, the examples, shape (batch, 1, ..., 1).
     """
 
     codes: Float[Array, "..."]
@@ -26,23 +24,6 @@ class Quantized(NamedTuple):
 
 Bases: TypeAlias = Quantized | tuple[Quantized, ...]
 """One quantized tensor, or several whose sum is meant, as the positive and the negative part of a ternary weight."""
-
-
-class Quantizer(NamedTuple):
-    """A pair of functions, as in optax.
-
-    Attributes:
-      init: (key, x) -> dict of the quantizer's own learned parameters; None where it has none.
-      apply: (x, **parameters) -> :class:`Quantized`, or a tuple of them.
-    """
-
-    init: Callable[[Key, Array], dict[str, Array]] | None
-    apply: Callable[..., Bases]
-
-
-def stateless(function: Callable[[Array], Bases]) -> Quantizer:
-    """The quantizer of a plain function x -> :class:`Quantized` that has no parameters of its own."""
-    return Quantizer(init=None, apply=function)
 
 
 def bases(quantized: Bases) -> tuple[Quantized, ...]:
@@ -72,5 +53,9 @@ def validate(quantized: Bases, code_set: tuple[int, ...]) -> None:
         if foreign.size:
             raise ValueError(f"`codes` must lie in {code_set}; got {foreign.flat[0]!s} among {codes.size} codes")
         per_feature = (1,) * (codes.ndim - 1) + codes.shape[-1:]
-        if scale.shape not in ((), per_feature):
-            raise ValueError(f"`scale` must be a scalar or one value a feature, shape {per_feature}; got {scale.shape}")
+        per_example = codes.shape[:1] + (1,) * (codes.ndim - 1)
+        if scale.shape not in ((), per_feature, per_example):
+            raise ValueError(
+                f"`scale` must be a scalar, or one value a feature, shape {per_feature}, "
+                f"or an example, shape {per_example}; got {scale.shape}"
+            )

@@ -1,12 +1,17 @@
 r"""Ternary quantizers: codes -1/0/+1."""
 
+import math
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.quantizers.codes import Quantized, Quantizer
+from bnn_jax.estimators import make_estimator, ternary
+from bnn_jax.estimators.definition import require, require_positive
+from bnn_jax.quantizers.codes import Quantized
+from bnn_jax.quantizers.quantizer import Quantizer
 
 
 @jax.custom_vjp
@@ -79,3 +84,133 @@ def ttq(*, threshold: float = 0.05) -> Quantizer:
         init=lambda key, w: {"positive_scale": jnp.ones((), w.dtype), "negative_scale": jnp.ones((), w.dtype)},
         apply=partial(trained_ternary, threshold=threshold),
     )
+
+
+_thresholded = make_estimator(
+    lambda w, delta, scale, clip_value: jnp.where(w > delta, 1, jnp.where(w < -delta, -1, 0)),
+    # The cotangent of the codes arrives multiplied by the scale, which the identity does not have.
+    lambda w, delta, scale, clip_value: jnp.where(jnp.abs(w) <= clip_value, 1 / scale, 0),
+)
+
+
+def twn(
+    w: Float[Array, "*fan_in features"],
+    *,
+    threshold: float | Array = 0.7,
+    per_channel: bool = False,
+    clip_value: float | Array = math.inf,
+) -> Quantized:
+    r"""Ternary weights with a scale by least squares (TWN): codes -1/0/+1.
+
+    With D = threshold * mean|w|:
+
+    Forward   W = scale T,  T = sign(w) 1{|w| > D},  scale = mean(|w| where |w| > D) = argmin_a |w - a T|^2
+    Backward  (chosen) identity straight-through from W to w:  dL/dw := g 1{|w| <= clip_value},  g = dL/dW
+
+    Where no weight is above D, as in a tensor of zeros, the scale is 1: W is zero all the same, and g arrives.
+
+    Args:
+      w: latent weights, the filter on the last axis.
+      threshold: D as a fraction of mean|w|, not negative.
+      per_channel: one D and one scale a filter, of shape (1, ..., 1, features), instead of one for the whole tensor.
+      clip_value: positive; by default all weights receive their gradient.
+
+    Raises:
+      ValueError: if `threshold` is negative or `clip_value` not positive.
+      TypeError: if `w` is not a floating-point array.
+
+    >>> twn(jnp.array([-2.0, 0.5, 0.1, 4.0]))
+    Quantized(codes=Array([-1.,  0.,  0.,  1.], dtype=float32), scale=Array(3., dtype=float32))
+
+    Reference: Li, Zhang, Liu, Ternary Weight Networks, 2016, arXiv:1605.04711.
+    """
+    require("threshold", threshold, lambda t: t >= 0, "at least 0", "0.7 is usual")
+    require_positive("clip_value", clip_value, "1.0 is usual, infinity is the identity")
+    axes = tuple(range(w.ndim - 1 if per_channel else w.ndim))
+    magnitude = jax.lax.stop_gradient(jnp.abs(w)).astype(jnp.promote_types(w.dtype, jnp.float32))
+    delta = threshold * magnitude.mean(axes, keepdims=per_channel)
+    above = magnitude > delta
+    count = above.sum(axes, keepdims=per_channel)
+    mean = jnp.where(above, magnitude, 0).sum(axes, keepdims=per_channel) / jnp.maximum(count, 1)
+    scale = jnp.where(count == 0, 1, mean).astype(w.dtype)
+    return Quantized(_thresholded(w, delta=delta, scale=scale, clip_value=clip_value), scale)
+
+
+def ternary_activations(x: Float[Array, "..."], delta: float | Float[Array, ""]) -> Quantized:
+    r"""Ternary activations (TBN): codes -1/0/+1, scale 1.
+
+    Forward   T(x) = +1 if x >= delta;  -1 if x <= -delta;  else 0
+    Backward  (chosen)  dT/dx := 1{|x| <= 1}
+
+    >>> ternary_activations(jnp.array([-0.5, 0.0, 0.3]), 0.4).codes
+    Array([-1.,  0.,  0.], dtype=float32)
+
+    Reference: Wan et al., TBN: Convolutional Neural Network with Ternary Inputs and Binary Weights, ECCV 2018.
+    """
+    return Quantized(ternary(x, delta=delta, straight_through=True), jnp.ones((), x.dtype))
+
+
+def scaled_ternary_activations(x: Float[Array, "..."], delta: float | Float[Array, ""]) -> Quantized:
+    r"""Ternary activations of the second version of TBN: codes -1/0/+1, scale 2 delta.
+
+    Forward   2 delta T(x),  T(x) = +1 if x >= delta;  -1 if x <= -delta;  else 0
+    Backward  (chosen)  d(2 delta T)/dx := 2 max(0, 1 - ||x| / delta - 1|), triangles of height 2 at +-delta, whose
+              area 4 delta is the height of both steps; delta constant
+
+    >>> scaled_ternary_activations(jnp.array([-0.5, 0.0, 0.5]), 0.4)
+    Quantized(codes=Array([-1.,  0.,  1.], dtype=float32), scale=Array(0.8, dtype=float32))
+
+    Reference: Wan et al., TBN: Convolutional Neural Network with Ternary Inputs and Binary Weights, ECCV 2018; the
+    authors' program.
+    """
+    scale = jnp.asarray(2 * jax.lax.stop_gradient(delta), x.dtype)
+    return Quantized(ternary(x, delta=delta), scale)
+
+
+def _with_running_delta(function: Callable[..., Quantized], threshold: float, momentum: float) -> Quantizer:
+    require("threshold", threshold, lambda t: t >= 0, "at least 0", "0.5 is usual")
+    require("momentum", momentum, lambda m: (m >= 0) & (m <= 1), "in [0, 1]", "0.01 is usual")
+
+    def apply(x, state, *, train=False):
+        if not train:
+            return function(x, state["delta"]), state
+        wide = jax.lax.stop_gradient(x).astype(jnp.promote_types(x.dtype, jnp.float32))
+        delta = threshold * jnp.abs(wide).mean()
+        running = (1 - momentum) * state["delta"] + momentum * delta
+        return function(x, delta), {"delta": running.astype(state["delta"].dtype)}
+
+    # 0.7979 = sqrt(2 / pi) is the mean of |x| for standard normal x.
+    return Quantizer(
+        apply=apply, init_state=lambda key, x: {"delta": jnp.array(0.7979 * threshold, jnp.float32)}, wants=("train",)
+    )
+
+
+def tbn(*, threshold: float = 0.5, momentum: float = 0.01) -> Quantizer:
+    r"""The quantizer of :func:`ternary_activations` with delta from the data.
+
+    Training  delta = threshold * mean|x| over the whole tensor;
+              state: running delta := (1 - momentum) running delta + momentum delta, at first 0.7979 threshold
+    Evaluation  delta = the running one
+
+    Args:
+      threshold: delta as a fraction of mean|x|, not negative; 0.5 in the authors' program, 0.4 in the paper.
+      momentum: share of the new delta, in [0, 1].
+
+    Raises:
+      ValueError: if `threshold` is negative or `momentum` not in [0, 1].
+
+    Reference: Wan et al., TBN: Convolutional Neural Network with Ternary Inputs and Binary Weights, ECCV 2018.
+    """
+    return _with_running_delta(ternary_activations, threshold, momentum)
+
+
+def tbn_v2(*, threshold: float = 0.5, momentum: float = 0.01) -> Quantizer:
+    r"""The quantizer of :func:`scaled_ternary_activations`, delta as that of :func:`tbn`.
+
+    Raises:
+      ValueError: if `threshold` is negative or `momentum` not in [0, 1].
+
+    Reference: Wan et al., TBN: Convolutional Neural Network with Ternary Inputs and Binary Weights, ECCV 2018; the
+    authors' program.
+    """
+    return _with_running_delta(scaled_ternary_activations, threshold, momentum)

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import inspect
 import json
 import runpy
 import sys
@@ -17,8 +18,12 @@ from bnn_jax.errors import UsageError, unknown_name
 from bnn_jax.losses import LOSSES, PIECEWISE_LINEAR
 from bnn_jax.models import MODELS
 from bnn_jax.optim import OPTIMIZERS
-from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
+from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, make_quantizer
+from bnn_jax.regularizers import REGULARIZERS
 from bnn_jax.schedules import SCHEDULES
+
+Options: TypeAlias = dict[str, int | float | bool | str]
+"""Keyword arguments of a function that another setting names."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,15 @@ class ModelConfig:
     width: int = 16
     """Filters of the first stage."""
     input_quantizer: str = "ste_sign"
+    input_quantizer_options: Options = field(default_factory=dict, hash=False)
+    """Of its function, as: bits 2 scale 0.5"""
     kernel_quantizer: str = "xnor"
+    kernel_quantizer_options: Options = field(default_factory=dict, hash=False)
+    """Likewise."""
     input_scaling: bool = False
     """XNOR-Net's map K."""
+    options: Options = field(default_factory=dict, hash=False)
+    """What else this network's constructor takes, as: extra_layers 1"""
 
 
 @dataclass(frozen=True)
@@ -63,9 +74,11 @@ class OptimConfig:
     weight_decay: float = 0.0
     """Not applied to latent weights, except by momo."""
     schedule: str = "constant"
-    """constant, cosine or linear."""
+    """constant, cosine, linear, exponential or staircase."""
     latent_box: tuple[float, float] | None = (-1.0, 1.0)
     """Bounds of the latent weights; None leaves them free."""
+    scale_latent: bool = False
+    """BinaryConnect's layer-wise scale of the latent weights' updates; for adam, sgd, polyak_sgd and momo."""
     inner_steps: int = 1
     """Frank-Wolfe steps on each linearised problem; for dfw."""
     tune_learning_rates: tuple[float, ...] = ()
@@ -82,6 +95,12 @@ class Config:
     seed: int = 0
     """Of the initialisation, the order of examples and the augmentation."""
     loss: str = "smoothed_multiclass_hinge"
+    regularizer: str = "none"
+    """Of the latent weights, added to the loss; not for dfw."""
+    regularizer_strength: float = 1e-6
+    """Lambda, of the sum over weights."""
+    regularizer_schedule: str = "constant"
+    """Of lambda, one of those of the learning rate."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -206,10 +225,24 @@ def validate(config: Config) -> Config:
         ("model.kernel_quantizer", config.model.kernel_quantizer, WEIGHT_QUANTIZERS),
         ("optim.name", config.optim.name, OPTIMIZERS),
         ("optim.schedule", config.optim.schedule, SCHEDULES),
+        ("regularizer", config.regularizer, ("none", *REGULARIZERS)),
+        ("regularizer_schedule", config.regularizer_schedule, SCHEDULES),
     ):
         if name not in table:
             raise unknown_name(argument, name, table)
-    optim = config.optim
+    model, optim = config.model, config.optim
+    for table, name, options in (
+        (ACTIVATION_QUANTIZERS, model.input_quantizer, model.input_quantizer_options),
+        (WEIGHT_QUANTIZERS, model.kernel_quantizer, model.kernel_quantizer_options),
+    ):
+        try:
+            make_quantizer(table, name, **options)
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"{name} cannot be made: {error}") from None
+    known = inspect.signature(MODELS[model.name]).parameters.keys() - {"parent", "name", *vars(model)}
+    for option in model.options:
+        if option not in known - {"num_classes"}:
+            raise unknown_name("model.options", option, known - {"num_classes"})
     for argument, value, holds, rule in (
         ("epochs", config.epochs, config.epochs >= 1, "must be at least 1"),
         ("batch_size", config.batch_size, config.batch_size >= 1, "must be at least 1"),
@@ -230,6 +263,36 @@ def validate(config: Config) -> Config:
         ("optim.latent_box", optim.latent_box, _is_box(optim.latent_box), "must be (lower, upper) with lower < upper"),
         ("optim.inner_steps", optim.inner_steps, optim.inner_steps >= 1, "must be at least 1"),
         ("optim.inner_steps", optim.inner_steps, optim.inner_steps == 1 or optim.name == "dfw", "is for dfw alone"),
+        (
+            "optim.scale_latent",
+            optim.scale_latent,
+            not optim.scale_latent or optim.name in ("adam", "sgd", "polyak_sgd", "momo"),
+            "is for adam, sgd, polyak_sgd and momo",
+        ),
+        (
+            "optim.latent_box",
+            optim.latent_box,
+            optim.name != "bnew" or optim.latent_box is not None,
+            "must not be None for bnew",
+        ),
+        (
+            "optim.latent_box",
+            optim.latent_box,
+            optim.name != "bop" or optim.latent_box is None or optim.latent_box[0] <= -1 <= 1 <= optim.latent_box[1],
+            "must contain -1 and 1 for bop, whose weights are those",
+        ),
+        (
+            "regularizer_strength",
+            config.regularizer_strength,
+            config.regularizer_strength >= 0,
+            "must not be negative",
+        ),
+        (
+            "regularizer",
+            config.regularizer,
+            config.regularizer == "none" or optim.name != "dfw",
+            "does not go with dfw, whose step size is exact for the loss alone; choose none, or another optimizer",
+        ),
     ):
         if not holds:
             raise UsageError(f"`{argument}` (={value}) {rule}")

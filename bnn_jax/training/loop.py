@@ -44,7 +44,7 @@ class Best(flax.struct.PyTreeNode):
     """The variables of the epoch with the highest validation accuracy so far, the earliest on a tie."""
 
     params: Any
-    batch_stats: Any
+    model_state: Any
     accuracy: Array
     epoch: Array
 
@@ -78,9 +78,16 @@ def programs_of(config: Config, dataset: Dataset) -> Programs:
 
 
 def initial_state(programs: Programs, seed: int) -> RunState:
-    """The state of a run before its first step."""
-    train = programs.init(np.uint32(seed))
-    best = Best(train.params, train.batch_stats, jnp.full((), -1.0), jnp.zeros((), jnp.int32))
+    """The state of a run before its first step.
+
+    Raises:
+      UsageError: if network, quantizers and images do not go together.
+    """
+    try:
+        train = programs.init(np.uint32(seed))
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"the network cannot be built: {error}") from None
+    best = Best(train.params, train.model_state, jnp.full((), -1.0), jnp.zeros((), jnp.int32))
     # The training program takes over the memory of its state; the best variables need their own.
     return RunState(train, jax.tree.map(jnp.copy, best))
 
@@ -173,7 +180,7 @@ def _train_chunk(config, workdir, programs, run, images, labels, chunk, epoch):
 def _end_epoch(workdir, programs, run, validation: Split, epoch, rows, seconds) -> RunState:
     """Evaluate on the validation split, write the record, remember the best variables."""
     found = programs.evaluate(
-        run.train.params, run.train.batch_stats, jnp.asarray(validation.images), jnp.asarray(validation.labels)
+        run.train.params, run.train.model_state, jnp.asarray(validation.images), jnp.asarray(validation.labels)
     )
     record = {
         "kind": "evaluation",
@@ -190,7 +197,7 @@ def _end_epoch(workdir, programs, run, validation: Split, epoch, rows, seconds) 
     append_metrics(workdir / "metrics.jsonl", [record])
     if record["validation_accuracy"] <= float(run.best.accuracy):
         return run
-    best = Best(run.train.params, run.train.batch_stats, found["accuracy"], jnp.asarray(epoch, jnp.int32))
+    best = Best(run.train.params, run.train.model_state, found["accuracy"], jnp.asarray(epoch, jnp.int32))
     return run.replace(best=jax.tree.map(jnp.copy, best))
 
 
@@ -199,7 +206,7 @@ def _finish(config: Config, workdir: Path, programs: Programs, run: RunState, da
     images, labels = jnp.asarray(dataset.test.images), jnp.asarray(dataset.test.labels)
 
     def test_accuracy(variables):
-        return float(programs.evaluate(variables.params, variables.batch_stats, images, labels)["accuracy"])
+        return float(programs.evaluate(variables.params, variables.model_state, images, labels)["accuracy"])
 
     records = list(read_metrics(workdir / "metrics.jsonl"))
     evaluations = [r for r in records if r["kind"] == "evaluation"]
@@ -256,7 +263,7 @@ def evaluate_run(
     variables = restored.state.best if which == "best" else restored.state.train
     chosen: Split = getattr(dataset, split)
     found = programs.evaluate(
-        variables.params, variables.batch_stats, jnp.asarray(chosen.images), jnp.asarray(chosen.labels)
+        variables.params, variables.model_state, jnp.asarray(chosen.images), jnp.asarray(chosen.labels)
     )
     numbers = {name: float(value) for name, value in found.items()}
     return numbers | {"examples": len(chosen.labels), "step": int(restored.state.train.step)}

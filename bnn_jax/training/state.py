@@ -14,13 +14,13 @@ class TrainState(flax.struct.PyTreeNode):
     Attributes:
       step: steps done.
       params: latent and real weights.
-      batch_stats: running statistics of batch normalization.
+      model_state: what the network carries along without a gradient: batch-norm statistics, states of quantizers.
       opt_state: of the optimizer, the box search included.
       seed: key data from which the order of examples and the augmentation of every step derive.
     """
 
     step: Int[Array, ""]
     params: Params
-    batch_stats: Any
+    model_state: Any
     opt_state: Any
     seed: UInt32[Array, "2"]

@@ -19,9 +19,10 @@ from bnn_jax.data import augment, normalize
 from bnn_jax.losses import LOSSES, augmented_margins, multiclass_hinge, smoothed_multiclass_hinge
 from bnn_jax.models import MODELS
 from bnn_jax.optim import DeepFrankWolfeState, bound_statistics, latent_box, make_optimizer
-from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
+from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, make_quantizer
+from bnn_jax.regularizers import REGULARIZERS, penalty
 from bnn_jax.schedules import SCHEDULES
-from bnn_jax.training.config import Config, DataConfig
+from bnn_jax.training.config import Config, DataConfig, ModelConfig
 from bnn_jax.training.state import TrainState
 from bnn_jax.types import Images, Labels, LossFunction, Metrics, Params
 
@@ -56,35 +57,71 @@ class Experiment(NamedTuple):
     data: DataConfig
     info: ImageInfo
     inner_steps: int
+    total_steps: int
+    penalty: Callable[[Params, Array], Array] | None
+
+
+def make_model(settings: ModelConfig, *, num_classes: int) -> nn.Module:
+    """The network of a validated config."""
+    inputs, kernels = settings.input_quantizer_options, settings.kernel_quantizer_options
+    return MODELS[settings.name](
+        num_classes=num_classes,
+        width=settings.width,
+        input_quantizer=make_quantizer(ACTIVATION_QUANTIZERS, settings.input_quantizer, **inputs),
+        kernel_quantizer=make_quantizer(WEIGHT_QUANTIZERS, settings.kernel_quantizer, **kernels),
+        input_scaling=settings.input_scaling,
+        **settings.options,
+    )
 
 
 def make_experiment(config: Config, info: ImageInfo, *, total_steps: int, learning_rate: float | Array) -> Experiment:
     """Look up the names of a validated config; `learning_rate`, which may be traced, takes the place of its own."""
-    model = MODELS[config.model.name](
-        num_classes=info.num_classes,
-        width=config.model.width,
-        input_quantizer=ACTIVATION_QUANTIZERS[config.model.input_quantizer],
-        kernel_quantizer=WEIGHT_QUANTIZERS[config.model.kernel_quantizer],
-        input_scaling=config.model.input_scaling,
-    )
+    model = make_model(config.model, num_classes=info.num_classes)
     optim = config.optim
     box = latent_box(*optim.latent_box) if optim.latent_box else None
     schedule = SCHEDULES[optim.schedule](learning_rate, total_steps)
     optimizer = make_optimizer(
-        optim.name, learning_rate=schedule, momentum=optim.momentum, weight_decay=optim.weight_decay, box=box
+        optim.name,
+        learning_rate=schedule,
+        momentum=optim.momentum,
+        weight_decay=optim.weight_decay,
+        box=box,
+        total_steps=total_steps,
+        scale_latent=optim.scale_latent,
     )
-    return Experiment(model, LOSSES[config.loss], optimizer, box, schedule, config.data, info, config.optim.inner_steps)
+    return Experiment(
+        model=model,
+        loss=LOSSES[config.loss],
+        optimizer=optimizer,
+        box=box,
+        learning_rate=schedule,
+        data=config.data,
+        info=info,
+        inner_steps=optim.inner_steps,
+        total_steps=total_steps,
+        penalty=_make_penalty(config, total_steps),
+    )
+
+
+def _make_penalty(config: Config, total_steps: int) -> Callable[[Params, Array], Array] | None:
+    """(params, step) -> the regularizer's share of the objective."""
+    if config.regularizer == "none":
+        return None
+    strength = SCHEDULES[config.regularizer_schedule](config.regularizer_strength, total_steps)
+    regularizer = REGULARIZERS[config.regularizer]
+    return lambda params, step: strength(step) * penalty(params, regularizer)
 
 
 def init_state(experiment: Experiment, seed: Int[Array, ""]) -> TrainState:
     """The state before the first step; every weight is inside its box."""
     init_key, run_key = jax.random.split(jax.random.key(seed))
-    variables = experiment.model.init(init_key, jnp.zeros((1, *experiment.info.shape)), train=False)
+    model_state = dict(experiment.model.init(init_key, jnp.zeros((1, *experiment.info.shape)), train=False))
+    params = model_state.pop("params")
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=variables["params"],
-        batch_stats=variables["batch_stats"],
-        opt_state=experiment.optimizer.init(variables["params"]),
+        params=params,
+        model_state=model_state,
+        opt_state=experiment.optimizer.init(params),
         seed=jax.random.key_data(run_key),
     )
 
@@ -113,23 +150,33 @@ def train_step(experiment: Experiment, state: TrainState, images: Images, labels
 
     Returns:
       The next state, and scalars: `loss` (for the smoothed hinge the unsmoothed one), `objective` (what was
-      differentiated), `accuracy`, `learning_rate`, and for Deep Frank-Wolfe `gamma` and `search_iterations`.
+      differentiated), `accuracy`, `learning_rate`, with a regularizer its `penalty`, which is in neither of the
+      losses, and for Deep Frank-Wolfe `gamma` and `search_iterations`.
     """
     key = jax.random.fold_in(jax.random.wrap_key_data(state.seed), state.step)
     x = normalize(images, mean=experiment.info.mean, std=experiment.info.std)
     x = augment(key, x, padding=experiment.data.crop_padding, flip=experiment.data.flip)
 
     def network(params):
-        variables = {"params": params, "batch_stats": state.batch_stats}
-        (logits, _), updated = experiment.model.apply(variables, x, train=True, mutable=["batch_stats"])
-        return logits, updated["batch_stats"]
+        (logits, _), updated = experiment.model.apply(
+            {"params": params} | state.model_state,
+            x,
+            train=True,
+            progress=state.step / experiment.total_steps,
+            mutable=list(state.model_state),
+            rngs={"quantizer": jax.random.fold_in(key, 1)},
+        )
+        return logits, updated
 
-    logits, pullback, batch_stats = jax.vjp(network, state.params, has_aux=True)
+    logits, pullback, model_state = jax.vjp(network, state.params, has_aux=True)
     objective, cotangent = jax.value_and_grad(lambda logits: experiment.loss(logits, labels).mean())(logits)
     (gradient,) = pullback(cotangent)
     inner = {}
     if experiment.inner_steps > 1:
         inner = {"oracle": _linear_oracle(logits, labels, pullback), "inner_steps": experiment.inner_steps}
+    if experiment.penalty is not None:
+        added, decay = jax.value_and_grad(experiment.penalty)(state.params, state.step)
+        gradient = jax.tree.map(jnp.add, gradient, decay)
     updates, opt_state = experiment.optimizer.update(gradient, state.opt_state, state.params, value=objective, **inner)
     monitored = multiclass_hinge if experiment.loss is smoothed_multiclass_hinge else experiment.loss
     metrics = {
@@ -138,12 +185,14 @@ def train_step(experiment: Experiment, state: TrainState, images: Images, labels
         "accuracy": (logits.argmax(axis=1) == labels).mean(),
         "learning_rate": jnp.asarray(experiment.learning_rate(state.step), jnp.float32),
     }
+    if experiment.penalty is not None:
+        metrics["penalty"] = added
     if isinstance(opt_state, DeepFrankWolfeState):
         metrics |= {"gamma": opt_state.gamma, "search_iterations": opt_state.search_iterations}
     new_state = state.replace(
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
-        batch_stats=batch_stats,
+        model_state=model_state,
         opt_state=opt_state,
     )
     return new_state, metrics
@@ -161,7 +210,7 @@ def train_steps(
 
 
 def evaluate(
-    experiment: Experiment, params: Params, batch_stats: Any, images: Images, labels: Labels
+    experiment: Experiment, params: Params, model_state: Any, images: Images, labels: Labels
 ) -> dict[str, Float[Array, ""]]:
     """Mean `loss` and `accuracy` over a split, with running batch-norm statistics; every example counts once."""
     count = len(labels)
@@ -172,7 +221,7 @@ def evaluate(
         counted = indices < count
         indices = jnp.minimum(indices, count - 1)
         x = normalize(images[indices], mean=experiment.info.mean, std=experiment.info.std)
-        logits, _ = experiment.model.apply({"params": params, "batch_stats": batch_stats}, x, train=False)
+        logits, _ = experiment.model.apply({"params": params} | model_state, x, train=False)
         monitored = multiclass_hinge if experiment.loss is smoothed_multiclass_hinge else experiment.loss
         losses = jnp.where(counted, monitored(logits, labels[indices]), 0)
         correct = counted & (logits.argmax(axis=1) == labels[indices])

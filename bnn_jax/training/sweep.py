@@ -1,6 +1,6 @@
-"""Comparisons: every optimizer with every seed, hyper-parameters chosen on the validation split."""
+"""Comparisons: every row with every seed, hyper-parameters chosen on the validation split."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from bnn_jax.data import Dataset
 from bnn_jax.errors import UsageError
 from bnn_jax.losses import PIECEWISE_LINEAR
-from bnn_jax.training.config import Config, OptimConfig, to_dict, validate
+from bnn_jax.training.config import Config, OptimConfig, flatten, to_dict, validate
 from bnn_jax.training.loop import Diverged, load_data, train
 from bnn_jax.training.progress import progress_display
 
@@ -16,65 +16,89 @@ TUNING_SEED = 1000
 """No run of a comparison uses the seed of the trials."""
 
 
-def compare(
-    config: Config,
-    workdir: str | Path,
-    *,
-    optimizers: Sequence[OptimConfig],
-    seeds: Sequence[int],
-    losses: Sequence[str],
-    tune: bool = False,
-) -> dict[str, Any]:
-    """Train with each optimizer, loss and seed, one run after another; finished runs are not run again.
+def optimizer_cells(config: Config, *, optimizers: Sequence[OptimConfig], losses: Sequence[str]) -> dict[str, Config]:
+    """A cell for every optimizer and loss; Deep Frank-Wolfe only with a loss that is piecewise linear.
 
-    Args:
-      config: what all share.
-      workdir: each run has its own folder in it, `<label>/seed<k>`; trials are in `tuning/<label>/`.
-      optimizers: settings, one a row.
-      seeds: of the runs.
-      losses: the config's first, then others; each gives a row to every optimizer that can use it: Deep Frank-Wolfe
-        needs a piecewise linear one.
-      tune: choose each learning rate from `tune_learning_rates` by the best validation accuracy within
-        `config.tune_epochs`, the same number of trials for each optimizer, with a seed of its own.
-
-    Returns:
-      What `bnn_jax.analysis.report.write_report` writes, less name, command and provenance.
-
-    Raises:
-      UsageError: for names or values that cannot run, before anything runs; for tuning grids of different sizes.
+    A cell of the first loss is labelled by its optimizer, one of another loss by both.
     """
-    workdir, losses = Path(workdir), tuple(losses)
+    losses = tuple(losses)
     cells = [
         replace(config, optim=optim, loss=loss)
         for loss in losses
         for optim in optimizers
         if loss == losses[0] or optim.name != "dfw" or loss in PIECEWISE_LINEAR
     ]
-    for cell in cells:
+    return {cell.optim.name if cell.loss == losses[0] else f"{cell.optim.name}-{cell.loss}": cell for cell in cells}
+
+
+def compare(
+    cells: Mapping[str, Config], workdir: str | Path, *, seeds: Sequence[int], tune: bool = False
+) -> dict[str, Any]:
+    """Train every cell with every seed, one run after another; finished runs are not run again.
+
+    Args:
+      cells: label -> config, a row each, all on the same data.
+      workdir: each run has its own folder in it, `<label>/seed<k>`; trials are in `tuning/<label>/`.
+      seeds: of the runs.
+      tune: choose each learning rate from `tune_learning_rates` by the best validation accuracy within
+        `config.tune_epochs`, the same number of trials for each row, with a seed of its own.
+
+    Returns:
+      What `bnn_jax.analysis.report.write_report` writes, less name, command and provenance; the settings of a row are
+      those in which rows differ.
+
+    Raises:
+      UsageError: for names or values that cannot run, before anything runs; for tuning grids of different sizes.
+    """
+    workdir, cells = Path(workdir), dict(cells)
+    for cell in cells.values():
         for seed in seeds:
             validate(replace(cell, seed=seed))
     if len(set(seeds)) != len(seeds) or TUNING_SEED in seeds:
         raise UsageError(
             f"`seeds` (={list(seeds)}) must differ from each other and from {TUNING_SEED}, the trials' own"
         )
-    dataset = load_data(config)
-    labels = [cell.optim.name if cell.loss == losses[0] else f"{cell.optim.name}-{cell.loss}" for cell in cells]
+    shared = next(iter(cells.values()))
+    dataset = load_data(shared)
     tuning = None
     if tune:
-        tuning, cells = _tune(cells, labels, workdir / "tuning", dataset)
-    rows = []
-    for label, cell in zip(labels, cells):
-        runs = [_run(replace(cell, seed=seed), workdir / label / f"seed{seed}", dataset, label) for seed in seeds]
-        settings = {k: v for k, v in to_dict(cell)["optim"].items() if k not in ("name", "tune_learning_rates")}
-        rows.append(
-            {"label": label, "optimizer": cell.optim.name, "loss": cell.loss, "settings": settings, "runs": runs}
-        )
+        tuning, cells = _tune(cells, workdir / "tuning", dataset)
+    settings = _differing_settings(cells)
+    rows = [
+        {
+            "label": label,
+            "optimizer": cell.optim.name,
+            "loss": cell.loss,
+            "settings": settings[label],
+            "runs": [_run(replace(cell, seed=seed), workdir / label / f"seed{seed}", dataset, label) for seed in seeds],
+        }
+        for label, cell in cells.items()
+    ]
     sizes = {name: len(getattr(dataset, name).labels) for name in ("train", "validation", "test")}
+    images = {"shape": list(dataset.train.images.shape[1:]), "num_classes": dataset.num_classes}
     return {
-        "dataset": {"name": dataset.name, "note": dataset.note, **sizes},
-        "config": to_dict(config),
+        "dataset": {"name": dataset.name, "note": dataset.note, **images, **sizes},
+        "config": to_dict(shared),
         "rows": rows,
         "tuning": tuning,
+    }
+
+
+def _differing_settings(cells: Mapping[str, Config]) -> dict[str, dict[str, Any]]:
+    """For each row the settings, by their last name, in which the rows are not all alike."""
+    flat = {label: flatten(to_dict(cell)) for label, cell in cells.items()}
+    keys = [
+        key
+        for key in dict.fromkeys(key for values in flat.values() for key in values)
+        if key not in ("name", "loss", "optim.name", "optim.tune_learning_rates")
+        and (
+            key == "optim.learning_rate"
+            or any(values.get(key) != flat[next(iter(flat))].get(key) for values in flat.values())
+        )
+    ]
+    return {
+        label: {key.removeprefix("optim.").removeprefix("model."): values[key] for key in keys if key in values}
+        for label, values in flat.items()
     }
 
 
@@ -95,15 +119,15 @@ def _run(config: Config, workdir: Path, dataset: Dataset, label: str) -> dict[st
         return {"seed": config.seed, "epochs": config.epochs, "diverged": str(error)} | dict.fromkeys(numbers) | empty
 
 
-def _tune(cells: list[Config], labels: list[str], workdir: Path, dataset: Dataset):
+def _tune(cells: Mapping[str, Config], workdir: Path, dataset: Dataset) -> tuple[dict[str, Any], dict[str, Config]]:
     """The trials as a table, and the cells with the chosen learning rates."""
-    budgets = {label: len(cell.optim.tune_learning_rates) for label, cell in zip(labels, cells)}
+    budgets = {label: len(cell.optim.tune_learning_rates) for label, cell in cells.items()}
     if len(set(budgets.values())) != 1 or 0 in budgets.values():
         raise UsageError(
             f"`tune_learning_rates` must have the same number of values, one or more, for each optimizer; got {budgets}"
         )
-    rows, chosen = [], []
-    for label, cell in zip(labels, cells):
+    rows, chosen = [], {}
+    for label, cell in cells.items():
         trials = []
         for rate in cell.optim.tune_learning_rates:
             trial = replace(
@@ -116,6 +140,6 @@ def _tune(cells: list[Config], labels: list[str], workdir: Path, dataset: Datase
         )
         rate = best["learning_rate"]
         rows.append({"label": label, "chosen": {"learning_rate": rate}, "trials": trials})
-        chosen.append(replace(cell, optim=replace(cell.optim, learning_rate=rate)))
-    budget = len(rows[0]["trials"])
-    return {"seed": TUNING_SEED, "epochs": cells[0].tune_epochs, "budget": budget, "rows": rows}, chosen
+        chosen[label] = replace(cell, optim=replace(cell.optim, learning_rate=rate))
+    epochs = next(iter(cells.values())).tune_epochs
+    return {"seed": TUNING_SEED, "epochs": epochs, "budget": len(rows[0]["trials"]), "rows": rows}, chosen

@@ -9,7 +9,7 @@ from scipy.signal import correlate
 from bnn_jax.layers import BinaryConv, BinaryDense
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 
-SIGN, XNOR, TTQ = ACTIVATION_QUANTIZERS["ste_sign"], WEIGHT_QUANTIZERS["xnor"], WEIGHT_QUANTIZERS["ttq"]
+SIGN, XNOR, TTQ = ACTIVATION_QUANTIZERS["ste_sign"](), WEIGHT_QUANTIZERS["xnor"](), WEIGHT_QUANTIZERS["ttq"]()
 signs = lambda x: np.where(x < 0, -1.0, 1.0)
 
 
@@ -38,7 +38,7 @@ def convolve(x, kernel, pad_value=0.0, pad=1):
 def test_binary_products_are_exact_integers(pad_value):
     x = images()
     y, params = apply(
-        BinaryConv(7, input_quantizer=SIGN, kernel_quantizer=WEIGHT_QUANTIZERS["binary"], pad_value=pad_value), x
+        BinaryConv(7, input_quantizer=SIGN, kernel_quantizer=WEIGHT_QUANTIZERS["binary"](), pad_value=pad_value), x
     )
     np.testing.assert_array_equal(y, convolve(signs(x), signs(params["latent_kernel"]), pad_value))
 

@@ -10,8 +10,8 @@ from bnn_jax.models.resnet import subsample_and_pad
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 
 XNOR = {
-    "input_quantizer": ACTIVATION_QUANTIZERS["ste_sign"],
-    "kernel_quantizer": WEIGHT_QUANTIZERS["xnor"],
+    "input_quantizer": ACTIVATION_QUANTIZERS["ste_sign"](),
+    "kernel_quantizer": WEIGHT_QUANTIZERS["xnor"](),
 }
 
 
@@ -43,7 +43,7 @@ def test_first_and_last_layers_are_full_precision():
     assert set(variables["params"]["stage1_block1"]["conv1"]) == {"latent_kernel"}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["resnet6", "resnet20"])
 def test_logits_and_intermediates(name):
     model, _ = variables_of(name, (8, 8, 3), width=4, **XNOR)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), jnp.float32)

@@ -7,7 +7,15 @@ import optax
 import pytest
 
 from bnn_jax.optim.deep_frank_wolfe import deep_frank_wolfe
-from bnn_jax.optim.latent import bound_statistics, is_latent, keep_in_box, latent_box, resolve_box
+from bnn_jax.optim.latent import (
+    bound_statistics,
+    is_latent,
+    keep_in_box,
+    latent_box,
+    latent_learning_rate_scale,
+    resolve_box,
+    scale_latent_updates,
+)
 
 PARAMS = {
     "conv": {"latent_kernel": jnp.zeros((3, 3, 2, 4)), "bias": jnp.zeros(4)},
@@ -186,6 +194,63 @@ def test_from_far_outside_a_narrow_box_a_few_updates_arrive(dtype):
 def test_keep_in_box_needs_the_parameters():
     with pytest.raises(ValueError, match=r"`params` must be given to `update`"):
         keep_in_box(PAIR).update(PARAMS, optax.EmptyState())
+
+
+# ---- BinaryConnect's layer-wise learning-rate scale
+
+
+@pytest.mark.parametrize(
+    ("shape", "fan_in", "fan_out"),
+    [
+        ((8192, 1024), 8192, 1024),
+        ((3, 3, 128, 256), 9 * 128, 9 * 256),
+        ((5, 1, 3, 7), 15, 35),
+        ((4, 3, 2), 12, 8),
+        ((3, 3, 1, 64), 9, 576),
+    ],
+)
+def test_the_learning_rate_scale_is_that_of_the_published_formula(shape, fan_in, fan_out):
+    assert latent_learning_rate_scale(shape) == pytest.approx(1 / np.sqrt(1.5 / (fan_in + fan_out)), rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_final_update_of_latent_weights_is_scaled_before_the_clip(dtype):
+    """updates[w] = clip(w + scale (optimizer's w - w)), in float64, beside a jitted chain."""
+    rng = np.random.default_rng(3)
+    start = {
+        "conv": {"latent_kernel": rng.uniform(-1, 1, (3, 3, 2, 4)), "bias": rng.normal(size=4)},
+        "head": {"kernel": rng.normal(size=(4, 2))},
+    }
+    params = jax.tree.map(lambda w: jnp.asarray(w, dtype), start)
+    adam = optax.adam(0.05)
+    optimizer = optax.chain(adam, scale_latent_updates(), keep_in_box(latent_box()))
+    optimizer, traces = optax.with_extra_args_support(optimizer), []
+
+    @jax.jit
+    def step(params, state, gradient):
+        traces.append(1)
+        updates, state = optimizer.update(gradient, state, params, value=jnp.float32(1.0), of_no_concern=1)
+        return optax.apply_updates(params, updates), state
+
+    state, adam_state = optimizer.init(params), adam.init(params)
+    scale = np.sqrt((9 * 2 + 9 * 4) / 1.5)  # 6
+    tolerance = {"float32": 2e-6, "bfloat16": 2e-2}[dtype]
+    for _ in range(4):
+        gradient = jax.tree.map(lambda w: jnp.asarray(rng.normal(size=w.shape), dtype), params)
+        proposed, adam_state = adam.update(gradient, adam_state)
+        expected = jax.tree.map(lambda w, u: np.asarray(w, np.float64) + np.asarray(u, np.float64), params, proposed)
+        w, u = (np.asarray(tree["conv"]["latent_kernel"], np.float64) for tree in (params, proposed))
+        expected["conv"]["latent_kernel"] = np.clip(w + scale * u, -1, 1)
+        params, state = step(params, state, gradient)
+        assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(np.float64(a), b, atol=tolerance), params, expected)
+    assert np.max(np.abs(np.asarray(params["conv"]["latent_kernel"], np.float64))) == 1
+    assert len(traces) == 1
+
+
+def test_a_latent_weight_without_inputs_and_features_has_no_scale():
+    with pytest.raises(ValueError, match=r"^`shape` \(=\(4,\)\) must end in the axes \(inputs, features\)"):
+        scale_latent_updates().update({"latent_kernel": jnp.ones(4)}, optax.EmptyState())
 
 
 # ---- statistics

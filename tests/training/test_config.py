@@ -1,6 +1,7 @@
 """Configs: what is refused, with which words; overrides; the round trip through JSON."""
 
 import dataclasses
+import runpy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,7 +33,10 @@ def test_every_config_is_valid_and_survives_json(path):
     assert from_dict(to_dict(config)) == config
     for optim in config.optimizers:
         validate(replace(config, optim=optim))
-    assert len({len(optim.tune_learning_rates) for optim in config.optimizers}) == 1
+    get_rows = runpy.run_path(str(path)).get("get_rows", lambda config: {"only": (config, {})})
+    for row, _ in get_rows(config).values():
+        assert from_dict(to_dict(validate(row))) == row
+    assert len({len(optim.tune_learning_rates) for optim in (*config.optimizers, config.optim)}) == 1
     header = path.read_text().split('"""')[1]
     assert "Paper:" in header
     assert f"configs/{path.name}" in header
@@ -53,13 +57,13 @@ def changed(**changes):
     [
         (
             {"optim__name": "adamm"},
-            r"`optim\.name` \(='adamm'\) is not known; did you mean 'adam'\? Choose one of: adam, dfw",
+            r"`optim\.name` \(='adamm'\) is not known; did you mean 'adam'\? Choose one of: adam, bnew",
         ),
         ({"model__name": "resnet2"}, r"`model\.name` \(='resnet2'\) is not known; did you mean 'resnet20'\?"),
         ({"model__kernel_quantizer": "xnorr"}, r"`model\.kernel_quantizer` \(='xnorr'\) .* did you mean 'xnor'\?"),
         (
             {"model__input_quantizer": "step"},
-            r"`model\.input_quantizer` \(='step'\) is not known; .* one of: approx_sign",
+            r"`model\.input_quantizer` \(='step'\) is not known; .* one of: abc_net",
         ),
         ({"loss": "hinge"}, r"`loss` \(='hinge'\) is not known; did you mean 'multiclass_hinge'\?"),
         ({"optim__schedule": "cos"}, r"`optim\.schedule` \(='cos'\) is not known; did you mean 'cosine'\?"),
@@ -75,6 +79,30 @@ def changed(**changes):
         (
             {"model__input_scaling": True, "model__input_quantizer": "full_precision"},
             r"`model\.input_scaling` \(=True\) needs quantized inputs",
+        ),
+        (
+            {"model__kernel_quantizer_options": {"estimator": "ste_sing"}},
+            r"xnor cannot be made: `estimator` \(='ste_sing'\) is not known; did you mean 'ste_sign'\?",
+        ),
+        (
+            {"model__input_quantizer_options": {"clip_vale": 1.0}},
+            r"ste_sign cannot be made: `option` \(='clip_vale'\) is not known; did you mean 'clip_value'\?",
+        ),
+        (
+            {"model__options": {"stage_size": 2}},
+            r"`model\.options` \(='stage_size'\) is not known; did you mean 'stage_sizes'\?",
+        ),
+        ({"regularizer": "manhatten"}, r"`regularizer` \(='manhatten'\) is not known; did you mean 'manhattan'\?"),
+        ({"regularizer": "tang"}, r"`regularizer` \(=tang\) does not go with dfw"),
+        ({"regularizer_strength": -1.0}, r"`regularizer_strength` \(=-1\.0\) must not be negative"),
+        ({"optim__scale_latent": True}, r"`optim\.scale_latent` \(=True\) is for adam, sgd, polyak_sgd and momo"),
+        (
+            {"optim__name": "bnew", "optim__latent_box": None},
+            r"`optim\.latent_box` \(=None\) must not be None for bnew",
+        ),
+        (
+            {"optim__name": "bop", "optim__latent_box": (-0.5, 0.5)},
+            r"`optim\.latent_box` \(=\(-0\.5, 0\.5\)\) must contain -1 and 1 for bop",
         ),
     ],
 )

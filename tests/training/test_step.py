@@ -95,7 +95,7 @@ def test_the_oracle_of_a_smooth_network_linearises_it(data):
     x, labels = (data[0][:8].astype(jnp.float32) - 100) / 50, data[1][:8]
 
     def network(params):
-        variables = {"params": params, "batch_stats": state.batch_stats}
+        variables = {"params": params} | state.model_state
         return experiment.model.apply(variables, x, train=True, mutable=["batch_stats"])[0][0]
 
     logits, pullback = jax.vjp(network, state.params)
@@ -128,7 +128,7 @@ def test_the_oracle_of_a_binary_network_is_the_transpose_of_its_gradient(data):
     x = (data[0][:8].astype(jnp.float32) - 100) / 50
 
     def network(params):
-        variables = {"params": params, "batch_stats": state.batch_stats}
+        variables = {"params": params} | state.model_state
         return experiment.model.apply(variables, x, train=True, mutable=["batch_stats"])[0][0]
 
     logits, pullback = jax.vjp(network, state.params)
@@ -143,18 +143,18 @@ def test_evaluation_counts_every_example_once(data):
     experiment = experiment_of(CONFIG)
     state = init_state(experiment, jnp.uint32(0))
     x = (np.asarray(data[0], np.float32) - 100) / 50
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = {"params": state.params} | state.model_state
     logits, _ = experiment.model.apply(variables, jnp.asarray(x), train=False)
     expected = {
         "accuracy": (np.asarray(logits).argmax(1) == np.asarray(data[1])).mean(),
         "loss": float(multiclass_hinge(logits, data[1]).mean()),
     }
     for count in (24, 23):  # one batch; and, below, several with a remainder
-        found = evaluate(experiment, state.params, state.batch_stats, data[0][:count], data[1][:count])
+        found = evaluate(experiment, state.params, state.model_state, data[0][:count], data[1][:count])
         if count == 24:
             assert {name: float(value) for name, value in found.items()} == pytest.approx(expected, rel=1e-5)
     repeated = [jnp.concatenate([d] * 25)[:599] for d in data]
-    found = evaluate(experiment, state.params, state.batch_stats, *repeated)
+    found = evaluate(experiment, state.params, state.model_state, *repeated)
     correct = np.concatenate([np.asarray(logits).argmax(1) == np.asarray(data[1])] * 25)[:599]
     assert float(found["accuracy"]) == pytest.approx(correct.mean(), rel=1e-6)
 

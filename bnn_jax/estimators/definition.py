@@ -1,0 +1,156 @@
+r"""The two-valued sign, and how an estimator is made from its forward and its backward formula."""
+
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+Elementwise: TypeAlias = Callable[..., Float[Array, "..."]]
+"""(x, **parameters) -> an array that broadcasts to x."""
+
+
+def _require_floating(x: Array) -> None:
+    if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+        raise TypeError(f"`x` must be a floating-point array; got {jnp.result_type(x)}; convert it with `.astype`")
+
+
+def require(argument: str, value: Any, holds: Callable[[np.ndarray], Any], rule: str, advice: str) -> None:
+    """Refuse a concrete `value` that breaks the rule; a traced one has no value to check.
+
+    Raises:
+      ValueError: naming the argument, its value, the rule and the way out.
+    """
+    if not isinstance(value, jax.core.Tracer) and not np.all(holds(np.asarray(value))):
+        raise ValueError(f"`{argument}` (={value}) must be {rule}; {advice}")
+
+
+def require_positive(argument: str, value: Any, advice: str) -> None:
+    """Refuse a concrete `value` that is not above zero everywhere, NaN included."""
+    require(argument, value, lambda v: v > 0, "positive", advice)
+
+
+def sign(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    r"""Two-valued sign of x's shape and dtype; sign(0) = sign(-0.0) = +1.
+
+    Forward   q(x) = -1 if x < 0 else +1
+    Backward  zero; the estimators choose another derivative
+
+    Raises:
+      TypeError: if `x` is not a floating-point array.
+
+    >>> sign(jnp.array([-2.0, -0.0, 0.0, 3.0]))
+    Array([-1.,  1.,  1.,  1.], dtype=float32)
+    """
+    _require_floating(x)
+    return jnp.where(x < 0, -1, 1).astype(jnp.result_type(x))
+
+
+def _aligned(name: str, value: Any, x: Array, dtype: jnp.dtype) -> Array:
+    value = jnp.asarray(value, dtype)
+    shape = (1,) * (x.ndim - value.ndim) + value.shape
+    if len(shape) != x.ndim or any(own not in (1, whole) for own, whole in zip(shape, x.shape)):
+        raise ValueError(
+            f"`{name}` (of shape {value.shape}) must broadcast to x, of shape {x.shape}; "
+            "give a scalar or one value a channel"
+        )
+    return value.reshape(shape)
+
+
+def _summed_to(cotangent: Array, shape: tuple[int, ...]) -> Array:
+    axes = tuple(axis for axis, (own, whole) in enumerate(zip(shape, cotangent.shape)) if own != whole)
+    return cotangent.sum(axes, keepdims=True)
+
+
+def make_estimator(
+    codes: Elementwise,
+    derivative: Elementwise,
+    *,
+    parameter_derivatives: Mapping[str, Elementwise] | None = None,
+) -> Elementwise:
+    r"""An estimator from its codes and its derivative.
+
+    Forward   q(x) = codes(x, **parameters)
+    Backward  (chosen)  dL/dx := dL/dq * derivative(x, **parameters),
+              dL/dp := sum dL/dq * parameter_derivatives[p](x, **parameters), over the axes that p was broadcast along
+
+    All three are computed in float32 at least, so that bfloat16 inputs lose nothing between the operations.  Only x
+    and the parameters are kept for the backward pass.
+
+    Args:
+      codes: elementwise forward value.
+      derivative: elementwise factor; it reads the parameters by name.  The parameters are arrays to jit: a new value
+        does not recompile.  They may have any shape that broadcasts to x and arrive with x's rank.
+      parameter_derivatives: name of a parameter -> its elementwise factor.  A parameter that is not named receives a
+        zero cotangent.
+
+    Returns:
+      The estimator, called as ``estimator(x, **parameters)``; its output has x's shape and dtype.  It raises
+      ``TypeError`` for an x that is not floating point, ``ValueError`` for a parameter that does not broadcast to x.
+
+    >>> step = make_estimator(lambda x, width: x > 0, lambda x, width: jnp.abs(x) < width)
+    >>> jax.value_and_grad(lambda x: step(x, width=2.0))(1.0)
+    (Array(1., dtype=float32), Array(1., dtype=float32))
+    """
+    factors = dict(parameter_derivatives or {})
+
+    @jax.custom_vjp
+    def quantize(x, parameters):
+        return codes(_widened(x), **parameters).astype(x.dtype)
+
+    def forward(x, parameters):
+        return quantize(x, parameters), (x, parameters)
+
+    def backward(residuals, cotangent):
+        x, parameters = residuals
+        wide, cotangent = _widened(x), _widened(cotangent)
+        dparameters = {
+            name: _summed_to(cotangent * factors[name](wide, **parameters), value.shape)
+            if name in factors
+            else jnp.zeros_like(value)
+            for name, value in parameters.items()
+        }
+        return (cotangent * derivative(wide, **parameters)).astype(x.dtype), dparameters
+
+    quantize.defvjp(forward, backward)
+
+    @wraps(derivative)
+    def estimator(x, **parameters):
+        _require_floating(x)
+        x = jnp.asarray(x)
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        return quantize(x, {name: _aligned(name, value, x, dtype) for name, value in parameters.items()})
+
+    return estimator
+
+
+def _widened(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def make_sign(
+    derivative: Elementwise, *, parameter_derivatives: Mapping[str, Elementwise] | None = None
+) -> Elementwise:
+    r"""A sign estimator from its derivative.
+
+    Forward   q(x) = sign(x)
+    Backward  (chosen)  dL/dx := dL/dq * derivative(x, **parameters)
+
+    Args:
+      derivative: elementwise factor, called with x and the keyword parameters of the estimator.  The parameters are
+        arrays to jit: a new value does not recompile.
+      parameter_derivatives: for a parameter that is trained, its name -> the derivative by it, called alike.  The
+        others receive a zero cotangent.
+
+    Returns:
+      The estimator, called as ``estimator(x, **parameters)``; its output has x's shape and dtype.
+
+    >>> triangle_sign = make_sign(lambda x, width: jnp.maximum(0.0, 1.0 - jnp.abs(x) / width))
+    >>> jax.grad(lambda x: triangle_sign(x, width=2.0))(1.0)
+    Array(0.5, dtype=float32)
+    """
+    estimator = make_estimator(lambda x, **_: sign(x), derivative, parameter_derivatives=parameter_derivatives)
+    return wraps(derivative)(estimator)

@@ -1,0 +1,252 @@
+"""Every entry of the tables in a layer: codes, states, gradients; and the catalogue of methods they must hold."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bnn_jax import regularizers
+from bnn_jax.estimators import ESTIMATORS
+from bnn_jax.layers import BinaryConv, OutputScale
+from bnn_jax.optim import OPTIMIZERS, scale_latent_updates
+from bnn_jax.quantizers import (
+    ACTIVATION_QUANTIZERS,
+    GRADIENT_QUANTIZERS,
+    WEIGHT_QUANTIZERS,
+    decouple,
+    dequantize,
+    full_latent,
+    make_quantizer,
+    validate,
+)
+
+SIGN, TERNARY, TWO_BITS = (-1, 1), (-1, 0, 1), (0, 1, 2, 3)
+WEIGHT_CODES = {
+    "binary": SIGN,
+    "binary_connect": SIGN,
+    "post_training": SIGN,
+    "xnor": SIGN,
+    "magnitude_aware": SIGN,
+    "learned_scale": SIGN,
+    "bnn_plus": SIGN,
+    "state_aware": TERNARY,
+    "proxy": SIGN,
+    "c_sign": SIGN,
+    "libra_pb": SIGN,
+    "dir_net": SIGN,
+    "rbnn": SIGN,
+    "bn_free": SIGN,
+    "abc_net": SIGN,
+    "ttq": TERNARY,
+    "twn": TERNARY,
+    "dorefa": (-3, -1, 1, 3),
+    "wrpn": TERNARY,
+    "lq_net": SIGN,
+    "inq": tuple(sorted({0, *(sign * 2**n for sign in (-1, 1) for n in range(8))})),
+}
+ACTIVATION_CODES = {
+    **{name: SIGN for name in ESTIMATORS if name.endswith("_sign")},
+    "rsign": SIGN,
+    "unbalanced": SIGN,
+    "sparse": (0, 1),
+    "coupled": (0, 1, 2),
+    "decoupled": (0, 1),
+    "tbn": TERNARY,
+    "tbn_v2": TERNARY,
+    "abc_net": SIGN,
+    "residual": SIGN,
+    "dorefa": TWO_BITS,
+    "wrpn": TWO_BITS,
+    "pact": TWO_BITS,
+    "hwgq": TWO_BITS,
+    "lq_net": (0, 1),
+}
+ENTRIES = [(WEIGHT_QUANTIZERS, name) for name in WEIGHT_CODES] + [(ACTIVATION_QUANTIZERS, n) for n in ACTIVATION_CODES]
+IDS = [f"{'weight' if table is WEIGHT_QUANTIZERS else 'activation'}-{name}" for table, name in ENTRIES]
+
+
+def test_every_entry_has_its_code_set():
+    assert set(WEIGHT_CODES) | {"full_precision"} == set(WEIGHT_QUANTIZERS)
+    assert set(ACTIVATION_CODES) | {"full_precision"} == set(ACTIVATION_QUANTIZERS)
+    assert WEIGHT_QUANTIZERS["full_precision"]() is ACTIVATION_QUANTIZERS["full_precision"]() is None
+
+
+def evaluated(quantizer, x):
+    """What evaluation sees of a fresh quantizer."""
+    key = jax.random.key(0)
+    given = dict(quantizer.init(key, x)) if quantizer.init else {}
+    given |= {
+        name: value for name, value in (("train", False), ("progress", 1.0), ("key", None)) if name in quantizer.wants
+    }
+    if quantizer.init_state is None:
+        return quantizer.apply(x, **given)
+    return quantizer.apply(x, quantizer.init_state(key, x), **given)[0]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("table", "name"), ENTRIES, ids=IDS)
+def test_codes_are_integers_of_the_code_set(table, name, dtype):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3, 4, 8)), dtype)
+    quantized = evaluated(make_quantizer(table, name), x)
+    validate(quantized, (WEIGHT_CODES if table is WEIGHT_QUANTIZERS else ACTIVATION_CODES)[name])
+    value = dequantize(quantized)
+    assert value.shape == x.shape
+    assert value.dtype == dtype
+
+
+@pytest.mark.parametrize(("table", "name"), ENTRIES, ids=IDS)
+def test_three_training_steps_in_a_layer(table, name):
+    """Parameters and states of every method travel through a jitted layer; a changing progress does not recompile."""
+    place = "kernel_quantizer" if table is WEIGHT_QUANTIZERS else "input_quantizer"
+    quantizers = {"kernel_quantizer": make_quantizer(WEIGHT_QUANTIZERS, "xnor")} | {place: make_quantizer(table, name)}
+    layer = BinaryConv(6, kernel_size=(3, 3), **quantizers)
+    rng = np.random.default_rng(1)
+    x, target = (jnp.asarray(rng.normal(size=(2, 5, 5, n)), jnp.float32) for n in (4, 6))
+    state = dict(layer.init(jax.random.key(0), x))
+    params = state.pop("params")
+
+    @jax.jit
+    def step(params, state, progress, key):
+        def loss(params):
+            y, updated = layer.apply(
+                {"params": params} | state,
+                x,
+                train=True,
+                progress=progress,
+                mutable=list(state),
+                rngs={"quantizer": key},
+            )
+            return ((y - target) ** 2).mean(), updated
+
+        gradient, state_after = jax.grad(loss, has_aux=True)(params)
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient), dict(state_after), gradient
+
+    for number in range(3):
+        params, state, gradient = step(params, state, number / 3, jax.random.key(number))
+        assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((params, gradient)))
+        assert any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(gradient))
+    assert step._cache_size() == 1
+    assert jnp.isfinite(layer.apply({"params": params} | state, x)).all()
+
+
+@pytest.mark.parametrize("table", [WEIGHT_QUANTIZERS, ACTIVATION_QUANTIZERS])
+def test_an_unknown_quantizer_is_named_with_the_nearest(table):
+    with pytest.raises(ValueError, match=r"`quantizer` \(='dorefaa'\) is not known; did you mean 'dorefa'\?"):
+        make_quantizer(table, "dorefaa")
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "option", "nearest"),
+    [
+        (WEIGHT_QUANTIZERS, "xnor", "centre", "center"),
+        (WEIGHT_QUANTIZERS, "dorefa", "bit", "bits"),
+        (WEIGHT_QUANTIZERS, "ttq", "thresold", "threshold"),
+        (ACTIVATION_QUANTIZERS, "ste_sign", "clip", "clip_value"),
+        (ACTIVATION_QUANTIZERS, "hwgq", "nbits", "bits"),
+    ],
+)
+def test_an_unknown_option_is_named_with_the_nearest(table, name, option, nearest):
+    with pytest.raises(ValueError, match=rf"`option` \(='{option}'\) is not known; did you mean '{nearest}'\?"):
+        make_quantizer(table, name, **{option: 1})
+
+
+def test_bits_below_one():
+    with pytest.raises(ValueError, match=r"`bits` \(=0\)"):
+        evaluated(make_quantizer(WEIGHT_QUANTIZERS, "dorefa", bits=0), jnp.ones((2, 2)))
+
+
+# Every method of binarization that the project sets out to have, by the place where it must be found.
+CATALOGUE = {
+    "estimators": (
+        ESTIMATORS,
+        {
+            "identity": "identity_sign",
+            "clipped straight-through": "ste_sign",
+            "ApproxSign (Bi-Real)": "approx_sign",
+            "tanh": "tanh_sign",
+            "(2/cosh x)^2": "cosh_sign",
+            "SignSwish (BNN+)": "swish_sign",
+            "EDE (IR-Net)": "ede_sign",
+            "training-aware (RBNN)": "rbnn_sign",
+            "Gumbel-softmax": "gumbel_sign",
+            "two-stage (DIR-Net)": "dir_sign",
+            "coupled ternary (BinaryDuo)": "coupled_ternary",
+            "sparse {0, 1} (Si-BNN)": "heaviside",
+            "state-aware (SA-BNN)": "state_aware_sign",
+            "long-tailed (Xu and Cheung)": "long_tailed_sign",
+            "ternary (TBN)": "ternary",
+            "Fourier (FDA)": "fda_sign",
+        },
+    ),
+    "weights": (
+        WEIGHT_QUANTIZERS,
+        {
+            "sign (BinaryNet)": "binary",
+            "BinaryConnect": "binary_connect",
+            "binarized after training": "post_training",
+            "BWN and XNOR-Net": "xnor",
+            "XNOR-Net++": "learned_scale",
+            "BNN+": "bnn_plus",
+            "DoReFa-Net": "dorefa",
+            "WRPN": "wrpn",
+            "LQ-Nets": "lq_net",
+            "INQ": "inq",
+            "ABC-Net": "abc_net",
+            "IR-Net": "libra_pb",
+            "DIR-Net": "dir_net",
+            "RBNN": "rbnn",
+            "ProxyBNN": "proxy",
+            "Bi-Real": "magnitude_aware",
+            "SA-BNN": "state_aware",
+            "UaBNN": "c_sign",
+            "BN-free": "bn_free",
+            "TTQ": "ttq",
+            "TWN": "twn",
+        },
+    ),
+    "activations": (
+        ACTIVATION_QUANTIZERS,
+        {
+            "RSign (ReActNet)": "rsign",
+            "ABC-Net": "abc_net",
+            "DoReFa-Net": "dorefa",
+            "PACT": "pact",
+            "HWGQ": "hwgq",
+            "WRPN": "wrpn",
+            "LQ-Nets": "lq_net",
+            "TBN": "tbn",
+            "TBNv2": "tbn_v2",
+            "residual (Tang et al.)": "residual",
+            "unbalanced (IA-BNN)": "unbalanced",
+            "Si-BNN": "sparse",
+            "BinaryDuo, coupled": "coupled",
+            "BinaryDuo, decoupled": "decoupled",
+        },
+    ),
+    "gradients": (GRADIENT_QUANTIZERS, {"DoReFa-Net": "dorefa"}),
+    "regularizers": (
+        regularizers.REGULARIZERS,
+        {
+            "R1 (BNN+)": "manhattan",
+            "R2 (BNN+)": "euclidean",
+            "1 - w^2 (Tang et al.)": "tang",
+            "scaled 1 - w^2": "scaled_tang",
+        },
+    ),
+    "optimizers": (OPTIMIZERS, {"Deep Frank-Wolfe": "dfw", "Bop": "bop", "BNEW": "bnew"}),
+}
+
+
+@pytest.mark.parametrize(
+    ("table", "name"),
+    [(table, name) for table, methods in CATALOGUE.values() for name in methods.values()],
+    ids=[f"{kind}: {method}" for kind, (_, methods) in CATALOGUE.items() for method in methods],
+)
+def test_the_catalogue_of_methods_is_complete(table, name):
+    assert callable(table[name])
+
+
+def test_methods_that_are_no_entry_of_a_table():
+    """FULW's two branches, BinaryDuo's switch, XNOR-Net++'s output scales, PACT's decay, BinaryConnect's step scale."""
+    found = (full_latent, decouple, OutputScale, regularizers.clipping_penalty, scale_latent_updates)
+    assert all(callable(function) and function.__doc__ for function in found)
