@@ -2,11 +2,13 @@
 
 The stages, in the order data flows; a file imports only from stages above it:
 
-    estimators    sign functions with a chosen derivative         ESTIMATORS, make_sign
+    schedules     step -> value                                   SCHEDULES
+    estimators    step functions with a chosen derivative         ESTIMATORS, make_sign
     quantizers    real tensor -> integer codes and a scale        WEIGHT_QUANTIZERS, ACTIVATION_QUANTIZERS
     layers        Flax layers on codes                            BinaryConv, BinaryDense, BatchNorm
     models        networks by name                                MODELS
     losses        (logits, labels) -> a loss for each example     LOSSES
+    regularizers  latent weights and scales -> a penalty          REGULARIZERS
     optim         Deep Frank-Wolfe with a box, and its peers      deep_frank_wolfe, OPTIMIZERS
     data          image sets in memory, augmentation inside jit   load_dataset
     training      config -> train(config, workdir) -> result      bnn_jax.training.loop.train
@@ -18,15 +20,29 @@ from bnn_jax.estimators import ESTIMATORS, approx_sign, identity_sign, make_sign
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense
 from bnn_jax.losses import LOSSES, cross_entropy, multiclass_hinge, smoothed_multiclass_hinge
 from bnn_jax.models import MODELS
-from bnn_jax.optim import OPTIMIZERS, deep_frank_wolfe, keep_in_box, latent_box, make_optimizer
-from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, Quantized, Quantizer
+from bnn_jax.optim import OPTIMIZERS, bop, deep_frank_wolfe, keep_in_box, latent_box, make_optimizer, push_to_bounds
+from bnn_jax.quantizers import (
+    ACTIVATION_QUANTIZERS,
+    GRADIENT_QUANTIZERS,
+    WEIGHT_QUANTIZERS,
+    Quantized,
+    Quantizer,
+    make_quantizer,
+    stateless,
+    with_estimator,
+)
+from bnn_jax.regularizers import REGULARIZERS
+from bnn_jax.schedules import SCHEDULES
 
 __all__ = [
     "ACTIVATION_QUANTIZERS",
     "ESTIMATORS",
+    "GRADIENT_QUANTIZERS",
     "LOSSES",
     "MODELS",
     "OPTIMIZERS",
+    "REGULARIZERS",
+    "SCHEDULES",
     "WEIGHT_QUANTIZERS",
     "BatchNorm",
     "BinaryConv",
@@ -34,6 +50,7 @@ __all__ = [
     "Quantized",
     "Quantizer",
     "approx_sign",
+    "bop",
     "cross_entropy",
     "deep_frank_wolfe",
     "identity_sign",
@@ -41,9 +58,13 @@ __all__ = [
     "latent_box",
     "load_dataset",
     "make_optimizer",
+    "make_quantizer",
     "make_sign",
     "multiclass_hinge",
+    "push_to_bounds",
     "sign",
     "smoothed_multiclass_hinge",
+    "stateless",
     "ste_sign",
+    "with_estimator",
 ]

@@ -49,6 +49,35 @@ def test_a_comparison_writes_its_four_files_and_prints_the_table(comparison):
         assert all(r["max_abs_latent"] <= 1 for r in row["runs"])
 
 
+def test_a_comparison_of_estimators_has_a_row_for_each_and_their_picture(tmp_path, subprocess_env):
+    arguments = ("--estimators", "ste_sign", "swish_sign", "--quantizes", "both", "--seeds", "0", "1")
+    done = run("compare_estimators", "--workdir", tmp_path, *arguments, *SMALL, env=subprocess_env)
+    for name in ("report.md", "results.json", "accuracy.png", "estimators.png"):
+        assert (tmp_path / name).stat().st_size > 500
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [row["label"] for row in results["rows"]] == results["estimators"] == ["ste_sign", "swish_sign"]
+    # Width 4: 4 convolutions of 3x3 with 4*4, 4*4, 4*8 and 8*8 binary weights, and a real stem of 1*4.
+    bits = 9 * (16 + 16 + 32 + 64) + 32 * 9 * 4
+    assert [row["columns"]["weight bits"] for row in results["rows"]] == [f"{bits:,}"] * 2
+    assert f"| {bits:,} |" in (tmp_path / "report.md").read_text()
+    assert "swish_sign" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--estimators", "ste_sing"), "`estimators` (='ste_sing') is not known; did you mean 'ste_sign'?"),
+        (
+            ("--config", "configs/cifar10_lenet.py", "--rows", "STEE"),
+            "`rows` (='STEE') is not known; did you mean 'STE'?",
+        ),
+    ],
+)
+def test_a_row_that_does_not_exist(arguments, message, tmp_path, subprocess_env):
+    done = run("compare_estimators", "--workdir", tmp_path, *arguments, env=subprocess_env, code=2)
+    assert message in done.stderr
+
+
 def test_finished_runs_are_not_run_again(comparison, subprocess_env):
     workdir, _ = comparison
     before = {path: path.stat().st_mtime_ns for path in workdir.glob("*/seed*/result.json")}

@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from bnn_jax.data import augment, normalize
+from bnn_jax.estimators import ESTIMATORS
 from bnn_jax.losses import LOSSES, augmented_margins, multiclass_hinge, smoothed_multiclass_hinge
 from bnn_jax.models import MODELS
 from bnn_jax.optim import DeepFrankWolfeState, bound_statistics, latent_box, make_optimizer
@@ -253,11 +254,27 @@ class Programs(NamedTuple):
 def make_programs(config: Config, info: ImageInfo, *, examples: int) -> Programs:
     """The programs of `config` on `examples` training examples; one set for all seeds and learning rates."""
     optim = replace(config.optim, learning_rate=1.0, tune_learning_rates=())
-    return _make_programs(replace(config, seed=0, name="", optim=optim, optimizers=()), info, examples)
+    config = replace(config, seed=0, name="", optim=optim, optimizers=())
+    return _make_programs(config, info, examples, _named_functions(config))
+
+
+def _named_functions(config: Config) -> tuple[Any, ...]:
+    """What the names of the config stand for now: a notebook may put another function under a name."""
+    model = config.model
+    estimators = (
+        options.get("estimator") for options in (model.input_quantizer_options, model.kernel_quantizer_options)
+    )
+    return (
+        MODELS[model.name],
+        ACTIVATION_QUANTIZERS[model.input_quantizer],
+        WEIGHT_QUANTIZERS[model.kernel_quantizer],
+        *(ESTIMATORS.get(name) for name in (model.input_quantizer, *estimators)),
+        LOSSES[config.loss],
+    )
 
 
 @lru_cache(maxsize=8)
-def _make_programs(config: Config, info: ImageInfo, examples: int) -> Programs:
+def _make_programs(config: Config, info: ImageInfo, examples: int, named_functions: tuple[Any, ...]) -> Programs:
     total_steps = config.epochs * (examples // config.batch_size)
     experiment_at = partial(make_experiment, config, info, total_steps=total_steps)
     experiment = experiment_at(learning_rate=1.0)  # where the learning rate does not enter

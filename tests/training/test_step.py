@@ -46,6 +46,8 @@ OPTIMIZERS = {
     "sgd": OptimConfig("sgd", learning_rate=0.1, schedule="linear", weight_decay=1e-4),
     "polyak_sgd": OptimConfig("polyak_sgd", learning_rate=0.1),
     "momo": OptimConfig("momo", learning_rate=1.0),
+    "adam, latent scale": OptimConfig("adam", learning_rate=0.05, scale_latent=True),
+    "bnew": OptimConfig("bnew", learning_rate=0.05),
 }
 
 
@@ -177,3 +179,72 @@ def test_seeds_differ_and_programs_are_shared():
     kernel = lambda state: np.asarray(state.params["stem"]["kernel"])
     assert (kernel(first) != kernel(second)).any()
     assert (np.asarray(first.seed) != np.asarray(second.seed)).any()
+
+
+def leaves_named(params, name):
+    return [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params) if path[-1].key == name]
+
+
+def test_bop_keeps_every_latent_weight_at_plus_or_minus_one(data):
+    config = replace(
+        CONFIG,
+        model=replace(CONFIG.model, kernel_quantizer="binary"),
+        optim=OptimConfig("bop", learning_rate=0.02),
+    )
+    programs = make_programs(config, INFO, examples=24)
+    state = programs.init(np.uint32(0))
+    for epoch in (1, 2):
+        state, metrics = programs.train(state, *data, programs.order(state.seed, np.int32(epoch)), np.float32(0.02))
+    assert np.isfinite(metrics["loss"]).all()
+    for latent in leaves_named(state.params, "latent_kernel"):
+        np.testing.assert_array_equal(jnp.abs(latent), 1)
+
+
+def test_a_regularizer_adds_its_gradient_and_reports_its_penalty(data):
+    """With plain SGD the parameters after a step differ by -rate * lambda * dR/dw, in closed form for 1 - w^2."""
+    plain = replace(CONFIG, optim=OptimConfig("sgd", learning_rate=0.1, momentum=0.0))
+    images, labels = data[0][:8], data[1][:8]
+    regularized = replace(plain, regularizer="tang", regularizer_strength=0.01)
+    start = init_state(experiment_of(plain), 0)
+    without, _ = train_step(experiment_of(plain), start, images, labels)
+    with_it, metrics = train_step(experiment_of(regularized), start, images, labels)
+    latent = [np.asarray(leaf, np.float64) for leaf in leaves_named(start.params, "latent_kernel")]
+    assert float(metrics["penalty"]) == pytest.approx(0.01 * sum((1 - w**2).sum() for w in latent), rel=1e-5)
+    pairs = zip(*(leaves_named(state.params, "latent_kernel") for state in (without, with_it)), latent)
+    for before, after, w in pairs:
+        np.testing.assert_allclose(after - before, 0.1 * 0.01 * 2 * w, atol=1e-6)
+    for before, after in zip(leaves_named(without.params, "kernel"), leaves_named(with_it.params, "kernel")):
+        np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize(("inputs", "kernel"), [("tbn", "lq_net"), ("gumbel_sign", "inq"), ("pact", "rbnn")])
+def test_states_randomness_and_schedules_of_quantizers_travel_through_training(inputs, kernel, data):
+    model = replace(CONFIG.model, input_quantizer=inputs, kernel_quantizer=kernel)
+    config = replace(CONFIG, model=model, optim=OptimConfig("adam", learning_rate=0.01))
+    programs = make_programs(config, INFO, examples=24)
+
+    def run(seed):
+        state = programs.init(np.uint32(seed))
+        for epoch in (1, 2):
+            state, metrics = programs.train(state, *data, programs.order(state.seed, np.int32(epoch)), np.float32(0.01))
+        assert np.isfinite(metrics["loss"]).all()
+        return state
+
+    first, again = run(0), run(0)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    start = programs.init(np.uint32(0)).model_state.get("quantizer_state", {})
+    moved = [
+        jnp.any(a != b) for a, b in zip(*map(jax.tree.leaves, (start, first.model_state.get("quantizer_state", {}))))
+    ]
+    assert len(moved) > 0
+    assert any(moved)
+    assert np.isfinite(programs.evaluate(first.params, first.model_state, *data)["loss"])
+
+
+def test_another_function_under_the_same_name_is_compiled_anew(monkeypatch):
+    from bnn_jax.quantizers import ACTIVATION_QUANTIZERS
+
+    before = make_programs(CONFIG, INFO, examples=24)
+    assert make_programs(CONFIG, INFO, examples=24) is before
+    monkeypatch.setitem(ACTIVATION_QUANTIZERS, "ste_sign", ACTIVATION_QUANTIZERS["approx_sign"])
+    assert make_programs(CONFIG, INFO, examples=24) is not before
