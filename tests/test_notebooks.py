@@ -46,6 +46,7 @@ def execute(name, last_cell, *, folder, env):
     return json.loads(notebook.cells[-1].outputs[-1].text)
 
 
+@pytest.mark.long
 def test_01_prototype_an_estimator(tmp_path, subprocess_env):
     found = execute("01_prototype_an_estimator", PROTOTYPE_RESULTS, folder=tmp_path, env=subprocess_env)
     assert set(found["accuracies"]) == {"ste_sign", "approx_sign", "biweight_sign"}

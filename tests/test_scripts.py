@@ -87,6 +87,7 @@ def test_finished_runs_are_not_run_again(comparison, subprocess_env):
     assert len(before) == 6
 
 
+@pytest.mark.long
 def test_tuning_gives_every_optimizer_the_same_budget(tmp_path, subprocess_env):
     arguments = ("--workdir", tmp_path, "--optimizers", "dfw", "sgd", "--seeds", "0", "--tune", "--tune-epochs", "1")
     run("compare_optimizers", *arguments, *SMALL, env=subprocess_env)
@@ -155,6 +156,7 @@ def test_labels_out_of_range_exit_1(tmp_path, subprocess_env):
     assert re.search(r"error: .*train_labels.*7", done.stderr)
 
 
+@pytest.mark.long
 def test_ctrl_c_exits_130_and_the_same_command_finishes(tmp_path, subprocess_env):
     command = [
         sys.executable,
@@ -189,6 +191,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.long
 def test_a_full_disk_is_one_sentence_and_the_run_resumes(tmp_path, subprocess_env):
     """A file-size limit stands for the full disk: the checkpoint does not fit, later it does."""
     arguments = ["--workdir", str(tmp_path), "--epochs", "1", "--batch-size", "512", "--model.width", "8"]

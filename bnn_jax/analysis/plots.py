@@ -107,7 +107,7 @@ def plot_step_size(results: dict[str, Any], path: str | Path) -> Path | None:
 def plot_estimators(names: Sequence[str], path: str | Path) -> Path:
     """Draw forward value and chosen derivative of estimators of the table, from the live functions, to a PNG.
 
-    A panel each, x from -2.5 to 2.5; A is the area under the derivative over all x that are drawn.
+    A panel each, x from -2.5 to 2.5; A is the area under the derivative over the x that are drawn.
 
     Raises:
       ValueError: for an unknown estimator; the nearest is named.
@@ -128,7 +128,7 @@ def plot_estimators(names: Sequence[str], path: str | Path) -> Path:
         panels = np.atleast_1d(figure.subplots(rows, columns, sharex=True)).ravel()
         for name, axes in zip(names, panels):
             estimator = estimator_named(name)
-            derivative = np.asarray(jax.vmap(jax.grad(estimator))(jnp.asarray(x)))
+            derivative = np.asarray(jax.grad(lambda x, estimator=estimator: estimator(x).sum())(jnp.asarray(x)))
             axes.axhline(0, color="#DDDDDD", linewidth=0.7)
             axes.plot(x, np.asarray(estimator(jnp.asarray(x))), color="#888888", linewidth=1.2)
             axes.plot(x, derivative, color=COLOURS[0], linewidth=1.6)

@@ -302,7 +302,9 @@ def test_jit_vmap_and_map_equal_the_plain_call(name):
         np.testing.assert_allclose(found, reference, rtol=1e-6)
 
 
-@pytest.mark.parametrize("quantizer", [c_sign(), rbnn(), with_estimator(libra_pb, "ede_sign")], ids=str)
+@pytest.mark.parametrize(
+    "quantizer", [c_sign(), rbnn(), with_estimator(libra_pb, "ede_sign")], ids=["c_sign", "rbnn", "libra_pb"]
+)
 def test_progress_does_not_recompile(quantizer):
     w = weights(6)
     parameters, state = learned(quantizer, w)

@@ -173,6 +173,7 @@ def finish(process):
     assert process.returncode == 0, output
 
 
+@pytest.mark.long
 def test_ten_kills_at_random_moments_change_no_bit(tmp_path, subprocess_env):
     """SIGKILL ten times at random moments of training, then finish: the parameters of a run that was never killed."""
     finish(start_digits(tmp_path / "whole", subprocess_env))
