@@ -463,6 +463,15 @@ def test_gumbel_codes_and_gradient_share_one_logistic_draw():
     assert stats.kstest(noise, "logistic").pvalue > 1e-3
 
 
+def test_gumbel_without_sampling_differs_in_the_forward_value_alone():
+    x = jnp.linspace(-3, 3, 601)
+    sampled, plain = (partial(gumbel_sign, key=jax.random.key(9), temperature=0.7, sampled=s) for s in (True, False))
+    np.testing.assert_array_equal(plain(x), np.where(np.asarray(x) < 0, -1, 1))
+    assert (sampled(x) != plain(x)).any()
+    slopes = [jax.grad(lambda x, e=estimator: e(x).sum())(x) for estimator in (sampled, plain)]
+    np.testing.assert_allclose(*slopes, rtol=1e-5, atol=1e-6)
+
+
 def test_gumbel_draws_anew_for_each_key_alone():
     x = jnp.linspace(-1, 1, 256)
     first, again, other = (gumbel_sign(x, key=jax.random.key(seed)) for seed in (0, 0, 1))

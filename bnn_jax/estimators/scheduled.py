@@ -79,6 +79,7 @@ def _quantile(magnitude: Float[Array, "size"], eps: Float[Array, ""]) -> Float[A
 _ede = make_sign(lambda x, t, k: k * t * sech_squared(t * x))
 _rbnn = make_sign(lambda x, t, k: k * t * jnp.maximum(math.sqrt(2) - t * jnp.abs(x), 0))
 _gumbel = make_sign(lambda x, temperature: sech_squared(x / temperature) / temperature)
+_noisy_slope = make_sign(lambda x, noise, temperature: sech_squared((x + noise) / temperature) / temperature)
 _fda = make_sign(_fourier_slope)
 
 
@@ -246,7 +247,7 @@ def gumbel_schedule(progress: Progress, *, start: float = 1.0, end: float = 0.3)
 
 
 def gumbel_sign(
-    x: Float[Array, "..."], *, key: Key | None = None, temperature: float | Array = 1.0
+    x: Float[Array, "..."], *, key: Key | None = None, temperature: float | Array = 1.0, sampled: bool = True
 ) -> Float[Array, "..."]:
     r"""Random sign with the straight-through Gumbel-softmax of the two classes with logits x and -x.
 
@@ -255,12 +256,14 @@ def gumbel_sign(
     Forward   q(x) = -1 if x + L/2 < 0 else +1, so that P(q = +1) = sigmoid(2x)
     Backward  (chosen)  dq/dx := (1 - b^2) / temperature,  b = tanh((x + L/2) / temperature)
 
-    The survey names the method without a formula; this standard form is a reading.
+    The survey names the method without a formula; this standard form is a reading.  In the survey's program all
+    estimators share the forward sign(x) and differ in the backward factor alone: `sampled` = False does that.
 
     Args:
       x: float array of any shape.
       key: a `jax.random.key` for training; None sets L = 0, the deterministic sign of evaluation.
       temperature: positive; may be traced; from :func:`gumbel_schedule`.
+      sampled: False leaves the noise out of the forward value, q(x) = -1 if x < 0 else +1, not of the backward factor.
 
     Raises:
       ValueError: if `temperature` is not positive.
@@ -282,6 +285,8 @@ def gumbel_sign(
     # jax.random.logistic takes two, which the compiler keeps in memory.
     u = jax.random.uniform(key, x.shape, jnp.float32, minval=jnp.finfo(jnp.float32).tiny)
     noise = jnp.log(u / (1 - u)) / 2
+    if not sampled:
+        return _noisy_slope(x, noise=noise, temperature=temperature)
     return _gumbel((x + noise).astype(x.dtype), temperature=temperature)
 
 

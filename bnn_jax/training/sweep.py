@@ -1,5 +1,6 @@
 """Comparisons: every row with every seed, hyper-parameters chosen on the validation split."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from bnn_jax.errors import UsageError
 from bnn_jax.losses import PIECEWISE_LINEAR
 from bnn_jax.training.config import Config, OptimConfig, flatten, to_dict, validate
 from bnn_jax.training.loop import Diverged, load_data, train
+from bnn_jax.training.metrics import write_file
 from bnn_jax.training.progress import progress_display
 
 TUNING_SEED = 1000
@@ -103,7 +105,10 @@ def _differing_settings(cells: Mapping[str, Config]) -> dict[str, dict[str, Any]
 
 
 def _run(config: Config, workdir: Path, dataset: Dataset, label: str) -> dict[str, Any]:
-    """The result of one run; a diverged run has a sentence in place of accuracies."""
+    """The result of one run; a diverged run has a sentence in place of accuracies, and is not run again either."""
+    diverged = workdir / "diverged.json"
+    if diverged.exists():
+        return json.loads(diverged.read_text())
     try:
         with progress_display(f"{label} seed {config.seed}") as on_progress:
             return train(config, workdir, dataset=dataset, on_progress=on_progress)
@@ -116,7 +121,9 @@ def _run(config: Config, workdir: Path, dataset: Dataset, label: str) -> dict[st
             "step_time_ms",
         )
         empty = {"best_epoch": None, "max_abs_latent": None, "share_on_bounds": None, "gamma": None, "curve": None}
-        return {"seed": config.seed, "epochs": config.epochs, "diverged": str(error)} | dict.fromkeys(numbers) | empty
+        result = {"seed": config.seed, "epochs": config.epochs, "diverged": str(error)} | dict.fromkeys(numbers) | empty
+        write_file(diverged, json.dumps(result))
+        return result
 
 
 def _tune(cells: Mapping[str, Config], workdir: Path, dataset: Dataset) -> tuple[dict[str, Any], dict[str, Config]]:
