@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import jax
 import pytest
 
@@ -11,6 +12,10 @@ CACHE = Path(__file__).parents[1] / ".cache" / "jax"
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+# The same examples in every run; `pytest --hypothesis-profile=default` looks for new ones.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
