@@ -218,6 +218,20 @@ def validate(config: Config) -> Config:
     Raises:
       UsageError: for an unknown name (the nearest is named) or a value out of range.
     """
+    _check_names(config)
+    _check_options(config.model)
+    _check_ranges(config)
+    if config.optim.name == "dfw" and config.loss not in PIECEWISE_LINEAR:
+        raise UsageError(
+            f"`loss` (={config.loss!r}) does not go with dfw, whose step size is exact for a piecewise linear loss; "
+            f"choose {' or '.join(PIECEWISE_LINEAR)}, or another optimizer"
+        )
+    if config.model.input_scaling and config.model.input_quantizer == "full_precision":
+        raise UsageError("`model.input_scaling` (=True) needs quantized inputs; choose a `model.input_quantizer`")
+    return config
+
+
+def _check_names(config: Config) -> None:
     for argument, name, table in (
         ("loss", config.loss, LOSSES),
         ("model.name", config.model.name, MODELS),
@@ -230,7 +244,9 @@ def validate(config: Config) -> Config:
     ):
         if name not in table:
             raise unknown_name(argument, name, table)
-    model, optim = config.model, config.optim
+
+
+def _check_options(model: ModelConfig) -> None:
     for table, name, options in (
         (ACTIVATION_QUANTIZERS, model.input_quantizer, model.input_quantizer_options),
         (WEIGHT_QUANTIZERS, model.kernel_quantizer, model.kernel_quantizer_options),
@@ -243,6 +259,10 @@ def validate(config: Config) -> Config:
     for option in model.options:
         if option not in known - {"num_classes"}:
             raise unknown_name("model.options", option, known - {"num_classes"})
+
+
+def _check_ranges(config: Config) -> None:
+    optim = config.optim
     for argument, value, holds, rule in (
         ("epochs", config.epochs, config.epochs >= 1, "must be at least 1"),
         ("batch_size", config.batch_size, config.batch_size >= 1, "must be at least 1"),
@@ -296,14 +316,6 @@ def validate(config: Config) -> Config:
     ):
         if not holds:
             raise UsageError(f"`{argument}` (={value}) {rule}")
-    if optim.name == "dfw" and config.loss not in PIECEWISE_LINEAR:
-        raise UsageError(
-            f"`loss` (={config.loss!r}) does not go with dfw, whose step size is exact for a piecewise linear loss; "
-            f"choose {' or '.join(PIECEWISE_LINEAR)}, or another optimizer"
-        )
-    if config.model.input_scaling and config.model.input_quantizer == "full_precision":
-        raise UsageError("`model.input_scaling` (=True) needs quantized inputs; choose a `model.input_quantizer`")
-    return config
 
 
 def _is_box(box) -> bool:
