@@ -83,18 +83,26 @@ class BatchNorm(nn.Module):
     Attributes:
       momentum: of the running statistics (PyTorch's momentum is one minus this).
       epsilon: added to the variance.
+      use_scale, use_bias: learn gamma, beta; otherwise they are 1 and 0.
+      scale_init: of gamma.
       param_dtype: of scale and bias; the statistics are float32.
     """
 
     momentum: float = 0.9
     epsilon: float = 1e-5
+    use_scale: bool = True
+    use_bias: bool = True
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
     param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "... channels"], *, train: bool) -> Float[Array, "... channels"]:
         channels = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, channels, self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, channels, self.param_dtype)
+        scale, bias = jnp.ones(channels, self.param_dtype), jnp.zeros(channels, self.param_dtype)
+        if self.use_scale:
+            scale = self.param("scale", self.scale_init, channels, self.param_dtype)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, channels, self.param_dtype)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_variance = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         if not train:

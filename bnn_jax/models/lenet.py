@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.layers import BinaryConv, BinaryDense
+from bnn_jax.layers import BinaryConv, BinaryDense, max_pool
 from bnn_jax.quantizers import Quantizer
 
 torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -64,17 +64,13 @@ class LeNet(nn.Module):
         dense = partial(BinaryDense, kernel_init=torch_uniform, use_bias=True)
         size = (self.kernel_size, self.kernel_size)
 
-        def pool(x):
-            b, h, w, c = x.shape
-            return nn.relu(x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c).max((2, 4)))
-
         phase = {"train": train, "progress": progress}
-        x = pool(conv(self.width, kernel_size=size, padding="VALID", name="conv1")(images, **phase))
+        x = nn.relu(max_pool(conv(self.width, kernel_size=size, padding="VALID", name="conv1")(images, **phase)))
         for layer in range(self.extra_layers):
             x = nn.relu(inner(self.width, kernel_size=(5, 5), padding=2, name=f"extra{layer + 1}")(x, **phase))
         intermediates = {"conv1": x}
-        x = pool(inner(round(self.width * 8 / 3), kernel_size=size, padding="VALID", name="conv2")(x, **phase))
-        intermediates["conv2"] = x
+        x = inner(round(self.width * 8 / 3), kernel_size=size, padding="VALID", name="conv2")(x, **phase)
+        intermediates["conv2"] = x = nn.relu(max_pool(x))
         x = nn.relu(dense(120, name="dense1")(x.reshape((len(x), -1))))
         intermediates["features"] = x = nn.relu(dense(84, name="dense2")(x))
         return dense(self.num_classes, name="head")(x).astype(jnp.float32), intermediates
