@@ -22,7 +22,7 @@ from bnn_jax.analysis.provenance import provenance
 from bnn_jax.analysis.report import print_table, write_report
 from bnn_jax.errors import exit_code_of, unknown_name
 from bnn_jax.estimators import CODE_SETS, ESTIMATORS
-from bnn_jax.training.config import Config, Settings, parse
+from bnn_jax.training.config import Config, Settings, parse, validate
 from bnn_jax.training.step import make_model, use_compilation_cache
 from bnn_jax.training.sweep import compare
 
@@ -47,7 +47,7 @@ class Arguments:
 
 def estimator_rows(config: Config, estimators: tuple[str, ...], quantizes: str) -> dict[str, tuple[Config, dict]]:
     """A row for each estimator, of the sign family, in its place of `config`."""
-    rows = {}
+    rows, config = {}, validate(config)
     for name in estimators:
         if CODE_SETS.get(name) != (-1, 1):
             raise unknown_name("estimators", name, [n for n in ESTIMATORS if CODE_SETS[n] == (-1, 1)])
@@ -95,7 +95,7 @@ def main() -> None:
     workdir = arguments.workdir or Path("runs") / f"estimators_{config.name}"
     use_compilation_cache()
     rows = rows_of(arguments)
-    cells = {label: cell for label, (cell, _) in rows.items()}
+    cells = {label: validate(cell) for label, (cell, _) in rows.items()}
     results = compare(cells, workdir, seeds=arguments.seeds, tune=arguments.tune)
     for row in results["rows"]:
         bits = weight_bits(cells[row["label"]], results["dataset"]["shape"], results["dataset"]["num_classes"])

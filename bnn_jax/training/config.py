@@ -8,7 +8,7 @@ import runpy
 import sys
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -16,13 +16,13 @@ import tyro
 
 from bnn_jax.errors import UsageError, unknown_name
 from bnn_jax.losses import LOSSES, PIECEWISE_LINEAR
-from bnn_jax.models import MODELS
+from bnn_jax.models import MODELS, PUBLISHED_QUANTIZERS
 from bnn_jax.optim import OPTIMIZERS
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, make_quantizer
 from bnn_jax.regularizers import REGULARIZERS
 from bnn_jax.schedules import SCHEDULES
 
-Options: TypeAlias = dict[str, int | float | bool | str]
+Options: TypeAlias = dict[str, int | float | bool | str | tuple[int, ...]]
 """Keyword arguments of a function that another setting names."""
 
 
@@ -49,12 +49,14 @@ class ModelConfig:
     """Which network; the quantizers make it binary, ternary or full precision."""
 
     name: str = "resnet20"
-    width: int = 16
-    """Filters of the first stage."""
-    input_quantizer: str = "ste_sign"
+    width: int | None = None
+    """Of the network's own unit, most often the filters of its first stage; None takes the published width."""
+    input_quantizer: str | None = None
+    """None takes the one with which the network was published; full_precision turns quantization off."""
     input_quantizer_options: Options = field(default_factory=dict, hash=False)
     """Of its function, as: bits 2 scale 0.5"""
-    kernel_quantizer: str = "xnor"
+    kernel_quantizer: str | None = None
+    """Likewise."""
     kernel_quantizer_options: Options = field(default_factory=dict, hash=False)
     """Likewise."""
     input_scaling: bool = False
@@ -194,6 +196,8 @@ def from_dict(values: dict[str, Any]) -> Config:
                 value = build(types[key], value, f"{prefix}{key}.")
             elif key == "optimizers":
                 value = tuple(build(OptimConfig, item, "optimizers.") for item in value)
+            elif types[key] == Options:
+                value = {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
             made[key] = tuple(value) if isinstance(value, list) else value
         return dataclass_type(**made)
 
@@ -212,12 +216,27 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def with_published_quantizers(model: ModelConfig) -> ModelConfig:
+    """`model` with a name for each quantizer; options that are given go before the published ones."""
+    published = PUBLISHED_QUANTIZERS[model.name]
+    if model.input_quantizer is None:
+        options = dict(published.input_options) | model.input_quantizer_options
+        model = replace(model, input_quantizer=published.input_quantizer, input_quantizer_options=options)
+    if model.kernel_quantizer is None:
+        options = dict(published.kernel_options) | model.kernel_quantizer_options
+        model = replace(model, kernel_quantizer=published.kernel_quantizer, kernel_quantizer_options=options)
+    return model
+
+
 def validate(config: Config) -> Config:
-    """Return `config` if a run can start from it.
+    """Return `config`, its quantizers named, if a run can start from it.
 
     Raises:
       UsageError: for an unknown name (the nearest is named) or a value out of range.
     """
+    if config.model.name not in MODELS:
+        raise unknown_name("model.name", config.model.name, MODELS)
+    config = replace(config, model=with_published_quantizers(config.model))
     _check_names(config)
     _check_options(config.model)
     _check_ranges(config)
@@ -234,7 +253,6 @@ def validate(config: Config) -> Config:
 def _check_names(config: Config) -> None:
     for argument, name, table in (
         ("loss", config.loss, LOSSES),
-        ("model.name", config.model.name, MODELS),
         ("model.input_quantizer", config.model.input_quantizer, ACTIVATION_QUANTIZERS),
         ("model.kernel_quantizer", config.model.kernel_quantizer, WEIGHT_QUANTIZERS),
         ("optim.name", config.optim.name, OPTIMIZERS),
@@ -255,10 +273,13 @@ def _check_options(model: ModelConfig) -> None:
             make_quantizer(table, name, **options)
         except (ValueError, TypeError) as error:
             raise UsageError(f"{name} cannot be made: {error}") from None
-    known = inspect.signature(MODELS[model.name]).parameters.keys() - {"parent", "name", *vars(model)}
+    taken = inspect.signature(MODELS[model.name]).parameters.keys()
+    known = taken - {"parent", "name", "num_classes", *vars(model)}
     for option in model.options:
-        if option not in known - {"num_classes"}:
-            raise unknown_name("model.options", option, known - {"num_classes"})
+        if option not in known:
+            raise unknown_name("model.options", option, known)
+    if model.input_scaling and "input_scaling" not in taken:
+        raise UsageError(f"`model.input_scaling` (=True) is not an option of {model.name}; turn it off")
 
 
 def _check_ranges(config: Config) -> None:
@@ -276,7 +297,7 @@ def _check_ranges(config: Config) -> None:
             "must be >= 1",
         ),
         ("data.crop_padding", config.data.crop_padding, config.data.crop_padding >= 0, "must not be negative"),
-        ("model.width", config.model.width, config.model.width >= 1, "must be at least 1"),
+        ("model.width", config.model.width, config.model.width is None or config.model.width >= 1, "must be at least 1"),
         ("optim.learning_rate", optim.learning_rate, optim.learning_rate > 0, "must be positive"),
         ("optim.momentum", optim.momentum, 0 <= optim.momentum < 1, "must be in [0, 1)"),
         ("optim.weight_decay", optim.weight_decay, optim.weight_decay >= 0, "must not be negative"),

@@ -23,7 +23,7 @@ from bnn_jax.optim import DeepFrankWolfeState, bound_statistics, latent_box, mak
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, make_quantizer
 from bnn_jax.regularizers import REGULARIZERS, penalty
 from bnn_jax.schedules import SCHEDULES
-from bnn_jax.training.config import Config, DataConfig, ModelConfig
+from bnn_jax.training.config import Config, DataConfig, ModelConfig, with_published_quantizers
 from bnn_jax.training.state import TrainState
 from bnn_jax.types import Images, Labels, LossFunction, Metrics, Params
 
@@ -64,13 +64,14 @@ class Experiment(NamedTuple):
 
 def make_model(settings: ModelConfig, *, num_classes: int) -> nn.Module:
     """The network of a validated config."""
+    settings = with_published_quantizers(settings)
     inputs, kernels = settings.input_quantizer_options, settings.kernel_quantizer_options
     return MODELS[settings.name](
         num_classes=num_classes,
-        width=settings.width,
         input_quantizer=make_quantizer(ACTIVATION_QUANTIZERS, settings.input_quantizer, **inputs),
         kernel_quantizer=make_quantizer(WEIGHT_QUANTIZERS, settings.kernel_quantizer, **kernels),
-        input_scaling=settings.input_scaling,
+        **({} if settings.width is None else {"width": settings.width}),
+        **({"input_scaling": True} if settings.input_scaling else {}),
         **settings.options,
     )
 
@@ -254,7 +255,8 @@ class Programs(NamedTuple):
 def make_programs(config: Config, info: ImageInfo, *, examples: int) -> Programs:
     """The programs of `config` on `examples` training examples; one set for all seeds and learning rates."""
     optim = replace(config.optim, learning_rate=1.0, tune_learning_rates=())
-    config = replace(config, seed=0, name="", optim=optim, optimizers=())
+    model = with_published_quantizers(config.model)
+    config = replace(config, seed=0, name="", model=model, optim=optim, optimizers=())
     return _make_programs(config, info, examples, _named_functions(config))
 
 

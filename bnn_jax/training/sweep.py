@@ -52,7 +52,7 @@ def compare(
     Raises:
       UsageError: for names or values that cannot run, before anything runs; for tuning grids of different sizes.
     """
-    workdir, cells = Path(workdir), dict(cells)
+    workdir, cells = Path(workdir), {label: validate(cell) for label, cell in cells.items()}
     for cell in cells.values():
         for seed in seeds:
             validate(replace(cell, seed=seed))
