@@ -43,7 +43,7 @@ DEEP_SCAN_STEPS = 90  # a row that diverges is found out sooner
 def get_config() -> Config:
     return Config(
         name="cifar10_lenet",
-        epochs=40,
+        epochs=20,
         batch_size=50,
         loss="cross_entropy",
         data=DataConfig("cifar10", validation_examples=5000, flip=True),
