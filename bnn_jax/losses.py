@@ -20,6 +20,29 @@ def cross_entropy(logits: Logits, labels: Labels) -> Float[Array, "batch"]:
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
+def label_smoothed_cross_entropy(logits: Logits, labels: Labels, *, smoothing: float = 0.1) -> Float[Array, "batch"]:
+    r"""Softmax cross-entropy to labels of which a share is spread over all classes.
+
+    L_i = -sum_c q_ic log p_ic,  q_ic = (1 - s) 1{c = y} + s / C,  p = softmax(f)
+
+    Args:
+      smoothing: s, in [0, 1).
+
+    Raises:
+      ValueError: for another `smoothing`.
+
+    >>> label_smoothed_cross_entropy(jnp.array([[0.0, 0.0]]), jnp.array([1]))
+    Array([0.6931472], dtype=float32)
+
+    Reference: Szegedy et al., Rethinking the Inception Architecture for Computer Vision, 2016, arXiv:1512.00567.
+    """
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"`smoothing` (={smoothing}) must be in [0, 1); 0.1 is usual")
+    one_hot = jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype)
+    wanted = (1 - smoothing) * one_hot + smoothing / logits.shape[1]
+    return -(wanted * jax.nn.log_softmax(logits)).sum(axis=1)
+
+
 def augmented_margins(logits: Logits, labels: Labels) -> Logits:
     """b_ic = f_ic - f_iy + 1{c != y}: the linear pieces of the multi-class hinge loss; 0 at the true label."""
     of_label = jnp.take_along_axis(logits, labels[:, None], axis=1)
@@ -63,6 +86,7 @@ def smoothed_multiclass_hinge(logits: Logits, labels: Labels) -> Float[Array, "b
 
 LOSSES: dict[str, LossFunction] = {
     "cross_entropy": cross_entropy,
+    "label_smoothed_cross_entropy": label_smoothed_cross_entropy,
     "multiclass_hinge": multiclass_hinge,
     "smoothed_multiclass_hinge": smoothed_multiclass_hinge,
 }

@@ -14,17 +14,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import jax
-import jax.numpy as jnp
-
-from bnn_jax.analysis.accounting import convolution_weight_bits
+from bnn_jax.analysis.accounting import account_model
 from bnn_jax.analysis.provenance import provenance
 from bnn_jax.analysis.report import print_table, write_report
 from bnn_jax.errors import exit_code_of, unknown_name
 from bnn_jax.estimators import CODE_SETS, ESTIMATORS
-from bnn_jax.training.config import Config, Settings, parse, validate
-from bnn_jax.training.step import make_model, use_compilation_cache
+from bnn_jax.training.config import Config, Settings, parse
+from bnn_jax.training.experiment import make_model
+from bnn_jax.training.programs import use_compilation_cache
 from bnn_jax.training.sweep import compare
+from bnn_jax.training.validation import validate
 
 
 @dataclass(frozen=True)
@@ -76,9 +75,7 @@ def rows_of(arguments: Arguments) -> dict[str, tuple[Config, dict]]:
 def weight_bits(config: Config, image_shape: tuple[int, int, int], num_classes: int) -> str:
     """Bits of the convolution weights of the frozen network, as text for the table."""
     model = make_model(config.model, num_classes=num_classes)
-    images = jnp.zeros((1, *image_shape))
-    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
-    return f"{convolution_weight_bits(variables['params']):,}"
+    return f"{account_model(model, image_shape).convolution_bits:,}"
 
 
 def estimators_of(cells: dict[str, Config]) -> list[str]:

@@ -9,7 +9,7 @@ import tyro
 
 from bnn_jax.errors import exit_code_of
 from bnn_jax.training.loop import evaluate_run
-from bnn_jax.training.step import use_compilation_cache
+from bnn_jax.training.programs import use_compilation_cache
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 from bnn_jax.errors import exit_code_of
 from bnn_jax.training.config import Settings, parse
 from bnn_jax.training.loop import train
+from bnn_jax.training.programs import use_compilation_cache
 from bnn_jax.training.progress import progress_display
-from bnn_jax.training.step import use_compilation_cache
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,9 @@ import pytest
 
 CACHE = Path(__file__).parents[1] / ".cache" / "jax"
 
+# Compiling is most of the tests' time, and LLVM's optimizations most of compiling.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -15,7 +15,7 @@ STAGES = (
     {"quantizers"},
     {"layers"},
     {"models"},
-    {"losses", "regularizers"},
+    {"losses", "distillation", "regularizers"},
     {"optim"},
     {"data"},
     {"training"},

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import hinge_loss, log_loss
 
-from bnn_jax.losses import LOSSES, PIECEWISE_LINEAR, augmented_margins
+from bnn_jax.losses import LOSSES, PIECEWISE_LINEAR, augmented_margins, label_smoothed_cross_entropy
 
 EXAMPLES, CLASSES = 64, 7
 JITTED = {name: jax.jit(loss) for name, loss in LOSSES.items()}
@@ -28,6 +28,8 @@ def scalar_twin(name: str, logits, label: int) -> float:
     exponentials = [np.exp(f - peak) for f in logits]
     if name == "cross_entropy":
         return peak + np.log(sum(exponentials)) - logits[label]
+    if name == "label_smoothed_cross_entropy":
+        return peak + np.log(sum(exponentials)) - 0.9 * logits[label] - 0.1 * sum(logits) / len(logits)
     pieces = [f - logits[label] + (c != label) for c, f in enumerate(logits)]
     hinge = max(pieces)
     smoothed = sum(e / sum(exponentials) * piece for e, piece in zip(exponentials, pieces))
@@ -102,7 +104,7 @@ def gradient_of(name, logits, labels):
     return np.asarray(jax.jit(jax.grad(lambda f: LOSSES[name](f, labels).sum()))(logits))
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "multiclass_hinge"])
+@pytest.mark.parametrize("name", ["cross_entropy", "label_smoothed_cross_entropy", "multiclass_hinge"])
 def test_the_gradient_is_the_finite_difference(name):
     logits, labels = random_batch(2)
     ranked = np.sort(np.asarray(jax.jit(augmented_margins)(logits, labels)), axis=1)
@@ -180,7 +182,20 @@ def test_batches_are_independent_examples_under_vmap(name):
     np.testing.assert_allclose(each, together, rtol=2e-6)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+def test_label_smoothing_is_the_mean_over_labels_and_0_is_none():
+    """(1 - s) of the label's cross-entropy and s of the mean over all labels'."""
+    logits, labels = random_batch(7)
+    of_label = lambda y: np.asarray(LOSSES["cross_entropy"](logits, np.full(EXAMPLES, y)), np.float64)
+    mean = np.mean([of_label(y) for y in range(CLASSES)], axis=0)
+    plain = np.asarray(LOSSES["cross_entropy"](logits, labels), np.float64)
+    found = label_smoothed_cross_entropy(logits, labels, smoothing=0.3)
+    np.testing.assert_allclose(found, 0.7 * plain + 0.3 * mean, rtol=1e-5)
+    np.testing.assert_allclose(label_smoothed_cross_entropy(logits, labels, smoothing=0.0), plain, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"`smoothing` \(=1\.0\) must be in \[0, 1\); 0\.1 is usual"):
+        label_smoothed_cross_entropy(logits, labels, smoothing=1.0)
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if "label" not in name])
 def test_large_logits_stay_finite(name):
     logits = np.array([[1e30, -1e30, 0.0], [-1e30, 1e30, 0.0]], np.float32)
     labels = np.array([0, 0])

@@ -14,8 +14,9 @@ from jaxtyping import Array, Float
 
 from bnn_jax.estimators import ESTIMATOR_SCHEDULES, ESTIMATORS, STOCHASTIC
 from bnn_jax.training.config import Config, select_optimizer
+from bnn_jax.training.experiment import ImageInfo
+from bnn_jax.training.programs import make_programs
 from bnn_jax.training.progress import OnProgress, silent
-from bnn_jax.training.step import ImageInfo, make_programs
 
 PEER = "ste_sign"
 WHOLE_TENSOR = frozenset({"dir_sign"})

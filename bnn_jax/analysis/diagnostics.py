@@ -10,7 +10,10 @@ from jaxtyping import Array, Float
 from bnn_jax.estimators import sign
 from bnn_jax.estimators.definition import require_positive
 from bnn_jax.optim import is_latent
+from bnn_jax.training.diagnostics import gradient_cosine, require_alike
 from bnn_jax.types import Params
+
+__all__ = ["coordinate_discrete_gradient", "flip_rate", "gradient_cosine"]
 
 
 def coordinate_discrete_gradient(
@@ -56,40 +59,6 @@ def coordinate_discrete_gradient(
     return lax.map(slope, jnp.arange(flat.size)).reshape(jnp.shape(x))
 
 
-def gradient_cosine(chosen: Params, reference: Params) -> Float[Array, ""]:
-    r"""Cosine of the angle between two gradients, over all their leaves together; low values are gradient mismatch.
-
-    cos = <chosen, reference> / (||chosen|| ||reference||), and 0 where one of the two is zero
-
-    Args:
-      chosen: tree of arrays, as `jax.grad` returns it for a loss with a chosen derivative.
-      reference: tree of the same structure and shapes, as from :func:`coordinate_discrete_gradient`.
-
-    Returns:
-      float32 scalar in [-1, 1]; the sizes of the gradients do not matter.
-
-    Raises:
-      ValueError: if structures or shapes differ.
-
-    >>> gradient_cosine({"w": jnp.array([3.0, 4.0])}, {"w": jnp.array([10.0, 0.0])})
-    Array(0.6, dtype=float32)
-
-    Reference: Kim et al., BinaryDuo, 2020, arXiv:2002.06517.
-    """
-    _require_alike("chosen", chosen, "reference", reference)
-    a, b = _unit(chosen), _unit(reference)
-    return jnp.clip(sum(jnp.vdot(p, q) for p, q in zip(a, b)), -1.0, 1.0)
-
-
-def _unit(tree: Params) -> list[Array]:
-    """The leaves in float32, scaled to Euclidean norm 1; by the largest entry first, as a square can underflow."""
-    leaves = [jnp.asarray(leaf, jnp.float32) for leaf in jax.tree.leaves(tree)]
-    largest = jnp.stack([jnp.abs(leaf).max(initial=0.0) for leaf in leaves]).max()
-    leaves = [leaf / jnp.where(largest == 0, 1, largest) for leaf in leaves]
-    norm = jnp.sqrt(sum(jnp.vdot(leaf, leaf) for leaf in leaves))
-    return [leaf / jnp.where(norm == 0, 1, norm) for leaf in leaves]
-
-
 def flip_rate(before: Params, after: Params) -> Float[Array, ""]:
     r"""Share of the latent weights whose sign changed between two moments of training, as a step or an epoch apart.
 
@@ -112,18 +81,10 @@ def flip_rate(before: Params, after: Params) -> Float[Array, ""]:
 
     Reference: Helwegen et al., Latent Weights Do Not Exist, 2019, arXiv:1906.02107.
     """
-    _require_alike("before", before, "after", after)
+    require_alike("before", before, "after", after)
     pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), jax.tree.leaves(is_latent(before)))
     pairs = [(old, new) for old, new, latent in pairs if latent]
     total = sum(old.size for old, _ in pairs)
     if total == 0:
         raise ValueError("`before` must hold latent weights, in leaves named `latent_kernel`; this network has none")
     return sum((sign(old) != sign(new)).sum() for old, new in pairs) / jnp.float32(total)
-
-
-def _require_alike(name: str, tree: Params, other_name: str, other: Params) -> None:
-    shapes, other_shapes = (jax.tree.map(jnp.shape, t) for t in (tree, other))
-    if jax.tree.structure(tree) != jax.tree.structure(other):
-        raise ValueError(f"`{name}` and `{other_name}` must be trees of the same structure, as of one network's params")
-    if shapes != other_shapes:
-        raise ValueError(f"`{name}` and `{other_name}` must have equal shapes; got {shapes} and {other_shapes}")

@@ -1,9 +1,24 @@
 """Flax Linen layers that compute on integer codes."""
 
+from bnn_jax.layers.activations import PReLU, RPReLU
 from bnn_jax.layers.conv_dense import BinaryConv, BinaryDense
 from bnn_jax.layers.convolution import conv, scaled_conv
+from bnn_jax.layers.gates import ChannelGate, ChannelInteractions
 from bnn_jax.layers.norm import BatchNorm, batch_norm
 from bnn_jax.layers.pooling import max_pool
 from bnn_jax.layers.scaling import OutputScale
 
-__all__ = ["BatchNorm", "BinaryConv", "BinaryDense", "OutputScale", "batch_norm", "conv", "max_pool", "scaled_conv"]
+__all__ = [
+    "BatchNorm",
+    "BinaryConv",
+    "BinaryDense",
+    "ChannelGate",
+    "ChannelInteractions",
+    "OutputScale",
+    "PReLU",
+    "RPReLU",
+    "batch_norm",
+    "conv",
+    "max_pool",
+    "scaled_conv",
+]

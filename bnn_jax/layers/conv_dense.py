@@ -4,7 +4,7 @@ What `input_quantizer` and `kernel_quantizer` return decides the precision.  A q
 the latent weights, in the parameter `latent_kernel`; a full-precision one in `kernel`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from bnn_jax.layers.convolution import Padding, Pair, conv, resolve_padding, scaled_conv
-from bnn_jax.quantizers import Quantized, Quantizer, bases, dequantize
+from bnn_jax.quantizers import Bases, Quantized, Quantizer, bases, dequantize, mark
 from bnn_jax.types import LATENT_KERNEL, Key
 
 
@@ -22,6 +22,18 @@ class Phase(NamedTuple):
 
     train: bool
     progress: Array | float
+
+
+def _marked(quantized: Bases, place: str, quantizer: Quantizer) -> tuple[Quantized, ...]:
+    """The bases, their codes and scales named in the traced computation, by which the analyses know them."""
+    quantized, code_set = bases(quantized), quantizer.code_set
+    if not code_set:
+        return quantized
+    sets = code_set if isinstance(code_set[0], Sequence) else [code_set] * len(quantized)
+    return tuple(
+        Quantized(mark(base.codes, place, values=len(values)), mark(base.scale, place))
+        for base, values in zip(quantized, sets, strict=True)
+    )
 
 
 def _quantize(module: nn.Module, name: str, quantizer: Quantizer | None, x: Array, phase: Phase):
@@ -33,12 +45,12 @@ def _quantize(module: nn.Module, name: str, quantizer: Quantizer | None, x: Arra
     if "key" in quantizer.wants:
         given["key"] = module.make_rng("quantizer") if phase.train else None
     if quantizer.init_state is None:
-        return bases(quantizer.apply(x, **given))
+        return _marked(quantizer.apply(x, **given), name, quantizer)
     state = module.variable("quantizer_state", name, lambda: quantizer.init_state(module.make_rng("params"), x))
     quantized, updated = quantizer.apply(x, state.value, **given)
     if phase.train:
         state.value = lax.stop_gradient(updated)
-    return bases(quantized)
+    return _marked(quantized, name, quantizer)
 
 
 def _operands(module: nn.Module, x: Array, kernel_shape: tuple[int, ...], phase: Phase):

@@ -17,6 +17,34 @@ def subsample_and_pad(x: Float[Array, "batch h w channels"], features: int, stri
     return jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
 
 
+def halve(x: Float[Array, "batch h w channels"]) -> Float[Array, "batch rows columns channels"]:
+    """Means over 2x2 windows; at an odd edge over the pixels that are there, so that a 3x3 convolution, stride 2, fits.
+
+    >>> halve(jnp.arange(9.0).reshape(1, 3, 3, 1))[0, :, :, 0]
+    Array([[2. , 3.5],
+           [6.5, 8. ]], dtype=float32)
+    """
+    padding = [(0, x.shape[1] % 2), (0, x.shape[2] % 2)]
+    return nn.avg_pool(x, (2, 2), (2, 2), padding, count_include_pad=padding == [(0, 0), (0, 0)])
+
+
+def check_sizes(network: nn.Module) -> None:
+    """Raise a ValueError unless `num_classes`, `width` and all of `stage_sizes` of a network are positive."""
+
+    def require(argument, holds, rule):
+        if not holds:
+            value = getattr(network, argument)
+            raise ValueError(f"`{argument}` (={value!r}) of {type(network).__name__} must {rule}")
+
+    require("num_classes", network.num_classes >= 1, "be at least 1; CIFAR-10 has 10")
+    require("width", network.width >= 1, "be at least 1; 16 is usual for small images, 64 for large ones")
+    require(
+        "stage_sizes",
+        len(network.stage_sizes) > 0 and min(network.stage_sizes) >= 1,
+        f"hold at least one stage, none of them empty; {type(network).stage_sizes} is usual",
+    )
+
+
 class XnorBlock(nn.Module):
     """BN -> sign -> binary conv, twice, around one shortcut; ReLU takes the place of sign where inputs stay real."""
 
@@ -62,6 +90,9 @@ class ResNet(nn.Module):
       (logits, intermediates): float32 (batch, num_classes), and a dict with each stage's output and the `features` that
       the last layer sees.
 
+    Raises:
+      ValueError: if `num_classes` or `width` is below 1, or a stage is empty.
+
     Reference: He et al., Deep Residual Learning, 2016, arXiv:1512.03385; block of Rastegari et al., XNOR-Net, 2016.
     """
 
@@ -71,6 +102,10 @@ class ResNet(nn.Module):
     input_quantizer: Quantizer | None = None
     kernel_quantizer: Quantizer | None = None
     input_scaling: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_sizes(self)
 
     @nn.compact
     def __call__(

@@ -9,7 +9,7 @@ from bnn_jax.estimators import CODE_SETS, ESTIMATORS
 from bnn_jax.quantizers.activations import coupled, decouple, decoupled, rsign, sparse, unbalanced
 from bnn_jax.quantizers.binary import binary, binary_connect, full_latent, magnitude_aware, post_training, xnor
 from bnn_jax.quantizers.certainty import c_sign
-from bnn_jax.quantizers.codes import Bases, Quantized, bases, dequantize, validate
+from bnn_jax.quantizers.codes import Bases, Mark, Quantized, bases, dequantize, mark, read_mark, validate
 from bnn_jax.quantizers.gradients import GRADIENT_QUANTIZERS, dorefa_gradient
 from bnn_jax.quantizers.incremental import inq
 from bnn_jax.quantizers.learned_levels import lq_net, lq_net_activations
@@ -19,11 +19,14 @@ from bnn_jax.quantizers.multibit import (
     dorefa_activations,
     dorefa_weights,
     hwgq,
+    odd_codes,
     pact,
+    signed_codes,
+    unsigned_codes,
     wrpn_activations,
     wrpn_weights,
 )
-from bnn_jax.quantizers.quantizer import Quantizer, check_options, stateless, with_estimator
+from bnn_jax.quantizers.quantizer import Quantizer, check_options, of_bits, stateless, with_estimator
 from bnn_jax.quantizers.standardized import bn_free, libra_pb, rbnn
 from bnn_jax.quantizers.ternary import tbn, tbn_v2, trained_ternary, ttq, twn
 
@@ -48,9 +51,9 @@ WEIGHT_QUANTIZERS: QuantizerTable = {
     "bn_free": bn_free,
     "abc_net": partial(stateless, abc_net),
     "ttq": ttq,
-    "twn": partial(stateless, twn),
-    "dorefa": partial(stateless, dorefa_weights),
-    "wrpn": partial(stateless, wrpn_weights),
+    "twn": partial(stateless, twn, code_set=(-1, 0, 1)),
+    "dorefa": partial(of_bits, dorefa_weights, odd_codes),
+    "wrpn": partial(of_bits, wrpn_weights, signed_codes),
     "lq_net": lq_net,
     "inq": inq,
 }
@@ -61,16 +64,16 @@ ACTIVATION_QUANTIZERS: QuantizerTable = {
     "rsign": rsign,
     "unbalanced": unbalanced,
     "sparse": sparse,
-    "coupled": partial(stateless, coupled),
-    "decoupled": partial(stateless, decoupled),
+    "coupled": partial(stateless, coupled, code_set=(0, 1, 2)),
+    "decoupled": partial(stateless, decoupled, code_set=(0, 1)),
     "tbn": tbn,
     "tbn_v2": tbn_v2,
     "abc_net": abc_net_activations,
     "residual": partial(with_estimator, residual_binary),
-    "dorefa": partial(stateless, dorefa_activations),
-    "wrpn": partial(stateless, wrpn_activations),
+    "dorefa": partial(of_bits, dorefa_activations, unsigned_codes),
+    "wrpn": partial(of_bits, wrpn_activations, unsigned_codes),
     "pact": pact,
-    "hwgq": partial(stateless, hwgq),
+    "hwgq": partial(of_bits, hwgq, unsigned_codes),
     "lq_net": lq_net_activations,
 }
 
@@ -97,6 +100,7 @@ __all__ = [
     "GRADIENT_QUANTIZERS",
     "WEIGHT_QUANTIZERS",
     "Bases",
+    "Mark",
     "Quantized",
     "Quantizer",
     "bases",
@@ -106,6 +110,8 @@ __all__ = [
     "dorefa_gradient",
     "full_latent",
     "make_quantizer",
+    "mark",
+    "read_mark",
     "stateless",
     "trained_ternary",
     "ttq",

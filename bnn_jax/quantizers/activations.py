@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.estimators import approx_sign, coupled_ternary, heaviside, make_estimator
+from bnn_jax.estimators import CODE_SETS, approx_sign, coupled_ternary, heaviside, make_estimator
 from bnn_jax.estimators.definition import require
 from bnn_jax.quantizers.binary import binary
 from bnn_jax.quantizers.codes import Quantized
@@ -59,7 +59,7 @@ def rsign(estimator: str | Estimator = "approx_sign", **options: Any) -> Quantiz
     def apply(x, *, shift, **given):
         return plain.apply(x - shift, **given)
 
-    return Quantizer(apply=apply, init=init, wants=plain.wants)
+    return Quantizer(apply=apply, init=init, wants=plain.wants, code_set=plain.code_set)
 
 
 def unbalanced(*, threshold: float = 0.5, estimator: str | Estimator = "ste_sign", **options: Any) -> Quantizer:
@@ -133,7 +133,8 @@ def sparse(*, rho: float = 0.3) -> Quantizer:
     def init(key, x):
         return {"threshold": jnp.zeros(_per_channel(x), x.dtype), "width": jnp.ones(_per_channel(x), x.dtype)}
 
-    return Quantizer(apply=lambda x, **parameters: sparse_step(x, rho=rho, **parameters), init=init)
+    apply = lambda x, **parameters: sparse_step(x, rho=rho, **parameters)
+    return Quantizer(apply=apply, init=init, code_set=CODE_SETS["heaviside"])
 
 
 def coupled(x: Float[Array, "..."]) -> Quantized:

@@ -191,6 +191,7 @@ def binary_connect(*, stochastic: bool = False, magnitude: float = 1.0) -> Quant
     return Quantizer(
         apply=lambda w, **given: binary_connect_weights(w, stochastic=stochastic, magnitude=magnitude, **given),
         wants=("train", "key") if stochastic else (),
+        code_set=() if stochastic else (-1, 1),
     )
 
 

@@ -4,9 +4,11 @@ A layer computes on the codes and multiplies by the scale afterwards.  A sum of 
 exact in float32, int32 and on packed bits alike, so a packed network can be proved equal to the trained one.
 """
 
+import re
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 
@@ -39,6 +41,43 @@ def dequantize(quantized: Bases) -> Float[Array, "..."]:
     Array([ 0.5, -0.5], dtype=float32)
     """
     return sum(base.codes * base.scale for base in bases(quantized))
+
+
+class Mark(NamedTuple):
+    """What a traced array is to the layer that computes on it.
+
+    Attributes:
+      place: "input_quantizer" or "kernel_quantizer".
+      values: how many values a code may take; None for a scale.
+    """
+
+    place: str
+    values: int | None
+
+
+_MARK = re.compile(r"(\w+) (?:codes: (\d+) values|scale)")
+
+
+def mark(x: Float[Array, "..."], place: str, *, values: int | None = None) -> Float[Array, "..."]:
+    """x itself, named in a traced computation as codes of `values` values, or as a scale without them.
+
+    The name is there for those who read the jaxpr; it lowers to nothing.
+
+    >>> import jax
+    >>> print(jax.make_jaxpr(lambda x: mark(x, "kernel_quantizer", values=2))(1.0).eqns[0].params["name"])
+    kernel_quantizer codes: 2 values
+    """
+    return checkpoint_name(x, f"{place} scale" if values is None else f"{place} codes: {values} values")
+
+
+def read_mark(name: str) -> Mark | None:
+    """The mark that :func:`mark` wrote as the `name` of a `checkpoint_name`; None for another name.
+
+    >>> read_mark("kernel_quantizer codes: 2 values"), read_mark("input_quantizer scale"), read_mark("activations")
+    (Mark(place='kernel_quantizer', values=2), Mark(place='input_quantizer', values=None), None)
+    """
+    found = _MARK.fullmatch(name)
+    return Mark(found[1], int(found[2]) if found[2] else None) if found else None
 
 
 def validate(quantized: Bases, code_set: tuple[int, ...]) -> None:

@@ -95,6 +95,7 @@ def inq(*, bits: int = 5, shares: tuple[float, ...] = SHARES) -> Quantizer:
             "exponent": jnp.zeros((), jnp.int32),
         },
         wants=("train", "progress"),
+        code_set=_code_set(bits),
     )
 
 
@@ -105,6 +106,11 @@ def _check_options(bits: int, shares: tuple[float, ...]) -> None:
     shares = tuple(shares)
     if not shares or shares[-1] != 1 or any(not a < b for a, b in zip((0, *shares), shares)):
         raise ValueError(f"`shares` (={shares}) must be positive, increasing and end with 1; {SHARES} is usual")
+
+
+def _code_set(bits):
+    magnitudes = [2**power for power in range(2 ** (bits - 2))]
+    return (*(-m for m in reversed(magnitudes)), 0, *magnitudes)
 
 
 def _frozen_count(progress, shares, size):

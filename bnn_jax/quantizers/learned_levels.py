@@ -139,7 +139,10 @@ def lq_net_activations(*, bits: int = 2) -> Quantizer:
     _check_bits(bits)
     v = 2 * UPPER_QUARTILE / (2**bits - 1) * 2.0 ** np.arange(bits)
     return Quantizer(
-        apply=lq_activations, init_state=lambda key, x: {"basis": jnp.asarray(v, jnp.float32)}, wants=("train",)
+        apply=lq_activations,
+        init_state=lambda key, x: {"basis": jnp.asarray(v, jnp.float32)},
+        wants=("train",),
+        code_set=(0, 1),
     )
 
 

@@ -133,6 +133,7 @@ def state_aware(estimator: str | Estimator = "ste_sign", **estimator_options) ->
         lambda key, w: {"positive_scale": jnp.ones((), w.dtype), "negative_scale": jnp.ones((), w.dtype)},
         estimator,
         estimator_options,
+        code_set=((0, 1), (-1, 0)),
     )
 
 

@@ -4,6 +4,7 @@ Everywhere ties round to even (`jnp.round`, IEEE 754), and arithmetic runs in fl
 """
 
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -236,6 +237,7 @@ def pact(*, bits: int = 2, clipping_level: float = 10.0) -> Quantizer:
     return Quantizer(
         init=lambda key, x: {"clipping_level": jnp.asarray(clipping_level, x.dtype)},
         apply=lambda x, *, clipping_level: pact_activations(x, clipping_level, bits=bits),
+        code_set=unsigned_codes(bits),
     )
 
 
@@ -295,6 +297,40 @@ def check_bits(bits: Any, *, dtype: jnp.dtype) -> None:
     most = jnp.finfo(dtype).nmant + 1
     if bits > most:
         raise ValueError(f"`bits` (={bits}) must be at most {most} in {dtype}, or codes are inexact; use a wider dtype")
+
+
+def unsigned_codes(bits: int) -> Sequence[int]:
+    """0, 1, ..., 2^bits - 1.
+
+    >>> unsigned_codes(2)
+    (0, 1, 2, 3)
+    """
+    return _listed(bits, lambda: range(2**bits))
+
+
+def odd_codes(bits: int) -> Sequence[int]:
+    """The odd integers from -(2^bits - 1) to 2^bits - 1.
+
+    >>> odd_codes(2)
+    (-3, -1, 1, 3)
+    """
+    return _listed(bits, lambda: range(1 - 2**bits, 2**bits, 2))
+
+
+def signed_codes(bits: int) -> Sequence[int]:
+    """The integers from -n to n, n = 2^(bits-1) - 1; -1 and +1 for 1 bit.
+
+    >>> signed_codes(1), signed_codes(3)
+    ((-1, 1), (-3, -2, -1, 0, 1, 2, 3))
+    """
+    n = 2 ** (bits - 1) - 1
+    return odd_codes(1) if bits == 1 else _listed(bits, lambda: range(-n, n + 1))
+
+
+def _listed(bits, codes):
+    check_bits(bits, dtype=jnp.float64)
+    # 2^24 integers are better not written out.
+    return tuple(codes()) if bits <= 8 else codes()
 
 
 def _step(n):

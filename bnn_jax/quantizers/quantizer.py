@@ -1,7 +1,7 @@
 r"""The form in which layers take quantizers: functions, and what they want to be called with."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -9,11 +9,14 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from bnn_jax.errors import unknown_name
-from bnn_jax.estimators import ESTIMATOR_SCHEDULES, STOCHASTIC, TRAINABLE, estimator_named
+from bnn_jax.estimators import CODE_SETS, ESTIMATOR_SCHEDULES, STOCHASTIC, TRAINABLE, estimator_named
 from bnn_jax.quantizers.codes import Bases
 from bnn_jax.types import Estimator, Key
 
 State: TypeAlias = dict[str, Array]
+
+CodeSet: TypeAlias = Sequence[int] | tuple[Sequence[int], ...]
+"""The values of the codes of each base in evaluation; where the bases differ, a tuple with one set for each."""
 
 
 class Quantizer(NamedTuple):
@@ -26,26 +29,59 @@ class Quantizer(NamedTuple):
         averages; None where it has none.  Evaluation discards the new state.
       wants: which of these `apply` takes by keyword: "train" (bool), "progress" (share of the training done, a scalar
         in [0, 1], for schedules) and "key" (fresh in every training step; None in evaluation, which is deterministic).
+      code_set: the values that the codes of each base may take in evaluation, in increasing order; a tuple of such
+        sets, one a base, where they differ.  Sizes and operations are counted by it.  () where evaluation has real
+        numbers in the place of codes.
     """
 
     apply: Callable[..., Any]
     init: Callable[[Key, Array], dict[str, Array]] | None = None
     init_state: Callable[[Key, Array], State] | None = None
     wants: tuple[str, ...] = ()
+    code_set: CodeSet = (-1, 1)
 
 
-def stateless(function: Callable[..., Bases], **options) -> Quantizer:
+def stateless(function: Callable[..., Bases], *, code_set: CodeSet = (-1, 1), **options) -> Quantizer:
     """The quantizer of a plain function x -> :class:`Quantized` that has no parameters of its own.
+
+    Args:
+      function: takes `options` by keyword.
+      code_set: the values of its codes, see :class:`Quantizer`.
+      **options: of `function`.
 
     Raises:
       ValueError: for an option that the function does not take; the nearest is named.
     """
     check_options(function, options)
-    return Quantizer(apply=partial(function, **options))
+    return Quantizer(apply=partial(function, **options), code_set=code_set)
+
+
+def of_bits(
+    function: Callable[..., Bases], code_set: Callable[[int], CodeSet], *, bits: int = 2, **options
+) -> Quantizer:
+    """:func:`stateless` for a function of `bits`, which decide the codes.
+
+    Args:
+      function: takes `bits` and `options` by keyword.
+      code_set: bits -> the values of the codes.
+      bits: of a code.
+      **options: of `function`.
+
+    Raises:
+      ValueError: for an option that the function does not take (the nearest is named), or if `bits` is no whole number
+        of at least 1.
+    """
+    check_options(function, options)
+    return stateless(function, code_set=code_set(bits), bits=bits, **options)
 
 
 def with_estimator(
-    function: Callable[..., Bases], estimator: str | Estimator = "ste_sign", *, trainable: bool = False, **options
+    function: Callable[..., Bases],
+    estimator: str | Estimator = "ste_sign",
+    *,
+    trainable: bool = False,
+    code_set: CodeSet | None = None,
+    **options,
 ) -> Quantizer:
     """The quantizer of a function (x, *, estimator, ...) -> Quantized, with an estimator of the table or one's own.
 
@@ -55,6 +91,8 @@ def with_estimator(
       function: takes the estimator by keyword.
       estimator: name in ESTIMATORS, or a function x -> codes.
       trainable: learn the estimator's trainable parameter, from the given value on.
+      code_set: the values of the codes, see :class:`Quantizer`; by default those of the estimator in CODE_SETS, and
+        -1/+1 for an estimator of one's own.
       **options: of `function` and of the estimator; an estimator's parameter that is given has no schedule.
 
     Raises:
@@ -84,7 +122,8 @@ def with_estimator(
         given = scheduled | fixed | parameters | drawn
         return function(x, estimator=partial(estimate, **given), **options)
 
-    return Quantizer(apply=apply, init=init if learned else None, wants=wants)
+    code_set = CODE_SETS.get(name, (-1, 1)) if code_set is None else code_set
+    return Quantizer(apply=apply, init=init if learned else None, wants=wants, code_set=code_set)
 
 
 def with_parameters(
@@ -96,6 +135,7 @@ def with_parameters(
     init_state: Callable[[Key, Array], State] | None = None,
     wants: tuple[str, ...] = (),
     own_options: tuple[str, ...] = (),
+    code_set: CodeSet | None = None,
 ) -> Quantizer:
     """The quantizer of a function (w[, state], *, estimator, ...) with learned parameters or a state of its own.
 
@@ -109,6 +149,7 @@ def with_parameters(
       init_state: (key, w) -> the state of `function`.
       wants: what `function` itself takes of "train", "progress" and "key".
       own_options: names of the method's other options, for the error that names the nearest.
+      code_set: the values of the codes, by default the estimator's.
 
     Raises:
       ValueError: for an unknown estimator or option; the nearest is named.
@@ -131,6 +172,7 @@ def with_parameters(
         init=all_parameters if init or codes.init else None,
         init_state=init_state,
         wants=tuple(dict.fromkeys((*wants, *codes.wants))),
+        code_set=codes.code_set if code_set is None else code_set,
     )
 
 

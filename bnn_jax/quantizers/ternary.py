@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.estimators import make_estimator, ternary
+from bnn_jax.estimators import CODE_SETS, make_estimator, ternary
 from bnn_jax.estimators.definition import require, require_positive
 from bnn_jax.quantizers.codes import Quantized
 from bnn_jax.quantizers.quantizer import Quantizer
@@ -83,6 +83,7 @@ def ttq(*, threshold: float = 0.05) -> Quantizer:
     return Quantizer(
         init=lambda key, w: {"positive_scale": jnp.ones((), w.dtype), "negative_scale": jnp.ones((), w.dtype)},
         apply=partial(trained_ternary, threshold=threshold),
+        code_set=((0, 1), (-1, 0)),
     )
 
 
@@ -181,7 +182,10 @@ def _with_running_delta(function: Callable[..., Quantized], threshold: float, mo
 
     # 0.7979 = sqrt(2 / pi) is the mean of |x| for standard normal x.
     return Quantizer(
-        apply=apply, init_state=lambda key, x: {"delta": jnp.array(0.7979 * threshold, jnp.float32)}, wants=("train",)
+        apply=apply,
+        init_state=lambda key, x: {"delta": jnp.array(0.7979 * threshold, jnp.float32)},
+        wants=("train",),
+        code_set=CODE_SETS["ternary"],
     )
 
 

@@ -2,25 +2,18 @@
 
 import argparse
 import dataclasses
-import inspect
 import json
 import runpy
 import sys
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import tyro
 
 from bnn_jax.errors import UsageError, unknown_name
-from bnn_jax.losses import LOSSES, PIECEWISE_LINEAR
-from bnn_jax.models import MODELS, PUBLISHED_QUANTIZERS
-from bnn_jax.optim import OPTIMIZERS
-from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, make_quantizer
-from bnn_jax.regularizers import REGULARIZERS
-from bnn_jax.schedules import SCHEDULES
 
 Options: TypeAlias = dict[str, int | float | bool | str | tuple[int, ...]]
 """Keyword arguments of a function that another setting names."""
@@ -83,8 +76,36 @@ class OptimConfig:
     """BinaryConnect's layer-wise scale of the latent weights' updates; for adam, sgd, polyak_sgd and momo."""
     inner_steps: int = 1
     """Frank-Wolfe steps on each linearised problem; for dfw."""
+    train_only: tuple[str, ...] = ()
+    """Shell-style patterns of the parameters to train, as *norm*; the others are frozen; none trains all."""
     tune_learning_rates: tuple[float, ...] = ()
     """The grid that --tune chooses from on the validation split."""
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """What a network is taught by another one, the teacher that its stage names."""
+
+    losses: dict[str, float] = field(default_factory=dict, hash=False)
+    """Weights of what is added to the loss, as: attention 30 knowledge 3; nothing without a teacher."""
+    label_weight: float = 1.0
+    """Weight of the loss of the labels."""
+    temperature: float = 1.0
+    """Of knowledge, where 1 is usual, and of similarity, where 0.2 is."""
+    queue_size: int = 4096
+    """Keys that similarity compares with; 65536 in S2-BNN."""
+
+
+@dataclass(frozen=True)
+class DiagnosticsConfig:
+    """What is recorded of the inside of the network while it trains; nothing by default, at no cost."""
+
+    every_steps: int = 0
+    """A record at the end of the jitted call (see scan_steps) in which as many steps have passed; 0 records none."""
+    histogram_bins: int = 20
+    """Of the latent weights, over their box."""
+    mismatch_coordinates: int = 4
+    """Weights of each layer that compare gradient and flip, at a forward pass each; 0 leaves the comparison out."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +127,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
     optimizers: Annotated[tuple[OptimConfig, ...], tyro.conf.Suppress] = ()
     """The settings that a comparison uses, one for each optimizer."""
     tune_epochs: int = 1
@@ -113,6 +135,7 @@ class Config:
     scan_steps: int = 50
     """Training steps in one jitted call; between calls progress shows and an interrupt saves."""
     checkpoint_every_epochs: int = 1
+    diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
 
 
 Settings: TypeAlias = Annotated[Config, tyro.conf.arg(name="")]
@@ -214,130 +237,3 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
     return flat
-
-
-def with_published_quantizers(model: ModelConfig) -> ModelConfig:
-    """`model` with a name for each quantizer; options that are given go before the published ones."""
-    published = PUBLISHED_QUANTIZERS[model.name]
-    if model.input_quantizer is None:
-        options = dict(published.input_options) | model.input_quantizer_options
-        model = replace(model, input_quantizer=published.input_quantizer, input_quantizer_options=options)
-    if model.kernel_quantizer is None:
-        options = dict(published.kernel_options) | model.kernel_quantizer_options
-        model = replace(model, kernel_quantizer=published.kernel_quantizer, kernel_quantizer_options=options)
-    return model
-
-
-def validate(config: Config) -> Config:
-    """Return `config`, its quantizers named, if a run can start from it.
-
-    Raises:
-      UsageError: for an unknown name (the nearest is named) or a value out of range.
-    """
-    if config.model.name not in MODELS:
-        raise unknown_name("model.name", config.model.name, MODELS)
-    config = replace(config, model=with_published_quantizers(config.model))
-    _check_names(config)
-    _check_options(config.model)
-    _check_ranges(config)
-    if config.optim.name == "dfw" and config.loss not in PIECEWISE_LINEAR:
-        raise UsageError(
-            f"`loss` (={config.loss!r}) does not go with dfw, whose step size is exact for a piecewise linear loss; "
-            f"choose {' or '.join(PIECEWISE_LINEAR)}, or another optimizer"
-        )
-    if config.model.input_scaling and config.model.input_quantizer == "full_precision":
-        raise UsageError("`model.input_scaling` (=True) needs quantized inputs; choose a `model.input_quantizer`")
-    return config
-
-
-def _check_names(config: Config) -> None:
-    for argument, name, table in (
-        ("loss", config.loss, LOSSES),
-        ("model.input_quantizer", config.model.input_quantizer, ACTIVATION_QUANTIZERS),
-        ("model.kernel_quantizer", config.model.kernel_quantizer, WEIGHT_QUANTIZERS),
-        ("optim.name", config.optim.name, OPTIMIZERS),
-        ("optim.schedule", config.optim.schedule, SCHEDULES),
-        ("regularizer", config.regularizer, ("none", *REGULARIZERS)),
-        ("regularizer_schedule", config.regularizer_schedule, SCHEDULES),
-    ):
-        if name not in table:
-            raise unknown_name(argument, name, table)
-
-
-def _check_options(model: ModelConfig) -> None:
-    for table, name, options in (
-        (ACTIVATION_QUANTIZERS, model.input_quantizer, model.input_quantizer_options),
-        (WEIGHT_QUANTIZERS, model.kernel_quantizer, model.kernel_quantizer_options),
-    ):
-        try:
-            make_quantizer(table, name, **options)
-        except (ValueError, TypeError) as error:
-            raise UsageError(f"{name} cannot be made: {error}") from None
-    taken = inspect.signature(MODELS[model.name]).parameters.keys()
-    known = taken - {"parent", "name", "num_classes", *vars(model)}
-    for option in model.options:
-        if option not in known:
-            raise unknown_name("model.options", option, known)
-    if model.input_scaling and "input_scaling" not in taken:
-        raise UsageError(f"`model.input_scaling` (=True) is not an option of {model.name}; turn it off")
-
-
-def _check_ranges(config: Config) -> None:
-    optim = config.optim
-    for argument, value, holds, rule in (
-        ("epochs", config.epochs, config.epochs >= 1, "must be at least 1"),
-        ("batch_size", config.batch_size, config.batch_size >= 1, "must be at least 1"),
-        ("seed", config.seed, 0 <= config.seed < 2**32, "must be in [0, 2^32)"),
-        ("scan_steps", config.scan_steps, config.scan_steps >= 1, "must be at least 1"),
-        ("tune_epochs", config.tune_epochs, config.tune_epochs >= 1, "must be at least 1"),
-        (
-            "checkpoint_every_epochs",
-            config.checkpoint_every_epochs,
-            config.checkpoint_every_epochs >= 1,
-            "must be >= 1",
-        ),
-        ("data.crop_padding", config.data.crop_padding, config.data.crop_padding >= 0, "must not be negative"),
-        ("model.width", config.model.width, config.model.width is None or config.model.width >= 1, "must be at least 1"),
-        ("optim.learning_rate", optim.learning_rate, optim.learning_rate > 0, "must be positive"),
-        ("optim.momentum", optim.momentum, 0 <= optim.momentum < 1, "must be in [0, 1)"),
-        ("optim.weight_decay", optim.weight_decay, optim.weight_decay >= 0, "must not be negative"),
-        ("optim.latent_box", optim.latent_box, _is_box(optim.latent_box), "must be (lower, upper) with lower < upper"),
-        ("optim.inner_steps", optim.inner_steps, optim.inner_steps >= 1, "must be at least 1"),
-        ("optim.inner_steps", optim.inner_steps, optim.inner_steps == 1 or optim.name == "dfw", "is for dfw alone"),
-        (
-            "optim.scale_latent",
-            optim.scale_latent,
-            not optim.scale_latent or optim.name in ("adam", "sgd", "polyak_sgd", "momo"),
-            "is for adam, sgd, polyak_sgd and momo",
-        ),
-        (
-            "optim.latent_box",
-            optim.latent_box,
-            optim.name != "bnew" or optim.latent_box is not None,
-            "must not be None for bnew",
-        ),
-        (
-            "optim.latent_box",
-            optim.latent_box,
-            optim.name != "bop" or optim.latent_box is None or optim.latent_box[0] <= -1 <= 1 <= optim.latent_box[1],
-            "must contain -1 and 1 for bop, whose weights are those",
-        ),
-        (
-            "regularizer_strength",
-            config.regularizer_strength,
-            config.regularizer_strength >= 0,
-            "must not be negative",
-        ),
-        (
-            "regularizer",
-            config.regularizer,
-            config.regularizer == "none" or optim.name != "dfw",
-            "does not go with dfw, whose step size is exact for the loss alone; choose none, or another optimizer",
-        ),
-    ):
-        if not holds:
-            raise UsageError(f"`{argument}` (={value}) {rule}")
-
-
-def _is_box(box) -> bool:
-    return box is None or (len(box) == 2 and box[0] < box[1])

@@ -1,7 +1,7 @@
 """train(config, workdir): a run from its config to its result, resumable at any moment, bit for bit.
 
-A workdir holds `config.json` (resolved), `metrics.jsonl` (a line a step and an evaluation), `checkpoints/` and, when
-the run is finished, `result.json`.
+A workdir holds `config.json` (resolved), `metrics.jsonl` (a line a step, an evaluation and a record of diagnostics),
+`checkpoints/` and, when the run is finished, `result.json`.
 """
 
 import json
@@ -10,8 +10,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -22,18 +23,21 @@ from jaxtyping import Array
 from bnn_jax.data import Dataset, Split, load_dataset
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.training.checkpoint import restore_checkpoint, save_checkpoint
-from bnn_jax.training.config import Config, flatten, from_dict, to_dict, validate
+from bnn_jax.training.config import Config, ModelConfig, flatten, from_dict, to_dict
+from bnn_jax.training.experiment import ImageInfo
 from bnn_jax.training.metrics import (
     append_metrics,
+    diagnostics_record,
     first_non_finite,
     read_metrics,
     step_records,
     truncate_metrics,
     write_file,
 )
+from bnn_jax.training.programs import Programs, make_programs
 from bnn_jax.training.progress import OnProgress, silent
 from bnn_jax.training.state import TrainState
-from bnn_jax.training.step import ImageInfo, Programs, make_programs
+from bnn_jax.training.validation import validate
 
 
 class Diverged(RunError):
@@ -47,6 +51,13 @@ class Best(flax.struct.PyTreeNode):
     model_state: Any
     accuracy: Array
     epoch: Array
+
+
+class Teacher(NamedTuple):
+    """A trained network that teaches another: its settings and its variables, as `model.apply` takes them."""
+
+    settings: ModelConfig
+    variables: Any
 
 
 class RunState(flax.struct.PyTreeNode):
@@ -64,8 +75,8 @@ def load_data(config: Config) -> Dataset:
     )
 
 
-def programs_of(config: Config, dataset: Dataset) -> Programs:
-    """The jitted functions of `config` on `dataset`.
+def programs_of(config: Config, dataset: Dataset, *, teacher: Teacher | None = None) -> Programs:
+    """The jitted functions of `config` on `dataset`, the training program with the variables of its `teacher`.
 
     Raises:
       UsageError: if a batch is larger than the training split.
@@ -74,17 +85,21 @@ def programs_of(config: Config, dataset: Dataset) -> Programs:
     if config.batch_size > examples:
         raise UsageError(f"`batch_size` (={config.batch_size}) is larger than the {examples} training examples")
     info = ImageInfo(dataset.train.images.shape[1:], dataset.num_classes, tuple(dataset.mean), tuple(dataset.std))
-    return make_programs(config, info, examples=examples)
+    if teacher is None:
+        return make_programs(config, info, examples=examples)
+    programs = make_programs(config, info, examples=examples, teacher=teacher.settings)
+    return programs._replace(train=partial(programs.train, teacher_variables=teacher.variables))
 
 
-def initial_state(programs: Programs, seed: int) -> RunState:
-    """The state of a run before its first step.
+def initial_state(programs: Programs, seed: int, *, carried: Any | None = None) -> RunState:
+    """The state of a run before its first step; the variables `carried`, if any, start from given values.
 
     Raises:
       UsageError: if network, quantizers and images do not go together.
     """
     try:
-        train = programs.init(np.uint32(seed))
+        # Copies: what jit passes through would be the caller's own arrays, which training takes over.
+        train = jax.tree.map(jnp.copy, programs.init(np.uint32(seed), carried))
     except (ValueError, TypeError) as error:
         raise UsageError(f"the network cannot be built: {error}") from None
     best = Best(train.params, train.model_state, jnp.full((), -1.0), jnp.zeros((), jnp.int32))
@@ -98,6 +113,8 @@ def train(
     *,
     dataset: Dataset | None = None,
     on_progress: OnProgress = silent,
+    carried: Any | None = None,
+    teacher: Teacher | None = None,
 ) -> dict[str, Any]:
     """Run `config` in `workdir`, or resume it from its newest good checkpoint, or return the result it already has.
 
@@ -108,6 +125,9 @@ def train(
       workdir: folder of the run, made if missing.
       dataset: the loaded data of `config.data`, to load them once for several runs.
       on_progress: called after every jitted call.
+      carried: variables of the network that start from given values, as :func:`bnn_jax.training.step.init_state` takes
+        them; without meaning for a run that is resumed.
+      teacher: for the losses of `config.distillation`, and needed by them; see `bnn_jax.training.stages`.
 
     Returns:
       The result: test accuracy at the best validation epoch and at the last, curves, step time; see `result.json`.
@@ -118,12 +138,13 @@ def train(
       RunError: when the disk is full or no checkpoint can be restored.
     """
     config, workdir = validate(config), Path(workdir)
+    _check_teacher(config, teacher)
     claim_workdir(config, workdir)
     if (workdir / "result.json").exists():
         return json.loads((workdir / "result.json").read_text())
     dataset = load_data(config) if dataset is None else dataset
-    programs = programs_of(config, dataset)
-    run = initial_state(programs, config.seed)
+    programs = programs_of(config, dataset, teacher=teacher)
+    run = initial_state(programs, config.seed, carried=carried)
     restored = restore_checkpoint(workdir / "checkpoints", run)
     run = run if restored is None else restored.state
     records = truncate_metrics(workdir / "metrics.jsonl", int(run.train.step))
@@ -142,6 +163,8 @@ def train(
                     config, workdir, programs, run, images, labels, chunk, epoch
                 )
                 rows += chunk_rows
+                if run.train.flips is not None and int(run.train.flips.steps) >= config.diagnostics.every_steps:
+                    run = _record_diagnostics(workdir, programs, run, images, labels, chunk[-1], epoch)
                 seconds.append(chunk_seconds)
                 text = f"epoch {epoch}/{config.epochs}  loss {rows[-1]['loss']:.3f}  {1e3 * chunk_seconds:.1f} ms/step"
                 on_progress(int(run.train.step), config.epochs * steps_per_epoch, text)
@@ -154,6 +177,17 @@ def train(
             if interrupted() and epoch < config.epochs:
                 raise KeyboardInterrupt(_saved_text(run))
     return _finish(config, workdir, programs, run, dataset)
+
+
+def _check_teacher(config: Config, teacher: Teacher | None) -> None:
+    losses = config.distillation.losses
+    if losses and teacher is None:
+        raise UsageError(
+            f"`distillation.losses` (={', '.join(losses)}) needs a teacher; train this as a stage that names one, as "
+            "the recipes of scripts/train_stages.py do"
+        )
+    if teacher is not None and not losses:
+        raise UsageError("`distillation.losses` (={}) must name what to learn from the teacher; or leave it out")
 
 
 def _train_chunk(config, workdir, programs, run, images, labels, chunk, epoch):
@@ -175,6 +209,14 @@ def _train_chunk(config, workdir, programs, run, images, labels, chunk, epoch):
         )
     append_metrics(workdir / "metrics.jsonl", records)
     return run.replace(train=state), records, seconds
+
+
+def _record_diagnostics(workdir, programs, run, images, labels, indices, epoch) -> RunState:
+    """Measure on the batch of the last step, write the record, count flips from zero again."""
+    found = jax.device_get(programs.diagnose(run.train, images, labels, jnp.asarray(indices)))
+    record = diagnostics_record(found, step=int(run.train.step), epoch=epoch)
+    append_metrics(workdir / "metrics.jsonl", [record])
+    return run.replace(train=run.train.replace(flips=jax.tree.map(jnp.zeros_like, run.train.flips)))
 
 
 def _end_epoch(workdir, programs, run, validation: Split, epoch, rows, seconds) -> RunState:

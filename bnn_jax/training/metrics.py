@@ -1,4 +1,4 @@
-"""Metrics as JSON lines: one line a training step, one an evaluation."""
+"""Metrics as JSON lines: one line a training step, one an evaluation, one a record of diagnostics."""
 
 import json
 import math
@@ -65,6 +65,18 @@ def step_records(stacked: dict[str, np.ndarray], *, first_step: int, epoch: int)
         {"kind": "train", "step": first_step + i, "epoch": epoch} | dict(zip(names, values))
         for i, values in enumerate(columns)
     ]
+
+
+def diagnostics_record(found: dict[str, Any], *, step: int, epoch: int) -> dict[str, Any]:
+    """The record of what `bnn_jax.training.diagnostics.diagnose` found; a number that is not finite becomes null."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {name: plain(item) for name, item in value.items()}
+        values = np.asarray(value).tolist()
+        return None if isinstance(values, float) and not math.isfinite(values) else values
+
+    return {"kind": "diagnostics", "step": step, "epoch": epoch} | plain(found)
 
 
 def first_non_finite(records: list[dict[str, Any]]) -> tuple[int, str, float] | None:

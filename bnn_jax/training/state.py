@@ -3,8 +3,9 @@
 from typing import Any
 
 import flax.struct
-from jaxtyping import Array, Int, UInt32
+from jaxtyping import Array, Float, Int, UInt32
 
+from bnn_jax.training.diagnostics import Flips
 from bnn_jax.types import Params
 
 
@@ -17,6 +18,8 @@ class TrainState(flax.struct.PyTreeNode):
       model_state: what the network carries along without a gradient: batch-norm statistics, states of quantizers.
       opt_state: of the optimizer, the box search included.
       seed: key data from which the order of examples and the augmentation of every step derive.
+      keys: the teacher's embeddings of past batches, newest first, for the loss "similarity"; None without it.
+      flips: of the latent weights since the last record of diagnostics; None where none are recorded.
     """
 
     step: Int[Array, ""]
@@ -24,3 +27,5 @@ class TrainState(flax.struct.PyTreeNode):
     model_state: Any
     opt_state: Any
     seed: UInt32[Array, "2"]
+    keys: Float[Array, "keys size"] | None = None
+    flips: Flips | None = None

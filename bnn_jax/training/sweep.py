@@ -9,10 +9,11 @@ from typing import Any
 from bnn_jax.data import Dataset
 from bnn_jax.errors import UsageError
 from bnn_jax.losses import PIECEWISE_LINEAR
-from bnn_jax.training.config import Config, OptimConfig, flatten, to_dict, validate
+from bnn_jax.training.config import Config, OptimConfig, flatten, to_dict
 from bnn_jax.training.loop import Diverged, load_data, train
 from bnn_jax.training.metrics import write_file
 from bnn_jax.training.progress import progress_display
+from bnn_jax.training.validation import validate
 
 TUNING_SEED = 1000
 """No run of a comparison uses the seed of the trials."""

@@ -1,5 +1,7 @@
 """Binary layers: exact integers, the published formulas, padding, errors."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +43,70 @@ def test_binary_products_are_exact_integers(pad_value):
         BinaryConv(7, input_quantizer=SIGN, kernel_quantizer=WEIGHT_QUANTIZERS["binary"](), pad_value=pad_value), x
     )
     np.testing.assert_array_equal(y, convolve(signs(x), signs(params["latent_kernel"]), pad_value))
+
+
+def names_in(jaxpr):
+    """The names of checkpoint_name in order, with those of called functions."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "name":
+            yield equation.params["name"]
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from names_in(inner)
+
+
+KERNEL_SCALE, INPUT_SCALE = "kernel_quantizer scale", "input_quantizer scale"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "kernel", "names"),
+    [
+        (None, None, []),
+        (None, ("xnor", {}), ["kernel_quantizer codes: 2 values", KERNEL_SCALE]),
+        (None, ("binary_connect", {"stochastic": True}), []),
+        (
+            ("tbn", {}),
+            ("ttq", {}),
+            ["kernel_quantizer codes: 2 values", KERNEL_SCALE] * 2 + ["input_quantizer codes: 3 values", INPUT_SCALE],
+        ),
+        (
+            ("dorefa", {"bits": 3}),
+            ("dorefa", {"bits": 5}),
+            ["kernel_quantizer codes: 32 values", KERNEL_SCALE, "input_quantizer codes: 8 values", INPUT_SCALE],
+        ),
+        (
+            ("abc_net", {"bases": 2}),
+            ("twn", {}),
+            ["kernel_quantizer codes: 3 values", KERNEL_SCALE] + ["input_quantizer codes: 2 values", INPUT_SCALE] * 2,
+        ),
+    ],
+)
+@pytest.mark.parametrize("layer", [BinaryDense, BinaryConv])
+def test_codes_and_scales_are_marked(layer, inputs, kernel, names):
+    layer = layer(
+        3,
+        input_quantizer=inputs and ACTIVATION_QUANTIZERS[inputs[0]](**inputs[1]),
+        kernel_quantizer=kernel and WEIGHT_QUANTIZERS[kernel[0]](**kernel[1]),
+    )
+    x = jnp.ones((2, 4) if isinstance(layer, BinaryDense) else (2, 4, 4, 2))
+    jaxpr = jax.make_jaxpr(lambda key: layer.init_with_output(key, x)[0])(jax.random.key(0))
+    assert list(names_in(jaxpr.jaxpr)) == names
+
+
+def test_marks_lower_to_nothing(monkeypatch):
+    layer = BinaryConv(3, input_quantizer=SIGN, kernel_quantizer=XNOR)
+    x = jnp.ones((1, 4, 4, 2))
+    variables = layer.init(jax.random.key(0), x)
+
+    def lowered():
+        text = jax.jit(lambda v, x: layer.apply(v, x)).lower(variables, x).as_text()
+        return [operation for operation in re.findall(r"stablehlo\.(\w+)", text) if operation != "constant"]
+
+    marked = lowered()
+    monkeypatch.setattr("bnn_jax.layers.conv_dense.mark", lambda x, place, values=None: x)
+    assert marked == lowered()
+    assert "convolution" in marked
 
 
 def test_xnor_formula_with_and_without_the_input_scale():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bnn_jax.analysis.accounting import convolution_weight_bits
+from bnn_jax.analysis.accounting import account_model
 from bnn_jax.models import MODELS
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 
@@ -31,7 +31,8 @@ def parameters_of(shape=(32, 32, 3), **arguments):
 )
 def test_weight_bits_of_the_survey(bits, arguments):
     """So, A Survey of Gradient Estimators, table: bits of the convolution weights."""
-    assert convolution_weight_bits(parameters_of(**arguments)) == bits
+    model = MODELS["lenet"](num_classes=10, **arguments)
+    assert account_model(model, (32, 32, 3)).convolution_bits == bits
 
 
 @pytest.mark.parametrize(("kernel_size", "features"), [(5, 16 * 5 * 5), (3, 16 * 6 * 6)])

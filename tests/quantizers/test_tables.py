@@ -13,14 +13,19 @@ from bnn_jax.quantizers import (
     ACTIVATION_QUANTIZERS,
     GRADIENT_QUANTIZERS,
     WEIGHT_QUANTIZERS,
+    bases,
+    binary,
     decouple,
     dequantize,
     full_latent,
     make_quantizer,
+    stateless,
     validate,
+    with_estimator,
 )
 
 SIGN, TERNARY, TWO_BITS = (-1, 1), (-1, 0, 1), (0, 1, 2, 3)
+ONE_SIDED = ((0, 1), (-1, 0))
 WEIGHT_CODES = {
     "binary": SIGN,
     "binary_connect": SIGN,
@@ -29,7 +34,7 @@ WEIGHT_CODES = {
     "magnitude_aware": SIGN,
     "learned_scale": SIGN,
     "bnn_plus": SIGN,
-    "state_aware": TERNARY,
+    "state_aware": ONE_SIDED,
     "proxy": SIGN,
     "c_sign": SIGN,
     "libra_pb": SIGN,
@@ -37,7 +42,7 @@ WEIGHT_CODES = {
     "rbnn": SIGN,
     "bn_free": SIGN,
     "abc_net": SIGN,
-    "ttq": TERNARY,
+    "ttq": ONE_SIDED,
     "twn": TERNARY,
     "dorefa": (-3, -1, 1, 3),
     "wrpn": TERNARY,
@@ -83,15 +88,66 @@ def evaluated(quantizer, x):
     return quantizer.apply(x, quantizer.init_state(key, x), **given)[0]
 
 
+def check_codes(quantized, code_set):
+    """Every base has codes of its own set."""
+    sets = code_set if isinstance(code_set[0], tuple) else [code_set] * len(bases(quantized))
+    for base, values in zip(bases(quantized), sets, strict=True):
+        validate(base, values)
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(("table", "name"), ENTRIES, ids=IDS)
 def test_codes_are_integers_of_the_code_set(table, name, dtype):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3, 4, 8)), dtype)
-    quantized = evaluated(make_quantizer(table, name), x)
-    validate(quantized, (WEIGHT_CODES if table is WEIGHT_QUANTIZERS else ACTIVATION_CODES)[name])
+    quantizer = make_quantizer(table, name)
+    assert quantizer.code_set == (WEIGHT_CODES if table is WEIGHT_QUANTIZERS else ACTIVATION_CODES)[name]
+    quantized = evaluated(quantizer, x)
+    check_codes(quantized, quantizer.code_set)
     value = dequantize(quantized)
     assert value.shape == x.shape
     assert value.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "options", "lowest", "highest", "count"),
+    [
+        *((WEIGHT_QUANTIZERS, "dorefa", {"bits": k}, 1 - 2**k, 2**k - 1, 2**k) for k in (1, 2, 3, 5)),
+        (WEIGHT_QUANTIZERS, "wrpn", {"bits": 1}, -1, 1, 2),
+        *((WEIGHT_QUANTIZERS, "wrpn", {"bits": k}, 1 - 2 ** (k - 1), 2 ** (k - 1) - 1, 2**k - 1) for k in (2, 3, 5)),
+        *((WEIGHT_QUANTIZERS, "inq", {"bits": k}, -(2**low), 2**low, 2 * low + 3) for k, low in ((3, 1), (4, 3))),
+        *((ACTIVATION_QUANTIZERS, n, {"bits": k}, 0, 2**k - 1, 2**k) for n in ("dorefa", "pact") for k in (1, 3, 5)),
+        *((ACTIVATION_QUANTIZERS, n, {"bits": k}, 0, 2**k - 1, 2**k) for n in ("wrpn", "hwgq") for k in (1, 2, 4)),
+        (ACTIVATION_QUANTIZERS, "dorefa", {"bits": 12}, 0, 4095, 4096),
+        (WEIGHT_QUANTIZERS, "lq_net", {"bits": 3}, -1, 1, 2),
+        (WEIGHT_QUANTIZERS, "abc_net", {"bases": 4}, -1, 1, 2),
+        (ACTIVATION_QUANTIZERS, "residual", {"bases": 3, "estimator": "tanh_sign"}, -1, 1, 2),
+    ],
+    ids=str,
+)
+def test_the_declared_codes_follow_the_options_and_all_occur(table, name, options, lowest, highest, count):
+    quantizer = make_quantizer(table, name, **options)
+    assert len(quantizer.code_set) == count
+    x = jnp.asarray(np.random.default_rng(0).permutation(np.linspace(-3, 11, 60000)).reshape(100, 600), jnp.float32)
+    x = jnp.abs(x) * jnp.where(jnp.arange(600) % 2 == 0, 1, -1)[None] if table is WEIGHT_QUANTIZERS else x
+    for base in bases(evaluated(quantizer, x)):
+        found = np.unique(base.codes)
+        assert (found[0], found[-1]) == (lowest, highest)
+        np.testing.assert_array_equal(found, quantizer.code_set)
+
+
+def test_codes_of_ones_own_quantizer():
+    three_valued = lambda x: jnp.where(x > 0, 2.0, jnp.where(x < 0, -1.0, 0.0))
+    assert with_estimator(binary, three_valued, code_set=(-1, 0, 2)).code_set == (-1, 0, 2)
+    assert with_estimator(binary, lambda x: jnp.sign(x) + (x == 0)).code_set == (-1, 1)
+    assert with_estimator(binary, "heaviside").code_set == (0, 1)
+    assert stateless(lambda x: x, code_set=(0, 5)).code_set == (0, 5)
+
+
+def test_evaluation_with_real_weights_declares_no_codes():
+    quantizer = make_quantizer(WEIGHT_QUANTIZERS, "binary_connect", stochastic=True)
+    assert quantizer.code_set == ()
+    w = jnp.array([[0.3], [-0.2]])
+    np.testing.assert_array_equal(dequantize(evaluated(quantizer, w)), w)
 
 
 @pytest.mark.parametrize(("table", "name"), ENTRIES, ids=IDS)

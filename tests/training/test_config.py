@@ -19,8 +19,8 @@ from bnn_jax.training.config import (
     parse,
     select_optimizer,
     to_dict,
-    validate,
 )
+from bnn_jax.training.validation import validate
 
 ROOT = Path(__file__).parents[2]
 CONFIG = Config("test", epochs=2, batch_size=8, optimizers=(OptimConfig("adam", 0.01), OptimConfig("sgd", 0.1)))
@@ -93,6 +93,19 @@ def changed(**changes):
             r"`model\.options` \(='stage_size'\) is not known; did you mean 'stage_sizes'\?",
         ),
         ({"regularizer": "manhatten"}, r"`regularizer` \(='manhatten'\) is not known; did you mean 'manhattan'\?"),
+        (
+            {"distillation__losses": {"atention": 1.0}},
+            r"`distillation\.losses` \(='atention'\) is not known; did you mean 'attention'\?",
+        ),
+        (
+            {"distillation__losses": {"attention": 0.0}, "optim__name": "adam", "loss": "cross_entropy"},
+            r"`distillation\.losses` \(=attention 0\.0\) must have positive weights; leave attention out",
+        ),
+        ({"distillation__losses": {"attention": 1.0}}, r"`distillation\.losses` \(=.*\) do not go with dfw"),
+        ({"distillation__label_weight": 0.0}, r"`distillation\.label_weight` \(=0\.0\) must be 1 without"),
+        ({"distillation__label_weight": -1.0}, r"`distillation\.label_weight` \(=-1\.0\) must not be negative"),
+        ({"distillation__temperature": 0.0}, r"`distillation\.temperature` \(=0\.0\) must be positive"),
+        ({"distillation__queue_size": 0}, r"`distillation\.queue_size` \(=0\) must be at least 1"),
         ({"regularizer": "tang"}, r"`regularizer` \(=tang\) does not go with dfw"),
         ({"regularizer_strength": -1.0}, r"`regularizer_strength` \(=-1\.0\) must not be negative"),
         ({"optim__scale_latent": True}, r"`optim\.scale_latent` \(=True\) is for adam, sgd, polyak_sgd and momo"),

@@ -9,16 +9,9 @@ import pytest
 
 from bnn_jax.losses import augmented_margins, multiclass_hinge
 from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
-from bnn_jax.training.step import (
-    ImageInfo,
-    _linear_oracle,
-    epoch_order,
-    evaluate,
-    init_state,
-    make_experiment,
-    make_programs,
-    train_step,
-)
+from bnn_jax.training.experiment import ImageInfo, make_experiment
+from bnn_jax.training.programs import epoch_order, make_programs
+from bnn_jax.training.step import _linear_oracle, evaluate, init_state, train_step
 
 INFO = ImageInfo((8, 8, 1), 3, (100.0,), (50.0,))
 CONFIG = Config("test", epochs=12, batch_size=8, model=ModelConfig("resnet6", width=4), data=DataConfig(crop_padding=1))

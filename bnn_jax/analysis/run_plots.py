@@ -1,0 +1,264 @@
+"""Pictures of one run: its curves, and what its diagnostics recorded layer by layer."""
+
+import io
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bnn_jax.analysis.plots import COLOURS, DOTS_PER_INCH, STYLE
+from bnn_jax.errors import RunError, UsageError
+from bnn_jax.training.diagnostics import histogram_bounds
+from bnn_jax.training.files import write_atomically
+from bnn_jax.training.loop import read_config
+from bnn_jax.training.metrics import read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Records = Sequence[dict[str, Any]]
+
+WINDOWS = 100
+"""Training steps are drawn as the median and quartiles of at most so many groups of neighbours."""
+
+STATISTICS = {
+    "flips": "flips: share of weights a step",
+    "flip_flops": "flip-flops: share that flipped back",
+    "input_saturation": "saturation of inputs: no gradient",
+    "kernel_saturation": "saturation of kernels: no gradient",
+    "input_balance": "balance of inputs: mean code",
+    "kernel_balance": "balance of kernels: mean code",
+    "gradient_cosine": "cosine of gradient and flip slope",
+}
+"""What `diagnostics.png` draws of the records, a panel each."""
+
+LOGARITHMIC = ("flips", "flip_flops")
+NATURALLY_ZERO = ("kernel_saturation",)
+"""Panels that are left out where nothing but zeros was recorded."""
+
+
+def plot_run(workdir: str | Path, *, output: str | Path | None = None) -> list[Path]:
+    """Draw a run, finished or not, to PNG files, each written whole or not at all.
+
+    curves.png       loss, accuracy and learning rate over optimizer steps, and Deep Frank-Wolfe's step size gamma
+    diagnostics.png  the statistics of `bnn_jax.training.diagnostics`, a line for each layer and one over all
+    histograms.png   the latent weights of each layer, over their box (up) and the steps (right)
+
+    Args:
+      workdir: folder of the run.
+      output: folder for the pictures, made if missing; None is `workdir`.
+
+    Returns:
+      The paths of those that were drawn: the last two need records of diagnostics, the last one latent weights.
+
+    Raises:
+      UsageError: if `workdir` holds no run, or one without a training step.
+      RunError: if its metrics are damaged, or a picture cannot be written.
+    """
+    workdir = Path(workdir)
+    config = read_config(workdir)
+    by_kind = _read(workdir)
+    if not by_kind["train"]:
+        raise UsageError(f"`workdir` (={workdir}) holds no training steps yet; run scripts/train.py with it first")
+    pictures = {"curves.png": lambda: _curves(by_kind["train"], by_kind["evaluation"])}
+    if by_kind["diagnostics"]:
+        pictures["diagnostics.png"] = lambda: _diagnostics(by_kind["diagnostics"])
+    if any("histogram" in record["total"] for record in by_kind["diagnostics"]):
+        bounds = histogram_bounds(config.optim.latent_box)
+        pictures["histograms.png"] = lambda: _histograms(by_kind["diagnostics"], bounds)
+    folder = workdir if output is None else Path(output)
+    return [_write(draw, folder / name) for name, draw in pictures.items()]
+
+
+def layer_names(records: Records) -> list[str]:
+    """The layers of all records, numbers in their names by value: conv2 before conv10.
+
+    >>> layer_names([{"layers": {"conv10": {}, "conv2": {}}}])
+    ['conv2', 'conv10']
+    """
+    names = {name for record in records for name in record["layers"]}
+    return sorted(names, key=lambda name: [(part.isdigit(), part.zfill(9)) for part in re.split(r"(\d+)", name)])
+
+
+def series(records: Records, layer: str | None, statistic: str) -> tuple[np.ndarray, np.ndarray]:
+    """(steps, values) of a statistic of a layer, None for the total, where there is a number.
+
+    >>> series([{"step": 5, "total": {"flips": 0.5}}, {"step": 9, "total": {"flips": None}}], None, "flips")
+    (array([5]), array([0.5]))
+    """
+    found = [(r["step"], (r["total"] if layer is None else r["layers"].get(layer, {})).get(statistic)) for r in records]
+    pairs = [pair for pair in found if pair[1] is not None]
+    return np.array([step for step, _ in pairs]), np.array([value for _, value in pairs])
+
+
+def _read(workdir: Path) -> dict[str, list[dict[str, Any]]]:
+    path = workdir / "metrics.jsonl"
+    by_kind = {"train": [], "evaluation": [], "diagnostics": []}
+    try:
+        for record in read_metrics(path):
+            by_kind.setdefault(record["kind"], []).append(record)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        raise RunError(f"{path} is damaged: it holds a line that is no record; remove that line to draw it") from None
+    return by_kind
+
+
+def _curves(steps: Records, evaluations: Records) -> "Figure":
+    panels: list[tuple[str, Callable[[Axes], None]]] = [
+        ("loss", lambda axes: _draw_training(axes, steps, evaluations, "loss", 1)),
+        ("accuracy (%)", lambda axes: _draw_training(axes, steps, evaluations, "accuracy", 100)),
+        ("learning rate", lambda axes: _draw_rate(axes, steps)),
+    ]
+    if "gamma" in steps[0]:
+        panels.append(("step size γ (1 = full learning rate)", lambda axes: _draw_gamma(axes, steps)))
+    figure, axes = _grid(len(panels), columns=2 if len(panels) == 4 else 3, size=(4.6, 2.9))
+    for panel, (title, draw) in zip(axes, panels):
+        draw(panel)
+        panel.set_title(title)
+        panel.set_xlim(0, 1.02 * steps[-1]["step"])
+        panel.set_xlabel("optimizer step")
+    return figure
+
+
+def _column(records: Records, name: str) -> tuple[np.ndarray, np.ndarray]:
+    found = [(record["step"], record[name]) for record in records if name in record]
+    return np.array([step for step, _ in found]), np.array([value for _, value in found], float)
+
+
+def _draw_training(axes: "Axes", steps: Records, evaluations: Records, name: str, factor: float) -> None:
+    _draw_windows(axes, *_column(steps, name), factor=factor, colour=COLOURS[0], label="training batches")
+    x, values = _column(evaluations, f"validation_{name}")
+    if len(x):
+        marker = "o" if len(x) <= 20 else None
+        axes.plot(x, factor * values, color=COLOURS[1], linewidth=1.6, marker=marker, markersize=4, label="validation")
+    axes.legend(frameon=False, fontsize=9)
+
+
+def _draw_rate(axes: "Axes", steps: Records) -> None:
+    x, rates = _column(steps, "learning_rate")
+    axes.plot(x, rates, color=COLOURS[0], linewidth=1.6)
+    axes.set_ylim(0, 1.1 * rates.max())
+
+
+def _draw_gamma(axes: "Axes", steps: Records) -> None:
+    _draw_windows(axes, *_column(steps, "gamma"), factor=1, colour=COLOURS[0], label="median and quartiles")
+    axes.set_ylim(-0.02, 1.03)
+
+
+def _draw_windows(axes: "Axes", x: np.ndarray, values: np.ndarray, *, factor: float, colour: str, label: str) -> None:
+    """Median and quartiles of groups of neighbouring steps."""
+    groups = np.array_split(np.arange(len(x)), min(WINDOWS, len(x)))
+    middles = [x[group].mean() for group in groups]
+    low, median, high = factor * np.stack([np.percentile(values[group], (25, 50, 75)) for group in groups], axis=1)
+    axes.fill_between(middles, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(middles, median, color=colour, linewidth=1.6, label=label)
+
+
+def _diagnostics(records: Records) -> "Figure":
+    from matplotlib import colormaps
+
+    layers = layer_names(records)
+    colours = colormaps["viridis"](np.linspace(0, 0.9, len(layers)))
+    shown = [name for name in STATISTICS if _is_shown(records, name)]
+    columns = {1: 1, 2: 2, 3: 3, 4: 2, 7: 4}.get(len(shown), 3)
+    figure, axes = _grid(len(shown), columns=columns, size=(4.3, 2.8))
+    for panel, name in zip(axes, shown):
+        for layer, colour in zip(layers, colours):
+            panel.plot(*series(records, layer, name), color=colour, linewidth=1.1, **_marker(records))
+        panel.plot(*series(records, None, name), color="black", linewidth=2.0, **_marker(records))
+        _set_scale(panel, name)
+        panel.set_title(STATISTICS[name])
+        panel.set_xlim(0, 1.02 * records[-1]["step"])
+        panel.set_xlabel("optimizer step")
+    _draw_legend(figure, layers, colours)
+    return figure
+
+
+def _is_shown(records: Records, name: str) -> bool:
+    _, values = series(records, None, name)
+    return len(values) > 0 and (name not in NATURALLY_ZERO or values.any())
+
+
+def _marker(records: Records) -> dict[str, Any]:
+    return {"marker": "o", "markersize": 3} if len(records) <= 5 else {}
+
+
+def _set_scale(axes: "Axes", name: str) -> None:
+    if name in LOGARITHMIC:
+        drawn = np.concatenate([line.get_ydata() for line in axes.lines])
+        if drawn.any():
+            axes.set_yscale("log", nonpositive="mask")
+    elif name.endswith("saturation"):
+        axes.set_ylim(0, max(0.05, axes.get_ylim()[1]))
+    else:
+        axes.axhline(0, color="#888888", linewidth=0.8, zorder=0)
+
+
+def _draw_legend(figure: "Figure", layers: Sequence[str], colours: np.ndarray) -> None:
+    from matplotlib.lines import Line2D
+
+    lines = [Line2D([], [], color="black", linewidth=2.0), *(Line2D([], [], color=colour) for colour in colours)]
+    lines_that_fit = int(figure.get_figheight() / 0.19)
+    columns = -(-len(lines) // lines_that_fit)
+    figure.legend(lines, ["all layers", *layers], frameon=False, fontsize=9, ncols=columns, loc="outside right upper")
+
+
+def _histograms(records: Records, bounds: tuple[float, float]) -> "Figure":
+    from matplotlib.colors import PowerNorm
+
+    records = [record for record in records if "histogram" in record["total"]]
+    layers = [name for name in layer_names(records) if "histogram" in records[0]["layers"].get(name, {})]
+    names = [None, *layers] if len(layers) > 1 else layers
+    figure, axes = _grid(len(names), columns=min(math.ceil(math.sqrt(len(names))), 6), size=(3.2, 2.3))
+    edges = np.array([record["step"] for record in records])
+    edges = np.concatenate([[edges[0] - records[0]["steps"]], edges])
+    shares = {}
+    for name in names:
+        _, counts = series(records, name, "histogram")
+        shares[name] = counts / counts.sum(axis=1, keepdims=True)
+    norm = PowerNorm(0.5, vmin=0, vmax=max(share.max() for share in shares.values()))
+    for panel, (name, share) in zip(axes, shares.items()):
+        mesh = panel.pcolormesh(edges, np.linspace(*bounds, share.shape[1] + 1), share.T, norm=norm, cmap="magma")
+        panel.grid(False)
+        panel.axhline(0, color="white", linewidth=0.6, linestyle=":")
+        panel.set_title("all layers" if name is None else name, fontsize=10, parse_math=False)
+        panel.tick_params(labelsize=8)
+    figure.colorbar(mesh, ax=axes[: len(names)], label="share of the layer's latent weights in a bin", shrink=0.9)
+    figure.supxlabel("optimizer step", fontsize=11)
+    figure.supylabel("latent weight", fontsize=11)
+    return figure
+
+
+def _grid(count: int, *, columns: int, size: tuple[float, float]) -> "tuple[Figure, list[Axes]]":
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = -(-count // columns)
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), dpi=DOTS_PER_INCH, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(np.atleast_1d(figure.subplots(rows, columns)).ravel())
+    for panel in axes[:count]:
+        panel.grid(color="#DDDDDD", linewidth=0.7)
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel in axes[count:]:
+        panel.set_axis_off()
+    return figure, axes
+
+
+def _write(draw: "Callable[[], Figure]", path: Path) -> Path:
+    import matplotlib
+
+    picture = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        draw().savefig(picture, format="png", facecolor="white")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, picture.getvalue())
+    except OSError as error:
+        raise RunError(f"cannot write {path} ({error.strerror}); name another folder with `--output`") from None
+    return path

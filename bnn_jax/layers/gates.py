@@ -1,0 +1,140 @@
+r"""What a binary layer's channels tell one another: a learned gate, and fixed corrections along edges."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from bnn_jax.layers.conv_dense import BinaryDense
+
+Edge = tuple[int, int, int]
+"""(source channel, target channel, level)."""
+
+
+def _where(module: nn.Module) -> str:
+    return repr("/".join(module.path) or module.name)
+
+
+class ChannelGate(nn.Module):
+    r"""The data-driven scale of a Real-to-Binary convolution: one factor in (0, 1) an example and output channel.
+
+    Forward   G = sigmoid(relu(mean_{h,w}(z) W1) W2),  W1: (channels, channels // reduction),  W2: (.., features)
+    Backward  exact
+
+    It sees what the sign before the convolution sees, but real; the convolution's output is multiplied by G.  Both
+    matrices are in full precision, without biases, He-initialized: channels // reduction (channels + features) weights.
+
+    Attributes:
+      features: output channels of the convolution.
+      reduction: how many input channels become one in the gate.
+      param_dtype: of W1, `squeeze`, and W2, `expand`; the gate keeps z's dtype.
+
+    Raises:
+      ValueError: if `features` or `reduction` is not positive, or `reduction` leaves a gate with no channels.
+
+    >>> import jax
+    >>> z = jnp.ones((2, 4, 4, 16))
+    >>> gate, variables = ChannelGate(features=32).init_with_output(jax.random.key(0), z)
+    >>> gate.shape, variables["params"]["squeeze"]["kernel"].shape
+    ((2, 1, 1, 32), (16, 2))
+
+    Reference: Martinez et al., Training Binary Neural Networks with Real-to-Binary Convolutions, 2020,
+    arXiv:2003.11535.
+    """
+
+    features: int
+    reduction: int = 8
+    param_dtype: jnp.dtype = jnp.float32
+
+    def __post_init__(self):
+        super().__post_init__()
+        for argument, value in (("features", self.features), ("reduction", self.reduction)):
+            if value < 1:
+                raise ValueError(f"`{argument}` (={value!r}) must be positive in layer {self.name!r}")
+
+    @nn.compact
+    def __call__(self, z: Float[Array, "batch height width channels"]) -> Float[Array, "batch 1 1 features"]:
+        squeezed = z.shape[-1] // self.reduction
+        if squeezed < 1:
+            raise ValueError(
+                f"`reduction` (={self.reduction}) leaves a gate with no channels of the {z.shape[-1]} inputs of layer "
+                f"{_where(self)}; it must be at most {z.shape[-1]}"
+            )
+        options = {"kernel_init": nn.initializers.he_normal(), "dtype": z.dtype, "param_dtype": self.param_dtype}
+        hidden = nn.relu(BinaryDense(squeezed, name="squeeze", **options)(z.mean((1, 2))))
+        return nn.sigmoid(BinaryDense(self.features, name="expand", **options)(hidden))[:, None, None, :]
+
+
+class ChannelInteractions(nn.Module):
+    r"""Fixed corrections of some channels of a binary convolution's output by others (CI-Net).
+
+    Forward   y_t + step sum_{edges (s, t, l)} sum_{k < |l|} ( sgn(l) 1{y_s >= T_k} - 1{y_s <= -T_k} ),
+              T_k = thresholds[k]
+    Backward  (chosen, not derived)  the identity to y_t; nothing to y_s
+
+    An edge of level 0 does nothing.  As in the authors' release, a negative level is not the opposite of a positive
+    one: both push the target down where the source is low.  With `symmetric` the second indicator has the factor
+    sgn(l) too; which of the two the paper means could not be confirmed.  Sources are read before any correction, so
+    the order of the edges does not matter.
+
+    Attributes:
+      edges: (source, target, level) each, channels from 0 on; none is the identity.
+      thresholds: positive; an edge of level l uses the first |l| of them.  In units of y: the integer sums of the
+        convolution where both quantizers have scale 1, as with the method's plain sign.
+      step: size of one correction, in the same units.
+      symmetric: corrections odd in the level and in the source.
+
+    Raises:
+      ValueError: if an edge is no such triple, its channels lie outside y's or its level beyond the thresholds, or if
+        a threshold is not positive.
+
+    >>> interactions = ChannelInteractions(edges=((0, 1, 1), (0, 2, -1)), thresholds=(4,), step=2)
+    >>> interactions.apply({}, jnp.array([[5.0, 0.0, 0.0], [-5.0, 0.0, 0.0]]))
+    Array([[ 5.,  2., -2.],
+           [-5., -2., -2.]], dtype=float32)
+
+    Reference: Wang et al., Learning Channel-wise Interactions for Binary Convolutional Neural Networks, CVPR 2019.
+    """
+
+    edges: tuple[Edge, ...] = ()
+    thresholds: tuple[float, ...] = (200,)
+    step: float = 100
+    symmetric: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.thresholds or min(self.thresholds) <= 0:
+            raise ValueError(
+                f"`thresholds` (={self.thresholds!r}) must be one or more positive numbers in layer {self.name!r}; "
+                "(200,) is the authors'"
+            )
+        for edge in self.edges:
+            if len(edge) != 3 or not all(isinstance(part, int | np.integer) for part in edge):
+                raise ValueError(f"`edges` (with {edge!r}) must be (source, target, level) in layer {self.name!r}")
+            if abs(edge[2]) > len(self.thresholds):
+                raise ValueError(
+                    f"`edges` (with {edge!r}) must have levels from -{len(self.thresholds)} to {len(self.thresholds)} "
+                    f"in layer {self.name!r}; give more `thresholds` for more levels"
+                )
+
+    @nn.compact
+    def __call__(self, y: Float[Array, "... channels"]) -> Float[Array, "... channels"]:
+        for edge in self.edges:
+            if not 0 <= min(edge[:2]) <= max(edge[:2]) < y.shape[-1]:
+                raise ValueError(
+                    f"`edges` (with {edge!r}) must join channels from 0 to {y.shape[-1] - 1} in layer {_where(self)}"
+                )
+        return y + lax.stop_gradient(self._correction(y)) if self.edges else y
+
+    def _correction(self, y):
+        sources, targets, levels = np.asarray(self.edges).T
+        source = y[..., sources]
+        pushes = jnp.zeros_like(source)
+        for k, threshold in enumerate(self.thresholds):
+            up = np.where(np.abs(levels) > k, np.sign(levels), 0)
+            down = up if self.symmetric else np.abs(up)
+            up, down = (jnp.asarray(w, y.dtype).reshape((1,) * (y.ndim - 1) + (-1,)) for w in (up, down))
+            pushes = pushes + up * (source >= threshold) - down * (source <= -threshold)
+        # A product with a matrix of zeros and ones: a scatter would take one scalar loop an element on CPU.
+        return self.step * (pushes @ jnp.eye(y.shape[-1], dtype=y.dtype)[targets])

@@ -1,0 +1,158 @@
+r"""CI-Net: a plain binary residual network whose channels correct one another along given edges."""
+
+from collections.abc import Mapping
+from dataclasses import field
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax.core import freeze
+from jaxtyping import Array, Float
+
+from bnn_jax.errors import unknown_name
+from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, ChannelInteractions
+from bnn_jax.layers.gates import Edge
+from bnn_jax.models.stem import Stem
+from bnn_jax.quantizers import Quantizer
+
+# Pools that do not tile the image, as those of a 7x7 map, average what there is.
+average_pool = partial(nn.avg_pool, window_shape=(2, 2), strides=(2, 2), padding="SAME", count_include_pad=False)
+
+
+class InteractingBlock(nn.Module):
+    """hardtanh(BN( conv(sign(y)) + shortcut(x) )), y = hardtanh(BN(conv(sign(x)))); each conv followed by its edges.
+
+    The network's last block leaves out the outer BN and hardtanh, which follow after the global mean.
+    """
+
+    features: int
+    stride: int
+    last: bool
+    input_quantizer: Quantizer | None
+    kernel_quantizer: Quantizer | None
+    binary_downsampling: bool
+    edges: Mapping[str, tuple[Edge, ...]]
+    interactions: partial
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch h w channels"], *, train: bool, progress: Array | float):
+        def conv(name, x, size, stride):
+            y = BinaryConv(
+                self.features,
+                kernel_size=(size, size),
+                strides=(stride, stride),
+                padding=size // 2,
+                input_quantizer=self.input_quantizer,
+                kernel_quantizer=self.kernel_quantizer,
+                name=name,
+            )(x, train=train, progress=progress)
+            return self.interactions(edges=self.edges.get(name, ()), name=f"{name}_interactions")(y)
+
+        y = nn.hard_tanh(BatchNorm(name="norm1")(conv("conv1", x, 3, self.stride), train=train))
+        y = conv("conv2", y, 3, 1)
+        if self.stride > 1 or x.shape[-1] != self.features:
+            if self.binary_downsampling:
+                x = conv("downsample", x, 1, self.stride)
+            else:
+                x = average_pool(x) if self.stride > 1 else x
+                x = BinaryConv(self.features, kernel_size=(1, 1), name="downsample")(x)
+            x = BatchNorm(name="downsample_norm")(x, train=train)
+        y = y + x
+        return y if self.last else nn.hard_tanh(BatchNorm(name="norm2")(y, train=train))
+
+
+class CINet(nn.Module):
+    r"""Residual network of plain signs with channel-wise interactions.
+
+    stem -> hardtanh -> stages of blocks, widths w, 2w, 4w, ..., stride 2 between them -> global mean -> BN -> hardtanh
+    -> dense.  Block: hardtanh(BN( conv2(sign(y)) + shortcut(x) )) with y = hardtanh(BN(conv1(sign(x)))), as in the
+    authors' release for small images.  The stem and the dense layer are in full precision.  Hardtanh is the
+    nonlinearity of the full-precision network too.
+
+    The graph of interactions, which the paper finds by reinforcement learning while it trains, is given here, layer by
+    layer; without edges this is a plain binary network.
+
+    Attributes:
+      num_classes: of the logits.
+      stage_sizes: blocks in each stage, two convolutions a block.
+      width: filters of the first stage.
+      input_quantizer, kernel_quantizer: of all convolutions but the stem; the method's are ste_sign and binary.
+      stem: "cifar" or "imagenet", see :class:`bnn_jax.models.stem.Stem`.
+      binary_downsampling: quantize the 1x1 convolutions on the shortcuts, with stride; otherwise they are an average
+        pool and a full-precision convolution.
+      edges: layer -> its (source, target, level) edges, see :class:`bnn_jax.layers.ChannelInteractions`.  Layers are
+        named as "stage2_block1/conv1", "/conv2" and, where binary, "/downsample".
+      thresholds, step, symmetric: of the corrections; in units of the convolutions' outputs, which are integers where
+        both quantizers have scale 1.
+
+    Returns:
+      (logits, intermediates): float32 (batch, num_classes), and a dict with each stage's output and the `features` that
+      the last layer sees.
+
+    Raises:
+      ValueError: for another `stem`, an unknown layer in `edges` (the nearest is named), or edges that its channels or
+        the thresholds do not allow.
+
+    Reference: Wang et al., Learning Channel-wise Interactions for Binary Convolutional Neural Networks, CVPR 2019.
+    """
+
+    num_classes: int
+    stage_sizes: tuple[int, ...] = (2, 2, 2, 2)
+    width: int = 64
+    input_quantizer: Quantizer | None = None
+    kernel_quantizer: Quantizer | None = None
+    stem: str = "cifar"
+    binary_downsampling: bool = True
+    edges: Mapping[str, tuple[Edge, ...]] = field(default_factory=dict)
+    thresholds: tuple[float, ...] = (200,)
+    step: float = 100
+    symmetric: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        known = self._layers()
+        for layer in self.edges:
+            if layer not in known:
+                raise unknown_name("edges", layer, known)
+        # Hashable, so that the network can be a static argument of a jitted function.
+        object.__setattr__(self, "edges", freeze({k: tuple(map(tuple, edges)) for k, edges in self.edges.items()}))
+
+    def _layers(self):
+        names = []
+        for stage, blocks in enumerate(self.stage_sizes):
+            for block in range(blocks):
+                shortcut = ("downsample",) if self.binary_downsampling and stage > 0 and block == 0 else ()
+                names += [f"stage{stage + 1}_block{block + 1}/{conv}" for conv in ("conv1", "conv2", *shortcut)]
+        return names
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
+    ):
+        interactions = partial(
+            ChannelInteractions, thresholds=self.thresholds, step=self.step, symmetric=self.symmetric
+        )
+        intermediates = {}
+        x = nn.hard_tanh(Stem(self.width, kind=self.stem, relu=False, name="stem")(images, train=train))
+        for stage, blocks in enumerate(self.stage_sizes):
+            for block in range(blocks):
+                name = f"stage{stage + 1}_block{block + 1}"
+                x = InteractingBlock(
+                    features=self.width * 2**stage,
+                    stride=2 if stage > 0 and block == 0 else 1,
+                    last=stage + 1 == len(self.stage_sizes) and block + 1 == blocks,
+                    input_quantizer=self.input_quantizer,
+                    kernel_quantizer=self.kernel_quantizer,
+                    binary_downsampling=self.binary_downsampling,
+                    edges={k.split("/")[1]: edges for k, edges in self.edges.items() if k.split("/")[0] == name},
+                    interactions=interactions,
+                    name=name,
+                )(x, train=train, progress=progress)
+            intermediates[f"stage{stage + 1}"] = x
+        x = nn.hard_tanh(BatchNorm(name="norm")(x.mean((1, 2)), train=train))
+        intermediates["features"] = x
+        return BinaryDense(self.num_classes, use_bias=True, name="head")(x).astype(jnp.float32), intermediates
+
+
+cinet_resnet18 = partial(CINet, stage_sizes=(2, 2, 2, 2), width=64, stem="imagenet")
+"""CI-Net on ResNet-18, its downsampling binary too; without `edges` a plain binary ResNet-18."""

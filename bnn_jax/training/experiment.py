@@ -1,0 +1,112 @@
+"""From the names in a config to the functions that a training step is made of."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import optax
+from jaxtyping import Array
+
+from bnn_jax.losses import LOSSES
+from bnn_jax.models import MODELS
+from bnn_jax.optim import latent_box, make_optimizer
+from bnn_jax.optim.frozen import train_only
+from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, make_quantizer
+from bnn_jax.regularizers import REGULARIZERS, penalty
+from bnn_jax.schedules import SCHEDULES
+from bnn_jax.training.config import Config, DataConfig, DiagnosticsConfig, DistillationConfig, ModelConfig
+from bnn_jax.training.diagnostics import histogram_bounds
+from bnn_jax.training.validation import with_published_quantizers
+from bnn_jax.types import LossFunction, Params
+
+
+class ImageInfo(NamedTuple):
+    """What of a data set decides the programs: image shape, classes and the pixel statistics of the training split."""
+
+    shape: tuple[int, int, int]
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Experiment(NamedTuple):
+    """The functions that a training step is made of."""
+
+    model: nn.Module
+    loss: LossFunction
+    optimizer: optax.GradientTransformationExtraArgs
+    box: Callable[[Params], Any] | None
+    learning_rate: Callable[[Array], Array]
+    data: DataConfig
+    info: ImageInfo
+    inner_steps: int
+    total_steps: int
+    penalty: Callable[[Params, Array], Array] | None
+    distillation: DistillationConfig
+    teacher: nn.Module | None
+    diagnostics: DiagnosticsConfig
+    histogram_bounds: tuple[float, float]
+
+
+def make_model(settings: ModelConfig, *, num_classes: int) -> nn.Module:
+    """The network of a validated config."""
+    settings = with_published_quantizers(settings)
+    inputs, kernels = settings.input_quantizer_options, settings.kernel_quantizer_options
+    return MODELS[settings.name](
+        num_classes=num_classes,
+        input_quantizer=make_quantizer(ACTIVATION_QUANTIZERS, settings.input_quantizer, **inputs),
+        kernel_quantizer=make_quantizer(WEIGHT_QUANTIZERS, settings.kernel_quantizer, **kernels),
+        **({} if settings.width is None else {"width": settings.width}),
+        **({"input_scaling": True} if settings.input_scaling else {}),
+        **settings.options,
+    )
+
+
+def make_experiment(
+    config: Config,
+    info: ImageInfo,
+    *,
+    total_steps: int,
+    learning_rate: float | Array,
+    teacher: ModelConfig | None = None,
+) -> Experiment:
+    """Look up the names of a validated config; `learning_rate`, which may be traced, takes the place of its own."""
+    model = make_model(config.model, num_classes=info.num_classes)
+    optim = config.optim
+    box = latent_box(*optim.latent_box) if optim.latent_box else None
+    schedule = SCHEDULES[optim.schedule](learning_rate, total_steps)
+    optimizer = make_optimizer(
+        optim.name,
+        learning_rate=schedule,
+        momentum=optim.momentum,
+        weight_decay=optim.weight_decay,
+        box=box,
+        total_steps=total_steps,
+        scale_latent=optim.scale_latent,
+    )
+    optimizer = train_only(optimizer, optim.train_only) if optim.train_only else optimizer
+    return Experiment(
+        model=model,
+        loss=LOSSES[config.loss],
+        optimizer=optimizer,
+        box=box,
+        learning_rate=schedule,
+        data=config.data,
+        info=info,
+        inner_steps=optim.inner_steps,
+        total_steps=total_steps,
+        penalty=_make_penalty(config, total_steps),
+        distillation=config.distillation,
+        teacher=None if teacher is None else make_model(teacher, num_classes=info.num_classes),
+        diagnostics=config.diagnostics,
+        histogram_bounds=histogram_bounds(optim.latent_box),
+    )
+
+
+def _make_penalty(config: Config, total_steps: int) -> Callable[[Params, Array], Array] | None:
+    """(params, step) -> the regularizer's share of the objective."""
+    if config.regularizer == "none":
+        return None
+    strength = SCHEDULES[config.regularizer_schedule](config.regularizer_strength, total_steps)
+    regularizer = REGULARIZERS[config.regularizer]
+    return lambda params, step: strength(step) * penalty(params, regularizer)

@@ -1,0 +1,110 @@
+"""What a run takes over from an earlier one: functions from its variables to those that start from given values."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from bnn_jax.errors import UsageError
+from bnn_jax.models.binaryduo import decouple_variables
+from bnn_jax.types import LATENT_KERNEL
+
+Variables: TypeAlias = Mapping[str, Any]
+"""Collections ("params", "batch_stats", ...) of nested dicts of arrays."""
+
+
+class Carried(NamedTuple):
+    """What a stage takes over from another one.
+
+    Attributes:
+      variables: those that start from given values, as collections of nested dicts.
+      names: of these variables, as params/stem/kernel.
+      initialised: name -> reason, of the variables that start as in any run.
+      unused: names of the earlier stage's variables that the new network has no place for.
+    """
+
+    variables: Variables
+    names: tuple[str, ...]
+    initialised: dict[str, str]
+    unused: tuple[str, ...]
+
+
+Transfer: TypeAlias = Callable[[Variables, Variables], Carried]
+"""(variables of the earlier network, shapes of the new one's) -> what is carried over."""
+
+
+def by_name(source: Variables, target: Variables, *, leave_out: Sequence[str] = ()) -> Carried:
+    """Carry over each variable that has the same name and shape in both networks.
+
+    The `kernel` of a full-precision layer and the `latent_kernel` of a quantized one are the same name.
+
+    Args:
+      source: variables of the earlier network.
+      target: variables of the new one, or their shapes.
+      leave_out: layers, as params/head, that start afresh.
+
+    >>> source = {"params": {"conv": {"kernel": jnp.ones(2)}, "head": {"bias": jnp.ones(3)}}}
+    >>> target = {"params": {"conv": {"latent_kernel": jnp.zeros(2)}, "head": {"bias": jnp.zeros(4)}}}
+    >>> carried = by_name(source, target)
+    >>> print(carried.names, carried.initialised)
+    ('params/conv/latent_kernel',) {'params/head/bias': 'of shape (3,), here (4,)'}
+    """
+    given, wanted = flatten_dict(source, sep="/"), flatten_dict(target, sep="/")
+    found, initialised, used = {}, {}, set()
+    for name, like in wanted.items():
+        origin = next((n for n in (name, _other_kernel(name)) if n in given), None)
+        if origin is None:
+            initialised[name] = "not there"
+        elif any(name.startswith(f"{layer}/") for layer in leave_out):
+            initialised[name] = "left out"
+        elif given[origin].shape != like.shape:
+            initialised[name] = f"of shape {given[origin].shape}, here {like.shape}"
+        else:
+            found[name] = given[origin]
+            used.add(origin)
+    variables = unflatten_dict(found, sep="/")
+    return Carried(variables, tuple(found), initialised, tuple(name for name in given if name not in used))
+
+
+def _other_kernel(name: str) -> str:
+    layer, _, last = name.rpartition("/")
+    return f"{layer}/{ {'kernel': LATENT_KERNEL, LATENT_KERNEL: 'kernel'}.get(last, last) }"
+
+
+def normalized(source: Variables, target: Variables) -> Carried:
+    """Carry over :func:`by_name`, every latent kernel divided by its largest magnitude, as TTQ starts.
+
+    Reference: Zhu et al., Trained Ternary Quantization, 2017, arXiv:1612.01064.
+    """
+    carried = by_name(source, target)
+    flat = flatten_dict(carried.variables, sep="/")
+    for name, kernel in flat.items():
+        if name.endswith(f"/{LATENT_KERNEL}"):
+            flat[name] = kernel / jnp.maximum(jnp.abs(kernel).max(), jnp.finfo(kernel.dtype).tiny)
+    return carried._replace(variables=unflatten_dict(flat, sep="/"))
+
+
+def decoupled(source: Variables, target: Variables) -> Carried:
+    """Carry over a coupled BinaryDuo network, decoupled: the new network computes what the old one did.
+
+    Raises:
+      UsageError: if a variable of the new network would have to be initialised.
+
+    Reference: Kim et al., BinaryDuo, 2020, arXiv:2002.06517.
+    """
+    carried = by_name(decouple_variables(source), target)
+    if carried.initialised:
+        name, reason = next(iter(carried.initialised.items()))
+        raise UsageError(f"`transfer` (='decoupled') must carry over every variable, but {name} is {reason}")
+    return carried
+
+
+TRANSFERS: dict[str, Transfer] = {
+    "by_name": by_name,
+    "without_head": partial(by_name, leave_out=("params/head",)),
+    "normalized": normalized,
+    "decoupled": decoupled,
+}
+"""The ways in which a stage starts from another one."""

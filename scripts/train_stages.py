@@ -1,0 +1,60 @@
+"""Train in stages: python scripts/train_stages.py reactnet --config configs/digits_xnor.py --workdir runs/reactnet
+
+Recipes: bireal, reactnet, real_to_binary, dir_net, dgrl, ttq, inq, bnn_plus, s2_bnn, binaryduo; what they do stands in
+bnn_jax/training/recipes.py.  A recipe sets quantizers, optimizers and losses itself; of the config it takes the data,
+batch size, seed, epochs and the size of the network.  Started again with the same arguments it resumes; finished
+stages are not run again.
+--finished teacher runs/big puts a finished run in the place of the stage `teacher`.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from bnn_jax.errors import exit_code_of, unknown_name
+from bnn_jax.training.config import Settings, parse
+from bnn_jax.training.programs import use_compilation_cache
+from bnn_jax.training.progress import progress_display
+from bnn_jax.training.recipes import RECIPES
+from bnn_jax.training.stages import replace_stage, run_stages
+
+
+@dataclass(frozen=True)
+class Arguments:
+    settings: Settings
+    recipe: tyro.conf.Positional[str] = tyro.MISSING
+    """Name of a recipe."""
+    config: Path = Path("configs/digits_xnor.py")
+    """Python file with get_config(): data, batch size, seed, width; its epochs are those of the longest stage."""
+    workdir: Path | None = None
+    """Folder of the stages; by default runs/<name>_<recipe>_seed<seed>."""
+    finished: dict[str, str] = field(default_factory=dict)
+    """Stages that are not run, with the folder of the finished run that takes the place of each."""
+
+
+def main() -> None:
+    arguments = parse(Arguments)
+    config, recipe = arguments.settings, arguments.recipe
+    if recipe not in RECIPES:
+        raise unknown_name("recipe", recipe, RECIPES)
+    workdir = arguments.workdir or Path("runs") / f"{config.name}_{recipe}_seed{config.seed}"
+    use_compilation_cache()
+    stages = RECIPES[recipe](config)
+    for name, folder in arguments.finished.items():
+        stages = replace_stage(stages, name, folder)
+    for stage in stages:
+        model, optim = stage.config.model, stage.config.optim
+        print(f"{stage.name}: {model.name}, inputs {model.input_quantizer}, kernels {model.kernel_quantizer}, ", end="")
+        print(f"{optim.name} {optim.learning_rate:g}, {stage.config.epochs} epochs")
+    with progress_display(f"{config.name} {recipe}") as on_progress:
+        results = run_stages(stages, workdir, on_progress=on_progress, announce=print)
+    for name, result in results.items():
+        print(f"{name}: test accuracy {100 * result['test_accuracy_last']:.2f} % at the last epoch, ", end="")
+        print(f"{100 * result['test_accuracy_best']:.2f} % at epoch {result['best_epoch']}, the best in validation")
+    print(f"{workdir}: a folder a stage, with stage.json and what an ordinary run writes")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))

@@ -1,0 +1,217 @@
+"""BinaryNet's networks: weights by hand count, blocks and dropout against numpy, a gradient everywhere."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bnn_jax.models.convnet import binaryconnect_convnet, bnn_convnet, latent_uniform, mnist_mlp
+from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
+
+BINARY = WEIGHT_QUANTIZERS["binary"]()
+SIGN = ACTIVATION_QUANTIZERS["ste_sign"]()
+BNN = {"input_quantizer": SIGN, "kernel_quantizer": BINARY}
+CONNECT = {"kernel_quantizer": WEIGHT_QUANTIZERS["binary_connect"]()}
+CONVOLUTIONS = {
+    "conv1": (3, 3, 3, 128),
+    "conv2": (3, 3, 128, 128),
+    "conv3": (3, 3, 128, 256),
+    "conv4": (3, 3, 256, 256),
+    "conv5": (3, 3, 256, 512),
+    "conv6": (3, 3, 512, 512),
+}
+DENSE = {"dense1": (8192, 1024), "dense2": (1024, 1024), "head": (1024, 10)}
+
+
+def shapes_of(model, shape=(32, 32, 3)):
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *shape)), train=False))["params"]
+
+
+def weights(params, leaf):
+    return {name: layer[leaf].shape for name, layer in params.items() if leaf in layer}
+
+
+@pytest.mark.parametrize(("network", "quantizers"), [(bnn_convnet, BNN), (binaryconnect_convnet, CONNECT)])
+def test_binarynet_has_14_022_016_binary_weights_and_no_real_ones(network, quantizers):
+    params = shapes_of(network(num_classes=10, **quantizers))
+    found = weights(params, "latent_kernel")
+    assert found == CONVOLUTIONS | DENSE
+    assert sum(map(np.prod, found.values())) == 14_022_016
+    assert weights(params, "kernel") == {}
+    assert {name for name, layer in params.items() if "latent_kernel" not in layer} == {
+        *(f"norm{number}" for number in range(1, 7)),
+        *("dense_norm1", "dense_norm2", "head_norm"),
+    }
+
+
+def test_in_full_precision_the_weights_are_the_same():
+    assert weights(shapes_of(bnn_convnet(num_classes=10)), "kernel") == CONVOLUTIONS | DENSE
+
+
+def test_the_mlp_for_mnist():
+    params = shapes_of(mnist_mlp(num_classes=10, **BNN), (28, 28, 1))
+    assert weights(params, "latent_kernel") == {
+        "dense1": (784, 4096),
+        "dense2": (4096, 4096),
+        "dense3": (4096, 4096),
+        "head": (4096, 10),
+    }
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "limit", "bound"),
+    [(BINARY, 1.0, 1.0), (BINARY, 0.25, 0.25), (BINARY, None, np.sqrt(6 / 600)), (None, 1.0, np.sqrt(6 / 600))],
+)
+def test_where_weights_start(quantizer, limit, bound):
+    """Uniform in the latent range; Glorot's sqrt(6 / (fan in + fan out)) for real weights and without a range."""
+    weight = latent_uniform(quantizer, limit)(jax.random.key(0), (400, 200))
+    assert 0.99 * bound < jnp.abs(weight).max() <= bound
+    assert abs(float(weight.mean())) < 0.02 * bound
+
+
+def convolve(x, kernel):
+    """Zero-padded correlation, 3x3, by loops over the taps."""
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    h, w = x.shape[1:3]
+    return sum(padded[:, i : i + h, j : j + w] @ kernel[i, j] for i, j in np.ndindex(3, 3))
+
+
+def pool(x):
+    return np.max([x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)], axis=0)
+
+
+def normalize(x, params, stats):
+    return (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-4) * params["scale"] + params["bias"]
+
+
+def signs(x):
+    return np.where(x < 0, -1.0, 1.0)
+
+
+def randomized(variables, seed=0):
+    """Random values for all that starts constant; scales of both signs show which side of the pool the norm is on."""
+    rng = np.random.default_rng(seed)
+
+    def value(path, leaf):
+        drawn = rng.normal(size=leaf.shape) * (0.5 if path[-1].key == "kernel" else 1)
+        return jnp.asarray(np.abs(drawn) + 0.5 if path[-1].key == "var" else drawn, jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(value, variables)
+
+
+@pytest.mark.parametrize("quantizers", [BNN, CONNECT], ids=["bnn", "binaryconnect"])
+def test_the_network_equals_numpy(quantizers):
+    """conv -> pool -> BN -> sign or ReLU, the image real, the last layer binary and normalized."""
+    model = bnn_convnet(num_classes=3, width=2, stage_sizes=(2,), dense_layers=1, **quantizers)
+    images = np.random.default_rng(1).normal(size=(3, 6, 6, 3)).astype(np.float32)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+    variables = randomized(shapes)
+    logits, intermediates = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
+    params, stats = jax.tree.map(
+        lambda leaf: np.asarray(leaf, np.float64), (variables["params"], variables["batch_stats"])
+    )
+    norm = lambda name, x: normalize(x, params[name], stats[name])
+    real = "input_quantizer" not in quantizers
+    neuron = (lambda x: np.maximum(x, 0)) if real else signs
+
+    weight = lambda name: signs(params[name]["latent_kernel"])
+    x = norm("norm1", convolve(images.astype(np.float64), weight("conv1")))
+    x = norm("norm2", pool(convolve(neuron(x), weight("conv2"))))
+    np.testing.assert_allclose(intermediates["stage1"], np.maximum(x, 0) if real else x, rtol=1e-4, atol=1e-4)
+    x = norm("dense_norm1", neuron(x).reshape(3, -1) @ weight("dense1"))
+    np.testing.assert_allclose(intermediates["features"], np.maximum(x, 0) if real else x, rtol=1e-4, atol=1e-4)
+    x = norm("head_norm", neuron(x) @ weight("head"))
+    np.testing.assert_allclose(logits, x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        bnn_convnet(num_classes=3, width=4, stage_sizes=(1, 1), dense_layers=1, **BNN),
+        mnist_mlp(num_classes=3, width=16, hidden_layers=2, **BNN),
+    ],
+    ids=["convnet", "mlp"],
+)
+def test_every_parameter_has_a_gradient(model):
+    rng = np.random.default_rng(2)
+    images = jnp.asarray(rng.normal(size=(8, 8, 8, 1)), jnp.float32)
+    targets = jnp.asarray(rng.normal(size=(8, 3)), jnp.float32)
+    variables = randomized(jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False)))
+
+    @jax.jit
+    def gradient(params):
+        def loss(params):
+            (logits, _), updated = model.apply(
+                variables | {"params": params},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"quantizer": jax.random.key(1)},
+            )
+            return ((logits - targets) ** 2).mean(), updated
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    found, updated = gradient(variables["params"])
+    for path, leaf in jax.tree_util.tree_leaves_with_path(found):
+        assert jnp.isfinite(leaf).all()
+        assert jnp.abs(leaf).max() > 1e-6, path
+    before = variables["batch_stats"]["norm1"]["var"]
+    assert np.abs(np.asarray(updated["batch_stats"]["norm1"]["var"]) - np.asarray(before)).min() > 0
+
+
+def test_dropout_drops_neurons_behind_their_sign():
+    """A class a neuron: in training its logit stems from 0 or +-1/(1 - p), a dropped neuron never reads as +1."""
+    units, rate = 64, 0.25
+    model = mnist_mlp(
+        num_classes=units,
+        width=units,
+        hidden_layers=1,
+        input_dropout=0.0,
+        hidden_dropout=rate,
+        input_quantizer=SIGN,
+    )
+    images = jnp.asarray(np.random.default_rng(3).normal(size=(256, 8, 8, 1)), jnp.float32)
+    variables = randomized(jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False)))
+    variables["params"]["head"]["kernel"] = jnp.eye(units)
+    variables["params"]["norm1"]["bias"] = jnp.full(units, 0.5)
+    variables["batch_stats"]["head_norm"] = {"mean": jnp.zeros(units), "var": jnp.ones(units)}
+    variables["params"]["head_norm"] = {"scale": jnp.ones(units), "bias": jnp.zeros(units)}
+
+    train = lambda key: model.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"quantizer": key})
+    (_, intermediates), updated = jax.jit(train)(jax.random.key(1))
+    codes = signs(np.asarray(intermediates["features"]))
+    # One step of momentum 0.9 away from mean 0 and variance 1: a tenth of the batch's statistics came in.
+    mean = 10 * np.asarray(updated["batch_stats"]["head_norm"]["mean"])
+    square = 10 * (np.asarray(updated["batch_stats"]["head_norm"]["var"]) - 0.9) + mean**2
+    assert abs(square.mean() - 1 / (1 - rate)) < 0.03
+    assert abs((mean - codes.mean(0)).mean()) < 0.02
+
+    # Evaluation drops nothing and asks for no randomness.
+    logits, intermediates = jax.jit(lambda: model.apply(variables, images, train=False))()
+    expected = signs(np.asarray(intermediates["features"])) / np.sqrt(1 + 1e-4)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("message", "make"),
+    [
+        (r"`width` \(=0\) must be positive in a ConvNet", lambda: bnn_convnet(num_classes=10, width=0)),
+        (
+            r"`stage_sizes` \(=\(2, 0\)\) must be positive in a ConvNet",
+            lambda: bnn_convnet(num_classes=2, stage_sizes=(2, 0)),
+        ),
+        (r"`latent_range` \(=-1\) must be positive in a BinaryMLP", lambda: mnist_mlp(num_classes=2, latent_range=-1)),
+        (
+            r"`hidden_dropout` \(=1\) must be in \[0, 1\) in a BinaryMLP",
+            lambda: mnist_mlp(num_classes=2, hidden_dropout=1),
+        ),
+        (
+            r"`images` \(of 7x9\) are too small for a ConvNet with 3 pools; they need 8x8 pixels",
+            lambda: shapes_of(bnn_convnet(num_classes=2, width=4), (7, 9, 3)),
+        ),
+    ],
+)
+def test_refused(message, make):
+    with pytest.raises(ValueError, match=message):
+        make()
