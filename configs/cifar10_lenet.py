@@ -80,8 +80,4 @@ def get_rows(config: Config) -> dict[str, tuple[Config, dict[str, str]]]:
         "STE, 1 more layer": row("32.72", estimator="ste_sign", extra_layers=1),
         "STE, 10 more layers": row("9.986", estimator="ste_sign", extra_layers=10, epochs=DEEP_EPOCHS),
         "STE, 50 more layers": row("10.00", estimator="ste_sign", extra_layers=50, epochs=DEEP_EPOCHS),
-        "STE, 50 more layers, scaled": row(
-            "-", kernel_quantizer="xnor", estimator="ste_sign", extra_layers=50, epochs=DEEP_EPOCHS
-        ),
-        "STE, scaled": row("-", kernel_quantizer="xnor", estimator="ste_sign"),
     }
