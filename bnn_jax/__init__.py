@@ -8,11 +8,12 @@ The stages, in the order data flows; a file imports only from stages above it:
     layers        Flax layers on codes                            BinaryConv, BinaryDense, BatchNorm
     models        networks by name                                MODELS
     losses        (logits, labels) -> a loss for each example     LOSSES
+    distillation  student and teacher -> a loss                   DISTILLATION_LOSSES
     regularizers  latent weights and scales -> a penalty          REGULARIZERS
     optim         Deep Frank-Wolfe with a box, and its peers      deep_frank_wolfe, OPTIMIZERS
     data          image sets in memory, augmentation inside jit   load_dataset
     training      config -> train(config, workdir) -> result      bnn_jax.training.loop.train
-    analysis      reports, pictures, provenance, benchmarks       bnn_jax.analysis.report
+    analysis      accounting, gradient paths, reports, pictures   bnn_jax.analysis.accounting, .gradient_paths
 """
 
 from bnn_jax.data import load_dataset

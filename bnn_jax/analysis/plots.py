@@ -1,4 +1,4 @@
-"""Pictures of a comparison: accuracy over epochs, Deep Frank-Wolfe's step size over steps, estimators."""
+"""Pictures of a comparison: accuracy over epochs, step size over steps, estimators, error over gradient paths."""
 
 import math
 import textwrap
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette, told apart with every common form of colour blindness; the darkest first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 LINE_STYLES = ("-", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 STYLE = {"font.size": 11, "axes.titlesize": 12, "axes.titlelocation": "left", "axes.edgecolor": "#888888"}
 SIZE_INCHES, DOTS_PER_INCH = (7.4, 4.2), 150
 FEWEST_WINDOWS, MOST_WINDOWS, STEPS_IN_A_WINDOW = 20, 100, 40
@@ -37,6 +38,11 @@ def is_number(value: Any) -> bool:
 def has_step_size(results: dict[str, Any]) -> bool:
     """Whether any finished run of the comparison recorded a step size gamma."""
     return any(_gammas(row) for row in results["rows"])
+
+
+def has_gradient_paths(results: dict[str, Any]) -> bool:
+    """Whether any row of the comparison says what its network's gradient paths cost."""
+    return any(row.get("gradient_paths") for row in results["rows"])
 
 
 def row_labels(results: dict[str, Any]) -> list[str]:
@@ -139,6 +145,56 @@ def plot_estimators(names: Sequence[str], path: str | Path) -> Path:
         for axes in panels[len(names) :]:
             axes.set_axis_off()
         return _save(figure, path)
+
+
+def plot_paths(results: dict[str, Any], path: str | Path) -> Path | None:
+    """Draw the test error (%) over N_2nd, the cost of the second cheapest gradient path, to a PNG; returns the path.
+
+    A panel for each place in the rows' ``gradient_paths``, as {"first stage": {"costs": [0, 64, 128], ...}, ...}; a
+    point for each row: the mean over its finished runs, at the best epoch, with one sample standard deviation to each
+    side.  A row without a second path or a finished run has no point.  Where no row has gradient paths, no file is
+    written and None is returned.
+    """
+    if not has_gradient_paths(results):
+        return None
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    places = list(dict.fromkeys(place for row in results["rows"] for place in row.get("gradient_paths", {})))
+    errors = [
+        [100 * (1 - run["test_accuracy_best"]) for run in row["runs"] if is_finished(run)] for row in results["rows"]
+    ]
+    with _style():
+        figure = Figure(figsize=(1.6 + 3.6 * len(places), 3.9), dpi=DOTS_PER_INCH, layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = np.atleast_1d(figure.subplots(1, len(places), sharey=True))
+        points = {}
+        for place, axes in zip(places, panels):
+            points |= _draw_error_over_cost(axes, place, results, errors)
+        panels[0].set_ylabel("test error (%)")
+        figure.legend(points.values(), points.keys(), loc="outside right center", frameon=False, fontsize=9)
+        seeds = _seeds_text(errors, "mean ± one standard deviation")
+        figure.suptitle(f"{results['dataset']['name']}: {seeds}", fontsize=12, x=0.01, ha="left", parse_math=False)
+        return _save(figure, path)
+
+
+def _draw_error_over_cost(axes: "Axes", place: str, results: dict[str, Any], errors: list) -> dict[str, Any]:
+    """Draw a panel; returns its points by label, for the legend."""
+    points = {}
+    for index, (label, row, found) in enumerate(zip(row_labels(results), results["rows"], errors)):
+        costs = row.get("gradient_paths", {}).get(place, {}).get("costs", ())
+        if len(costs) > 1 and found:
+            std = np.std(found, ddof=1) if len(found) > 1 else None
+            look = {"color": _look(index)["color"], "marker": MARKERS[index % len(MARKERS)]}
+            look |= {"linestyle": "none", "markersize": 7, "capsize": 3}
+            points[label] = axes.errorbar(costs[1] / 1e6, np.mean(found), std, **look)
+    axes.grid(color="#DDDDDD", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlim(left=0)
+    axes.set_title(place, parse_math=False)
+    axes.set_xlabel("$N_{2nd}$ ($10^6$ multiply-accumulates)")
+    return points
 
 
 def _accuracy_curves(runs: Iterable[dict[str, Any]]) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -9,11 +9,13 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 from bnn_jax.analysis.plots import (
+    has_gradient_paths,
     has_step_size,
     is_finished,
     is_number,
     plot_accuracy,
     plot_estimators,
+    plot_paths,
     plot_step_size,
     row_labels,
 )
@@ -60,9 +62,10 @@ def _summarize_row(row: dict[str, Any]) -> dict[str, Any]:
 def report_markdown(results: dict[str, Any]) -> str:
     """The comparison as Markdown: data, table, tuning, pictures, provenance and the command that remakes it.
 
-    It embeds ``accuracy.png``, where a run recorded a step size ``step_size.png``, and where the comparison names
-    estimators ``estimators.png``, from its own folder.  ``results["compared"]`` says what the rows are, "optimizer" if
-    it is missing; ``results["notes"]`` is Markdown that follows the table.
+    It embeds ``accuracy.png`` from its own folder; where a run recorded a step size ``step_size.png``, where the
+    comparison names estimators ``estimators.png``, where its rows have gradient paths ``paths.png``.
+    ``results["compared"]`` says what the rows are, "optimizer" if it is missing; ``results["notes"]`` is Markdown that
+    follows the table.
 
     Raises:
       ValueError: `results` has no rows.
@@ -111,7 +114,7 @@ def print_table(results: dict[str, Any]) -> None:
 
 
 def write_report(results: dict[str, Any], folder: str | Path) -> None:
-    """Write results.json, report.md, accuracy.png, and step_size.png or estimators.png where they apply, into `folder`.
+    """Write results.json, report.md and its pictures, accuracy.png and those that apply, into `folder`.
 
     Each file is replaced as a whole, so a reader never meets half of one.  Numbers that are not finite become null in
     results.json; a step_size.png left by an earlier report is removed where this one has none.
@@ -133,6 +136,8 @@ def write_report(results: dict[str, Any], folder: str | Path) -> None:
             (folder / "step_size.png").unlink(missing_ok=True)
         if results.get("estimators"):
             _replace(folder / "estimators.png", lambda path: plot_estimators(results["estimators"], path))
+        if has_gradient_paths(results):
+            _replace(folder / "paths.png", lambda path: plot_paths(results, path))
     except (FileExistsError, NotADirectoryError) as error:
         raise UsageError(f"`folder` (={folder}) must be a folder, but there is a file; name another one.") from error
     except OSError as error:
@@ -179,11 +184,12 @@ def _what_was_compared(results: dict[str, Any]) -> str:
     seeds = ", ".join(str(seed) for seed in sorted({run["seed"] for run in runs}))
     epochs = sorted({run["epochs"] for run in runs if is_finished(run)})
     losses = sorted({row["loss"] for row in rows})
-    trained = "trained by" if _compared(results) == "optimizer" else "with"
+    subjects = {"optimizer": "The same network trained by", "architecture": "The networks"}
+    subject = subjects.get(_compared(results), "The same network with")
     length = f" for {epochs[-1]} epoch{'s' if epochs[-1] > 1 else ''}" if len(epochs) == 1 else ""
     loss = f" with the loss `{losses[0]}`" if len(losses) == 1 else ""
     return (
-        f"The same network {trained} {_enumerate([row['label'] for row in rows])} on **{_inline(data['name'])}**"
+        f"{subject} {_enumerate([row['label'] for row in rows])} on **{_inline(data['name'])}**"
         f"{length}{loss}, seeds {seeds}. Data: {data['train']} training, {data['validation']} validation and "
         f"{data['test']} test examples. {_inline(data['note'])}"
     )
@@ -273,6 +279,12 @@ def _pictures(results: dict[str, Any]) -> str:
         pictures += (
             "\n\n![Forward value and chosen derivative of each estimator](estimators.png)\n\n"
             "Drawn from the functions that were run: forward value (grey), chosen derivative (blue) and its area A."
+        )
+    if has_gradient_paths(results):
+        pictures += (
+            "\n\n![Test error over the cost of the second cheapest gradient path](paths.png)\n\n"
+            "N_2nd: multiply-accumulates of the binary convolutions on the second cheapest gradient path. Points: mean "
+            "over the seeds at the best epoch; bars: sample standard deviation."
         )
     return pictures
 

@@ -15,7 +15,7 @@ import tyro
 
 from bnn_jax.errors import UsageError, unknown_name
 
-Options: TypeAlias = dict[str, int | float | bool | str | tuple[int, ...]]
+Options: TypeAlias = dict[str, int | float | bool | str | tuple[int, ...] | tuple[float, ...]]
 """Keyword arguments of a function that another setting names."""
 
 

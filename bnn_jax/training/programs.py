@@ -24,7 +24,6 @@ from bnn_jax.training.step import diagnose_step, evaluate, init_state, train_ste
 from bnn_jax.training.validation import with_published_quantizers
 from bnn_jax.types import Metrics, Params
 
-
 QUICK_COMPILATION = {"xla_backend_optimization_level": 0}
 """For what runs once: XLA compiles the many small random numbers of an initialisation eight times faster, same bits."""
 

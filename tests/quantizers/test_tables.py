@@ -122,7 +122,6 @@ def test_codes_are_integers_of_the_code_set(table, name, dtype):
         (WEIGHT_QUANTIZERS, "abc_net", {"bases": 4}, -1, 1, 2),
         (ACTIVATION_QUANTIZERS, "residual", {"bases": 3, "estimator": "tanh_sign"}, -1, 1, 2),
     ],
-    ids=str,
 )
 def test_the_declared_codes_follow_the_options_and_all_occur(table, name, options, lowest, highest, count):
     quantizer = make_quantizer(table, name, **options)

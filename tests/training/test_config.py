@@ -139,6 +139,20 @@ def test_overrides_from_the_command_line():
 
 
 @pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (["extra_layers", "1"], {"extra_layers": 1}),
+        (["stage_sizes", "1", "2"], {"stage_sizes": (1, 2)}),
+        (["reduction", "2.7", "2.2"], {"reduction": (2.7, 2.2)}),
+    ],
+)
+def test_options_of_networks_on_the_command_line_and_in_json(words, value):
+    config = parse(Arguments, argv=["--model.options", *words]).settings
+    assert repr(config.model.options) == repr(value)  # 1 is equal to 1.0, but no size
+    assert from_dict(to_dict(config)) == config
+
+
+@pytest.mark.parametrize(
     ("argv", "words"),
     [
         (["--optim.lerning-rate", "0.1"], "--optim.learning-rate"),
