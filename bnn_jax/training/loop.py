@@ -102,9 +102,18 @@ def initial_state(programs: Programs, seed: int, *, carried: Any | None = None) 
         train = jax.tree.map(jnp.copy, programs.init(np.uint32(seed), carried))
     except (ValueError, TypeError) as error:
         raise UsageError(f"the network cannot be built: {error}") from None
-    best = Best(train.params, train.model_state, jnp.full((), -1.0), jnp.zeros((), jnp.int32))
     # The training program takes over the memory of its state; the best variables need their own.
-    return RunState(train, jax.tree.map(jnp.copy, best))
+    return RunState(train, jax.tree.map(jnp.copy, _best_so_far(train)))
+
+
+def _best_so_far(train: TrainState) -> Best:
+    return Best(train.params, train.model_state, jnp.full((), -1.0), jnp.zeros((), jnp.int32))
+
+
+def state_shapes(programs: Programs) -> RunState:
+    """Shapes and dtypes of a run's state, at no cost; of a run that carries nothing over."""
+    train = programs.init.eval_shape(np.uint32(0))
+    return RunState(train, jax.eval_shape(_best_so_far, train))
 
 
 def train(
@@ -299,7 +308,7 @@ def evaluate_run(
         config = replace(config, data=replace(config.data, data_dir=data_dir))
     dataset = load_data(config)
     programs = programs_of(config, dataset)
-    restored = restore_checkpoint(workdir / "checkpoints", initial_state(programs, config.seed))
+    restored = restore_checkpoint(workdir / "checkpoints", state_shapes(programs))
     if restored is None:
         raise UsageError(f"`workdir` (={workdir}) holds no checkpoint yet; train it first: python scripts/train.py")
     variables = restored.state.best if which == "best" else restored.state.train

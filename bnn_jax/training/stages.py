@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
@@ -20,7 +19,7 @@ from bnn_jax.data import Dataset
 from bnn_jax.errors import UsageError, unknown_name
 from bnn_jax.training.checkpoint import restore_checkpoint
 from bnn_jax.training.config import Config
-from bnn_jax.training.loop import Teacher, initial_state, load_data, programs_of, read_config, train
+from bnn_jax.training.loop import Teacher, load_data, programs_of, read_config, state_shapes, train
 from bnn_jax.training.metrics import write_file
 from bnn_jax.training.progress import OnProgress, silent
 from bnn_jax.training.transfer import TRANSFERS, Carried, Transfer, Variables
@@ -166,7 +165,7 @@ def load_network(folder: str | Path, dataset: Dataset, *, which: Literal["best",
     """
     folder = Path(folder)
     config = read_config(folder)
-    like = jax.eval_shape(lambda: initial_state(programs_of(config, dataset), config.seed))
+    like = state_shapes(programs_of(config, dataset))
     restored = restore_checkpoint(folder / "checkpoints", like)
     if restored is None:
         raise UsageError(f"`folder` (={folder}) holds no checkpoint yet; train it first")
@@ -181,7 +180,7 @@ def carry(stage: Stage, source: Variables, dataset: Dataset) -> Carried:
       UsageError: if that is nothing.
     """
     programs = programs_of(stage.config, dataset)
-    like = jax.eval_shape(lambda: initial_state(programs, stage.config.seed)).train
+    like = state_shapes(programs).train
     transfer = TRANSFERS[stage.transfer] if isinstance(stage.transfer, str) else stage.transfer
     carried = transfer(source, {"params": like.params, **like.model_state})
     if not carried.names:
