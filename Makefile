@@ -1,4 +1,4 @@
-# Two commands: `make compare` does the project's main job, `make test` runs the tests.
+# Two commands: `make compare` does the project's main job, `make test` runs the tests; `make test-full` more of them.
 # Both make their own environment first, from pinned versions.
 
 PYTHON ?= python3
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')
 CONSTRAINTS := constraints/$(VERSION).txt
 
-.PHONY: install test compare clean
+.PHONY: install test test-full compare clean
 
 install: $(VENV)/installed-$(VERSION)
 
@@ -23,6 +23,9 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+test-full: install
+	$(BIN)/python -m pytest -m full
 
 compare: install
 	$(BIN)/python scripts/compare_optimizers.py --config configs/digits_xnor.py --workdir runs/compare_digits

@@ -167,6 +167,8 @@ def test_ctrl_c_exits_130_and_the_same_command_finishes(tmp_path, subprocess_env
         "4",
         "--model.width",
         "4",
+        "--epochs",
+        "6",
     ]
     with subprocess.Popen(command, cwd=ROOT, env=subprocess_env, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 60

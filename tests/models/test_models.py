@@ -126,15 +126,19 @@ def test_published_size_builds(name):
     model = make_model(ModelConfig(name, options=options), num_classes=7)
 
     def run():
-        images = jnp.zeros((2, side, side, 3))
-        return model.apply(model.init(jax.random.key(0), images, train=False), images, train=False)
+        return model.init_with_output(jax.random.key(0), jnp.zeros((2, side, side, 3)), train=False)[0]
 
     logits, intermediates = jax.eval_shape(run)
     assert logits.shape == (2, 7) and logits.dtype == jnp.float32
     assert intermediates["features"].shape[0] == 2
 
 
-@pytest.mark.parametrize("name", sorted(INSTANCES.values()))
+LARGE = ("alexnet_dorefa", "alexnet_xnor", "bnas_a", "bnas_e")  # slow to compile; their own tests have a short version
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.full if n in LARGE else ()) for n in sorted(INSTANCES.values())]
+)
 def test_two_training_steps(name):
     """Fake images: the loss stays finite and every kernel moves in each step; one compiled program for both."""
     side = SIDES.get(name, 16)

@@ -232,8 +232,13 @@ CHECKS = {
 }
 
 
+SHORT = ("bireal", "reactnet", "ttq", "binaryduo")
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(recipe, marks=() if recipe in SHORT else pytest.mark.full) for recipe in RECIPES]
+)
 def test_every_recipe_runs_in_miniature(recipe, dataset, tmp_path):
     stages = RECIPES[recipe](base(recipe, 2))
     results = run_stages(stages, tmp_path, dataset=dataset)

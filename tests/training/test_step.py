@@ -1,6 +1,7 @@
 """The training step: augmentation aside, what it computes, and that the linear oracle is the network's Jacobian."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -69,9 +70,10 @@ def test_every_optimizer_lowers_the_loss_and_keeps_the_box(name, data):
     ("inputs", "kernel"), [("full_precision", "full_precision"), ("ste_sign", "xnor"), ("full_precision", "ttq")]
 )
 def test_every_precision_of_the_network_takes_a_step(inputs, kernel, data):
-    model = ModelConfig("resnet20", width=2, input_quantizer=inputs, kernel_quantizer=kernel)
+    options = {"stage_sizes": (1, 1, 1)}
+    model = ModelConfig("resnet20", width=2, input_quantizer=inputs, kernel_quantizer=kernel, options=options)
     experiment = experiment_of(replace(CONFIG, model=model))
-    state = init_state(experiment, jnp.uint32(0))
+    state = jax.jit(partial(init_state, experiment))(jnp.uint32(0))
     after, metrics = jax.jit(lambda s: train_step(experiment, s, data[0][:8], data[1][:8]))(state)
     assert np.isfinite(float(metrics["loss"]))
     names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(after.params)}
@@ -86,32 +88,41 @@ def test_the_oracle_of_a_smooth_network_linearises_it(data):
     """Its pushforward is the Jacobian, taken row by row, times the direction; at zero it gives the hinge's gradient."""
     model = ModelConfig("resnet6", width=4, input_quantizer="full_precision", kernel_quantizer="full_precision")
     experiment = experiment_of(replace(CONFIG, model=model, data=DataConfig()))
-    state = init_state(experiment, jnp.uint32(0))
+    state = jax.jit(partial(init_state, experiment))(jnp.uint32(0))
     x, labels = (data[0][:8].astype(jnp.float32) - 100) / 50, data[1][:8]
 
     def network(params):
         variables = {"params": params} | state.model_state
         return experiment.model.apply(variables, x, train=True, mutable=["batch_stats"])[0][0]
 
-    logits, pullback = jax.vjp(network, state.params)
     key = jax.random.key(1)
     leaves, treedef = jax.tree.flatten(state.params)
     direction = treedef.unflatten(
         [jax.random.normal(jax.random.fold_in(key, i), w.shape) for i, w in enumerate(leaves)]
     )
-    scaled = lambda t: jax.tree.map(lambda d: t * d, direction)
-    (pushed,) = jax.vjp(lambda u: pullback(u)[0], jnp.zeros_like(logits))[1](direction)
-    jacobian = jax.jacrev(network)(state.params)
-    products = jax.tree.map(lambda j, d: jnp.tensordot(j, d, d.ndim), jacobian, direction)
-    np.testing.assert_allclose(pushed, sum(jax.tree.leaves(products)), rtol=1e-3, atol=1e-3)
 
-    gradient, offset = _linear_oracle(logits, labels, pullback)(scaled(0.0))
-    expected = jax.grad(lambda p: multiclass_hinge(network(p), labels).mean())(state.params)
-    for ours, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected)):
+    @jax.jit
+    def found(params, distance):
+        logits, pullback = jax.vjp(network, params)
+        (pushed,) = jax.vjp(lambda u: pullback(u)[0], jnp.zeros_like(logits))[1](direction)
+        displacement = jax.tree.map(lambda d: distance * d, direction)
+        return logits, pushed, *_linear_oracle(logits, labels, pullback)(displacement)
+
+    @jax.jit
+    def expected(params):
+        jacobian = jax.jacrev(network)(params)
+        products = jax.tree.map(lambda j, d: jnp.tensordot(j, d, d.ndim), jacobian, direction)
+        loss, gradient = jax.value_and_grad(lambda p: multiclass_hinge(network(p), labels).mean())(params)
+        return sum(jax.tree.leaves(products)), gradient, loss
+
+    logits, pushed, gradient, offset = found(state.params, 0.0)
+    product, slope, loss = expected(state.params)
+    np.testing.assert_allclose(pushed, product, rtol=1e-3, atol=1e-3)
+    for ours, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(slope)):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
-    assert float(offset) == pytest.approx(float(multiclass_hinge(logits, labels).mean()), rel=1e-5)
+    assert float(offset) == pytest.approx(float(loss), rel=1e-5)
 
-    gradient, offset = _linear_oracle(logits, labels, pullback)(scaled(0.3))
+    *_, offset = found(state.params, 0.3)
     active = np.asarray(augmented_margins(logits + 0.3 * pushed, labels)).argmax(1)
     margins = np.asarray(augmented_margins(logits, labels))
     assert float(offset) == pytest.approx(margins[np.arange(8), active].mean(), rel=1e-5)
@@ -119,24 +130,29 @@ def test_the_oracle_of_a_smooth_network_linearises_it(data):
 
 def test_the_oracle_of_a_binary_network_is_the_transpose_of_its_gradient(data):
     experiment = experiment_of(replace(CONFIG, data=DataConfig()))
-    state = init_state(experiment, jnp.uint32(0))
+    state = jax.jit(partial(init_state, experiment))(jnp.uint32(0))
     x = (data[0][:8].astype(jnp.float32) - 100) / 50
 
     def network(params):
         variables = {"params": params} | state.model_state
         return experiment.model.apply(variables, x, train=True, mutable=["batch_stats"])[0][0]
 
-    logits, pullback = jax.vjp(network, state.params)
-    v = jax.tree.map(lambda w: jnp.cos(jnp.arange(w.size, dtype=w.dtype)).reshape(w.shape), state.params)
-    u = jnp.sin(jnp.arange(logits.size, dtype=jnp.float32)).reshape(logits.shape)
-    (pushed,) = jax.vjp(lambda u: pullback(u)[0], jnp.zeros_like(logits))[1](v)
-    transposed = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(pullback(u)[0]), jax.tree.leaves(v)))
-    assert float(jnp.vdot(u, pushed)) == pytest.approx(float(transposed), rel=1e-4)
+    @jax.jit
+    def products(params):
+        logits, pullback = jax.vjp(network, params)
+        v = jax.tree.map(lambda w: jnp.cos(jnp.arange(w.size, dtype=w.dtype)).reshape(w.shape), params)
+        u = jnp.sin(jnp.arange(logits.size, dtype=jnp.float32)).reshape(logits.shape)
+        (pushed,) = jax.vjp(lambda u: pullback(u)[0], jnp.zeros_like(logits))[1](v)
+        transposed = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(pullback(u)[0]), jax.tree.leaves(v)))
+        return jnp.vdot(u, pushed), transposed
+
+    pushed, transposed = products(state.params)
+    assert float(pushed) == pytest.approx(float(transposed), rel=1e-4)
 
 
 def test_evaluation_counts_every_example_once(data):
     experiment = experiment_of(CONFIG)
-    state = init_state(experiment, jnp.uint32(0))
+    state = jax.jit(partial(init_state, experiment))(jnp.uint32(0))
     x = (np.asarray(data[0], np.float32) - 100) / 50
     variables = {"params": state.params} | state.model_state
     logits, _ = experiment.model.apply(variables, jnp.asarray(x), train=False)
@@ -198,9 +214,13 @@ def test_a_regularizer_adds_its_gradient_and_reports_its_penalty(data):
     plain = replace(CONFIG, optim=OptimConfig("sgd", learning_rate=0.1, momentum=0.0))
     images, labels = data[0][:8], data[1][:8]
     regularized = replace(plain, regularizer="tang", regularizer_strength=0.01)
-    start = init_state(experiment_of(plain), 0)
-    without, _ = train_step(experiment_of(plain), start, images, labels)
-    with_it, metrics = train_step(experiment_of(regularized), start, images, labels)
+    start = jax.jit(partial(init_state, experiment_of(plain)))(0)
+
+    @jax.jit
+    def both(state):
+        return [train_step(experiment_of(config), state, images, labels) for config in (plain, regularized)]
+
+    (without, _), (with_it, metrics) = both(start)
     latent = [np.asarray(leaf, np.float64) for leaf in leaves_named(start.params, "latent_kernel")]
     assert float(metrics["penalty"]) == pytest.approx(0.01 * sum((1 - w**2).sum() for w in latent), rel=1e-5)
     pairs = zip(*(leaves_named(state.params, "latent_kernel") for state in (without, with_it)), latent)
