@@ -1,5 +1,6 @@
 """What holds for every test: strict ranks, a shared compilation cache, no downloads."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -19,6 +20,13 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 # The same examples in every run; `pytest --hypothesis-profile=default` looks for new ones.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def freeze_garbage():
+    """What a test file leaves in JAX's caches stays: the garbage collector need not walk through it again and again."""
+    yield
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
