@@ -5,7 +5,7 @@ from bnn_jax.layers.conv_dense import BinaryConv, BinaryDense
 from bnn_jax.layers.convolution import conv, scaled_conv
 from bnn_jax.layers.gates import ChannelGate, ChannelInteractions
 from bnn_jax.layers.norm import BatchNorm, batch_norm
-from bnn_jax.layers.pooling import max_pool
+from bnn_jax.layers.pooling import halve, max_pool
 from bnn_jax.layers.scaling import OutputScale
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "RPReLU",
     "batch_norm",
     "conv",
+    "halve",
     "max_pool",
     "scaled_conv",
 ]

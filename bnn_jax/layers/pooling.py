@@ -1,4 +1,4 @@
-"""Maximum pooling; for averages use `flax.linen.avg_pool`."""
+"""Pooling: maxima, and the means in front of a shortcut's convolution."""
 
 from functools import reduce
 
@@ -41,6 +41,18 @@ def max_pool(
     rows, columns = h // window[0], w // window[1]
     tiles = x[:, : rows * window[0], : columns * window[1]].reshape(b, rows, window[0], columns, window[1], c)
     return _largest(_largest(tiles, 4), 2)
+
+
+def halve(x: Float[Array, "batch h w channels"]) -> Float[Array, "batch rows columns channels"]:
+    """Means over 2x2 windows; at an odd edge over the pixels that are there, so that a 3x3 convolution, stride 2, fits.
+
+    >>> import jax.numpy as jnp
+    >>> halve(jnp.arange(9.0).reshape(1, 3, 3, 1))[0, :, :, 0]
+    Array([[2. , 3.5],
+           [6.5, 8. ]], dtype=float32)
+    """
+    padding = [(0, x.shape[1] % 2), (0, x.shape[2] % 2)]
+    return nn.avg_pool(x, (2, 2), (2, 2), padding, count_include_pad=padding == [(0, 0), (0, 0)])
 
 
 def _largest(x: Array, axis: int) -> Array:

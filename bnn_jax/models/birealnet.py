@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bnn_jax.errors import unknown_name
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, PReLU
-from bnn_jax.models.resnet import check_sizes, halve
+from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, PReLU, halve
+from bnn_jax.models.resnet import check_sizes
 from bnn_jax.models.stem import Stem
 from bnn_jax.quantizers import Quantizer
 

@@ -10,13 +10,10 @@ from flax.core import freeze
 from jaxtyping import Array, Float
 
 from bnn_jax.errors import unknown_name
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, ChannelInteractions
+from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, ChannelInteractions, halve
 from bnn_jax.layers.gates import Edge
 from bnn_jax.models.stem import Stem
 from bnn_jax.quantizers import Quantizer
-
-# Pools that do not tile the image, as those of a 7x7 map, average what there is.
-average_pool = partial(nn.avg_pool, window_shape=(2, 2), strides=(2, 2), padding="SAME", count_include_pad=False)
 
 
 class InteractingBlock(nn.Module):
@@ -54,7 +51,7 @@ class InteractingBlock(nn.Module):
             if self.binary_downsampling:
                 x = conv("downsample", x, 1, self.stride)
             else:
-                x = average_pool(x) if self.stride > 1 else x
+                x = halve(x) if self.stride > 1 else x
                 x = BinaryConv(self.features, kernel_size=(1, 1), name="downsample")(x)
             x = BatchNorm(name="downsample_norm")(x, train=train)
         y = y + x

@@ -6,12 +6,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense
+from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, halve
 from bnn_jax.models.stem import Stem
 from bnn_jax.quantizers import Quantizer
-
-# Pools that do not tile the image, as those of a 7x7 map, average what there is.
-average_pool = partial(nn.avg_pool, window_shape=(2, 2), strides=(2, 2), padding="SAME", count_include_pad=False)
 
 
 class SqueezeInteraction(nn.Module):
@@ -88,7 +85,7 @@ class DgrlUnit(nn.Module):
         y = BatchNorm(name="norm")(y, train=train)
         y = y + SqueezeInteraction(self.features, self.stride, self.reduction, name="branch")(x, train=train)
         if self.stride > 1 or x.shape[-1] != self.features:
-            x = average_pool(x) if self.stride > 1 else x
+            x = halve(x) if self.stride > 1 else x
             x = BinaryConv(self.features, kernel_size=(1, 1), name="downsample")(x)
             x = BatchNorm(name="downsample_norm")(x, train=train)
         return y + x

@@ -6,12 +6,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, RPReLU
+from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, RPReLU, halve
 from bnn_jax.models.stem import STEMS
 from bnn_jax.quantizers import Quantizer
-
-# Pools that do not tile the image, as those of a 7x7 map, average what there is.
-average_pool = partial(nn.avg_pool, window_shape=(2, 2), strides=(2, 2), padding="SAME", count_include_pad=False)
 
 
 class ReActBlock(nn.Module):
@@ -35,7 +32,7 @@ class ReActBlock(nn.Module):
             x, train=train, progress=progress
         )
         y = BatchNorm(name="norm3x3")(y, train=train)
-        x = RPReLU(name="activation3x3")(y + (average_pool(x) if self.stride > 1 else x))
+        x = RPReLU(name="activation3x3")(y + (halve(x) if self.stride > 1 else x))
 
         y = conv(self.features, kernel_size=(1, 1), name="conv1x1")(x, train=train, progress=progress)
         y = BatchNorm(name="norm1x1")(y, train=train)

@@ -7,13 +7,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, OutputScale, RPReLU, max_pool
+from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, OutputScale, RPReLU, halve, max_pool
 from bnn_jax.models.stem import STEMS, Stem
 from bnn_jax.quantizers import Quantizer
 from bnn_jax.quantizers.standardized import standardize
-
-# Pools that do not tile the image, as those of a 7x7 map, average what there is.
-average_pool = partial(nn.avg_pool, window_shape=(2, 2), strides=(2, 2), padding="SAME", count_include_pad=False)
 
 
 class ReActUnit(nn.Module):
@@ -37,7 +34,7 @@ class ReActUnit(nn.Module):
         )(x, train=train, progress=progress)
         y = BatchNorm(name="norm")(y, train=train)
         if self.stride > 1 or x.shape[-1] != self.features:
-            x = average_pool(x) if self.stride > 1 else x
+            x = halve(x) if self.stride > 1 else x
             x = BinaryConv(self.features, kernel_size=(1, 1), name="downsample")(x)
             x = BatchNorm(name="downsample_norm")(x, train=train)
         return RPReLU(name="activation")(y + x)
@@ -176,7 +173,7 @@ class BnFreeUnit(nn.Module):
             name="conv",
         )
         if self.stride > 1 or x.shape[-1] != self.features:
-            x = average_pool(normalized) if self.stride > 1 else normalized
+            x = halve(normalized) if self.stride > 1 else normalized
             x = conv(x, kernel_size=(1, 1), kernel_quantizer=self.downsample_quantizer, name="downsample")
         return RPReLU(name="activation")(self.alpha * y + x)
 

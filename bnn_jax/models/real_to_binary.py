@@ -6,12 +6,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, ChannelGate, OutputScale, PReLU, max_pool
+from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, ChannelGate, OutputScale, PReLU, halve, max_pool
 from bnn_jax.models.stem import STEMS
 from bnn_jax.quantizers import Quantizer
-
-# Pools that do not tile the image, as those of a 7x7 map, average what there is.
-average_pool = partial(nn.avg_pool, window_shape=(2, 2), strides=(2, 2), padding="SAME", count_include_pad=False)
 
 
 class HalfBlock(nn.Module):
@@ -45,7 +42,7 @@ class HalfBlock(nn.Module):
             y = OutputScale(case=4, name="scale")(y)
         y = PReLU(name="activation")(y)
         if self.stride > 1 or x.shape[-1] != self.features:
-            x = average_pool(x) if self.stride > 1 else x
+            x = halve(x) if self.stride > 1 else x
             x = BinaryConv(self.features, kernel_size=(1, 1), name="downsample")(x)
             x = BatchNorm(name="downsample_norm")(x, train=train)
         return y + x

@@ -17,17 +17,6 @@ def subsample_and_pad(x: Float[Array, "batch h w channels"], features: int, stri
     return jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
 
 
-def halve(x: Float[Array, "batch h w channels"]) -> Float[Array, "batch rows columns channels"]:
-    """Means over 2x2 windows; at an odd edge over the pixels that are there, so that a 3x3 convolution, stride 2, fits.
-
-    >>> halve(jnp.arange(9.0).reshape(1, 3, 3, 1))[0, :, :, 0]
-    Array([[2. , 3.5],
-           [6.5, 8. ]], dtype=float32)
-    """
-    padding = [(0, x.shape[1] % 2), (0, x.shape[2] % 2)]
-    return nn.avg_pool(x, (2, 2), (2, 2), padding, count_include_pad=padding == [(0, 0), (0, 0)])
-
-
 def check_sizes(network: nn.Module) -> None:
     """Raise a ValueError unless `num_classes`, `width` and all of `stage_sizes` of a network are positive."""
 

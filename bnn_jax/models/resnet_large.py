@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, OutputScale
-from bnn_jax.models.resnet import check_sizes, halve
+from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, OutputScale, halve
+from bnn_jax.models.resnet import check_sizes
 from bnn_jax.models.stem import Stem
 from bnn_jax.quantizers import Quantizer
 

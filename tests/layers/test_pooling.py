@@ -1,4 +1,4 @@
-"""Maximum pooling against numpy and flax."""
+"""Pooling against numpy and flax."""
 
 import flax.linen as nn
 import jax
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bnn_jax.layers import batch_norm, max_pool
+from bnn_jax.layers import batch_norm, halve, max_pool
 
 
 @pytest.mark.parametrize("window", [(2, 2), (3, 2)])
@@ -43,3 +43,11 @@ def test_gradient_of_a_computed_maximum_is_finite(level):
 
     gradient = jax.jit(jax.grad(loss), compiler_options={"xla_backend_optimization_level": level})(x)
     assert jnp.isfinite(gradient).all() and (gradient != 0).any()
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (5, 6), (3, 3), (1, 1)])
+def test_halve_takes_the_means_of_what_is_there(shape):
+    x = np.random.default_rng(1).normal(size=(2, *shape, 3)).astype(np.float32)
+    expected = [[x[:, i : i + 2, j : j + 2].mean((1, 2)) for j in range(0, shape[1], 2)] for i in range(0, shape[0], 2)]
+    found = halve(jnp.asarray(x))
+    np.testing.assert_allclose(found, np.moveaxis(expected, 2, 0), rtol=1e-5, atol=1e-6)

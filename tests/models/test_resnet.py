@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bnn_jax.models import MODELS
-from bnn_jax.models.resnet import ResNet, halve, subsample_and_pad
+from bnn_jax.models.resnet import ResNet, subsample_and_pad
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 
 XNOR = {
@@ -64,14 +64,6 @@ def test_the_shortcut_subsamples_and_pads():
     np.testing.assert_array_equal(y[..., :3], np.asarray(x)[:, ::2, ::2])
     np.testing.assert_array_equal(y[..., 3:], 0)
     assert subsample_and_pad(x, 3, 1) is x
-
-
-@pytest.mark.parametrize("shape", [(4, 6), (5, 6), (3, 3), (1, 1)])
-def test_halve_takes_the_means_of_what_is_there(shape):
-    x = np.random.default_rng(1).normal(size=(2, *shape, 3)).astype(np.float32)
-    expected = [[x[:, i : i + 2, j : j + 2].mean((1, 2)) for j in range(0, shape[1], 2)] for i in range(0, shape[0], 2)]
-    found = halve(jnp.asarray(x))
-    np.testing.assert_allclose(found, np.moveaxis(expected, 2, 0), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
