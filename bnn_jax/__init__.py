@@ -5,6 +5,8 @@ The stages, in the order data flows; a file imports only from stages above it:
     schedules     step -> value                                   SCHEDULES
     estimators    step functions with a chosen derivative         ESTIMATORS, make_sign
     quantizers    real tensor -> integer codes and a scale        WEIGHT_QUANTIZERS, ACTIVATION_QUANTIZERS
+    tracing       a computation as a graph                        bnn_jax.tracing.trace
+    packed        XNOR and popcount on words of 32 bits           bnn_jax.packed.bits, .matmul, .conv, .planes
     layers        Flax layers on codes                            BinaryConv, BinaryDense, BatchNorm
     models        networks by name                                MODELS
     losses        (logits, labels) -> a loss for each example     LOSSES
@@ -13,6 +15,7 @@ The stages, in the order data flows; a file imports only from stages above it:
     optim         Deep Frank-Wolfe with a box, and its peers      deep_frank_wolfe, OPTIMIZERS
     data          image sets in memory, augmentation inside jit   load_dataset
     training      config -> train(config, workdir) -> result      bnn_jax.training.loop.train
+    packed        networks frozen to bits, their file             freeze, verify, save, load of bnn_jax.packed
     analysis      accounting, gradient paths, reports, pictures   bnn_jax.analysis.accounting, .gradient_paths
 """
 

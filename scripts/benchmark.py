@@ -2,6 +2,8 @@
 
 training: a step of Deep Frank-Wolfe against one of Adam, and a scan of 20 steps against 20 single ones.
 estimators: forward and backward of every gradient estimator against the clipped straight-through one, and their memory.
+packed: products, convolutions and whole networks on packed bits against float32, int8 and, if installed, PyTorch and
+bnn-lab; with --output FILE.json a picture FILE.png too.
 Run it on an idle machine.
 """
 
@@ -18,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bnn_jax.analysis.benchmark import benchmark_estimators, benchmark_training
+from bnn_jax.analysis.packed_benchmark import NAMES, benchmark_packed, plot_packed
 from bnn_jax.analysis.provenance import provenance
 from bnn_jax.errors import UsageError, exit_code_of
 from bnn_jax.training.config import load_config
@@ -27,7 +30,7 @@ from bnn_jax.training.progress import progress_display
 
 @dataclass(frozen=True)
 class Arguments:
-    what: tyro.conf.Positional[Literal["training", "estimators"]]
+    what: tyro.conf.Positional[Literal["training", "estimators", "packed"]]
     config: Path = Path("configs/cifar10_xnor_resnet20.py")
     """Gives the network, the batch size and the optimizers of training."""
     values: int = 10_000_000
@@ -66,7 +69,34 @@ def measure_estimators(arguments: Arguments) -> dict[str, Any]:
     return found
 
 
-MEASURES = {"training": measure_training, "estimators": measure_estimators}
+def measure_packed(arguments: Arguments) -> dict[str, Any]:
+    """Run the benchmark and print its tables."""
+    with progress_display("packed") as on_progress:
+        found = benchmark_packed(repeats=arguments.repeats, on_progress=on_progress)
+    for kind, unit in (("matmul", "gmacs"), ("conv", "gmacs"), ("network", "ms")):
+        who = [name for name in NAMES if any(name in row[unit] for row in found[kind])]
+        title = f"{kind}: {'10^9 multiply-accumulates a second' if unit == 'gmacs' else 'ms a batch'}"
+        table = Table("shape", title=title, box=box.SIMPLE)
+        for name in who:
+            table.add_column(NAMES[name].replace(" ", "\n", 1), justify="right")
+        for row in found[kind]:
+            shape = "x".join(map(str, row["shape"])) if kind == "matmul" else f"{row['side']}^2"
+            shape += f" {row['channels']}->{row['features']}, batch {row['batch']}" if kind == "conv" else ""
+            shape = f"{row['name']} {shape}, batch {row['batch']}" if kind == "network" else shape
+            table.add_row(shape, *(f"{row[unit][name]:.3g}" if name in row[unit] else "" for name in who))
+        Console().print(table)
+    for row in found["network"]:
+        memory = ", ".join(f"{NAMES[who]} {size / 1e6:.1f}" for who, size in row["peak_memory"].items())
+        print(f"{row['name']} batch {row['batch']}: file {row['file_bytes'] / 1e6:.3f} MB; peak memory in MB: {memory}")
+    for name, ratios in found["summary"].items():
+        print(f"{name}: geometric mean {ratios['geometric_mean']:.2f}, {ratios['worst']:.2f} to {ratios['best']:.2f}")
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        print(plot_packed(found, arguments.output.with_suffix(".png")))
+    return found
+
+
+MEASURES = {"training": measure_training, "estimators": measure_estimators, "packed": measure_packed}
 
 
 def main() -> None:

@@ -1,4 +1,7 @@
-"""Evaluate a run: python scripts/evaluate.py runs/mine --split test --which best"""
+"""Evaluate a run or a file: python scripts/evaluate.py runs/mine --split test --which best
+
+A file of scripts/export.py takes the place of the run: python scripts/evaluate.py model.bnn.safetensors
+"""
 
 import sys
 from dataclasses import dataclass
@@ -7,7 +10,9 @@ from typing import Literal
 
 import tyro
 
-from bnn_jax.errors import exit_code_of
+from bnn_jax.data import load_dataset
+from bnn_jax.errors import UsageError, exit_code_of
+from bnn_jax.packed import load
 from bnn_jax.training.loop import evaluate_run
 from bnn_jax.training.programs import use_compilation_cache
 
@@ -15,20 +20,51 @@ from bnn_jax.training.programs import use_compilation_cache
 @dataclass(frozen=True)
 class Arguments:
     workdir: tyro.conf.Positional[Path]
-    """Folder of a run, finished or not."""
+    """Folder of a run, finished or not, or a file of scripts/export.py."""
     split: Literal["train", "validation", "test"] = "test"
     which: Literal["best", "last"] = "best"
-    """The variables of the best validation epoch, or of the newest checkpoint."""
+    """The variables of the best validation epoch, or of the newest checkpoint; of a run."""
+    data: str | None = None
+    """The data set for a file, if not the one that it names."""
     data_dir: str | None = None
     """Where the data set lies now, if not where the run found it."""
+
+
+def evaluate_trained(arguments: Arguments) -> str:
+    """What the run's checkpoint reaches."""
+    if arguments.data is not None:
+        raise UsageError(
+            f"`data` (={arguments.data!r}) is for a file; a run is evaluated on its own data, leave it out"
+        )
+    found = evaluate_run(arguments.workdir, split=arguments.split, which=arguments.which, data_dir=arguments.data_dir)
+    numbers = f"accuracy {100 * found['accuracy']:.2f} %, loss {found['loss']:.4f} on {found['examples']} examples"
+    return f"{arguments.split}: {numbers} ({arguments.which}, step {found['step']})"
+
+
+def evaluate_file(arguments: Arguments) -> str:
+    """What the packed network of a file reaches."""
+    network = load(arguments.workdir)
+    data = network.metadata["tested"].get("data", {}) | ({} if arguments.data is None else {"name": arguments.data})
+    if "name" not in data:
+        raise UsageError(f"`data` must name a data set, for {arguments.workdir} names none; as --data cifar10")
+    dataset = load_dataset(data.pop("name"), data_dir=arguments.data_dir, **data)
+    given = (dataset.train.images.shape[1:], dataset.num_classes)
+    wanted = (network.metadata["image_shape"], network.metadata["num_classes"])
+    if given != wanted:
+        raise UsageError(
+            f"`data` (={dataset.name!r}) has images of shape {given[0]} in {given[1]} classes, but {arguments.workdir} "
+            f"takes images of shape {wanted[0]} in {wanted[1]}; choose another `--data`"
+        )
+    chosen = getattr(dataset, arguments.split)
+    accuracy = network.accuracy(chosen.images, chosen.labels)
+    return f"{arguments.split}: accuracy {100 * accuracy:.2f} % on {len(chosen.labels)} examples (packed)"
 
 
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     use_compilation_cache()
-    found = evaluate_run(arguments.workdir, split=arguments.split, which=arguments.which, data_dir=arguments.data_dir)
-    print(f"{arguments.split}: accuracy {100 * found['accuracy']:.2f} %, loss {found['loss']:.4f} ", end="")
-    print(f"on {found['examples']} examples ({arguments.which}, step {found['step']})")
+    is_run = arguments.workdir.suffix != ".safetensors" and not arguments.workdir.is_file()
+    print(evaluate_trained(arguments) if is_run else evaluate_file(arguments))
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ def totals_of(account: Account, convention: Convention) -> Iterator[tuple[str, s
     yield "stored", ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
     yield "not counted", ", ".join(n.replace("_", " ") for n, on in convention._asdict().items() if not on) or "nothing"
     yield "storage", f"{account.megabits(convention):,.3f} Mbit, {account.mebibytes(convention):,.3f} MiB"
-    yield "packed file", f"about {account.payload_bytes():,} bytes, all included"
+    yield "packed file", f"{account.payload_bytes():,} bytes and a header below 4 KiB"
     macs = account.macs(convention)
     kinds = {name.replace("_", "-"): count for name, count in macs._asdict().items() if name != "bit_products"}
     yield "multiply-accumulates", ", ".join(f"{count:,} {name}" for name, count in kinds.items() if count)

@@ -13,14 +13,18 @@ STAGES = (
     {"schedules"},
     {"estimators"},
     {"quantizers"},
+    {"tracing", "kernels"},
     {"layers"},
     {"models"},
     {"losses", "distillation", "regularizers"},
     {"optim"},
     {"data"},
     {"training"},
+    {"packed"},
     {"analysis"},
 )
+KERNELS = {"bits", "matmul", "conv", "planes", "thresholds"}
+"""The files of `packed` that layers are built on; the others freeze, store and export whole networks."""
 RANK = {name: rank for rank, stage in enumerate(STAGES) for name in stage}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
@@ -31,11 +35,16 @@ def imported_stages(path):
         modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         for module in modules:
             if module and module.startswith("bnn_jax."):
-                yield module.split(".")[1]
+                names = [a.name for a in node.names] if module == "bnn_jax.packed" else module.split(".")[2:3]
+                yield from {stage(module.split(".")[1], name) for name in names or [""]}
+
+
+def stage(folder, file):
+    return "kernels" if folder == "packed" and file in KERNELS else folder
 
 
 def stage_of(path):
-    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+    return stage(*[*path.relative_to(PACKAGE).with_suffix("").parts, ""][:2])
 
 
 def test_every_file_has_a_stage():
@@ -49,9 +58,9 @@ def test_imports_point_upwards(path):
         assert stage == own or RANK[stage] < RANK[own], f"{path} imports bnn_jax.{stage}"
 
 
-def test_only_layers_models_and_training_import_flax():
+def test_only_layers_models_training_and_packed_networks_import_flax():
     users = {stage_of(path) for path in FILES if "import flax" in path.read_text()}
-    assert users <= {"layers", "models", "training"}
+    assert users <= {"layers", "models", "training", "packed"}
 
 
 def test_importing_the_package_is_light():

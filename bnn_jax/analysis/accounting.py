@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import jax
 from jax import ShapeDtypeStruct
 
-from bnn_jax.analysis.kernel_uses import Inference, Use, bases_of, bits_of, classifier_of, fan_in, inference
-from bnn_jax.analysis.trace import Trace, multiply_accumulates, trace
+from bnn_jax.tracing.kernel_uses import Inference, Use, bases_of, bits_of, classifier_of, fan_in, inference
+from bnn_jax.tracing.trace import Trace, multiply_accumulates, trace
 from bnn_jax.errors import unknown_name
+from bnn_jax.packed.freezing import threshold_chains
 from bnn_jax.training.config import Config, ModelConfig
 from bnn_jax.training.experiment import make_model
 from bnn_jax.training.validation import validate
@@ -117,11 +118,14 @@ class Account(NamedTuple):
       layers: in the order of the computation.
       batch_norm: scale and shift of each normalized channel, into which statistics and parameters fold.
       other: all other numbers that inference needs, by path: thresholds, slopes, levels of activations.
+      folded: numbers among these that a packed file does without, because a threshold a channel takes the place of a
+        layer's scales and bias and of the normalization behind it.
     """
 
     layers: tuple[Layer, ...]
     batch_norm: int
     other: dict[str, int]
+    folded: int = 0
 
     def weights(self, bits: int) -> int:
         """How many weights have so many bits."""
@@ -181,13 +185,13 @@ class Account(NamedTuple):
         return self.bits(convention) / 8 / 2**20
 
     def payload_bytes(self) -> int:
-        r"""Estimate of the packed file's arrays: 4 (words + numbers).
+        r"""Size of the packed file without its header: 4 (words + numbers).
 
         words    for each filter of a quantized kernel: bits a weight * ceil(fan-in / 32); a real weight is one word
-        numbers  biases, scales, two a normalized channel (where nothing but a quantizer follows, one threshold would
-                 do), and all others, as float32
+        numbers  biases, scales, two a normalized channel, and all others, as float32; a threshold a channel, of 32 bits
+                 too, where that is all that is left of a layer's scales and bias and of its normalization
         """
-        return 4 * (sum(layer.words for layer in self.layers) + self._numbers(EVERYTHING))
+        return 4 * (sum(layer.words for layer in self.layers) + self._numbers(EVERYTHING) - self.folded)
 
     def _numbers(self, convention: Convention) -> int:
         classifier = sum(layer.biases for layer in self.layers if layer.classifier)
@@ -262,7 +266,11 @@ def account_model(model: Any, image_shape: tuple[int, int, int], *, num_classes:
     images = ShapeDtypeStruct((1, *image_shape), "float32")
     rngs = {"params": jax.random.key(0)}
     variables = jax.eval_shape(lambda images: model.init(rngs, images, train=False), images)
-    return account(lambda variables, images: model.apply(variables, images, train=False), dict(variables), images)
+    found = account(lambda variables, images: model.apply(variables, images, train=False), dict(variables), images)
+    layers = {layer.name.rpartition("/")[0]: layer for layer in found.layers}
+    # Of the two numbers of a normalized channel the threshold takes the place of one.
+    thresholds = [layers[chain.layer] for chain in threshold_chains(model, variables, image_shape)]
+    return found._replace(folded=sum(layer.scales + layer.biases + layer.shape[-1] for layer in thresholds))
 
 
 def as_dict(account: Account, convention: Convention = EVERYTHING) -> dict[str, Any]:

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax import ShapeDtypeStruct
 from jaxtyping import Array, Float
 
-from bnn_jax.analysis.trace import ChosenGradient, Operation, Trace, multiply_accumulates, products, trace
+from bnn_jax.tracing.trace import ChosenGradient, Operation, Trace, multiply_accumulates, products, trace
 from bnn_jax.quantizers.codes import read_mark
 
 # From floats to floats, with the derivative zero everywhere.

@@ -1,7 +1,8 @@
 r"""Convolution and dense layers on integer codes, for binary, ternary and full precision alike.
 
 What `input_quantizer` and `kernel_quantizer` return decides the precision.  A quantized layer keeps its real weights,
-the latent weights, in the parameter `latent_kernel`; a full-precision one in `kernel`.
+the latent weights, in the parameter `latent_kernel`; a full-precision one in `kernel`.  A layer that finds a packed
+kernel among its variables (:func:`bnn_jax.packed.freeze`) computes on bits, with the same integers as result.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +14,17 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from bnn_jax.layers.convolution import Padding, Pair, conv, resolve_padding, scaled_conv
+from bnn_jax.layers.frozen import (
+    PRODUCTS,
+    code_sets,
+    freeze_kernel,
+    is_freezing,
+    is_words,
+    packed_kernel,
+    scale_of,
+    unpacked,
+)
+from bnn_jax.packed.planes import PackedBase, Values, conv_product, dense_product, input_words, multiplies_on_bits
 from bnn_jax.quantizers import Bases, Quantized, Quantizer, bases, dequantize, mark
 from bnn_jax.types import LATENT_KERNEL, Key
 
@@ -53,14 +65,61 @@ def _quantize(module: nn.Module, name: str, quantizer: Quantizer | None, x: Arra
     return _marked(quantized, name, quantizer)
 
 
-def _operands(module: nn.Module, x: Array, kernel_shape: tuple[int, ...], phase: Phase):
-    """The bases of the inputs and of the kernel; real inputs get the dequantized kernel as one base."""
-    name = "kernel" if module.kernel_quantizer is None else LATENT_KERNEL
-    kernel = module.param(name, module.kernel_init, kernel_shape, module.param_dtype).astype(module.dtype)
-    kernel = _quantize(module, "kernel_quantizer", module.kernel_quantizer, kernel, phase)
+class Operands(NamedTuple):
+    """What a layer multiplies.
+
+    Attributes:
+      inputs: the bases of the inputs.
+      values: their code sets, () for real numbers.
+      kernel: the bases of the kernel, packed where they are multiplied on bits; one, dequantized, for real inputs.
+      shape: of the kernel.
+      integers: the product of the codes alone is wanted.
+    """
+
+    inputs: tuple[Quantized, ...]
+    values: list[Values]
+    kernel: tuple[Quantized | PackedBase, ...]
+    shape: tuple[int, ...]
+    integers: bool
+
+    @property
+    def only(self) -> tuple[Array, Values, PackedBase]:
+        """Input codes, their set and the base of the kernel, where there is one of each."""
+        return self.inputs[0].codes, self.values[0], self.kernel[0]
+
+
+def _operands(module: nn.Module, x: Array, kernel_shape: tuple[int, ...], phase: Phase) -> Operands:
+    packed = packed_kernel(module)
+    if packed is None:
+        kernel, shape = _trained_kernel(module, kernel_shape, phase), kernel_shape
+    else:
+        kernel, shape = packed.bases, packed.shape
+    if is_words(x):
+        inputs = (Quantized(x, jnp.asarray(packed.input_scale, module.dtype)),)
+    else:
+        inputs = _quantize(module, "input_quantizer", module.input_quantizer, x.astype(module.dtype), phase)
+    values = [()] if module.input_quantizer is None else code_sets(module.input_quantizer, len(inputs))
+    if packed is not None and not all(multiplies_on_bits(v, base.values) for v in values for base in kernel):
+        kernel = tuple(unpacked(base, shape, module.dtype) for base in kernel)
     if module.input_quantizer is None:
         kernel = (Quantized(dequantize(kernel), jnp.ones((), module.dtype)),)
-    return _quantize(module, "input_quantizer", module.input_quantizer, x.astype(module.dtype), phase), kernel
+    return Operands(inputs, values, kernel, shape, packed is not None and packed.integers)
+
+
+def _trained_kernel(module: nn.Module, shape: tuple[int, ...], phase: Phase) -> tuple[Quantized, ...]:
+    name = "kernel" if module.kernel_quantizer is None else LATENT_KERNEL
+    kernel = module.param(name, module.kernel_init, shape, module.param_dtype).astype(module.dtype)
+    kernel = _quantize(module, "kernel_quantizer", module.kernel_quantizer, kernel, phase)
+    if module.kernel_quantizer is not None and is_freezing(module, phase.train):
+        freeze_kernel(module, kernel, shape)
+    return kernel
+
+
+def _record(module: nn.Module, codes: Array, values: Values, product: Callable[[], Array]) -> None:
+    """Put the packed input codes and their integer product into the collection "products", if that is mutable."""
+    if values and module.is_mutable_collection(PRODUCTS) and not module.is_initializing():
+        module.sow(PRODUCTS, "words", input_words(codes, values))
+        module.sow(PRODUCTS, "integers", product().astype(jnp.int32))
 
 
 def _finish(module: nn.Module, y: Array, phase: Phase) -> Array:
@@ -70,6 +129,51 @@ def _finish(module: nn.Module, y: Array, phase: Phase) -> Array:
         y = y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
     if module.gradient_quantizer is not None and phase.train:
         y = module.gradient_quantizer(y, module.make_rng("quantizer"))
+    return y
+
+
+def _conv(layer: "BinaryConv", codes: Array, values: Values, base: Quantized | PackedBase, shape, padding) -> Array:
+    """scale_w (codes * codes_w)."""
+    if isinstance(base, PackedBase):
+        integers = _conv_integers(layer, codes, values, base, shape, padding)
+        return integers.astype(layer.dtype) * scale_of(base, layer.dtype)
+    padded = codes
+    if layer.pad_value:
+        padded = jnp.pad(codes, ((0, 0), *padding, (0, 0)), constant_values=layer.pad_value)
+        padding = ((0, 0), (0, 0))
+    geometry = (layer.strides, padding, layer.kernel_dilation)
+    _record(layer, codes, values, lambda: conv(padded, base.codes, *geometry))
+    return scaled_conv(padded, base.codes, base.scale, *geometry)
+
+
+def _conv_integers(layer: "BinaryConv", codes: Array, values: Values, base: PackedBase, shape, padding) -> Array:
+    y = conv_product(
+        codes,
+        base,
+        values=values,
+        shape=shape,
+        strides=layer.strides,
+        padding=padding,
+        dilation=layer.kernel_dilation,
+        pad_value=layer.pad_value,
+    )
+    _record(layer, codes, values, lambda: y)
+    return y
+
+
+def _dense(layer: "BinaryDense", inputs: Quantized, values: Values, base: Quantized | PackedBase, shape) -> Array:
+    """scale_x scale_w (codes_x @ codes_w)."""
+    if isinstance(base, PackedBase):
+        y = _dense_integers(layer, inputs.codes, values, base, shape).astype(layer.dtype)
+        return inputs.scale * scale_of(base, layer.dtype) * y
+    y = inputs.codes @ base.codes
+    _record(layer, inputs.codes, values, lambda: y)
+    return inputs.scale * base.scale * y
+
+
+def _dense_integers(layer: "BinaryDense", codes: Array, values: Values, base: PackedBase, shape) -> Array:
+    y = dense_product(codes, base, values=values, shape=shape)
+    _record(layer, codes, values, lambda: y)
     return y
 
 
@@ -139,7 +243,7 @@ class BinaryConv(nn.Module):
         self, x: Float[Array, "batch height width channels"], *, train: bool = False, progress: Array | float = 1.0
     ) -> Float[Array, "batch h w features"]:
         phase = Phase(train, progress)
-        inputs, kernel = _operands(self, x, (*self.kernel_size, x.shape[-1], self.features), phase)
+        operands = _operands(self, x, (*self.kernel_size, x.shape[-1], self.features), phase)
         padding = resolve_padding(
             self.padding,
             shape=x.shape[1:3],
@@ -147,21 +251,16 @@ class BinaryConv(nn.Module):
             strides=self.strides,
             dilation=self.kernel_dilation,
         )
-
-        def product(x_base, w_base):
-            codes, pads = self._pad(x_base.codes, padding)
-            geometry = (self.strides, pads, self.kernel_dilation)
-            return x_base.scale * scaled_conv(codes, w_base.codes, w_base.scale, *geometry)
-
-        y = sum(product(x_base, w_base) for x_base in inputs for w_base in kernel)
+        if operands.integers:
+            return _conv_integers(self, *operands.only, operands.shape, padding)
+        y = sum(
+            x_base.scale * _conv(self, x_base.codes, values, w_base, operands.shape, padding)
+            for x_base, values in zip(operands.inputs, operands.values)
+            for w_base in operands.kernel
+        )
         if self.input_scaling:
             y = y * self._input_scale(x.astype(self.dtype), padding)
         return _finish(self, y, phase)
-
-    def _pad(self, codes, padding):
-        if self.pad_value == 0:
-            return codes, padding
-        return jnp.pad(codes, ((0, 0), *padding, (0, 0)), constant_values=self.pad_value), ((0, 0), (0, 0))
 
     def _input_scale(self, x, padding):
         magnitude = lax.stop_gradient(jnp.abs(x).mean(-1, keepdims=True))
@@ -200,6 +299,12 @@ class BinaryDense(nn.Module):
         self, x: Float[Array, "batch inputs"], *, train: bool = False, progress: Array | float = 1.0
     ) -> Float[Array, "batch features"]:
         phase = Phase(train, progress)
-        inputs, kernel = _operands(self, x, (x.shape[-1], self.features), phase)
-        y = sum(x_base.scale * w_base.scale * (x_base.codes @ w_base.codes) for x_base in inputs for w_base in kernel)
+        operands = _operands(self, x, (x.shape[-1], self.features), phase)
+        if operands.integers:
+            return _dense_integers(self, *operands.only, operands.shape)
+        y = sum(
+            _dense(self, x_base, values, w_base, operands.shape)
+            for x_base, values in zip(operands.inputs, operands.values)
+            for w_base in operands.kernel
+        )
         return _finish(self, y, phase)

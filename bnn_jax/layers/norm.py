@@ -8,6 +8,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from bnn_jax.layers.frozen import PACKED, is_freezing
+from bnn_jax.packed.bits import pack
+from bnn_jax.packed.thresholds import above
+
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def batch_norm(
@@ -35,7 +39,10 @@ def _per_channel(x, *vectors):
     return (vector.reshape((1,) * (x.ndim - 1) + (-1,)) for vector in vectors)
 
 
-def _affine(x, gain, offset):
+def affine(
+    x: Float[Array, "... channels"], gain: Float[Array, "channels"], offset: Float[Array, "channels"]
+) -> Float[Array, "... channels"]:
+    """x gain + offset, in x's dtype."""
     gain, offset = _per_channel(x, gain, offset)
     return (x * gain + offset).astype(x.dtype)
 
@@ -47,7 +54,7 @@ def _normalize(x, scale, bias, epsilon):
     variance = jnp.maximum((x32 * x32).mean(axes) - mean * mean, 0)
     inverse = lax.rsqrt(variance + epsilon)
     gain = scale * inverse
-    return _affine(x, gain, bias - mean * gain), mean, variance, inverse
+    return affine(x, gain, bias - mean * gain), mean, variance, inverse
 
 
 def _forward(x, scale, bias, epsilon):
@@ -78,7 +85,8 @@ class BatchNorm(nn.Module):
     r"""Batch normalization over all axes but the last.
 
     Training uses the batch's statistics and moves the running ones, running = momentum running + (1 - momentum) batch;
-    otherwise the running ones are used.
+    otherwise the running ones are used.  Frozen (:func:`bnn_jax.packed.freeze`) it has them folded into a gain and an
+    offset a channel; or, between packed layers, a threshold a channel, by which it turns integers into packed codes.
 
     Attributes:
       momentum: of the running statistics (PyTorch's momentum is one minus this).
@@ -97,6 +105,10 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... channels"], *, train: bool) -> Float[Array, "... channels"]:
+        if self.has_variable(PACKED, "threshold"):
+            return pack(above(x, self.get_variable(PACKED, "threshold")))
+        if self.has_variable(PACKED, "gain"):
+            return affine(x, self.get_variable(PACKED, "gain"), self.get_variable(PACKED, "offset"))
         channels = (x.shape[-1],)
         scale, bias = jnp.ones(channels, self.param_dtype), jnp.zeros(channels, self.param_dtype)
         if self.use_scale:
@@ -107,7 +119,11 @@ class BatchNorm(nn.Module):
         running_variance = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         if not train:
             gain = scale * lax.rsqrt(running_variance.value + self.epsilon)
-            return _affine(x, gain, bias - running_mean.value * gain)
+            offset = bias - running_mean.value * gain
+            if is_freezing(self, train):
+                self.put_variable(PACKED, "gain", gain)
+                self.put_variable(PACKED, "offset", offset)
+            return affine(x, gain, offset)
         y, mean, variance = batch_norm(x, scale, bias, self.epsilon)
         if not self.is_initializing():
             for running, batch in ((running_mean, mean), (running_variance, variance)):

@@ -3,13 +3,17 @@
 from functools import reduce
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
 from bnn_jax.layers.convolution import Padding, Pair
+from bnn_jax.layers.frozen import is_words
+from bnn_jax.packed import bits
 
 
+@jax.named_scope("max_pool")
 def max_pool(
     x: Float[Array, "batch height width channels"],
     window: Pair = (2, 2),
@@ -26,6 +30,7 @@ def max_pool(
     time of `flax.linen.max_pool` on CPU.
 
     Args:
+      x: numbers; or uint32, packed codes, of which the higher one is found with an OR (frozen networks).
       window: (height, width).
       strides: None is `window`.
 
@@ -34,6 +39,8 @@ def max_pool(
     Array([[ 5.,  7.],
            [13., 15.]], dtype=float32)
     """
+    if is_words(x):
+        return bits.max_pool(x, window, strides=strides, padding=padding)
     strides = window if strides is None else strides
     if tuple(strides) != tuple(window) or max(map(max, padding)) > 0:
         return nn.max_pool(x, window, strides, padding)

@@ -83,7 +83,7 @@ class XnorAlexNet(nn.Module):
         x = block(6, x, units, kernel_size=x.shape[1:3], padding="VALID")
         x = block(7, x, units, kernel_size=(1, 1))
         x = BatchNorm(epsilon=1e-3, name="norm")(x, train=train)
-        intermediates["features"] = x = nn.relu(x).reshape((len(x), -1))
+        intermediates["features"] = x = nn.relu(x).reshape((x.shape[0], -1))
         return BinaryDense(self.num_classes, use_bias=True, name="head")(x).astype(jnp.float32), intermediates
 
 
@@ -141,7 +141,7 @@ class DorefaAlexNet(nn.Module):
         x = self._layer("3", x, 4 * self.width, groups=2, **phase)
         x = overlapping_pool(self._layer("4", x, middle, groups=2, **phase))
         intermediates["stage3"] = x
-        x = x.reshape((len(x), -1))
+        x = x.reshape((x.shape[0], -1))
         for number in ("5", "6"):
             x = self._layer(number, x, units, **phase)
         intermediates["features"] = x = nn.relu(x) if self.input_quantizer is None else jnp.clip(x, 0, 1)
@@ -237,7 +237,7 @@ class BnnPlusAlexNet(nn.Module):
         x = norm(4, conv(4 * self.width, padding=1, name="conv4")(x, **phase))
         x = conv(4 * self.width, padding=1, name="conv5")(x, **phase)
         intermediates["stage3"] = x = norm(5, overlapping_pool(x))
-        x = x.reshape((len(x), -1))
+        x = x.reshape((x.shape[0], -1))
         x = norm(6, dense(64 * self.width, name="dense1")(x, **phase))
         x = norm(7, dense(64 * self.width, name="dense2")(x, **phase))
         intermediates["features"] = x = nn.hard_tanh(x)

@@ -108,7 +108,7 @@ class ConvNet(nn.Module):
                 x = max_pool(x) if position == convs - 1 else x
                 x = activation(norm(name=f"norm{number}")(x, train=train))
             intermediates[f"stage{stage + 1}"] = x
-        x = x.reshape((len(x), -1))
+        x = x.reshape((x.shape[0], -1))
         for layer in range(self.dense_layers):
             x = dense(8 * self.width, name=f"dense{layer + 1}")(x, **phase)
             x = activation(norm(name=f"dense_norm{layer + 1}")(x, train=train))
@@ -194,7 +194,7 @@ class BinaryMLP(nn.Module):
         hidden_quantizer = None if real else with_dropout(self.input_quantizer, self.hidden_dropout)
         phase = {"train": train, "progress": progress}
 
-        x = dropout(self.input_dropout, name="input_dropout")(images.reshape((len(images), -1)))
+        x = dropout(self.input_dropout, name="input_dropout")(images.reshape((images.shape[0], -1)))
         intermediates = {}
         for layer in range(1, self.hidden_layers + 1):
             quantizer = None if layer == 1 else hidden_quantizer

@@ -71,6 +71,6 @@ class LeNet(nn.Module):
         intermediates = {"conv1": x}
         x = inner(round(self.width * 8 / 3), kernel_size=size, padding="VALID", name="conv2")(x, **phase)
         intermediates["conv2"] = x = nn.relu(max_pool(x))
-        x = nn.relu(dense(120, name="dense1")(x.reshape((len(x), -1))))
+        x = nn.relu(dense(120, name="dense1")(x.reshape((x.shape[0], -1))))
         intermediates["features"] = x = nn.relu(dense(84, name="dense2")(x))
         return dense(self.num_classes, name="head")(x).astype(jnp.float32), intermediates

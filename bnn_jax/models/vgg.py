@@ -71,7 +71,7 @@ class VGG(nn.Module):
                 x = max_pool(x) if position == convs - 1 else x
                 x = clip(BatchNorm(name=f"norm{number}")(x, train=train))
             intermediates[f"stage{stage + 1}"] = x
-        x = x.reshape((len(x), -1))
+        x = x.reshape((x.shape[0], -1))
         for layer in range(self.dense_layers):
             x = BinaryDense(4 * self.width, name=f"dense{layer + 1}", **quantizers)(x, **phase)
             x = clip(BatchNorm(name=f"dense_norm{layer + 1}")(x, train=train))

@@ -8,15 +8,13 @@ import optax
 from jaxtyping import Array
 
 from bnn_jax.losses import LOSSES
-from bnn_jax.models import MODELS
+from bnn_jax.models.build import build_model
 from bnn_jax.optim import latent_box, make_optimizer
 from bnn_jax.optim.frozen import train_only
-from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, make_quantizer
 from bnn_jax.regularizers import REGULARIZERS, penalty
 from bnn_jax.schedules import SCHEDULES
 from bnn_jax.training.config import Config, DataConfig, DiagnosticsConfig, DistillationConfig, ModelConfig
 from bnn_jax.training.diagnostics import histogram_bounds
-from bnn_jax.training.validation import with_published_quantizers
 from bnn_jax.types import LossFunction, Params
 
 
@@ -50,16 +48,7 @@ class Experiment(NamedTuple):
 
 def make_model(settings: ModelConfig, *, num_classes: int) -> nn.Module:
     """The network of a validated config."""
-    settings = with_published_quantizers(settings)
-    inputs, kernels = settings.input_quantizer_options, settings.kernel_quantizer_options
-    return MODELS[settings.name](
-        num_classes=num_classes,
-        input_quantizer=make_quantizer(ACTIVATION_QUANTIZERS, settings.input_quantizer, **inputs),
-        kernel_quantizer=make_quantizer(WEIGHT_QUANTIZERS, settings.kernel_quantizer, **kernels),
-        **({} if settings.width is None else {"width": settings.width}),
-        **({"input_scaling": True} if settings.input_scaling else {}),
-        **settings.options,
-    )
+    return build_model(num_classes=num_classes, **vars(settings))
 
 
 def make_experiment(

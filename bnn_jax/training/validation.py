@@ -6,7 +6,8 @@ from dataclasses import replace
 from bnn_jax.distillation import DISTILLATION_LOSSES
 from bnn_jax.errors import UsageError, unknown_name
 from bnn_jax.losses import LOSSES, PIECEWISE_LINEAR
-from bnn_jax.models import MODELS, PUBLISHED_QUANTIZERS
+from bnn_jax.models import MODELS
+from bnn_jax.models.build import quantizer_settings
 from bnn_jax.optim import OPTIMIZERS
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, make_quantizer
 from bnn_jax.regularizers import REGULARIZERS
@@ -16,14 +17,8 @@ from bnn_jax.training.config import Config, ModelConfig
 
 def with_published_quantizers(model: ModelConfig) -> ModelConfig:
     """`model` with a name for each quantizer; options that are given go before the published ones."""
-    published = PUBLISHED_QUANTIZERS[model.name]
-    if model.input_quantizer is None:
-        options = dict(published.input_options) | model.input_quantizer_options
-        model = replace(model, input_quantizer=published.input_quantizer, input_quantizer_options=options)
-    if model.kernel_quantizer is None:
-        options = dict(published.kernel_options) | model.kernel_quantizer_options
-        model = replace(model, kernel_quantizer=published.kernel_quantizer, kernel_quantizer_options=options)
-    return model
+    given = {key: value for key, value in vars(model).items() if "quantizer" in key}
+    return replace(model, **quantizer_settings(model.name, **given))
 
 
 def validate(config: Config) -> Config:

@@ -1,0 +1,63 @@
+"""What a layer does to be frozen, and what it needs to run frozen: its part in :func:`bnn_jax.packed.freeze`."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from bnn_jax.packed.planes import PackedBase, PackedKernel, Values, pack_codes, unpack_codes
+from bnn_jax.quantizers import Quantized, Quantizer
+
+PACKED = "packed"
+"""The collection of the variables that take the place of latent weights and normalizations."""
+
+PRODUCTS = "products"
+"""The collection into which layers put their codes and integer products, when it is mutable."""
+
+
+def is_freezing(module: nn.Module, train: bool) -> bool:
+    """Whether this call is one of :func:`bnn_jax.packed.freeze`, which collects the packed variables."""
+    return module.is_mutable_collection(PACKED) and not module.is_initializing() and not train
+
+
+def code_sets(quantizer: Quantizer, bases: int) -> list[Values]:
+    """The code set of each base; () for real numbers."""
+    nested = quantizer.code_set and isinstance(quantizer.code_set[0], Sequence)
+    return [tuple(values) for values in (quantizer.code_set if nested else [quantizer.code_set] * bases)]
+
+
+def freeze_kernel(module: nn.Module, kernel: Sequence[Quantized], shape: tuple[int, ...]) -> None:
+    """Put a layer's quantized kernel into the collection "packed".
+
+    Raises:
+      ValueError: if the kernel quantizer has real numbers in the place of codes.
+    """
+    sets = code_sets(module.kernel_quantizer, len(kernel))
+    if () in sets:
+        raise ValueError(
+            f"`model` cannot be packed: the kernel quantizer of layer {'/'.join(module.path)!r} evaluates with real "
+            "weights; choose one with codes"
+        )
+    packed = (PackedBase(pack_codes(base.codes, s), base.scale, s) for base, s in zip(kernel, sets, strict=True))
+    module.put_variable(PACKED, "kernel", PackedKernel(tuple(packed), tuple(shape)))
+
+
+def packed_kernel(module: nn.Module) -> PackedKernel | None:
+    """The layer's packed kernel, if it is frozen."""
+    return module.get_variable(PACKED, "kernel") if module.has_variable(PACKED, "kernel") else None
+
+
+def scale_of(base: PackedBase, dtype: jnp.dtype) -> Array:
+    """The scale of a packed base."""
+    return jnp.asarray(base.constant if base.scale is None else base.scale, dtype)
+
+
+def unpacked(base: PackedBase, shape: tuple[int, ...], dtype: jnp.dtype) -> Quantized:
+    """A packed base as numbers."""
+    return Quantized(unpack_codes(base, shape, dtype), scale_of(base, dtype))
+
+
+def is_words(x: Array) -> bool:
+    """Whether activations come as the packed codes that a normalization with thresholds returns."""
+    return x.dtype == jnp.uint32

@@ -1,0 +1,127 @@
+"""build_model: a network of the table from names, numbers and options, as a config or a file states them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+
+from bnn_jax.errors import unknown_name
+from bnn_jax.models import MODELS, PUBLISHED_QUANTIZERS
+from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, make_quantizer
+
+LARGEST = {"width": 2**16, "num_classes": 2**20, "image_shape": 2**10, "options": 2**9, "bases": 2**5, "bits": 2**5}
+"""Bounds of what decides how long a network takes to trace, see :func:`check_extent`."""
+
+
+def quantizer_settings(
+    name: str,
+    *,
+    input_quantizer: str | None = None,
+    input_quantizer_options: Mapping[str, Any] = {},
+    kernel_quantizer: str | None = None,
+    kernel_quantizer_options: Mapping[str, Any] = {},
+) -> dict[str, Any]:
+    """The quantizers of the network `name` by their names: those given, else those it was published with.
+
+    Options that are given go before the published ones.
+
+    Returns:
+      The four keyword arguments of :func:`build_model`.
+
+    >>> print(quantizer_settings("tbn_resnet18", kernel_quantizer="xnor", input_quantizer_options={"threshold": 0.5}))
+    {'input_quantizer': 'tbn', 'input_quantizer_options': {'threshold': 0.5},
+     'kernel_quantizer': 'xnor', 'kernel_quantizer_options': {}}
+    """
+    published = PUBLISHED_QUANTIZERS[name]
+    if input_quantizer is None:
+        input_quantizer = published.input_quantizer
+        input_quantizer_options = {**published.input_options, **input_quantizer_options}
+    if kernel_quantizer is None:
+        kernel_quantizer = published.kernel_quantizer
+        kernel_quantizer_options = {**published.kernel_options, **kernel_quantizer_options}
+    return {
+        "input_quantizer": input_quantizer,
+        "input_quantizer_options": dict(input_quantizer_options),
+        "kernel_quantizer": kernel_quantizer,
+        "kernel_quantizer_options": dict(kernel_quantizer_options),
+    }
+
+
+def build_model(
+    name: str,
+    *,
+    num_classes: int,
+    width: int | None = None,
+    input_scaling: bool = False,
+    options: Mapping[str, Any] = {},
+    **quantizers: Any,
+) -> nn.Module:
+    """The network `name` of MODELS.
+
+    Args:
+      name: in MODELS.
+      num_classes: of the logits.
+      width: of the network's own unit; None takes the published width.
+      input_scaling: XNOR-Net's map K.
+      options: what else the network's constructor takes.
+      **quantizers: `input_quantizer`, `kernel_quantizer`, by their names in the tables, and their
+        `input_quantizer_options`, `kernel_quantizer_options`; see :func:`quantizer_settings`.
+
+    Raises:
+      ValueError: for a name that is not in a table (the nearest is named), or a value that the network or a quantizer
+        refuses.
+      TypeError: for an option that the network does not have.
+
+    >>> model = build_model("lenet", num_classes=10, width=4, options={"extra_layers": 1})
+    >>> model.width, model.extra_layers, model.input_quantizer, model.kernel_quantizer.code_set
+    (4, 1, None, (-1, 1))
+    """
+    if name not in MODELS:
+        raise unknown_name("name", name, MODELS)
+    named = quantizer_settings(name, **quantizers)
+    return MODELS[name](
+        num_classes=num_classes,
+        input_quantizer=make_quantizer(
+            ACTIVATION_QUANTIZERS, named["input_quantizer"], **named["input_quantizer_options"]
+        ),
+        kernel_quantizer=make_quantizer(
+            WEIGHT_QUANTIZERS, named["kernel_quantizer"], **named["kernel_quantizer_options"]
+        ),
+        **({} if width is None else {"width": width}),
+        **({"input_scaling": True} if input_scaling else {}),
+        **options,
+    )
+
+
+def check_extent(
+    *,
+    num_classes: int,
+    image_shape: Sequence[int],
+    width: int | None = None,
+    options: Mapping[str, Any] = {},
+    input_quantizer_options: Mapping[str, Any] = {},
+    kernel_quantizer_options: Mapping[str, Any] = {},
+    **others: Any,
+) -> None:
+    """Refuse settings of a network that would take hours to trace, for those that come from a stranger.
+
+    No known network is near these bounds.  Of `options` the sum of all whole numbers is bounded, as layers and blocks
+    are counted there.
+
+    Args: as those of :func:`build_model`, and the shape of an image.
+
+    Raises:
+      ValueError: for a number above its bound.
+
+    >>> check_extent(num_classes=10, image_shape=(32, 32, 3), options={"stage_sizes": (3, 10**9)})
+    Traceback (most recent call last):
+    ValueError: `options` (=1000000003) must be at most 512
+    """
+    counts = [n for v in options.values() for n in (v if isinstance(v, Sequence) else [v]) if isinstance(n, int)]
+    numbers = [("num_classes", num_classes), ("width", width or 1), *(("image_shape", side) for side in image_shape)]
+    numbers += [("options", sum(map(abs, counts)))]
+    for quantizer_options in (input_quantizer_options, kernel_quantizer_options):
+        numbers += [item for item in quantizer_options.items() if item[0] in LARGEST]
+    for name, number in numbers:
+        if number > LARGEST[name]:
+            raise ValueError(f"`{name}` (={number}) must be at most {LARGEST[name]}")

@@ -1,0 +1,397 @@
+"""One file for a frozen network: packed weights, thresholds, the real rest, and what it takes to run them.
+
+It is a safetensors file: 8 bytes with the length of a JSON header (little-endian), the header, and flat tensors that
+follow each other without a gap:
+
+    words       uint32   all packed bits
+    thresholds  int32    of batch norms that became comparisons
+    numbers     float32 or float16, the rest
+
+in the order in which `jax.tree_util` flattens the packed variables.  Their names and shapes are not stored: the network
+that the metadata describe has them, by :func:`bnn_jax.packed.packed_structure`.  So the header stays below 4 KiB for a
+network of any depth.  A SHA-256 in the metadata covers every other byte of the file.
+
+A file is read with distrust: nothing of it is executed, and nothing is allocated before its size is proved right.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bnn_jax.data import normalize
+from bnn_jax.errors import RunError, UsageError
+from bnn_jax.models.build import build_model, check_extent
+from bnn_jax.packed.freezing import packed_structure
+from bnn_jax.training.files import write_atomically
+from bnn_jax.types import Images, Labels, Logits
+
+FORMAT = "bnn_jax packed network"
+FORMAT_VERSION = "1"
+MOST_HEADER_BYTES = 4096
+MOST_TENSOR_BYTES = 2**32
+TENSORS = {"uint32": "words", "int32": "thresholds", "float32": "numbers"}
+"""dtype of a variable -> name of the tensor that holds it; the tensor of another dtype has the dtype's name."""
+DTYPES = {"U32": "uint32", "I32": "int32", "F32": "float32", "F16": "float16", "U8": "uint8", "BOOL": "bool"}
+"""safetensors' names of the dtypes."""
+VALUES = ("versions", "model", "num_classes", "image_shape", "mean", "std", "accounting", "tested")
+"""The metadata that are JSON texts."""
+KEYS = ("format", "format_version", *VALUES, "leaves", "structure", "sha256")
+EXPORT = "export the run again: python scripts/export.py RUN -o model.bnn.safetensors"
+
+Table: TypeAlias = dict[str, dict[str, Any]]  # name -> dtype, shape and data_offsets of a tensor, as in the header
+
+
+class _Damaged(Exception):
+    """A file that cannot be what :func:`save` wrote; the text says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class PackedModel:
+    """A frozen network that runs on uint8 images.
+
+    Attributes:
+      model: the Flax module.
+      variables: its packed variables.
+      metadata: `image_shape`, and `mean` and `std` of the training pixels; of a file also `model` (its settings),
+        `num_classes`, `accounting`, `tested`, `versions` and the other texts of its header.
+    """
+
+    model: nn.Module
+    variables: Any
+    metadata: Mapping[str, Any]
+
+    @cached_property
+    def _apply(self):
+        prepare = partial(normalize, mean=self.metadata["mean"], std=self.metadata["std"])
+        return jax.jit(lambda variables, images: self.model.apply(variables, prepare(images), train=False)[0])
+
+    def logits(self, images: Images) -> Logits:
+        """Of uint8 images (batch, *image_shape), which need no preparation; compiled once for each batch size.
+
+        Raises:
+          ValueError: for images of another dtype or shape, or none.
+        """
+        shape, wanted = np.shape(images), self.metadata["image_shape"]
+        dtype = getattr(images, "dtype", type(images).__name__)
+        if dtype != np.uint8 or shape[1:] != tuple(wanted) or not shape[0]:
+            expected = ", ".join(map(str, wanted))
+            raise ValueError(f"`images` (={dtype} of shape {shape}) must be uint8 of shape (batch, {expected})")
+        return self._apply(self.variables, jnp.asarray(images))
+
+    def predict(self, images: Images) -> Labels:
+        """The class with the largest of the :meth:`logits` of each image."""
+        return self.logits(images).argmax(axis=1)
+
+    def accuracy(self, images: Images, labels: Labels, *, batch_size: int = 250) -> float:
+        """Share of the images that are predicted as labelled, in batches of one size."""
+        size, correct = min(batch_size, len(labels)), 0
+        for start in range(0, len(labels), size):
+            # The last batch is filled up with images that do not count, so that nothing compiles again.
+            chosen = np.arange(start, start + size).clip(max=len(labels) - 1)
+            hits = np.asarray(self.predict(images[chosen])) == labels[chosen]
+            correct += int(hits[: len(labels) - start].sum())
+        return correct / len(labels)
+
+
+def save(
+    path: str | os.PathLike[str],
+    settings: Mapping[str, Any],
+    variables: Any,
+    *,
+    num_classes: int,
+    image_shape: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    accounting: Mapping[str, Any] = {},
+    tested: Mapping[str, Any] = {},
+    float16: bool = False,
+) -> tuple[int, int]:
+    """Write a frozen network into one file, in one step: whoever reads sees the old file or the new one.
+
+    Args:
+      path: most often named ``*.bnn.safetensors``.
+      settings: of the network, the arguments of :func:`bnn_jax.models.build.build_model` but `num_classes`.
+      variables: its packed variables, of :func:`bnn_jax.packed.freeze`.
+      num_classes: of the logits.
+      image_shape: (height, width, channels).
+      mean, std: of the training pixels, one for each channel, in units of 0..255.
+      accounting: what the network costs, as plain JSON values.
+      tested: how well it did on what, as plain JSON values.
+      float16: store the real rest in half of the bytes, see :func:`rounded`.
+
+    Returns:
+      The bytes of the header and of the tensors; their sum is the size of the file.
+
+    Raises:
+      ValueError: if `variables` are not packed variables of this network.
+      UsageError: if the description is no network or too long for the header, or a number too large for a float16.
+      RunError: if the file cannot be written.
+    """
+    values = {"versions": {name: version(name) for name in ("bnn_jax", "jax", "flax")}, "model": dict(settings)}
+    values |= {"num_classes": num_classes, "image_shape": list(image_shape), "mean": list(mean), "std": list(std)}
+    values |= {"accounting": dict(accounting), "tested": dict(tested)}
+    try:
+        texts = {key: json.dumps(values[key], separators=(",", ":")) for key in VALUES}
+        _, structure = _network(_values(texts))
+    except (_Damaged, TypeError, ValueError) as error:
+        raise UsageError(f"{path} cannot be written: {error}; correct what describes the network") from None
+    _check_variables(variables, structure)
+    vectors = _flat(rounded(variables) if float16 else variables, float16=float16)
+    tensors = b"".join(vector.tobytes() for vector in vectors.values())
+    table = _table({name: (vector.dtype.name, vector.size) for name, vector in vectors.items()})
+    texts = {"format": FORMAT, "format_version": FORMAT_VERSION, **texts, **structure.summary, "sha256": "0" * 64}
+    digest = hashlib.sha256(_header(texts, table) + tensors).hexdigest()
+    header = _header(texts | {"sha256": digest}, table)
+    if len(header) > MOST_HEADER_BYTES or len(tensors) > MOST_TENSOR_BYTES:
+        raise UsageError(
+            f"{path} would have a header of {len(header)} bytes and tensors of {len(tensors)}, but at most "
+            f"{MOST_HEADER_BYTES} and {MOST_TENSOR_BYTES} are possible; shorten `accounting` or `tested`"
+        )
+    try:
+        write_atomically(path, header + tensors)
+    except OSError as error:
+        raise RunError(f"cannot write {path} ({error.strerror}); make room, or choose another path") from None
+    return len(header), len(tensors)
+
+
+def rounded(variables: Any) -> Any:
+    """`variables` with every float32 rounded to the nearest float16, as a file with `float16` keeps them.
+
+    Raises:
+      UsageError: if a number is larger than the largest float16.
+
+    >>> rounded({"gain": jnp.array([1.0, 1.0001])})
+    {'gain': Array([1., 1.], dtype=float32)}
+    """
+
+    def half(path, leaf):
+        if leaf.dtype != jnp.float32:
+            return leaf
+        largest = float(jnp.abs(leaf).max(initial=0))
+        if largest >= 65520:  # halfway from the largest float16 to the power of two that is infinite
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise UsageError(f"`float16` (=True) cannot hold {largest:g}, of {name}; leave it out")
+        return leaf.astype(jnp.float16).astype(jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(half, variables)
+
+
+def load(path: str | os.PathLike[str]) -> PackedModel:
+    """Read a file that :func:`save` wrote.
+
+    Raises:
+      UsageError: if there is no such file, or it is of another kind or version.
+      RunError: if it is damaged; nothing of it has been used then.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"`path` (={path}) is not a file; write one: python scripts/export.py RUN -o {path}")
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            header, metadata, table = _read_header(file, size)
+            _check_format(metadata, path)
+            _check_size(table, size - len(header))
+            _check_digest(file, header, metadata, table)
+            values = _values(metadata)
+            model, structure = _network(values)
+            _check_table(table, structure, metadata)
+            variables = _read_variables(file, len(header), table, structure)
+    except _Damaged as reason:
+        raise RunError(f"{path} is damaged, or no packed network: {reason}; copy it anew, or {EXPORT}") from None
+    except OSError as error:
+        raise RunError(f"cannot read {path} ({error.strerror}); copy it anew, or {EXPORT}") from None
+    return PackedModel(model, variables, metadata | values)
+
+
+class _Structure(NamedTuple):
+    """Packed variables without their values."""
+
+    tree: Any
+    names: tuple[str, ...]
+    leaves: tuple[jax.ShapeDtypeStruct, ...]
+
+    @property
+    def counts(self) -> dict[str, tuple[str, int]]:
+        """Name of a tensor -> dtype and number of its elements."""
+        sizes: dict[str, int] = {}
+        for leaf in self.leaves:
+            sizes[leaf.dtype.name] = sizes.get(leaf.dtype.name, 0) + leaf.size
+        order = [*TENSORS, *sorted(sizes.keys() - TENSORS.keys())]
+        return {TENSORS.get(dtype, dtype): (dtype, sizes[dtype]) for dtype in order if dtype in sizes}
+
+    @property
+    def summary(self) -> dict[str, str]:
+        """The metadata by which it is recognised."""
+        lines = (f"{name} {leaf.dtype} {leaf.shape}" for name, leaf in zip(self.names, self.leaves))
+        return {"leaves": str(len(self.leaves)), "structure": hashlib.sha256("\n".join(lines).encode()).hexdigest()}
+
+
+def _structure(variables: Any) -> _Structure:
+    found, tree = jax.tree_util.tree_flatten_with_path(variables)
+    names = tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in found)
+    return _Structure(tree, names, tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for _, leaf in found))
+
+
+def _network(values: Mapping[str, Any]) -> tuple[nn.Module, _Structure]:
+    """The network and the structure of its packed variables, by tracing alone."""
+    settings, num_classes, image_shape = values["model"], values["num_classes"], values["image_shape"]
+    try:
+        check_extent(num_classes=num_classes, image_shape=image_shape, **settings)
+        model = build_model(num_classes=num_classes, **settings)
+        structure = _structure(packed_structure(model, image_shape))
+        if not all(leaf.size and leaf.dtype.name in DTYPES.values() for leaf in structure.leaves):
+            raise ValueError("a variable is empty or of a dtype that is not stored")
+        return model, structure
+    except Exception as error:  # Names, types and numbers may all be wrong, and any layer may be the one that says so.
+        cause = " ".join(str(error).split())[:300] or type(error).__name__
+        raise _Damaged(f"the network that it describes cannot be built ({cause})") from None
+
+
+def _check_variables(variables: Any, wanted: _Structure) -> None:
+    given = _structure(variables)
+    if given != wanted:
+        one_sided = set(zip(given.names, given.leaves)) ^ set(zip(wanted.names, wanted.leaves))
+        name = min((name for name, _ in one_sided), default="a static value")
+        raise ValueError(f"`variables` are not those of this network, frozen: {name} differs; give those of `freeze`")
+
+
+def _parsed(text: str) -> Any:
+    """JSON without repeated keys."""
+
+    def unique(pairs):
+        if len(dict(pairs)) != len(pairs):
+            raise ValueError("a key occurs twice")
+        return dict(pairs)
+
+    return json.loads(text, object_pairs_hook=unique)
+
+
+def _header(metadata: Mapping[str, str], table: Table) -> bytes:
+    """The length and the JSON, filled up with spaces so that the tensors start at a multiple of 8 bytes."""
+    text = json.dumps({"__metadata__": metadata, **table}, separators=(",", ":"))
+    text += " " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text.encode("ascii")
+
+
+def _table(counts: Mapping[str, tuple[str, int]]) -> Table:
+    """The entries of tensors that follow each other, from their dtypes and sizes."""
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    table, start = {}, 0
+    for name, (dtype, count) in counts.items():
+        end = start + count * np.dtype(dtype).itemsize
+        table[name] = {"dtype": names[dtype], "shape": [count], "data_offsets": [start, end]}
+        start = end
+    return table
+
+
+def _read_header(file: BinaryIO, size: int) -> tuple[bytes, dict[str, str], Table]:
+    """The bytes of the header, its metadata and its tensors."""
+    if size < 8:
+        raise _Damaged(f"it has {size} bytes, too few for a header")
+    prefix = file.read(8)
+    length, most = int.from_bytes(prefix, "little"), min(MOST_HEADER_BYTES, size) - 8
+    if length > most:
+        raise _Damaged(f"it claims a header of {length} bytes, but at most {most} are possible")
+    text = file.read(length)
+    try:
+        table = _parsed(text.decode("ascii"))
+        metadata = table.pop("__metadata__", {})
+        if not all(isinstance(value, str) for value in metadata.values()):
+            raise TypeError("its metadata are not text")
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise _Damaged(f"its header is not that of a safetensors file ({error})") from None
+    return prefix + text, metadata, table
+
+
+def _check_format(metadata: Mapping[str, str], path: Path) -> None:
+    if metadata.get("format") != FORMAT:
+        raise UsageError(f"`path` (={path}) is a safetensors file, but holds no packed network of bnn_jax; {EXPORT}")
+    found = metadata.get("format_version", "")
+    if found != FORMAT_VERSION:
+        newer = found.isdecimal() and int(found) > int(FORMAT_VERSION)
+        way_out = "newer than the installed bnn_jax reads; update it" if newer else f"not {FORMAT_VERSION!r}; {EXPORT}"
+        raise UsageError(f"`path` (={path}) has the format version {found!r}, {way_out}")
+    if metadata.keys() != set(KEYS):
+        raise _Damaged(f"its metadata are {sorted(metadata)}, and not {sorted(KEYS)}")
+
+
+def _check_size(table: Table, follow: int) -> None:
+    try:
+        claimed = max(0, *(entry["data_offsets"][1] for entry in table.values()))
+    except (LookupError, TypeError):
+        claimed = None
+    if claimed != follow or follow > MOST_TENSOR_BYTES:
+        raise _Damaged(f"its tensors claim {claimed!r} bytes, {follow} follow, and {MOST_TENSOR_BYTES} are possible")
+
+
+def _check_digest(file: BinaryIO, header: bytes, metadata: Mapping[str, str], table: Table) -> None:
+    if header != _header(metadata, table):
+        raise _Damaged("its header is not written as bnn_jax writes it")
+    digest = hashlib.sha256(_header({**metadata, "sha256": "0" * 64}, table))
+    while chunk := file.read(2**20):
+        digest.update(chunk)
+    if digest.hexdigest() != metadata["sha256"]:
+        raise _Damaged("its bytes are not those that were written, by their SHA-256")
+
+
+def _values(texts: Mapping[str, str]) -> dict[str, Any]:
+    """The metadata that are JSON, read and checked; lists become tuples."""
+    try:
+        values = {key: _parsed(texts[key]) for key in VALUES}
+        for key, options in values["model"].items():
+            if key.endswith("options"):
+                values["model"][key] = {n: tuple(v) if isinstance(v, list) else v for n, v in options.items()}
+        shape, mean, std = (tuple(values[key]) for key in ("image_shape", "mean", "std"))
+        if len(shape) != 3 or not all(type(n) is int and n > 0 for n in (values["num_classes"], *shape)):
+            raise ValueError("`num_classes` and `image_shape` must be one and three positive whole numbers")
+        if not len(mean) == len(std) == shape[-1] or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
+            raise ValueError("`mean` and `std` must have a finite number for each channel, and `std` a positive one")
+        return values | {"image_shape": shape, "mean": tuple(map(float, mean)), "std": tuple(map(float, std))}
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise _Damaged(f"its metadata do not describe a network ({error})") from None
+
+
+def _flat(variables: Any, *, float16: bool) -> dict[str, np.ndarray]:
+    """Name of a tensor -> its elements, little-endian, in the order of the leaves."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(variables)]
+    vectors = {}
+    for name, (dtype, _) in _structure(variables).counts.items():
+        stored = np.dtype("float16" if float16 and name == "numbers" else dtype).newbyteorder("<")
+        vectors[name] = np.concatenate([leaf.reshape(-1) for leaf in leaves if leaf.dtype == dtype]).astype(stored)
+    return vectors
+
+
+def _check_table(table: Table, structure: _Structure, metadata: Mapping[str, str]) -> None:
+    """The tensors are those of the network, one after the other, and its variables the very ones that were saved."""
+    full = structure.counts
+    half = full | ({"numbers": ("float16", full["numbers"][1])} if "numbers" in full else {})
+    if json.dumps(table) not in (json.dumps(_table(full)), json.dumps(_table(half))):
+        raise _Damaged(f"its tensors are {table}, but the network that it describes needs {_table(full)}")
+    if any(metadata[key] != text for key, text in structure.summary.items()):
+        raise _Damaged(f"the network has other variables than in the versions that wrote it, {metadata['versions']!r}")
+
+
+def _read_variables(file: BinaryIO, start: int, table: Table, structure: _Structure) -> Any:
+    """The variables, every leaf with the next elements of its tensor."""
+    vectors, leaves = {}, []
+    for name, entry in table.items():
+        file.seek(start + entry["data_offsets"][0])
+        vectors[name] = np.fromfile(file, np.dtype(DTYPES[entry["dtype"]]).newbyteorder("<"), entry["shape"][0])
+    for leaf in structure.leaves:
+        name = TENSORS.get(leaf.dtype.name, leaf.dtype.name)
+        values, vectors[name] = np.split(vectors[name], [leaf.size])
+        leaves.append(jnp.asarray(values.reshape(leaf.shape), leaf.dtype))
+    return jax.tree.unflatten(structure.tree, leaves)

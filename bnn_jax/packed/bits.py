@@ -1,0 +1,116 @@
+"""Bits packed into 32-bit words, least significant first: element i of an axis is bit i % 32 of word i // 32.
+
+The bits beyond the axis's size are 0 in every word that is made here, so that they cancel in an exclusive or.
+"""
+
+from functools import reduce
+from operator import or_
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, UInt32
+
+Pair = tuple[int, int]
+WORD_BITS = 32
+
+
+def word_count(size: int) -> int:
+    """How many words hold `size` bits.
+
+    >>> word_count(32), word_count(33)
+    (1, 2)
+    """
+    return -(-size // WORD_BITS)
+
+
+def require_words(argument: str, words: Array) -> None:
+    """Raise ValueError if `words`, named `argument`, are not uint32."""
+    if words.dtype != jnp.uint32:
+        raise ValueError(f"`{argument}` (dtype={words.dtype}) must be packed words, uint32; make them with `pack`")
+
+
+def pack(bits: Bool[Array, "..."], axis: int = -1) -> UInt32[Array, "..."]:
+    r"""Words of the bits along one axis.
+
+    words[w] = sum_i bits[32 w + i] 2^i;  bits beyond the axis's size are 0
+
+    Args:
+      bits: bool; the axis of size n becomes one of ceil(n / 32) words.
+
+    Raises:
+      ValueError: if `bits` is not bool.
+
+    >>> pack(jnp.array([True, False, True]))
+    Array([5], dtype=uint32)
+    """
+    if bits.dtype != jnp.bool_:
+        raise ValueError(f"`bits` (dtype={bits.dtype}) must be bool; compare codes with a threshold first")
+    bits = jnp.moveaxis(bits, axis, -1)
+    count = word_count(bits.shape[-1])
+    missing = count * WORD_BITS - bits.shape[-1]
+    bits = lax.pad(bits, False, [(0, 0, 0)] * (bits.ndim - 1) + [(0, missing, 0)])
+    bits = bits.reshape(*bits.shape[:-1], count, 4, 8).astype(jnp.uint32)
+    # Sums of eight neighbours and an OR of four sums: faster on CPU than one sum of 32, than 32 strided slices,
+    # and than a product with powers of two.
+    octets = (bits << lax.broadcasted_iota(jnp.uint32, bits.shape, bits.ndim - 1)).sum(-1, dtype=jnp.uint32)
+    words = reduce(or_, (octets[..., i] << jnp.uint32(8 * i) for i in range(4)))
+    return jnp.moveaxis(words, -1, axis)
+
+
+def unpack(words: UInt32[Array, "..."], size: int, axis: int = -1) -> Bool[Array, "..."]:
+    r"""The first `size` bits of the words along one axis; the inverse of :func:`pack`.
+
+    bits[i] = bit i % 32 of words[i // 32]
+
+    Raises:
+      ValueError: if `words` is not uint32 or does not have ceil(size / 32) words along the axis.
+
+    >>> unpack(jnp.array([5], jnp.uint32), 4)
+    Array([ True, False,  True, False], dtype=bool)
+    """
+    require_words("words", words)
+    words = jnp.moveaxis(words, axis, -1)
+    if words.shape[-1] != word_count(size):
+        raise ValueError(f"`size` (={size}) takes {word_count(size)} words; got {words.shape[-1]} along the axis")
+    places = lax.broadcasted_iota(jnp.uint32, (*words.shape, WORD_BITS), words.ndim)
+    bits = (words[..., None] >> places) & 1 != 0
+    bits = bits.reshape(*words.shape[:-1], words.shape[-1] * WORD_BITS)
+    return jnp.moveaxis(bits[..., :size], -1, axis)
+
+
+def max_pool(
+    words: UInt32[Array, "batch height width words"],
+    window: Pair = (2, 2),
+    *,
+    strides: Pair | None = None,
+    padding: tuple[Pair, Pair] = ((0, 0), (0, 0)),
+) -> UInt32[Array, "batch h w words"]:
+    r"""The largest code of each window: the OR of its bits, padding counting as the smaller code.
+
+    y[b,h,w] = OR_{i,j} words[b, h s + i - p, w s + j - p];  words outside are 0
+
+    Rows and columns that do not fill a window are left out.
+
+    Args:
+      words: packed along the channels.
+      window: (height, width).
+      strides: None is `window`.
+
+    Raises:
+      ValueError: if `words` is not uint32.
+
+    >>> max_pool(jnp.array([1, 2, 4, 8], jnp.uint32).reshape(1, 2, 2, 1)).ravel()
+    Array([15], dtype=uint32)
+    """
+    require_words("words", words)
+    strides = window if strides is None else strides
+    words = lax.pad(words, jnp.uint32(0), ((0, 0, 0), *((*pads, 0) for pads in padding), (0, 0, 0)))
+    counts = [max(0, (n - k) // s + 1) for n, k, s in zip(words.shape[1:3], window, strides)]
+
+    def place(i, j):
+        rows, columns = (slice(a, a + (m - 1) * s + 1, s) for a, m, s in zip((i, j), counts, strides))
+        return words[:, rows, columns]
+
+    if 0 in counts:
+        return jnp.zeros((words.shape[0], *counts, words.shape[3]), jnp.uint32)
+    return reduce(or_, (place(i, j) for i in range(window[0]) for j in range(window[1])))

@@ -1,0 +1,321 @@
+"""From the variables of a trained network to packed ones, with which the same network runs on bits."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import ShapeDtypeStruct
+from jax.interpreters.partial_eval import dce_jaxpr
+from jaxtyping import Array, Bool
+
+from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense
+from bnn_jax.layers.frozen import PACKED, scale_of
+from bnn_jax.layers.norm import affine
+from bnn_jax.packed.bits import pack
+from bnn_jax.packed.chains import Chain, find_chains
+from bnn_jax.packed.planes import PackedBase, PackedKernel
+from bnn_jax.packed.thresholds import find_thresholds
+from bnn_jax.quantizers import bases
+from bnn_jax.tracing.trace import Trace, trace
+
+ImageShape = tuple[int, int, int]
+
+
+class _Plan(NamedTuple):
+    """What freezing a network comes down to, decided without any array.
+
+    Attributes:
+      chains: where thresholds take the place of a normalization.
+      constants: path of a layer -> the scale of each base where it is a constant, else None.
+      input_scales: path of a consumer -> the constant scale of its inputs.
+      modules: by path.
+      shapes: of their kernels.
+      kept: paths of the variables that the frozen network still reads.
+    """
+
+    chains: tuple[Chain, ...]
+    constants: dict[str, list[float | None]]
+    input_scales: dict[str, float]
+    modules: Mapping[str, nn.Module]
+    shapes: Mapping[str, tuple[int, ...]]
+    kept: frozenset[tuple[str, ...]]
+
+
+def freeze(model: nn.Module, variables: Mapping[str, Any], image_shape: ImageShape) -> dict[str, Any]:
+    r"""The packed variables of a trained network: ``model.apply(freeze(...), images, train=False)`` runs on bits.
+
+    A quantized layer gets the bits of its codes and their scale in the place of latent weights; a normalization its
+    statistics folded into a gain and an offset a channel, gamma / sqrt(var + eps) and beta - mean gain.  Where nothing
+    but a normalization and a two-valued quantizer stand between two packed layers (see `bnn_jax.packed.chains`), the
+    first returns integers, and one threshold a channel, which agrees with the network's own arithmetic for every
+    integer, turns them into packed codes.  What the frozen network does not read is left out.
+
+    Args:
+      model: returns (logits, intermediates) when called as ``model(images, train=False)``.
+      variables: its trained variables.
+      image_shape: (height, width, channels) of its images.
+
+    Returns:
+      {"packed": ..., and what stays real of "params", "batch_stats" and "quantizer_state"}.
+
+    Raises:
+      ValueError: if the model has no layer with quantized weights, or one whose quantizer has no codes in evaluation,
+        or two-valued inputs without one threshold between lower and higher codes; the layer is named.
+    """
+    variables = _as_dict(variables)
+    plan = _plan(model, jax.eval_shape(lambda: variables), image_shape)
+    images = jnp.zeros((1, *image_shape))
+    packed, broken = jax.jit(partial(_packed, model, plan))(variables, images)
+    for path, channels in broken.items():
+        if np.any(channels):
+            raise ValueError(
+                f"`model` cannot be packed: the input quantizer of layer {path!r} has not one threshold, below which are "
+                f"lower and above which higher codes, in channel {int(np.argmax(channels))}; use one that rises"
+            )
+    return _with_real(plan, packed, variables)
+
+
+def packed_structure(model: nn.Module, image_shape: ImageShape) -> dict[str, Any]:
+    """Shapes and dtypes of what :func:`freeze` returns; no array is made.
+
+    Raises:
+      ValueError: as :func:`freeze`, but for what depends on numbers.
+    """
+    images = ShapeDtypeStruct((1, *image_shape), "float32")
+    rngs = {"params": jax.random.key(0)}
+    variables = _as_dict(jax.eval_shape(lambda images: model.init(rngs, images, train=False), images))
+    plan = _plan(model, variables, image_shape)
+    packed, _ = jax.eval_shape(partial(_packed, model, plan), variables, images)
+    return _with_real(plan, packed, variables)
+
+
+def threshold_chains(model: nn.Module, variables: Mapping[str, Any], image_shape: ImageShape) -> tuple[Chain, ...]:
+    """Where :func:`freeze` puts thresholds; the variables may be shapes.
+
+    Returns:
+      None of them for a model without quantized weights.
+    """
+    modules, traced = _traced(model, _as_dict(variables), image_shape)
+    return _usable_chains(traced, modules)
+
+
+def _as_dict(variables: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: collection for name, collection in dict(variables).items() if name != PACKED}
+
+
+def _collect(model: nn.Module, variables: Mapping[str, Any], images: Array) -> dict[str, Any]:
+    """What the layers put into the collection "packed"."""
+    _, updated = model.apply(variables, images, train=False, mutable=[PACKED])
+    return updated.get(PACKED, {})
+
+
+def _images(image_shape: ImageShape) -> ShapeDtypeStruct:
+    return ShapeDtypeStruct((1, *image_shape), "float32")
+
+
+def _traced(model: nn.Module, variables: dict[str, Any], image_shape: ImageShape) -> tuple[dict[str, nn.Module], Trace]:
+    """The layers and normalizations of a network by path, and the traced computation of its logits."""
+    modules: dict[str, nn.Module] = {}
+
+    def remember(call, arguments, options, context):
+        module = context.module
+        if context.method_name == "__call__" and isinstance(module, BinaryConv | BinaryDense | BatchNorm):
+            modules["/".join(module.path)] = module
+        return call(*arguments, **options)
+
+    with nn.intercept_methods(remember):
+        traced = trace(lambda v, x: model.apply(v, x, train=False)[0], variables, _images(image_shape))
+    return modules, traced
+
+
+def _usable_chains(traced: Trace, modules: Mapping[str, nn.Module]) -> tuple[Chain, ...]:
+    """The chains whose input scales are constants, as packed words need them."""
+
+    def usable(chain: Chain) -> bool:
+        layer, consumer = modules[chain.layer], modules[chain.consumer]
+        if _constant_input_scale(consumer, layer.features) is None:
+            return False
+        # A max pool goes by the product, whatever its scale.
+        return not chain.pooled or (_constant_input_scale(layer, 1) or 0) > 0
+
+    return tuple(filter(usable, find_chains(traced, modules)))
+
+
+def _plan(model: nn.Module, variables: dict[str, Any], image_shape: ImageShape) -> _Plan:
+    images = _images(image_shape)
+    kernels = _kernels(jax.eval_shape(partial(_collect, model), variables, images))
+    if not kernels:
+        raise ValueError(
+            f"`model` (={type(model).__name__}) has no layer with quantized weights, so that there is nothing to pack; "
+            "give it a `kernel_quantizer`"
+        )
+    modules, traced = _traced(model, variables, image_shape)
+    chains = _usable_chains(traced, modules)
+    plan = _Plan(
+        chains=chains,
+        constants=_constant_scales(model, variables, images),
+        input_scales={
+            c.consumer: _constant_input_scale(modules[c.consumer], modules[c.layer].features) for c in chains
+        },
+        modules=modules,
+        shapes={path: kernel.shape for path, kernel in kernels.items()},
+        kept=frozenset(),
+    )
+    packed, _ = jax.eval_shape(partial(_packed, model, plan), variables, images)
+    return plan._replace(kept=_kept(model, variables | {PACKED: packed}, images))
+
+
+def _constant_scales(model: nn.Module, variables: dict[str, Any], images: Any) -> dict[str, list[float | None]]:
+    """path of a layer -> the scale of each base of its kernel, where no variable decides it."""
+
+    def scales(variables, images):
+        kernels = _kernels(_collect(model, variables, images))
+        return {path: [base.scale for base in kernel.bases] for path, kernel in kernels.items()}
+
+    return _constants(scales, variables, images)
+
+
+def _constant_input_scale(layer: nn.Module, channels: int) -> float | None:
+    """The scale of a layer's input codes, if it is a constant."""
+    quantizer = layer.input_quantizer
+    if quantizer.init_state is not None:
+        return None
+    shape = (1, 1, 1, channels) if isinstance(layer, BinaryConv) else (1, channels)
+    x = ShapeDtypeStruct(shape, layer.dtype)
+    parameters = jax.eval_shape(lambda x: quantizer.init(jax.random.key(0), x), x) if quantizer.init else {}
+    return _constants(lambda parameters, x: _quantized(layer, x, parameters).scale, parameters, x)
+
+
+def _constants(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The results of `function` with None for each that depends on an argument, a number for the others."""
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    leaves, tree = jax.tree.flatten(shapes)
+    found = []
+    for position in range(len(leaves)):
+        jaxpr, used = dce_jaxpr(closed.jaxpr, [i == position for i in range(len(leaves))])
+        if any(used) or leaves[position].shape != ():
+            found.append(None)
+            continue
+        with jax.ensure_compile_time_eval():
+            found.append(float(jax.core.eval_jaxpr(jaxpr, closed.consts)[0]))
+    return tree.unflatten(found)
+
+
+def _kernels(packed: Mapping[str, Any]) -> dict[str, PackedKernel]:
+    """path of a layer -> its packed kernel."""
+    flat = flatten_dict(packed, is_leaf=lambda _, value: isinstance(value, PackedKernel))
+    return {"/".join(path[:-1]): value for path, value in flat.items() if isinstance(value, PackedKernel)}
+
+
+def _packed(model: nn.Module, plan: _Plan, variables: dict[str, Any], images: Array) -> tuple[Any, dict[str, Array]]:
+    """The collection "packed", and for the consumer of each chain the channels that no threshold describes."""
+    flat = flatten_dict(_collect(model, variables, images))
+    for path, constants in plan.constants.items():
+        kernel = flat[(*path.split("/"), "kernel")]
+        constant = [
+            base if c is None else replace(base, scale=None, constant=c) for base, c in zip(kernel.bases, constants)
+        ]
+        scale = plan.input_scales.get(path, 1.0)
+        flat[(*path.split("/"), "kernel")] = replace(kernel, bases=tuple(constant), input_scale=scale)
+    broken = {}
+    for chain in plan.chains:
+        layer, norm = tuple(chain.layer.split("/")), tuple(chain.norm.split("/"))
+        kernel = flat[(*layer, "kernel")]
+        base = _with_positive_scale(kernel) if chain.pooled else kernel.bases[0]
+        gain, offset = flat.pop((*norm, "gain")), flat.pop((*norm, "offset"))
+        flat[(*norm, "threshold")], broken[chain.consumer] = _thresholds(plan, chain, base, (gain, offset), variables)
+        bare = replace(base, scale=None, constant=1.0)
+        flat[(*layer, "kernel")] = replace(kernel, bases=(bare,), integers=True)
+    return unflatten_dict(flat), broken
+
+
+def _with_positive_scale(kernel: PackedKernel) -> PackedBase:
+    """The only base with its negative scales made positive, and the codes under them negated."""
+    (base,) = kernel.bases
+    negative = scale_of(base, jnp.float32).reshape(-1) < 0
+    size = math.prod(kernel.shape[:-1])
+    used = pack(jnp.ones((1, size, 1), bool), axis=1)
+    words = base.words ^ jnp.where(negative[None, None], used, jnp.uint32(0))
+    return replace(base, words=words, scale=None if base.scale is None else jnp.abs(base.scale))
+
+
+def _thresholds(
+    plan: _Plan, chain: Chain, base: PackedBase, affine_of: tuple[Array, Array], variables: dict[str, Any]
+) -> tuple[Array, Bool[Array, "channels"]]:
+    """The thresholds of a chain, by the arithmetic of its layers for every integer that the product can be."""
+    layer, consumer = plan.modules[chain.layer], plan.modules[chain.consumer]
+    own = _of_module(variables.get("params", {}), chain.layer)
+    scale = scale_of(base, layer.dtype).reshape(-1)
+    input_scale = _input_scale(plan, chain.layer, variables)
+    bias = own["bias"].astype(layer.dtype) if layer.use_bias else None
+    given = _of_module(variables.get("params", {}), chain.consumer).get("input_quantizer", {})
+    dense = isinstance(consumer, BinaryDense)
+
+    def is_higher(v, index):
+        some = lambda vector: vector if vector.shape[-1:] != (layer.features,) else jnp.take(vector, index, axis=-1)
+        v = v.astype(layer.dtype)
+        s = some(scale)[None]
+        y = input_scale * s * v if isinstance(layer, BinaryDense) else input_scale * (v * s)
+        y = y if bias is None else y + some(bias)[None]
+        y = affine(y, *map(some, affine_of))
+        y = y if dense else y[:, None, None]
+        codes = _quantized(consumer, y, jax.tree.map(some, given)).codes
+        return (codes > consumer.input_quantizer.code_set[0]).reshape(v.shape[0], -1)
+
+    low, high = _range(layer, math.prod(plan.shapes[chain.layer][:-1]))
+    return find_thresholds(is_higher, low, high, layer.features)
+
+
+def _quantized(layer: nn.Module, x: Array, parameters: Mapping[str, Any], *state: Any) -> Any:
+    """The only base of a layer's inputs in evaluation."""
+    quantizer = layer.input_quantizer
+    given = {"train": False, "progress": 1.0, "key": None}
+    result = quantizer.apply(x, *state, **parameters, **{name: given[name] for name in quantizer.wants})
+    return bases(result[0] if state else result)[0]
+
+
+def _input_scale(plan: _Plan, path: str, variables: dict[str, Any]) -> Array:
+    """The scale of the input codes of a layer of a chain; it does not depend on the inputs."""
+    layer = plan.modules[path]
+    shape = plan.shapes[path]
+    x = jnp.zeros((1,) * (len(shape) - 1) + shape[-2:-1], layer.dtype)
+    parameters = _of_module(variables.get("params", {}), path).get("input_quantizer", {})
+    state = _of_module(variables.get("quantizer_state", {}), path).get("input_quantizer")
+    return _quantized(layer, x, parameters, *(() if state is None else (state,))).scale.reshape(())
+
+
+def _range(layer: nn.Module, size: int) -> tuple[int, int]:
+    """The smallest and the largest sum of `size` products of a layer's codes; padding counts as none or as a code."""
+    inputs, kernels = layer.input_quantizer.code_set, layer.kernel_quantizer.code_set
+    products = [a * b for a in (*inputs, getattr(layer, "pad_value", 0)) for b in kernels]
+    return size * min(0, *products), size * max(0, *products)
+
+
+def _of_module(collection: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    for name in path.split("/"):
+        collection = collection.get(name, {})
+    return collection
+
+
+def _kept(model: nn.Module, variables: dict[str, Any], images: Any) -> frozenset[tuple[str, ...]]:
+    """Paths of the variables beside "packed" that decide the logits of the frozen network."""
+    traced = trace(lambda v, x: model.apply(v, x, train=False)[0], variables, images)
+    needed = set(traced.outputs)
+    for operation in reversed(traced.operations):
+        if not needed.isdisjoint(operation.outputs):
+            needed.update(operation.inputs)
+    paths = (path.split("/") for path, value in traced.arguments.items() if value in needed)
+    return frozenset(tuple(path) for argument, *path in paths if argument == "0" and path[0] != PACKED)
+
+
+def _with_real(plan: _Plan, packed: Any, variables: dict[str, Any]) -> dict[str, Any]:
+    """The packed collection and what the frozen network reads besides."""
+    real = {path: value for path, value in flatten_dict(variables).items() if path in plan.kept}
+    return unflatten_dict(real) | {PACKED: packed}

@@ -1,0 +1,37 @@
+"""A packed network as StableHLO, which runs without bnn_jax and Flax."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from bnn_jax.errors import UsageError
+from bnn_jax.packed.artifact import PackedModel
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def to_stablehlo(packed: PackedModel, *, platforms: Sequence[str] = PLATFORMS) -> bytes:
+    """The function uint8 images -> logits with its packed variables inside, for a batch of any size.
+
+    ``jax.export.deserialize(data).call(images)`` runs it.  jax promises to read such data for six months, and files of
+    a newer jax are not read by an older one: it is a form to deploy, not one to keep.
+
+    Args:
+      packed: of :func:`bnn_jax.packed.load`.
+      platforms: for which it is compiled when it is called: "cpu" counts bits, others multiply on matrix units.
+
+    Raises:
+      UsageError: if the package flatbuffers is not installed.
+    """
+    from jax import export
+
+    try:
+        import flatbuffers  # noqa: F401
+    except ImportError:
+        raise UsageError(
+            "`to_stablehlo` needs the package flatbuffers; install it: pip install bnn_jax[export]"
+        ) from None
+    (batch,) = export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, *packed.metadata["image_shape"]), jnp.uint8)
+    return export.export(jax.jit(packed.logits), platforms=tuple(platforms))(images).serialize()

@@ -1,0 +1,100 @@
+"""Pack a run into one file: python scripts/export.py runs/mine -o model.bnn.safetensors
+
+The file holds the weights as bits, batch norms as thresholds where they can be, the rest in full precision, and what
+`bnn_jax.packed.load` needs to run it.  The accuracy that it states is that of the packed network.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import tyro
+
+from bnn_jax.analysis.accounting import account_model
+from bnn_jax.errors import UsageError, exit_code_of
+from bnn_jax.packed import PackedModel, freeze, save
+from bnn_jax.packed.artifact import rounded
+from bnn_jax.training.config import DataConfig
+from bnn_jax.training.experiment import make_model
+from bnn_jax.training.loop import load_data, read_config
+from bnn_jax.training.programs import use_compilation_cache
+from bnn_jax.training.stages import load_network
+
+
+@dataclass(frozen=True)
+class Arguments:
+    workdir: tyro.conf.Positional[Path]
+    """Folder of a run, finished or not."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("model.bnn.safetensors")
+    """The file to write."""
+    float16: bool = False
+    """Keep what stays real in half of the bytes."""
+    which: Literal["best", "last"] = "best"
+    """The variables of the best validation epoch, or of the newest checkpoint."""
+    split: Literal["train", "validation", "test"] = "test"
+    """Where the packed network is tested."""
+    data_dir: str | None = None
+    """Where the data set lies now, if not where the run found it."""
+
+
+def freeze_run(arguments: Arguments) -> tuple[PackedModel, dict[str, Any], int]:
+    """The packed network of a run, what describes it in the file, and the bytes of its variables as float32."""
+    config = read_config(arguments.workdir)
+    if arguments.data_dir is not None:
+        config = replace(config, data=replace(config.data, data_dir=arguments.data_dir))
+    dataset = load_data(config)
+    settings, variables = load_network(arguments.workdir, dataset, which=arguments.which)
+    shape, num_classes = dataset.train.images.shape[1:], dataset.num_classes
+    model = make_model(settings, num_classes=num_classes)
+    try:
+        packed = freeze(model, variables, shape)
+    except ValueError as error:
+        raise UsageError(f"`workdir` (={arguments.workdir}) holds a network that cannot be packed: {error}") from None
+    described = {"image_shape": shape, "mean": dataset.mean, "std": dataset.std}
+    network = PackedModel(model, rounded(packed) if arguments.float16 else packed, described)
+    chosen = getattr(dataset, arguments.split)
+    described |= {
+        "settings": vars(settings),
+        "num_classes": num_classes,
+        "accounting": account_summary(model, shape),
+        "tested": {
+            "accuracy": network.accuracy(chosen.images, chosen.labels),
+            "examples": len(chosen.labels),
+            "split": arguments.split,
+            "which": arguments.which,
+            "data": data_settings(config.data),
+        },
+    }
+    trained = (variables["params"], variables.get("batch_stats", {}))
+    return network, described, 4 * sum(leaf.size for leaf in jax.tree.leaves(trained))
+
+
+def account_summary(model: Any, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Storage and operations for one image, everything counted."""
+    counted = account_model(model, image_shape)
+    weights = {str(bits): count for bits, count in counted.quantized_weights.items()}
+    weights["32"] = counted.full_precision_weights
+    return {"weights_by_bits": weights, "bits": counted.bits(), "macs": counted.macs().total, "flops": counted.flops()}
+
+
+def data_settings(data: DataConfig) -> dict[str, Any]:
+    """What decides the images of a split, wherever they lie."""
+    return {"name": data.name, "validation_examples": data.validation_examples, "split_seed": data.split_seed}
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, description=__doc__)
+    use_compilation_cache()
+    network, described, float32_bytes = freeze_run(arguments)
+    header, tensors = save(arguments.output, variables=network.variables, float16=arguments.float16, **described)
+    size, tested = header + tensors, described["tested"]
+    print(f"{arguments.output}: {size:,} bytes, of them {header:,} of header")
+    print(f"in float32: {float32_bytes:,} bytes, {float32_bytes / size:.1f} times as many")
+    print(f"{tested['split']}: accuracy {100 * tested['accuracy']:.2f} % on {tested['examples']} examples ", end="")
+    print(f"({tested['which']}, packed)")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))

@@ -1,0 +1,216 @@
+"""A frozen network is the trained one: every model, every quantizer, every integer."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from packed_checks import compare
+
+from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool
+from bnn_jax.packed import freeze, packed_structure, verify
+from bnn_jax.packed.freezing import threshold_chains
+from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, Quantized, make_quantizer, stateless
+
+sign = partial(make_quantizer, ACTIVATION_QUANTIZERS, "ste_sign")
+binary = partial(make_quantizer, WEIGHT_QUANTIZERS, "binary")
+REAL_IN_EVALUATION = {"full_precision"}
+
+
+def adversarial(variables, seed=0):
+    """Statistics and parameters that put products exactly on thresholds: integer means, gammas of both signs and 0."""
+    rng = np.random.default_rng(seed)
+
+    def value(path, leaf):
+        name = path[-1].key
+        if name == "scale":
+            return rng.choice([-1.5, -1e-30, 0.0, 1e-30, 0.3, 2.0], leaf.shape)
+        if name == "mean":
+            return rng.integers(-4, 5, leaf.shape)
+        if name == "var":
+            return rng.choice([1e-6, 0.5, 1.0, 7.0], leaf.shape)
+        if name == "bias":
+            return rng.choice([0.0, 0.0, -1.0, 0.7], leaf.shape)
+        return leaf + 0.1 * rng.normal(size=leaf.shape) if leaf.ndim < 2 else leaf
+
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.asarray(value(path, leaf), leaf.dtype), variables)
+
+
+def initialized(model, images):
+    return dict(jax.jit(lambda images: model.init(jax.random.key(0), images, train=False))(images))
+
+
+def images_of(shape, batch=2):
+    return jnp.asarray(np.random.default_rng(1).normal(size=(batch, *shape)), jnp.float32)
+
+
+class Chained(nn.Module):
+    """conv -> [pool] -> BN -> conv -> BN -> [something] -> dense."""
+
+    kernel_quantizer: object = None
+    input_quantizer: object = None
+    pool: bool = False
+    pool_codes: bool = False
+    features: int = 32
+    between: str = "nothing"
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        quantizers = {"input_quantizer": self.input_quantizer or sign(), "kernel_quantizer": self.kernel_quantizer}
+        x = BinaryConv(self.features, padding=1, name="conv1", **quantizers)(images, train=train)
+        x = max_pool(x) if self.pool else x
+        x = BatchNorm(name="norm1")(x, train=train)
+        x = nn.hard_tanh(x) if self.between == "clip" else x
+        x = max_pool(x) if self.pool_codes else x
+        y = BinaryConv(self.features, padding=1, use_bias=True, name="conv2", **quantizers)(x, train=train)
+        y = y + x if self.between == "shortcut" else y
+        y = BatchNorm(name="norm2")(y, train=train)
+        return BinaryDense(5, name="head", **quantizers)(y.reshape(len(y), -1), train=train), {}
+
+
+def chains_of(model, shape=(6, 6, 3)):
+    images = jnp.zeros((1, *shape))
+    variables = jax.eval_shape(lambda images: model.init(jax.random.key(0), images, train=False), images)
+    return [(chain.layer, chain.norm, chain.consumer) for chain in threshold_chains(model, variables, shape)]
+
+
+FIRST, SECOND = ("conv1", "norm1", "conv2"), ("conv2", "norm2", "head")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [FIRST, SECOND]),
+        ({"pool": True}, [FIRST, SECOND]),
+        ({"pool_codes": True}, [FIRST, SECOND]),
+        ({"between": "clip"}, [SECOND]),
+        ({"between": "shortcut"}, []),
+        ({"features": 8}, [FIRST]),
+    ],
+)
+def test_thresholds_stand_where_nothing_else_needs_the_numbers(options, expected):
+    """A shortcut needs them, a clip comes in between, and 8 channels a pixel do not fill words that flatten."""
+    assert chains_of(Chained(binary(), **options)) == expected
+
+
+@pytest.mark.parametrize("kernel", ["binary", "xnor", "learned_scale", "twn"])
+@pytest.mark.parametrize("options", [{}, {"pool": True}, {"pool_codes": True}, {"features": 8}], ids=lambda o: str(o))
+def test_thresholds_agree_with_the_network_on_ties_and_gammas_of_any_sign(kernel, options):
+    model = Chained(make_quantizer(WEIGHT_QUANTIZERS, kernel), **options)
+    images = images_of((6, 6, 3), batch=16)
+    variables = initialized(model, images)
+    for seed in range(2):
+        hostile = adversarial(variables, seed)
+        if kernel == "learned_scale":  # negative scales change what a max pool takes
+            hostile["params"]["conv1"]["kernel_quantizer"] = jax.tree.map(
+                lambda scale: scale * jnp.where(jnp.arange(scale.size).reshape(scale.shape) % 2, -1, 1),
+                hostile["params"]["conv1"]["kernel_quantizer"],
+            )
+        found = compare(model, hostile, freeze(model, hostile, (6, 6, 3)), images)
+        assert found.values > 1000 and found.differing == found.logits == 0, found
+
+
+def test_a_frozen_network_keeps_no_latent_weights_and_no_statistics():
+    model = Chained(binary())
+    variables = initialized(model, images_of((6, 6, 3)))
+    frozen = freeze(model, variables, (6, 6, 3))
+    assert set(frozen) == {"packed"}
+    words = 27 * 32 / 32 + 9 * 32 * 32 / 32 + 36 * 32 * 5 / 32
+    assert sum(leaf.size for leaf in jax.tree.leaves(frozen)) == words + 2 * 32
+    names = {jax.tree_util.keystr(path[-1:]) for path, _ in jax.tree_util.tree_leaves_with_path(frozen)}
+    assert names == {".words", "['threshold']"}
+
+
+def test_structure_needs_no_arrays():
+    model = Chained(make_quantizer(WEIGHT_QUANTIZERS, "xnor"), pool=True)
+    frozen = freeze(model, initialized(model, images_of((6, 6, 3))), (6, 6, 3))
+    structure = packed_structure(model, (6, 6, 3))
+    assert jax.tree.structure(structure) == jax.tree.structure(frozen)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), structure) == jax.tree.map(lambda a: (a.shape, a.dtype), frozen)
+
+
+class Layer(nn.Module):
+    """One binary layer."""
+
+    input_quantizer: object
+    kernel_quantizer: object
+    pad_value: int = 0
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        quantizers = {"input_quantizer": self.input_quantizer, "kernel_quantizer": self.kernel_quantizer}
+        y = BinaryConv(7, strides=(2, 2), padding=1, pad_value=self.pad_value, name="conv", **quantizers)(
+            images, train=train
+        )
+        return BinaryDense(4, name="dense", **quantizers)(y.reshape(len(y), -1), train=train), {}
+
+
+PAIRS = [(name, {}, "binary", {}) for name in ACTIVATION_QUANTIZERS if name not in REAL_IN_EVALUATION]
+PAIRS += [("ste_sign", {}, name, {}) for name in WEIGHT_QUANTIZERS if name not in REAL_IN_EVALUATION]
+PAIRS += [("full_precision", {}, "xnor", {}), ("tbn", {}, "ttq", {}), ("abc_net", {}, "abc_net", {})]
+PAIRS += [("dorefa", {"bits": bits}, "dorefa", {"bits": bits}) for bits in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(("inputs", "input_options", "kernel", "kernel_options"), PAIRS)
+def test_every_quantizer_gives_the_same_integers(inputs, input_options, kernel, kernel_options):
+    model = Layer(
+        make_quantizer(ACTIVATION_QUANTIZERS, inputs, **input_options),
+        make_quantizer(WEIGHT_QUANTIZERS, kernel, **kernel_options),
+    )
+    images = images_of((5, 6, 37), batch=1)
+    variables = initialized(model, images)
+    found = compare(model, variables, freeze(model, variables, (5, 6, 37)), images)
+    assert found.differing == found.logits == 0, found
+    assert (found.values == 0) == (inputs == "full_precision")
+
+
+@pytest.mark.parametrize("pad_value", [-1, 1])
+@pytest.mark.parametrize("inputs", ["ste_sign", "decoupled", "tbn"])
+def test_padding_by_a_code(pad_value, inputs):
+    model = Layer(make_quantizer(ACTIVATION_QUANTIZERS, inputs), binary(), pad_value)
+    images = images_of((5, 6, 3), batch=1)
+    variables = initialized(model, images)
+    found = compare(model, variables, freeze(model, variables, (5, 6, 3)), images)
+    assert found.values > 50 and found.differing == found.logits == 0, found
+
+
+def test_a_network_without_quantized_weights_is_refused():
+    model = Chained()
+    variables = initialized(model, images_of((6, 6, 3)))
+    with pytest.raises(ValueError, match=r"`model` \(=Chained\) has no layer with quantized weights"):
+        freeze(model, variables, (6, 6, 3))
+
+
+def test_weights_that_are_real_in_evaluation_are_refused_with_the_layer():
+    model = Chained(make_quantizer(WEIGHT_QUANTIZERS, "binary_connect", stochastic=True))
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), jnp.zeros((1, 6, 6, 3)))
+    with pytest.raises(ValueError, match="kernel quantizer of layer 'conv1' evaluates with real weights"):
+        packed_structure(model, (6, 6, 3))
+    assert variables
+
+
+def test_a_quantizer_without_one_threshold_is_refused_with_the_layer():
+    near_zero = stateless(lambda x: Quantized(jnp.where(jnp.abs(x) < 1, 1.0, -1.0), jnp.ones(())))
+    model = Chained(binary(), input_quantizer=near_zero)
+    variables = initialized(model, images_of((6, 6, 3)))
+    with pytest.raises(ValueError, match=r"input quantizer of layer 'conv2' has not one threshold .* channel 0"):
+        freeze(model, variables, (6, 6, 3))
+
+
+def test_verify_sees_a_flipped_bit():
+    """The check can fail: one weight's bit, one threshold."""
+    model = Chained(binary())
+    images = images_of((6, 6, 3))
+    variables = adversarial(initialized(model, images))
+    frozen = freeze(model, variables, (6, 6, 3))
+    base = frozen["packed"]["conv2"]["kernel"].bases[0]
+    words = base.words.at[0, 0, 0].set(base.words[0, 0, 0] ^ 1)
+    kernel = frozen["packed"]["conv2"]["kernel"]
+    flipped = type(kernel)((type(base)(words, base.scale, base.values, base.constant),), kernel.shape, kernel.integers)
+    changed = {"packed": frozen["packed"] | {"conv2": {"kernel": flipped}}}
+    assert verify(model, variables, frozen, [images, images]).passed
+    found = verify(model, variables, changed, [images])
+    assert not found.passed and found.layers["conv2"].differing_integers > 0
+    assert found.layers["conv1"].differing_integers == found.layers["head"].differing_integers == 0

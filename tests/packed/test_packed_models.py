@@ -1,0 +1,69 @@
+"""Every network of the catalogue, frozen: the same integers and bits, and the size that accounting says."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from packed_checks import compare
+from small_models import INSTANCES, LARGE, SIDES, UNREAD, small
+
+from bnn_jax.analysis.accounting import account_model
+from bnn_jax.packed import freeze, packed_structure
+from bnn_jax.training.experiment import make_model
+
+NOTHING_TO_PACK = {"resnet18", "binaryduo_vgg7"}
+"""Published with real weights."""
+NETWORKS = sorted(INSTANCES.values())
+
+
+def network(name):
+    side = SIDES.get(name, 16)
+    return make_model(small(name), num_classes=5), (side, side, 3)
+
+
+def trained(model, image_shape):
+    """Variables as after training: no shift or slope at its start, statistics and gammas of all kinds."""
+    images = jnp.zeros((1, *image_shape))
+    variables = dict(jax.jit(lambda images: model.init(jax.random.key(0), images, train=False))(images))
+    rng = np.random.default_rng(0)
+
+    def value(path, leaf):
+        if path[0].key == "batch_stats":
+            return (
+                rng.choice([1e-6, 0.5, 2.0], leaf.shape) if path[-1].key == "var" else rng.integers(-3, 4, leaf.shape)
+            )
+        if leaf.ndim < 2 and path[-1].key == "scale":
+            return rng.choice([-1.0, -1e-30, 0.0, 0.2, 1.0], leaf.shape)
+        return leaf + rng.normal(size=leaf.shape) * (0.3 if leaf.ndim < 2 else 0.01)
+
+    for collection in ("params", "batch_stats"):
+        if collection in variables:
+            tree = {collection: variables[collection]}
+            variables |= jax.tree_util.tree_map_with_path(lambda p, leaf: jnp.asarray(value(p, leaf), leaf.dtype), tree)
+    return variables
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.full if n in LARGE else ()) for n in NETWORKS if n not in NOTHING_TO_PACK],
+)
+def test_a_frozen_network_is_the_trained_one(name):
+    model, image_shape = network(name)
+    variables = trained(model, image_shape)
+    images = jnp.asarray(np.random.default_rng(1).normal(size=(1, *image_shape)), jnp.float32)
+    found = compare(model, variables, freeze(model, variables, image_shape), images)
+    assert found.differing == found.logits == 0, found
+    assert (found.values == 0) == (model.input_quantizer is None)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_frozen_size_is_what_accounting_says(name):
+    """Accounting counts the trained network's computation and knows nothing of the packed arrays."""
+    model, image_shape = network(name)
+    if name in NOTHING_TO_PACK:
+        with pytest.raises(ValueError, match="has no layer with quantized weights"):
+            packed_structure(model, image_shape)
+        return
+    stored = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(packed_structure(model, image_shape)))
+    # A kernel that is multiplied by zero alone is stored, but nothing depends on it.
+    assert (account_model(model, image_shape).payload_bytes() == stored) != (name in UNREAD)

@@ -1,0 +1,30 @@
+"""What the tests of packed networks share: one program that runs the trained and the frozen network side by side."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Comparison(NamedTuple):
+    """How many codes and integers of binary layers there were, how many differ, and the logits' largest difference."""
+
+    values: int
+    differing: int
+    logits: float
+
+
+def compare(model, variables, frozen, images) -> Comparison:
+    """End to end: words and integers of every layer of the frozen network against those of the trained one."""
+
+    @jax.jit
+    def run(variables, frozen, images):
+        trained, packed = (model.apply(v, images, train=False, mutable=["products"]) for v in (variables, frozen))
+        ours, theirs = packed[1].get("products", {}), trained[1].get("products", {})
+        assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+        different = jax.tree.map(lambda a, b: (a != b).sum(), ours, theirs)
+        differing = sum(jax.tree.leaves(different), jnp.zeros((), jnp.int32))
+        return ours, differing, jnp.abs(packed[0][0] - trained[0][0]).max()
+
+    products, differing, logits = run(variables, frozen, images)
+    return Comparison(sum(leaf.size for leaf in jax.tree.leaves(products)), int(differing), float(logits))

@@ -1,0 +1,54 @@
+"""Small instances of every network of the catalogue, with their published quantizers, for tests to compile."""
+
+import inspect
+from dataclasses import replace
+from functools import partial
+
+from bnn_jax.models import MODELS
+from bnn_jax.training.config import ModelConfig
+from bnn_jax.training.validation import with_published_quantizers
+
+# What makes a network small enough to compile in a test; networks that differ in size alone are the same then.
+SHRUNK = {
+    "stage_sizes": (1, 1),
+    "stem": "cifar",
+    "stem_width": 8,
+    "columns": (2, 2),
+    "depths": (2, 2),
+    "num_cells": 3,
+    "dense_layers": 1,
+    "hidden_layers": 1,
+}
+REDUCTION = {"stage_sizes": (1, 1), "reduction": (2.0,), "rounding": 1}
+# The published reduction cell of BNAS-A for CIFAR-10 multiplies all that its second input feeds by zero.
+UNREAD = {"bnas_a": [f"['cell{number}']['input1']['conv']['latent_kernel']" for number in (2, 3)]}
+WIDTHS = {"binaryduo_vgg7": 3, "alexnet_xnor": 6, "alexnet_dorefa": 6}
+SIDES = {"alexnet_xnor": 63, "alexnet_dorefa": 44, "binaryduo_vgg7": 32, "lenet": 16, "bnn_plus_alexnet": 16}
+
+
+def small(name: str) -> ModelConfig:
+    """A small instance of the network `name`, with its published quantizers."""
+    taken = inspect.signature(MODELS[name]).parameters
+    options = {option: value for option, value in SHRUNK.items() if option in taken}
+    if "densenet" in name:
+        options |= REDUCTION
+    if name.startswith("bnas"):
+        options.pop("stage_sizes", None)
+    options |= {"stage_sizes": (2, 2)} if name.startswith("ebireal") else {}
+    options |= {"reduction": 2} if name == "real_to_binary_resnet18" else {}
+    return with_published_quantizers(ModelConfig(name, width=WIDTHS.get(name, 4), options=options))
+
+
+def instance(name: str) -> str:
+    """What decides the small network: names with the same text are the same network."""
+    settings, constructor = small(name), MODELS[name]
+    fixed = {} if not isinstance(constructor, partial) else constructor.keywords
+    fixed = {option: value for option, value in fixed.items() if option not in (*settings.options, "width")}
+    function = constructor.func if isinstance(constructor, partial) else constructor
+    return str((function, fixed, replace(settings, name="")))
+
+
+INSTANCES = {instance(name): name for name in reversed(MODELS)}
+
+LARGE = ("alexnet_dorefa", "alexnet_xnor", "bnas_a", "bnas_e")
+"""Slow to compile; their own tests have a short version."""
