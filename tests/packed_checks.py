@@ -7,11 +7,12 @@ import jax.numpy as jnp
 
 
 class Comparison(NamedTuple):
-    """How many codes and integers of binary layers there were, how many differ, and the logits' largest difference."""
+    """Codes and integers of binary layers that were compared and that differ; the logits' largest difference and size."""
 
     values: int
     differing: int
     logits: float
+    largest: float
 
 
 def compare(model, variables, frozen, images) -> Comparison:
@@ -24,7 +25,9 @@ def compare(model, variables, frozen, images) -> Comparison:
         assert jax.tree.structure(ours) == jax.tree.structure(theirs)
         different = jax.tree.map(lambda a, b: (a != b).sum(), ours, theirs)
         differing = sum(jax.tree.leaves(different), jnp.zeros((), jnp.int32))
-        return ours, differing, jnp.abs(packed[0][0] - trained[0][0]).max()
+        logits = trained[0][0]
+        return ours, differing, jnp.abs(packed[0][0] - logits).max(), jnp.abs(logits).max()
 
-    products, differing, logits = run(variables, frozen, images)
-    return Comparison(sum(leaf.size for leaf in jax.tree.leaves(products)), int(differing), float(logits))
+    products, differing, difference, largest = run(variables, frozen, images)
+    values = sum(leaf.size for leaf in jax.tree.leaves(products))
+    return Comparison(values, int(differing), float(difference), float(largest))

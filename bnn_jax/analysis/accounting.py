@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import jax
 from jax import ShapeDtypeStruct
 
-from bnn_jax.tracing.kernel_uses import Inference, Use, bases_of, bits_of, classifier_of, fan_in, inference
-from bnn_jax.tracing.trace import Trace, multiply_accumulates, trace
 from bnn_jax.errors import unknown_name
 from bnn_jax.packed.freezing import threshold_chains
+from bnn_jax.tracing.kernel_uses import Inference, Use, bases_of, bits_of, classifier_of, fan_in, inference
+from bnn_jax.tracing.trace import Trace, multiply_accumulates, trace
 from bnn_jax.training.config import Config, ModelConfig
 from bnn_jax.training.experiment import make_model
 from bnn_jax.training.validation import validate

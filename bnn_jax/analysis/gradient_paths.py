@@ -27,8 +27,8 @@ import jax.numpy as jnp
 from jax import ShapeDtypeStruct
 from jaxtyping import Array, Float
 
-from bnn_jax.tracing.trace import ChosenGradient, Operation, Trace, multiply_accumulates, products, trace
 from bnn_jax.quantizers.codes import read_mark
+from bnn_jax.tracing.trace import ChosenGradient, Operation, Trace, multiply_accumulates, products, trace
 
 # From floats to floats, with the derivative zero everywhere.
 _FLAT = {"stop_gradient", "sign", "floor", "ceil", "round", "nextafter"}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -53,6 +54,9 @@ def _quantize(module: nn.Module, name: str, quantizer: Quantizer | None, x: Arra
     if quantizer is None:
         return (Quantized(x, jnp.ones((), x.dtype)),)
     given = dict(module.param(name, quantizer.init, x)) if quantizer.init else {}
+    if quantizer.init and packed_kernel(module) is not None:
+        # What decides only the backward pass is not stored.
+        given = quantizer.init(jax.random.key(0), x) | given
     given |= {wanted: value for wanted, value in phase._asdict().items() if wanted in quantizer.wants}
     if "key" in quantizer.wants:
         given["key"] = module.make_rng("quantizer") if phase.train else None

@@ -4,12 +4,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 
 from bnn_jax.errors import unknown_name
 from bnn_jax.models import MODELS, PUBLISHED_QUANTIZERS
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, make_quantizer
+from bnn_jax.types import LATENT_KERNEL
 
-LARGEST = {"width": 2**16, "num_classes": 2**20, "image_shape": 2**10, "options": 2**9, "bases": 2**5, "bits": 2**5}
+LARGEST = {"width": 2**16, "num_classes": 2**20, "image_shape": 2**10, "options": 2**9, "bases": 16, "bits": 12}
 """Bounds of what decides how long a network takes to trace, see :func:`check_extent`."""
 
 
@@ -91,6 +95,18 @@ def build_model(
         **({"input_scaling": True} if input_scaling else {}),
         **options,
     )
+
+
+def latent_weights(model: nn.Module, image_shape: Sequence[int]) -> int:
+    """How many latent weights a network has; found by tracing, no array is made.
+
+    >>> latent_weights(build_model("mnist_mlp", num_classes=10, width=8), (4, 4, 1))
+    336
+    """
+    key, images = jax.random.key(0), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    variables = jax.eval_shape(lambda key, images: model.init(key, images, train=False), key, images)
+    found = flatten_dict(variables["params"])
+    return sum(leaf.size for path, leaf in found.items() if path[-1] == LATENT_KERNEL)
 
 
 def check_extent(

@@ -32,7 +32,7 @@ import numpy as np
 
 from bnn_jax.data import normalize
 from bnn_jax.errors import RunError, UsageError
-from bnn_jax.models.build import build_model, check_extent
+from bnn_jax.models.build import build_model, check_extent, latent_weights
 from bnn_jax.packed.freezing import packed_structure
 from bnn_jax.training.files import write_atomically
 from bnn_jax.types import Images, Labels, Logits
@@ -206,7 +206,7 @@ def load(path: str | os.PathLike[str]) -> PackedModel:
             _check_size(table, size - len(header))
             _check_digest(file, header, metadata, table)
             values = _values(metadata)
-            model, structure = _network(values)
+            model, structure = _network(values, 8 * (size - len(header)))
             _check_table(table, structure, metadata)
             variables = _read_variables(file, len(header), table, structure)
     except _Damaged as reason:
@@ -245,12 +245,14 @@ def _structure(variables: Any) -> _Structure:
     return _Structure(tree, names, tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for _, leaf in found))
 
 
-def _network(values: Mapping[str, Any]) -> tuple[nn.Module, _Structure]:
+def _network(values: Mapping[str, Any], most_weights: float = math.inf) -> tuple[nn.Module, _Structure]:
     """The network and the structure of its packed variables, by tracing alone."""
     settings, num_classes, image_shape = values["model"], values["num_classes"], values["image_shape"]
     try:
         check_extent(num_classes=num_classes, image_shape=image_shape, **settings)
         model = build_model(num_classes=num_classes, **settings)
+        if latent_weights(model, image_shape) > most_weights:
+            raise ValueError(f"its weights need more than the {most_weights} bits of the tensors")
         structure = _structure(packed_structure(model, image_shape))
         if not all(leaf.size and leaf.dtype.name in DTYPES.values() for leaf in structure.leaves):
             raise ValueError("a variable is empty or of a dtype that is not stored")

@@ -7,7 +7,7 @@ import flax.linen as nn
 
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense
 from bnn_jax.layers.frozen import code_sets
-from bnn_jax.packed.planes import multiplies_on_bits, plane_count
+from bnn_jax.packed.planes import multiplies_on_bits
 from bnn_jax.tracing.trace import PRODUCTS, Operation, Trace
 
 # What scales, biases and quantizers are made of that treat every element alike, but for vectors over the channels.
@@ -101,8 +101,7 @@ def _chain(graph: _Graph, mark: Operation) -> Chain | None:
         return None
     if _FLATTEN in phases and not _flattens_words(graph, chain):
         return None
-    chain = chain._replace(pooled=_POOL in phases)
-    return None if chain.pooled and not _can_be_negated(graph.modules[layer]) else chain
+    return chain._replace(pooled=_POOL in phases)
 
 
 def _behind(graph: _Graph, mark: Operation) -> tuple[list[Operation], Operation] | None:
@@ -164,12 +163,6 @@ def _is_packed(graph: _Graph, path: str | None) -> bool:
 def _flattens_words(graph: _Graph, chain: Chain) -> bool:
     """Whether flattened words are the words of what is flattened, and the quantizer has no values a channel."""
     return graph.modules[chain.layer].features % 32 == 0 and graph.modules[chain.consumer].input_quantizer.init is None
-
-
-def _can_be_negated(layer: nn.Module) -> bool:
-    """Whether a kernel's codes can take the sign of its scale: a max pool goes by the product, whatever its scale."""
-    (values,) = code_sets(layer.kernel_quantizer, 1)
-    return tuple(-v for v in reversed(values)) == values and len(values) == 2 ** plane_count(values)
 
 
 def _is_alone(graph: _Graph, chain: Chain) -> bool:

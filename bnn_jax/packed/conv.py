@@ -124,18 +124,16 @@ def tap_sums(rhs: UInt32[Array, "words features"], kernel_size: Pair, channels: 
     Array([[2],
            [0]], dtype=int32)
     """
-    taps = kernel_size[0] * kernel_size[1]
-
-    def ones(tap):
-        start, stop = tap * channels, (tap + 1) * channels
-        total = 0
-        for k in range(start // WORD_BITS, word_count(stop)):
-            low, high = max(start - k * WORD_BITS, 0), min(stop - k * WORD_BITS, WORD_BITS)
-            mask = jnp.uint32((1 << high) - (1 << low))
-            total += lax.population_count(rhs[k] & mask)
-        return total.astype(jnp.int32)
-
-    return 2 * jnp.stack([ones(tap) for tap in range(taps)]) - channels
+    start = np.arange(prod(kernel_size)) * channels
+    ones = 0
+    for w in range(word_count(channels) + 1):
+        word = start // WORD_BITS + w
+        low, high = (np.clip(bit - word * WORD_BITS, 0, WORD_BITS) for bit in (start, start + channels))
+        mask = ((1 << high) - (1 << low)).astype(np.uint32)
+        if mask.any():
+            bits = rhs[np.minimum(word, len(rhs) - 1)] & mask[:, None]
+            ones += lax.population_count(bits).astype(jnp.int32)
+    return 2 * ones - channels
 
 
 def border_sums(rhs, kernel_size: Pair, channels: int, taps: Bool[np.ndarray, "pixels taps"]):

@@ -18,7 +18,6 @@ from jaxtyping import Array, Bool
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense
 from bnn_jax.layers.frozen import PACKED, scale_of
 from bnn_jax.layers.norm import affine
-from bnn_jax.packed.bits import pack
 from bnn_jax.packed.chains import Chain, find_chains
 from bnn_jax.packed.planes import PackedBase, PackedKernel
 from bnn_jax.packed.thresholds import find_thresholds
@@ -67,7 +66,7 @@ def freeze(model: nn.Module, variables: Mapping[str, Any], image_shape: ImageSha
 
     Raises:
       ValueError: if the model has no layer with quantized weights, or one whose quantizer has no codes in evaluation,
-        or two-valued inputs without one threshold between lower and higher codes; the layer is named.
+        or two-valued inputs with more than one threshold; the layer is named.
     """
     variables = _as_dict(variables)
     plan = _plan(model, jax.eval_shape(lambda: variables), image_shape)
@@ -76,8 +75,8 @@ def freeze(model: nn.Module, variables: Mapping[str, Any], image_shape: ImageSha
     for path, channels in broken.items():
         if np.any(channels):
             raise ValueError(
-                f"`model` cannot be packed: the input quantizer of layer {path!r} has not one threshold, below which are "
-                f"lower and above which higher codes, in channel {int(np.argmax(channels))}; use one that rises"
+                f"`model` cannot be packed: the input quantizer of layer {path!r} has more than one threshold in "
+                f"channel {int(np.argmax(channels))}; use one that rises once"
             )
     return _with_real(plan, packed, variables)
 
@@ -102,8 +101,9 @@ def threshold_chains(model: nn.Module, variables: Mapping[str, Any], image_shape
     Returns:
       None of them for a model without quantized weights.
     """
-    modules, traced = _traced(model, _as_dict(variables), image_shape)
-    return _usable_chains(traced, modules)
+    variables = _as_dict(variables)
+    modules, traced = _traced(model, variables, image_shape)
+    return _usable_chains(traced, modules, _constant_scales(model, variables, _images(image_shape)))
 
 
 def _as_dict(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,15 +135,18 @@ def _traced(model: nn.Module, variables: dict[str, Any], image_shape: ImageShape
     return modules, traced
 
 
-def _usable_chains(traced: Trace, modules: Mapping[str, nn.Module]) -> tuple[Chain, ...]:
-    """The chains whose input scales are constants, as packed words need them."""
+def _usable_chains(
+    traced: Trace, modules: Mapping[str, nn.Module], constants: Mapping[str, list[float | None]]
+) -> tuple[Chain, ...]:
+    """The chains whose consumer's input scale is a constant, as packed words need it; pooled ones of positive scale."""
 
     def usable(chain: Chain) -> bool:
         layer, consumer = modules[chain.layer], modules[chain.consumer]
         if _constant_input_scale(consumer, layer.features) is None:
             return False
-        # A max pool goes by the product, whatever its scale.
-        return not chain.pooled or (_constant_input_scale(layer, 1) or 0) > 0
+        # A max pool of integers is one of the numbers if no scale, which training could make negative, comes between.
+        scales = (_constant_input_scale(layer, 1), *constants[chain.layer])
+        return not chain.pooled or all(scale is not None and scale > 0 for scale in scales)
 
     return tuple(filter(usable, find_chains(traced, modules)))
 
@@ -157,10 +160,11 @@ def _plan(model: nn.Module, variables: dict[str, Any], image_shape: ImageShape) 
             "give it a `kernel_quantizer`"
         )
     modules, traced = _traced(model, variables, image_shape)
-    chains = _usable_chains(traced, modules)
+    constants = _constant_scales(model, variables, images)
+    chains = _usable_chains(traced, modules, constants)
     plan = _Plan(
         chains=chains,
-        constants=_constant_scales(model, variables, images),
+        constants=constants,
         input_scales={
             c.consumer: _constant_input_scale(modules[c.consumer], modules[c.layer].features) for c in chains
         },
@@ -228,22 +232,12 @@ def _packed(model: nn.Module, plan: _Plan, variables: dict[str, Any], images: Ar
     for chain in plan.chains:
         layer, norm = tuple(chain.layer.split("/")), tuple(chain.norm.split("/"))
         kernel = flat[(*layer, "kernel")]
-        base = _with_positive_scale(kernel) if chain.pooled else kernel.bases[0]
+        (base,) = kernel.bases
         gain, offset = flat.pop((*norm, "gain")), flat.pop((*norm, "offset"))
         flat[(*norm, "threshold")], broken[chain.consumer] = _thresholds(plan, chain, base, (gain, offset), variables)
         bare = replace(base, scale=None, constant=1.0)
         flat[(*layer, "kernel")] = replace(kernel, bases=(bare,), integers=True)
     return unflatten_dict(flat), broken
-
-
-def _with_positive_scale(kernel: PackedKernel) -> PackedBase:
-    """The only base with its negative scales made positive, and the codes under them negated."""
-    (base,) = kernel.bases
-    negative = scale_of(base, jnp.float32).reshape(-1) < 0
-    size = math.prod(kernel.shape[:-1])
-    used = pack(jnp.ones((1, size, 1), bool), axis=1)
-    words = base.words ^ jnp.where(negative[None, None], used, jnp.uint32(0))
-    return replace(base, words=words, scale=None if base.scale is None else jnp.abs(base.scale))
 
 
 def _thresholds(

@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from bnn_jax.tracing.trace import Operand, Operation, Product, Trace, products
 from bnn_jax.quantizers import Mark, read_mark
+from bnn_jax.tracing.trace import Operand, Operation, Product, Trace, products
 from bnn_jax.types import LATENT_KERNEL
 
 

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from bnn_jax.layers.pooling import max_pool as real_max_pool
-from bnn_jax.packed.bits import max_pool, pack, unpack, word_count
+from bnn_jax.packed import bits as packing
+
+pack = jax.jit(packing.pack, static_argnums=1)
+unpack = jax.jit(packing.unpack, static_argnums=(1, 2))
+max_pool = jax.jit(packing.max_pool, static_argnums=1, static_argnames=("strides", "padding"))
 
 
 def random_bits(*shape, seed=0):
@@ -19,24 +23,25 @@ def words_in_python(bits):
     return [number >> 32 * w & 0xFFFFFFFF for w in range((len(bits) + 31) // 32)]
 
 
-@pytest.mark.parametrize("size", [*range(1, 35), 63, 64, 65, 100, 576])
-def test_the_layout_is_least_significant_bit_first_and_ends_in_zeros(size):
+@pytest.mark.parametrize("size", [*range(1, 34), 64, 65, 100])
+def test_the_layout_is_least_significant_bit_first_and_unpack_inverts_it(size):
     bits = random_bits(3, size, seed=size)
-    words = np.asarray(pack(jnp.asarray(bits)))
+    words = np.asarray(pack(bits))
     assert words.dtype == np.uint32
     assert words.tolist() == [words_in_python(row) for row in bits]
+    np.testing.assert_array_equal(unpack(words, size), bits)
 
 
-@pytest.mark.parametrize("size", [1, 31, 32, 33, 70])
-@pytest.mark.parametrize("axis", [0, 1, 2, -1, -2])
-def test_unpack_inverts_pack_along_every_axis(size, axis):
+@pytest.mark.parametrize("axis", [0, 1, -2])
+def test_any_axis_can_be_packed(axis):
     shape = [2, 3, 4]
-    shape[axis] = size
+    shape[axis] = 33
     bits = random_bits(*shape)
-    words = pack(jnp.asarray(bits), axis)
-    shape[axis] = word_count(size)
+    words = pack(bits, axis)
+    shape[axis] = 2
     assert words.shape == tuple(shape)
-    np.testing.assert_array_equal(unpack(words, size, axis), bits)
+    np.testing.assert_array_equal(np.moveaxis(words, axis, -1), pack(np.moveaxis(bits, axis, -1)))
+    np.testing.assert_array_equal(unpack(words, 33, axis), bits)
 
 
 def test_pack_of_an_axis_without_elements_has_no_words():
@@ -54,12 +59,11 @@ def test_pack_of_an_axis_without_elements_has_no_words():
         ((2, 2), (3, 3), ((0, 0), (0, 0))),
     ],
 )
-@pytest.mark.parametrize("channels", [3, 40])
-def test_max_pool_is_the_maximum_of_the_codes(window, strides, padding, channels):
-    bits = random_bits(2, 7, 6, channels)
-    pooled = max_pool(pack(jnp.asarray(bits)), window, strides=strides, padding=padding)
-    expected = real_max_pool(jnp.where(bits, 1.0, -1.0), window, strides=strides, padding=padding)
-    np.testing.assert_array_equal(unpack(pooled, channels), expected > 0)
+def test_max_pool_is_the_maximum_of_the_codes(window, strides, padding):
+    bits = random_bits(2, 7, 6, 40)
+    pooled = max_pool(pack(bits), window, strides=strides, padding=padding)
+    expected = real_max_pool(jnp.asarray(np.where(bits, 1.0, -1.0)), window, strides=strides, padding=padding)
+    np.testing.assert_array_equal(unpack(pooled, 40), expected > 0)
 
 
 def test_max_pool_counts_padding_as_the_smaller_code():
@@ -87,8 +91,8 @@ def test_bad_input_is_refused(call, text):
         call()
 
 
-def test_pack_and_unpack_are_the_same_under_jit_and_vmap():
+def test_pack_is_the_same_without_jit_and_under_vmap():
     bits = jnp.asarray(random_bits(4, 5, 45))
     words = pack(bits, 1)
-    np.testing.assert_array_equal(jax.jit(pack, static_argnums=1)(bits, 1), words)
+    np.testing.assert_array_equal(packing.pack(bits, 1), words)
     np.testing.assert_array_equal(jax.vmap(lambda row: pack(row, 0))(bits), words)

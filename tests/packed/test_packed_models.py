@@ -52,8 +52,10 @@ def test_a_frozen_network_is_the_trained_one(name):
     variables = trained(model, image_shape)
     images = jnp.asarray(np.random.default_rng(1).normal(size=(1, *image_shape)), jnp.float32)
     found = compare(model, variables, freeze(model, variables, image_shape), images)
-    assert found.differing == found.logits == 0, found
-    assert (found.values == 0) == (model.input_quantizer is None)
+    weights_only = model.input_quantizer is None
+    # Sums of real numbers may be rounded in another order.
+    assert found.differing == 0 and found.logits <= (1e-5 * found.largest if weights_only else 0), found
+    assert (found.values == 0) == weights_only
 
 
 @pytest.mark.parametrize("name", NETWORKS)

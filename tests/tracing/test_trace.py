@@ -10,9 +10,9 @@ import pytest
 from jax import ShapeDtypeStruct, lax
 from jax.ad_checkpoint import checkpoint_name
 
-from bnn_jax.tracing.trace import multiply_accumulates, products, trace
 from bnn_jax.layers import BinaryConv, BinaryDense
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, Mark, make_quantizer, mark
+from bnn_jax.tracing.trace import multiply_accumulates, products, trace
 
 SIGN = make_quantizer(ACTIVATION_QUANTIZERS, "ste_sign")
 XNOR = make_quantizer(WEIGHT_QUANTIZERS, "xnor")
