@@ -76,7 +76,12 @@ def account_summary(model: Any, image_shape: tuple[int, int, int]) -> dict[str, 
     counted = account_model(model, image_shape)
     weights = {str(bits): count for bits, count in counted.quantized_weights.items()}
     weights["32"] = counted.full_precision_weights
-    return {"weights_by_bits": weights, "bits": counted.bits(), "macs": counted.macs().total, "flops": counted.flops()}
+    return {
+        "weights_by_bits": weights,
+        "payload_bytes": counted.payload_bytes(),
+        "macs": counted.macs().total,
+        "flops": counted.flops(),
+    }
 
 
 def data_settings(data: DataConfig) -> dict[str, Any]:

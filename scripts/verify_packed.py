@@ -41,7 +41,7 @@ class Arguments:
 def print_verification(found: Verification) -> None:
     """The layers as a table, then the network."""
     table = Table("layer", title="differing / compared", box=box.SIMPLE)
-    for header in ("integers", "activation bits"):
+    for header in ("integers", "activation bits\n(whole words)"):
         table.add_column(header, justify="right")
     for path, layer in found.layers.items():
         integers = f"{layer.differing_integers:,} / {layer.integers:,}"

@@ -2,16 +2,25 @@
 
 import gc
 import os
+import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import hypothesis
 import jax
+import jaxlib.version
 import pytest
 
-CACHE = Path(__file__).parents[1] / ".cache" / "jax"
+ROOT = Path(__file__).parents[1]
+CACHE = ROOT / ".cache" / "jax"
 
-# Compiling is most of the tests' time, and LLVM's optimizations most of compiling.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+# Compiling is most of the tests' time: no optimizations by LLVM, no splitting of programs that are small,
+FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+# and the older way to write fused loops, half as dear. XLA ends a process that names a flag which it does not have.
+if jaxlib.version.__version__.startswith("0.10."):
+    FLAGS += " --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
@@ -42,3 +51,19 @@ def subprocess_env() -> dict[str, str]:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         "JAX_PLATFORMS": "cpu",
     }
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """(name of a script, arguments) -> how it ends: exit code and output; in this process, so without its start."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+    monkeypatch.chdir(ROOT)
+
+    def run(name: str, *arguments: object) -> subprocess.CompletedProcess:
+        command = [f"scripts/{name}.py", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(command[0], run_name="__main__")
+        return subprocess.CompletedProcess(command, ended.value.code, *capsys.readouterr())
+
+    return run

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 class Comparison(NamedTuple):
-    """Codes and integers of binary layers that were compared and that differ; the logits' largest difference and size."""
+    """Codes and integers of binary layers, compared and differing; the logits' largest difference and size."""
 
     values: int
     differing: int

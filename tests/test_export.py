@@ -97,7 +97,11 @@ def test_the_accounting_is_in_the_file(workdir, tmp_path):
     binary = 36 * 16 + 16 * 16 + 16 * 3
     assert metadata["accounting"]["weights_by_bits"] == {"1": binary, "32": 0}
     assert metadata["accounting"]["macs"] == binary
-    assert metadata["accounting"]["bits"] == binary + 32 * 2 * (16 + 16 + 3)
+    # Filters of 36, 16 and 16 weights take 2, 1 and 1 words; the second norm became a threshold.
+    assert metadata["accounting"]["payload_bytes"] == 4 * (2 * 16 + 16 + 3 + 2 * 16 + 16 + 2 * 3)
+    data = (tmp_path / "x").read_bytes()
+    header = 8 + int.from_bytes(data[:8], "little")
+    assert len(data) == header + metadata["accounting"]["payload_bytes"] and header < 4096
     last = evaluate_run(workdir, split="validation", which="last")["accuracy"]
     assert metadata["tested"]["accuracy"] == pytest.approx(last)
     assert (metadata["tested"]["which"], metadata["tested"]["examples"]) == ("last", 64)

@@ -5,7 +5,7 @@ the bits themselves, by a schedule that :data:`RULES` chooses for the shape; on 
 the codes as int8 on matrix units, a choice that rests on those units' known speed and was not measured.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
 from typing import NamedTuple, TypeAlias
 
@@ -24,16 +24,16 @@ class Schedule(NamedTuple):
     """How the words are summed on CPU.
 
     Attributes:
-      step: words summed in one expression, whose operands stay in registers and in the first-level cache; 0 is all.
-      block: entries of the result that are summed at a time, to stay in the second-level cache; 0 is all.
+      step: words summed in one expression, few enough for their rows to share the first-level cache; 0 is all words.
+      tile: columns that are summed together when the words come in steps; 0 is all columns.
     """
 
     step: int
-    block: int
+    tile: int
 
 
 class Rule(NamedTuple):
-    """The schedule of all products within the bounds."""
+    """The schedule of the products within its bounds."""
 
     most_words: float
     most_columns: float
@@ -42,11 +42,12 @@ class Rule(NamedTuple):
 
 ANY = float("inf")
 
-# The first rule that fits.  results/benchmark_packed.json holds the measurements.
+# The first rule that fits.  results/benchmark_packed.json holds the measurements, on two cores with AVX-512.
 RULES = (
-    Rule(36, 256, Schedule(step=0, block=0)),
-    Rule(ANY, 1024, Schedule(step=12, block=2**18)),
-    Rule(ANY, ANY, Schedule(step=8, block=2**18)),
+    Rule(36, 256, Schedule(step=0, tile=0)),
+    Rule(ANY, 1024, Schedule(step=12, tile=0)),
+    # Rows of 4096 words all start in the same cache set, which keeps twelve lines.
+    Rule(ANY, ANY, Schedule(step=8, tile=128)),
 )
 
 
@@ -54,7 +55,7 @@ def schedule_of(words: int, columns: int) -> Schedule:
     """What :data:`RULES` say of a product over `words` words with `columns` columns.
 
     >>> schedule_of(words=18, columns=64)
-    Schedule(step=0, block=0)
+    Schedule(step=0, tile=0)
     """
     return next(r.schedule for r in RULES if words <= r.most_words and columns <= r.most_columns)
 
@@ -63,46 +64,37 @@ def _stacked(a: Columns) -> Array:
     return jnp.stack(a) if isinstance(a, Sequence) else a
 
 
-def _expression(a: Sequence[Array], b: Sequence[Array]) -> Array:
-    counts = (lax.population_count(x[:, None] ^ y[None, :]) for x, y in zip(a, b))
-    return sum(counts).astype(jnp.int32)
+def _expression(pairs: Iterable[tuple[Array, Array]]) -> Array:
+    """The counts of a few words: x (M,) and y (N,) or in tiles (tiles, N) of each."""
+    terms = (lax.population_count(x.reshape(*[1] * (y.ndim - 1), -1, 1) ^ y[..., None, :]) for x, y in pairs)
+    return sum(terms).astype(jnp.int32)
 
 
 def _loop(a: Array, b: Array, step: int) -> Array:
-    """`step` words at a time; every word is sliced for itself, since a slice of several would be copied."""
-    first = a.shape[0] % step
-    counts = jnp.zeros((a.shape[1], b.shape[1]), jnp.int32)
-    if first:
-        counts = _expression(list(a[:first]), list(b[:first]))
+    """`step` words at a time, each sliced for itself: a slice of several would be copied."""
+    first = len(a) % step or step
+    counts = _expression(zip(a[:first], b[:first]))
 
     def add(i, counts):
-        words = [first + i * step + t for t in range(step)]
-        return counts + _expression(*([lax.dynamic_index_in_dim(x, k, keepdims=False) for k in words] for x in (a, b)))
+        words = (first + i * step + t for t in range(step))
+        return counts + _expression([lax.dynamic_index_in_dim(x, k, keepdims=False) for x in (a, b)] for k in words)
 
-    return lax.fori_loop(0, a.shape[0] // step, add, counts)
-
-
-def _blocks(rows: int, least: int) -> int:
-    """The number of blocks from `least` on that divides the rows evenly; `least` if there is none below its double."""
-    return next((n for n in range(least, 2 * least) if rows % n == 0), least)
+    return lax.fori_loop(0, (len(a) - first) // step, add, counts)
 
 
-def scheduled_counts(a: Columns, b: Array, schedule: Schedule) -> Int32[Array, "M N"]:
+def scheduled_counts(a: Columns, b: UInt32[Array, "words N"], schedule: Schedule) -> Int32[Array, "M N"]:
     """The counts of :func:`xor_counts` from bits, by the schedule given."""
-    step, block = schedule
-    if not step or 1 <= len(a) <= step:
-        return _expression(list(a), list(b))
+    step, tile = schedule
+    if not step or len(a) <= step:
+        return _expression(zip(a, b))
     a = _stacked(a)
-    rows = a.shape[1]
-    # A symbolic number of rows, as in an exported function, is left in one block.
-    least = -(-rows * b.shape[1] // block) if block and isinstance(rows, int) else 1
-    if least <= 1:
+    if not tile:
         return _loop(a, b, step)
-    blocks = _blocks(rows, least)
-    height = -(-rows // blocks)
-    a = lax.pad(a, jnp.uint32(0), ((0, 0, 0), (0, blocks * height - rows, 0)))
-    counts = lax.map(lambda part: _loop(part, b, step), a.reshape(len(a), blocks, height).swapaxes(0, 1))
-    return counts.reshape(blocks * height, -1)[:rows]
+    columns = b.shape[1]
+    tiles = -(-columns // tile)
+    b = lax.pad(b, jnp.uint32(0), ((0, 0, 0), (0, tiles * tile - columns, 0)))
+    counts = _loop(a, b.reshape(len(b), tiles, tile), step)
+    return counts.swapaxes(0, 1).reshape(-1, tiles * tile)[:, :columns]
 
 
 def unit_counts(a: Columns, b: Array) -> Int32[Array, "M N"]:
@@ -122,7 +114,7 @@ def xor_counts(a: Rows, b: UInt32[Array, "words N"]) -> Int32[Array, "M N"]:
       a: (M, words), or its columns as a sequence of at least one (M,) array.
 
     Raises:
-      ValueError: if the words are not uint32 or their numbers differ.
+      ValueError: if the words are not uint32, their numbers differ or there are none.
     """
     columns = a if isinstance(a, Sequence) else a.T
     for words in columns if isinstance(a, Sequence) else [a]:
@@ -130,6 +122,8 @@ def xor_counts(a: Rows, b: UInt32[Array, "words N"]) -> Int32[Array, "M N"]:
     require_words("b", b)
     if len(columns) != b.shape[0]:
         raise ValueError(f"`a` ({len(columns)} words a row) must have as many words as `b` has rows (={b.shape[0]})")
+    if not b.shape[0]:
+        raise ValueError("`b` (no words) must have at least one row")
     schedule = schedule_of(*b.shape)
     return lax.platform_dependent(columns, b, cpu=lambda a, b: scheduled_counts(a, b, schedule), default=unit_counts)
 

@@ -21,7 +21,7 @@ class LayerReport(NamedTuple):
     Attributes:
       integers, differing_integers: products of codes, of the packed layer on the trained network's inputs against the
         trained layer.
-      bits, differing_bits: of input codes, of the packed network end to end against the trained one.
+      bits, differing_bits: of the words of input codes, of the packed network end to end against the trained one.
     """
 
     integers: int

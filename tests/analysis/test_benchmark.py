@@ -140,14 +140,11 @@ def test_temporaries_are_neither_arguments_nor_outputs(function, temporaries):
     assert compiled_temporaries(program, x) == pytest.approx(temporaries, abs=0.01)
 
 
-def script(*arguments, env):
-    command = [sys.executable, "scripts/benchmark.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
-
-
 def test_the_script_prints_a_table_and_writes_where_it_comes_from(tmp_path, subprocess_env):
     output = tmp_path / "new" / "estimators.json"
-    done = script("estimators", "--values", 100, "--repeats", 2, "--output", output, env=subprocess_env)
+    arguments = ("estimators", "--values", 100, "--repeats", 2, "--output", output)
+    command = [sys.executable, "scripts/benchmark.py", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, env=subprocess_env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     record = json.loads(output.read_text())
     assert set(record) == {"command", "values", "repeats", "elementwise", "other", "seconds", "provenance"}
@@ -161,7 +158,7 @@ def test_the_script_prints_a_table_and_writes_where_it_comes_from(tmp_path, subp
 
 
 @pytest.mark.parametrize(("option", "usual"), [("values", 10_000_000), ("repeats", 20)])
-def test_a_number_below_one_is_refused(option, usual, subprocess_env):
-    done = script("estimators", f"--{option}", 0, env=subprocess_env)
+def test_a_number_below_one_is_refused(option, usual, run_here):
+    done = run_here("benchmark", "estimators", f"--{option}", 0)
     assert done.returncode == 2
     assert done.stderr == f"error: `{option}` (=0) must be at least 1; leave it out for {usual}\n"

@@ -327,21 +327,21 @@ def test_the_default_folder_is_that_of_tfds(monkeypatch):
     assert default_data_dir() == Path.home() / "tensorflow_datasets"
 
 
-@pytest.mark.parametrize(
-    ("name", "code", "message"),
-    [
-        ("cifar1", 2, r"error: `name` \(='cifar1'\) must be one of .* did you mean 'cifar10'\?"),
-        ("cifar10", 1, r"error: downloading https://\S*/cifar-10-binary.tar.gz failed \(.*refused.*put it at"),
-    ],
-)
-def test_the_script_ends_with_one_sentence(name, code, message, tmp_path, subprocess_env):
+def test_an_unknown_name_ends_the_script_with_one_sentence(tmp_path, run_here):
+    found = run_here("prepare_data", "cifar1", "--data-dir", tmp_path)
+    assert found.returncode == 2
+    assert re.fullmatch(r"error: `name` \(='cifar1'\) must be one of .* did you mean 'cifar10'\?.*\n", found.stderr)
+
+
+def test_a_failed_download_ends_the_script_with_one_sentence(tmp_path, subprocess_env):
     # Port 9 answers nobody: the script meets a machine without network wherever the test runs.
     proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     no_exceptions = {"no_proxy": "", "NO_PROXY": ""}
-    command = [sys.executable, "-W", "error", SCRIPT, name, "--data-dir", tmp_path]
+    command = [sys.executable, "-W", "error", SCRIPT, "cifar10", "--data-dir", tmp_path]
     found = subprocess.run(command, env=subprocess_env | proxies | no_exceptions, capture_output=True, text=True)
-    assert found.returncode == code
-    assert re.fullmatch(message + ".*", found.stderr.rstrip("\n"))
+    assert found.returncode == 1
+    message = r"error: downloading https://\S*/cifar-10-binary.tar.gz failed \(.*refused.*put it at.*\n"
+    assert re.fullmatch(message, found.stderr)
 
 
 def test_every_archive_has_a_parser():

@@ -1,4 +1,4 @@
-"""ReActNet-A: the paper's multiplications from shapes and strides, its block against numpy, gradients."""
+"""ReActNet-A: the paper's multiplications from shapes and strides, its block against numpy, shapes."""
 
 import itertools
 
@@ -104,28 +104,13 @@ def test_the_block_equals_numpy(features, stride):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_every_parameter_has_a_gradient():
+def test_shapes_of_a_small_network():
     model = reactnet_a(num_classes=3, width=4, stage_sizes=(1, 1), stem="cifar", **REACT)
-    images = jnp.asarray(np.random.default_rng(1).normal(size=(2, 8, 8, 3)), jnp.float32)
-    variables = dict(filled(lambda: model.init(jax.random.key(0), images, train=False)))
-    params = variables.pop("params")
-
-    @jax.jit
-    def gradient(params):
-        def loss(params):
-            (logits, intermediates), _ = model.apply(
-                {"params": params, **variables}, images, train=True, progress=0.5, mutable=["batch_stats"]
-            )
-            return (logits**2).sum(), (logits, intermediates)
-
-        return jax.grad(loss, has_aux=True)(params)
-
-    gradients, (logits, intermediates) = gradient(params)
-    assert logits.shape == (2, 3) and logits.dtype == jnp.float32 and jnp.isfinite(logits).all()
+    images = jnp.zeros((2, 8, 8, 3))
+    (logits, intermediates), _ = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images, train=False))
+    assert logits.shape == (2, 3) and logits.dtype == jnp.float32
     shapes = {name: value.shape for name, value in intermediates.items()}
     assert shapes == {"stage1": (2, 8, 8, 8), "stage2": (2, 4, 4, 16), "features": (2, 16)}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
-        assert jnp.isfinite(leaf).all() and (leaf != 0).any(), jax.tree_util.keystr(path)
 
 
 def test_another_stem_is_refused():

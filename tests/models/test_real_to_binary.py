@@ -1,4 +1,4 @@
-"""Real-to-Binary: sizes by hand count and larq's total, the half block against numpy, gradients, errors."""
+"""Real-to-Binary: sizes by hand count and larq's total, the half block against numpy, outputs, errors."""
 
 import jax
 import jax.numpy as jnp
@@ -136,28 +136,14 @@ def test_sizes_of_the_imagenet_stem():
     )
 
 
-def test_every_parameter_has_a_gradient():
+def test_what_the_network_hands_out():
     model = real_to_binary_resnet18(num_classes=3, width=4, stage_sizes=(1,), stem="cifar", reduction=2, **BINARY)
     images = jnp.asarray(np.random.default_rng(1).normal(size=(2, 8, 8, 3)), jnp.float32)
-    variables = dict(filled(lambda: model.init(jax.random.key(0), images, train=False)))
-    params = jax.tree.map(lambda leaf: 0.3 * leaf, variables.pop("params"))
-
-    @jax.jit
-    def gradient(params):
-        def loss(params):
-            (logits, intermediates), _ = model.apply(
-                {"params": params, **variables}, images, train=True, progress=0.5, mutable=["batch_stats"]
-            )
-            return (logits**2).sum(), (logits, intermediates)
-
-        return jax.grad(loss, has_aux=True)(params)
-
-    gradients, (logits, intermediates) = gradient(params)
+    variables = filled(lambda: model.init(jax.random.key(0), images, train=False))
+    logits, intermediates = jax.jit(lambda: model.apply(variables, images, train=False))()
     assert logits.shape == (2, 3) and logits.dtype == jnp.float32 and jnp.isfinite(logits).all()
     np.testing.assert_array_equal(intermediates["stage1"], intermediates["stage1_block1"])
     np.testing.assert_allclose(intermediates["features"], intermediates["stage1"].mean((1, 2)), rtol=1e-5)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
-        assert jnp.isfinite(leaf).all() and (leaf != 0).any(), jax.tree_util.keystr(path)
 
 
 def test_eight_blocks_to_match():

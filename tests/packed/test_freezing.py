@@ -195,9 +195,7 @@ def test_a_quantizer_without_one_threshold_is_refused_with_the_layer():
     near_zero = stateless(lambda x: Quantized(jnp.where(jnp.abs(x) < 1, 1.0, -1.0), jnp.ones(())))
     model = Chained(binary(), input_quantizer=near_zero)
     variables = initialized(model, images_of((6, 6, 3)))
-    with pytest.raises(
-        ValueError, match="quantizer of layer 'conv2' has more than one threshold in channel 0; use"
-    ):
+    with pytest.raises(ValueError, match="quantizer of layer 'conv2' has more than one threshold in channel 0; use"):
         freeze(model, variables, (6, 6, 3))
 
 

@@ -37,6 +37,9 @@ def values(name, x):
     return dequantize(apply(name, x))
 
 
+quantize = jax.jit(abc_net, static_argnames=("bases", "per_channel"))
+
+
 def weighted(function, g):
     return lambda *args: (dequantize(function(*args)) * jnp.asarray(g)).sum()
 
@@ -44,7 +47,7 @@ def weighted(function, g):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("name", ENTRIES)
 def test_invariants(name, dtype):
-    quantized = apply(name, jnp.asarray(W, dtype))
+    quantized = jax.jit(partial(apply, name))(jnp.asarray(W, dtype))
     assert len(quantized) == ENTRIES[name][1]
     validate(quantized, (-1, 1))
     for base in as_bases(quantized):
@@ -92,7 +95,7 @@ def columns(quantized, per_channel):
 @pytest.mark.parametrize("m", [1, 2, 3, 5, 8])
 def test_abc_net_codes(m, per_channel):
     w, axes = W.astype(np.float64), (0, 1, 2) if per_channel else None
-    for base, u in zip(abc_net(jnp.asarray(W), bases=m, per_channel=per_channel), abc_shifts(m)):
+    for base, u in zip(quantize(jnp.asarray(W), bases=m, per_channel=per_channel), abc_shifts(m)):
         moved = w - w.mean(axes, keepdims=True) + u * w.std(axes, keepdims=True)
         clear = np.abs(moved) > 1e-5
         assert clear.mean() > 0.99
@@ -102,7 +105,7 @@ def test_abc_net_codes(m, per_channel):
 @pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("m", [1, 2, 3, 5, 8])
 def test_abc_net_scales_are_the_least_squares_optimum(m, per_channel):
-    quantized = abc_net(jnp.asarray(W), bases=m, per_channel=per_channel)
+    quantized = quantize(jnp.asarray(W), bases=m, per_channel=per_channel)
     w = W.astype(np.float64).reshape(-1, W.shape[-1] if per_channel else 1)
     for i, (b, a) in enumerate(zip(*columns(quantized, per_channel))):
         np.testing.assert_allclose(a, np.linalg.lstsq(b, w[:, i], rcond=None)[0], rtol=1e-3, atol=1e-6)
@@ -145,16 +148,17 @@ def test_abc_net_where_bases_coincide(case, m):
 )
 def test_abc_net_residual_is_orthogonal_to_every_base(entries, m):
     w = np.array(entries, np.float32)
-    (b,), (a,) = columns(jax.jit(partial(abc_net, bases=m))(jnp.asarray(w)), per_channel=False)
+    (b,), (a,) = columns(quantize(jnp.asarray(w), bases=m), per_channel=False)
     np.testing.assert_allclose(b.T @ (w.astype(np.float64) - b @ a), 0, atol=1e-4 * np.abs(w).max() + 1e-30)
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("m", [1, 3, 4])
 def test_abc_net_gradient_is_the_sum_of_the_scales_times_g(m, per_channel):
-    function = partial(abc_net, bases=m, per_channel=per_channel)
+    function = partial(quantize, bases=m, per_channel=per_channel)
     alphas = sum(np.asarray(base.scale, np.float64) for base in function(jnp.asarray(W)))
-    np.testing.assert_allclose(jax.grad(weighted(function, G))(jnp.asarray(W)), alphas * G, rtol=1e-5, atol=1e-6)
+    gradient = jax.jit(jax.grad(weighted(function, G)))(jnp.asarray(W))
+    np.testing.assert_allclose(gradient, alphas * G, rtol=1e-5, atol=1e-6)
 
 
 SHIFTS, SCALES = np.float32([0.75, 0.5, -0.25]), np.float32([0.5, -0.3, 1.2])
@@ -171,7 +175,7 @@ def test_shifted_bases_value_and_gradients():
     codes = np.where(np.clip(h, 0, 1) >= 0.5, 1.0, -1.0)
     inside = (h >= 0) & (h <= 1)
     np.testing.assert_allclose(dequantize(function(*args)), codes @ SCALES.astype(np.float64), rtol=1e-6, atol=1e-6)
-    dx, dshift, dscale = jax.grad(weighted(function, g), argnums=(0, 1, 2))(*args)
+    dx, dshift, dscale = jax.jit(jax.grad(weighted(function, g), argnums=(0, 1, 2)))(*args)
     np.testing.assert_allclose(dx, g * (inside @ SCALES.astype(np.float64)), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(dshift, SCALES * (g.astype(np.float64) @ inside), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(dscale, g.astype(np.float64) @ codes, rtol=1e-5, atol=1e-5)

@@ -1,5 +1,7 @@
 """Every entry of the tables in a layer: codes, states, gradients; and the catalogue of methods they must hold."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,7 +103,7 @@ def test_codes_are_integers_of_the_code_set(table, name, dtype):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3, 4, 8)), dtype)
     quantizer = make_quantizer(table, name)
     assert quantizer.code_set == (WEIGHT_CODES if table is WEIGHT_QUANTIZERS else ACTIVATION_CODES)[name]
-    quantized = evaluated(quantizer, x)
+    quantized = jax.jit(partial(evaluated, quantizer))(x)
     check_codes(quantized, quantizer.code_set)
     value = dequantize(quantized)
     assert value.shape == x.shape

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from bnn_jax.data import Dataset, Split
+from bnn_jax.data import Dataset, Split, load_dataset
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.training.checkpoint import checkpoint_steps, restore_checkpoint
 from bnn_jax.training.config import Config, ModelConfig, OptimConfig
@@ -74,15 +74,18 @@ def test_a_run_writes_what_it_says(tmp_path, dataset):
     assert again == result
 
 
-def test_evaluate_run_agrees_with_the_result(tmp_path, dataset):
-    path = tmp_path / "data.npz"
+def write_npz(dataset, path):
     arrays = {
         f"{name}_{kind}": getattr(getattr(dataset, name), kind)
         for name in ("train", "validation", "test")
         for kind in ("images", "labels")
     }
     np.savez(path, **arrays)
-    config = replace(CONFIG, data=replace(CONFIG.data, name=str(path)))
+    return str(path)
+
+
+def test_evaluate_run_agrees_with_the_result(tmp_path, dataset):
+    config = replace(CONFIG, data=replace(CONFIG.data, name=write_npz(dataset, tmp_path / "data.npz")))
     result = train(config, tmp_path / "run")
     for which, key in (("best", "test_accuracy_best"), ("last", "test_accuracy_last")):
         found = evaluate_run(tmp_path / "run", split="test", which=which)
@@ -162,26 +165,29 @@ def test_a_batch_larger_than_the_set_is_refused(tmp_path, dataset):
         train(replace(CONFIG, batch_size=89), tmp_path, dataset=dataset)
 
 
-def start_digits(workdir, env):
-    command = [sys.executable, "scripts/train.py", "--workdir", str(workdir)]
-    command += ["--epochs", "12", "--scan-steps", "4", "--model.width", "4", "--checkpoint-every-epochs", "1"]
+def start(workdir, data, env):
+    """33 steps an epoch, eleven calls of one compiled program."""
+    command = [sys.executable, "scripts/train.py", "--workdir", str(workdir), "--data.name", data]
+    command += ["--epochs", "12", "--scan-steps", "3", "--model.width", "4", "--checkpoint-every-epochs", "1"]
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def finish(process):
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
 
 
 @pytest.mark.long
 def test_ten_kills_at_random_moments_change_no_bit(tmp_path, subprocess_env):
     """SIGKILL ten times at random moments of training, then finish: the parameters of a run that was never killed."""
-    finish(start_digits(tmp_path / "whole", subprocess_env))
+    # The digits without scikit-learn, whose import is a third of a short run.
+    data = write_npz(load_dataset("digits"), tmp_path / "digits.npz")
+    finish(start(tmp_path / "whole", data, subprocess_env))
     chance, log = random.Random(0), tmp_path / "broken" / "metrics.jsonl"
     size_of_log = lambda: log.stat().st_size if log.exists() else 0
     for _ in range(10):
-        with start_digits(tmp_path / "broken", subprocess_env) as process:
-            size, deadline = size_of_log(), time.monotonic() + 60
+        with start(tmp_path / "broken", data, subprocess_env) as process:
+            size, deadline = size_of_log(), time.monotonic() + 300
             while size_of_log() == size:  # until training has begun
                 assert process.poll() is None, process.stdout.read()
                 assert time.monotonic() < deadline
@@ -189,7 +195,7 @@ def test_ten_kills_at_random_moments_change_no_bit(tmp_path, subprocess_env):
             time.sleep(chance.uniform(0, 0.25))
             assert process.poll() is None, "the run ended before its tenth kill: give it more epochs"
             process.kill()
-    finish(start_digits(tmp_path / "broken", subprocess_env))
+    finish(start(tmp_path / "broken", data, subprocess_env))
     results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "broken")]
     assert results[0]["curve"] == results[1]["curve"]
     leaves = []
