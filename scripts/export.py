@@ -1,7 +1,9 @@
 """Pack a run into one file: python scripts/export.py runs/mine -o model.bnn.safetensors
 
 The file holds the weights as bits, batch norms as thresholds where they can be, the rest in full precision, and what
-`bnn_jax.packed.load` needs to run it.  The accuracy that it states is that of the packed network.
+`bnn_jax.packed.load` needs to run it.  The accuracy that it states is that of the packed network.  By its ending,
+FILE.tflite is for the Larq Compute Engine instead, and FILE.stablehlo for `jax.export.deserialize`: for cpu, cuda and
+tpu, and every batch size.
 """
 
 import sys
@@ -14,10 +16,11 @@ import tyro
 
 from bnn_jax.analysis.accounting import account_model
 from bnn_jax.errors import UsageError, exit_code_of
-from bnn_jax.packed import PackedModel, freeze, save
+from bnn_jax.packed import PackedModel, freeze, save, to_stablehlo, write_tflite
 from bnn_jax.packed.artifact import rounded
 from bnn_jax.training.config import DataConfig
 from bnn_jax.training.experiment import make_model
+from bnn_jax.training.files import write_atomically
 from bnn_jax.training.loop import load_data, read_config
 from bnn_jax.training.programs import use_compilation_cache
 from bnn_jax.training.stages import load_network
@@ -28,7 +31,7 @@ class Arguments:
     workdir: tyro.conf.Positional[Path]
     """Folder of a run, finished or not."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("model.bnn.safetensors")
-    """The file to write."""
+    """The file to write; its ending says the format."""
     float16: bool = False
     """Keep what stays real in half of the bytes."""
     which: Literal["best", "last"] = "best"
@@ -39,8 +42,8 @@ class Arguments:
     """Where the data set lies now, if not where the run found it."""
 
 
-def freeze_run(arguments: Arguments) -> tuple[PackedModel, dict[str, Any], int]:
-    """The packed network of a run, what describes it in the file, and the bytes of its variables as float32."""
+def freeze_run(arguments: Arguments) -> tuple[PackedModel, dict[str, Any], dict[str, Any]]:
+    """The packed network of a run, what describes it in the file, and its trained variables."""
     config = read_config(arguments.workdir)
     if arguments.data_dir is not None:
         config = replace(config, data=replace(config.data, data_dir=arguments.data_dir))
@@ -67,8 +70,7 @@ def freeze_run(arguments: Arguments) -> tuple[PackedModel, dict[str, Any], int]:
             "data": data_settings(config.data),
         },
     }
-    trained = (variables["params"], variables.get("batch_stats", {}))
-    return network, described, 4 * sum(leaf.size for leaf in jax.tree.leaves(trained))
+    return network, described, variables
 
 
 def account_summary(model: Any, image_shape: tuple[int, int, int]) -> dict[str, Any]:
@@ -92,11 +94,23 @@ def data_settings(data: DataConfig) -> dict[str, Any]:
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     use_compilation_cache()
-    network, described, float32_bytes = freeze_run(arguments)
-    header, tensors = save(arguments.output, variables=network.variables, float16=arguments.float16, **described)
-    size, tested = header + tensors, described["tested"]
-    print(f"{arguments.output}: {size:,} bytes, of them {header:,} of header")
+    output = arguments.output
+    if arguments.float16 and output.suffix in (".tflite", ".stablehlo"):
+        raise UsageError(f"`float16` (=True) is not for {output.suffix} files; leave it out, or name another ending")
+    network, described, variables = freeze_run(arguments)
+    if output.suffix == ".tflite":
+        write_tflite(output, network.model, variables, described["image_shape"])
+        print(f"{output}: {output.stat().st_size:,} bytes; takes normalized float32 images one by one")
+    elif output.suffix == ".stablehlo":
+        write_atomically(output, to_stablehlo(network))
+        print(f"{output}: {output.stat().st_size:,} bytes; takes uint8 images")
+    else:
+        header, tensors = save(output, variables=network.variables, float16=arguments.float16, **described)
+        print(f"{output}: {header + tensors:,} bytes, of them {header:,} of header")
+    trained = (variables["params"], variables.get("batch_stats", {}))
+    float32_bytes, size = 4 * sum(leaf.size for leaf in jax.tree.leaves(trained)), output.stat().st_size
     print(f"in float32: {float32_bytes:,} bytes, {float32_bytes / size:.1f} times as many")
+    tested = described["tested"]
     print(f"{tested['split']}: accuracy {100 * tested['accuracy']:.2f} % on {tested['examples']} examples ", end="")
     print(f"({tested['which']}, packed)")
 

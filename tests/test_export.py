@@ -167,3 +167,25 @@ def test_a_network_without_binary_weights(workdir, tmp_path):
     assert code == 2
     assert "holds a network that cannot be packed: `model`" in error and "no layer with quantized weights" in error
     assert not (tmp_path / "x").exists()
+
+
+def test_a_stablehlo_file_gives_the_same_logits(workdir, exported):
+    path = workdir.parent / "model.stablehlo"
+    code, shown, error = run("export", workdir, "-o", path)
+    assert code == 0 and f"{path}: {path.stat().st_size:,} bytes" in shown, error
+    network = load(workdir.parent / "model.bnn.safetensors")
+    images = np.random.default_rng(0).integers(0, 256, (3, 6, 6, 1), dtype=np.uint8)
+    called = jax.export.deserialize(bytearray(path.read_bytes())).call(images)
+    np.testing.assert_allclose(called, network.logits(images), rtol=1e-6)
+
+
+def test_a_tflite_file_is_written(workdir):
+    path = workdir.parent / "model.tflite"
+    code, shown, error = run("export", workdir, "-o", path)
+    assert code == 0 and f"{path}: {path.stat().st_size:,} bytes" in shown, error
+    assert path.read_bytes()[4:8] == b"TFL3"
+
+
+def test_float16_is_for_one_format(workdir):
+    code, _, error = run("export", workdir, "-o", workdir.parent / "half.tflite", "--float16")
+    assert code == 2 and "`float16` (=True) is not for .tflite files" in error

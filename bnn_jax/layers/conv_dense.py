@@ -20,6 +20,7 @@ from bnn_jax.layers.frozen import (
     code_sets,
     freeze_kernel,
     is_freezing,
+    is_recording,
     is_words,
     packed_kernel,
     scale_of,
@@ -121,7 +122,7 @@ def _trained_kernel(module: nn.Module, shape: tuple[int, ...], phase: Phase) -> 
 
 def _record(module: nn.Module, codes: Array, values: Values, product: Callable[[], Array]) -> None:
     """Put the packed input codes and their integer product into the collection "products", if that is mutable."""
-    if values and module.is_mutable_collection(PRODUCTS) and not module.is_initializing():
+    if values and is_recording(module):
         module.sow(PRODUCTS, "words", input_words(codes, values))
         module.sow(PRODUCTS, "integers", product().astype(jnp.int32))
 

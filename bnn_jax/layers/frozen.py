@@ -18,7 +18,13 @@ PRODUCTS = "products"
 
 def is_freezing(module: nn.Module, train: bool) -> bool:
     """Whether this call is one of :func:`bnn_jax.packed.freeze`, which collects the packed variables."""
-    return module.is_mutable_collection(PACKED) and not module.is_initializing() and not train
+    # Where all collections are mutable, as in an initialization, the parameters are too.
+    return module.is_mutable_collection(PACKED) and not module.is_mutable_collection("params") and not train
+
+
+def is_recording(module: nn.Module) -> bool:
+    """Whether this call is one of :func:`bnn_jax.packed.verify`, which collects codes and products."""
+    return module.is_mutable_collection(PRODUCTS) and not module.is_mutable_collection("params")
 
 
 def code_sets(quantizer: Quantizer, bases: int) -> list[Values]:

@@ -34,6 +34,7 @@ from bnn_jax.data import normalize
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.models.build import build_model, check_extent, latent_weights
 from bnn_jax.packed.freezing import packed_structure
+from bnn_jax.packed.planes import PackedKernel
 from bnn_jax.training.files import write_atomically
 from bnn_jax.types import Images, Labels, Logits
 
@@ -235,7 +236,12 @@ class _Structure(NamedTuple):
     @property
     def summary(self) -> dict[str, str]:
         """The metadata by which it is recognised."""
-        lines = (f"{name} {leaf.dtype} {leaf.shape}" for name, leaf in zip(self.names, self.leaves))
+        lines = [f"{name} {leaf.dtype} {leaf.shape}" for name, leaf in zip(self.names, self.leaves)]
+        tree = self.tree.unflatten(self.leaves)
+        for kernel in jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, PackedKernel)):
+            if isinstance(kernel, PackedKernel):
+                bases = [(base.values, base.constant) for base in kernel.bases]
+                lines.append(f"{kernel.shape} {kernel.integers} {kernel.input_scale} {bases}")
         return {"leaves": str(len(self.leaves)), "structure": hashlib.sha256("\n".join(lines).encode()).hexdigest()}
 
 
