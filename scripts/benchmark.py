@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import tyro
 from rich import box
 from rich.console import Console
@@ -71,6 +72,8 @@ def measure_estimators(arguments: Arguments) -> dict[str, Any]:
 
 def measure_packed(arguments: Arguments) -> dict[str, Any]:
     """Run the benchmark and print its tables."""
+    # As those of PyTorch and bnn-lab, a call then ends with its work, and no hand-over to another thread is timed.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     with progress_display("packed") as on_progress:
         found = benchmark_packed(repeats=arguments.repeats, on_progress=on_progress)
     for kind, unit in (("matmul", "gmacs"), ("conv", "gmacs"), ("network", "ms")):

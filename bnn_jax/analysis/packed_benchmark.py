@@ -19,6 +19,7 @@ from bnn_jax.analysis.plots import COLOURS, DOTS_PER_INCH, STYLE
 from bnn_jax.models.build import build_model
 from bnn_jax.packed import freeze, save
 from bnn_jax.packed.bits import pack
+from bnn_jax.packed.matmul import WIDE_VECTORS
 from bnn_jax.packed.planes import PackedBase, conv_product, dense_product, pack_codes
 from bnn_jax.training.progress import OnProgress, silent
 
@@ -89,6 +90,8 @@ def benchmark_packed(
 ) -> dict[str, Any]:
     """Medians of calls in turn, compilation left out, everything with the same number of threads.
 
+    All that XLA compiles, peers too, is compiled with `WIDE_VECTORS` of `bnn_jax.packed.matmul`.
+
     Matmuls and convolutions: `packed` takes packed inputs, `packed_from_float` packs float32 activations first; peers
     are XLA's float32 and int8 products, and, where they are installed, PyTorch's float32 and bnn-lab's C kernel on
     packed inputs.  Networks: the frozen network beside the trained one (`trained`, the same function in float32, its
@@ -100,7 +103,8 @@ def benchmark_packed(
       second, the peak memory in bytes and the size of the packed file.
     """
     total = len(matmuls) + len(convs) * len(conv_batches) + sum(len(n.batches) for n in networks)
-    found: dict[str, Any] = {"threads": os.cpu_count(), "matmul": [], "conv": [], "network": []}
+    found: dict[str, Any] = {"threads": os.cpu_count(), "compiler_options": WIDE_VECTORS}
+    found |= {"async_dispatch": jax.config.jax_cpu_enable_async_dispatch, "matmul": [], "conv": [], "network": []}
     done = 0
 
     def add(kind: str, rows: list[dict[str, Any]], what: str) -> None:
@@ -148,11 +152,11 @@ def _products(
 ) -> dict[str, Callable[[], Any]]:
     """The four products of activations and a kernel in XLA."""
     activations, words = jnp.asarray(x), jax.block_until_ready(jax.jit(lambda x: pack(x >= 0))(jnp.asarray(x)))
-    run = jax.jit(packed)
-    from_float = jax.jit(lambda x, base: packed(pack(x >= 0), base))
+    jit = partial(jax.jit, compiler_options=WIDE_VECTORS)
+    run, from_float = jit(packed), jit(lambda x, base: packed(pack(x >= 0), base))
     codes, signs = jnp.sign(activations).astype(jnp.int8), jnp.asarray(kernel, jnp.int8)
     weights = jnp.asarray(kernel)
-    float32, int8 = jax.jit(real), jax.jit(partial(real, preferred_element_type=jnp.int32))
+    float32, int8 = jit(real), jit(partial(real, preferred_element_type=jnp.int32))
     return {
         "packed": lambda: run(words, base),
         "packed_from_float": lambda: from_float(activations, base),
@@ -239,7 +243,7 @@ def _network(network: Network, repeats: int) -> list[dict[str, Any]]:
         functions, memory = {}, {}
         for who, (model, variables) in cases.items():
             apply = lambda variables, images, model=model: model.apply(variables, images, train=False)[0]
-            program = jax.jit(apply).lower(variables, images).compile()
+            program = jax.jit(apply, compiler_options=WIDE_VECTORS).lower(variables, images).compile()
             needs = program.memory_analysis()
             memory[who] = needs.argument_size_in_bytes + needs.temp_size_in_bytes + needs.output_size_in_bytes
             functions[who] = partial(program, variables, images)

@@ -20,7 +20,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
@@ -34,6 +34,7 @@ from bnn_jax.data import normalize
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.models.build import build_model, check_extent, latent_weights
 from bnn_jax.packed.freezing import packed_structure
+from bnn_jax.packed.matmul import WIDE_VECTORS
 from bnn_jax.packed.planes import PackedKernel
 from bnn_jax.training.files import write_atomically
 from bnn_jax.types import Images, Labels, Logits
@@ -73,10 +74,14 @@ class PackedModel:
     variables: Any
     metadata: Mapping[str, Any]
 
+    def apply(self, variables: Any, images: Images) -> Logits:
+        """:meth:`logits` as a function to transform, of variables like `variables`."""
+        images = normalize(images, mean=self.metadata["mean"], std=self.metadata["std"])
+        return self.model.apply(variables, images, train=False)[0]
+
     @cached_property
-    def _apply(self):
-        prepare = partial(normalize, mean=self.metadata["mean"], std=self.metadata["std"])
-        return jax.jit(lambda variables, images: self.model.apply(variables, prepare(images), train=False)[0])
+    def _compiled(self):
+        return jax.jit(self.apply, compiler_options=WIDE_VECTORS)
 
     def logits(self, images: Images) -> Logits:
         """Of uint8 images (batch, *image_shape), which need no preparation; compiled once for each batch size.
@@ -89,7 +94,7 @@ class PackedModel:
         if dtype != np.uint8 or shape[1:] != tuple(wanted) or not shape[0]:
             expected = ", ".join(map(str, wanted))
             raise ValueError(f"`images` (={dtype} of shape {shape}) must be uint8 of shape (batch, {expected})")
-        return self._apply(self.variables, jnp.asarray(images))
+        return self._compiled(self.variables, jnp.asarray(images))
 
     def predict(self, images: Images) -> Labels:
         """The class with the largest of the :meth:`logits` of each image."""

@@ -1,6 +1,7 @@
 r"""2-D convolutions of two-valued codes from their packed bits, NHWC and HWIO.
 
-The words of a patch are those of its pixels, joined without gaps; a matrix product of bits does the rest.
+The words of a patch are those of its pixels, joined without gaps; a matrix product of bits does the rest.  On GPU and
+TPU the codes are unpacked to bfloat16 for the convolution of the matrix units instead, which was not measured.
 """
 
 from collections.abc import Sequence
@@ -32,7 +33,14 @@ class Geometry(NamedTuple):
 
 
 def explicit_padding(padding: Padding, shape: Pair, kernel_size: Pair, strides: Pair, dilation: Pair) -> list[Pair]:
-    """((top, bottom), (left, right)) of "SAME", "VALID" or of such pairs themselves."""
+    """[(top, bottom), (left, right)] of "SAME", "VALID" or of such pairs themselves.
+
+    Raises:
+      ValueError: if `padding` is another word.
+
+    >>> explicit_padding("SAME", (8, 8), (3, 3), (2, 2), (1, 1))
+    [(0, 1), (0, 1)]
+    """
     if not isinstance(padding, str):
         return [(int(low), int(high)) for low, high in padding]
     if padding.upper() not in ("SAME", "VALID"):
@@ -136,11 +144,17 @@ def tap_sums(rhs: UInt32[Array, "words features"], kernel_size: Pair, channels: 
     return 2 * ones - channels
 
 
-def border_sums(rhs, kernel_size: Pair, channels: int, taps: Bool[np.ndarray, "pixels taps"]):
-    """For every pixel the sum of the weights of its taps outside the image, int32 (pixels, features)."""
+def border_sums(
+    rhs: UInt32[Array, "words features"], kernel_size: Pair, channels: int, taps: Bool[np.ndarray, "pixels taps"]
+) -> Int32[Array, "pixels features"]:
+    """For every pixel of the result the sum of the weights -1/+1 of its taps outside the image.
+
+    Padding words 0 count as codes -1 there: add this once for zeros in their place, twice for +1.
+    """
     patterns, which = np.unique(taps, axis=0, return_inverse=True)
     sums = tap_sums(rhs, kernel_size, channels).astype(jnp.float32)
-    # In float32 the sums are exact, and XLA has fast dot products for no integers on CPU.
+    # Exact in float32, for which XLA has a fast product on CPU; of three ways to add the sums, the gather was fastest
+    # on most shapes.
     table = jnp.dot(patterns.astype(np.float32), sums, precision=lax.Precision.HIGHEST).astype(jnp.int32)
     return table[which.ravel()]
 

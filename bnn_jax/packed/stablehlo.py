@@ -34,4 +34,5 @@ def to_stablehlo(packed: PackedModel, *, platforms: Sequence[str] = PLATFORMS) -
         ) from None
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *packed.metadata["image_shape"]), jnp.uint8)
-    return export.export(jax.jit(packed.logits), platforms=tuple(platforms))(images).serialize()
+    function = jax.jit(lambda images: packed.apply(packed.variables, images))
+    return export.export(function, platforms=tuple(platforms))(images).serialize()

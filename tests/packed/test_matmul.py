@@ -92,7 +92,7 @@ def test_every_schedule_counts_the_same(step, tile):
 
 def test_the_rules_cover_every_shape():
     for words in (1, 36, 37, 10**6):
-        for columns in (1, 256, 257, 1024, 1025, 10**6):
+        for columns in (1, 256, 257, 512, 513, 1024, 1025, 10**6):
             assert matmul.schedule_of(words, columns) in {rule.schedule for rule in matmul.RULES}
 
 
