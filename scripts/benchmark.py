@@ -75,7 +75,7 @@ def measure_packed(arguments: Arguments) -> dict[str, Any]:
     # As those of PyTorch and bnn-lab, a call then ends with its work, and no hand-over to another thread is timed.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     with progress_display("packed") as on_progress:
-        found = benchmark_packed(repeats=arguments.repeats, on_progress=on_progress)
+        found = {"async_dispatch": False} | benchmark_packed(repeats=arguments.repeats, on_progress=on_progress)
     for kind, unit in (("matmul", "gmacs"), ("conv", "gmacs"), ("network", "ms")):
         who = [name for name in NAMES if any(name in row[unit] for row in found[kind])]
         title = f"{kind}: {'10^9 multiply-accumulates a second' if unit == 'gmacs' else 'ms a batch'}"

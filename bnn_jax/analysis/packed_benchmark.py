@@ -104,7 +104,7 @@ def benchmark_packed(
     """
     total = len(matmuls) + len(convs) * len(conv_batches) + sum(len(n.batches) for n in networks)
     found: dict[str, Any] = {"threads": os.cpu_count(), "compiler_options": WIDE_VECTORS}
-    found |= {"async_dispatch": jax.config.jax_cpu_enable_async_dispatch, "matmul": [], "conv": [], "network": []}
+    found |= {"matmul": [], "conv": [], "network": []}
     done = 0
 
     def add(kind: str, rows: list[dict[str, Any]], what: str) -> None:
