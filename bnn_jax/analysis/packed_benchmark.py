@@ -3,6 +3,7 @@
 import math
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -75,7 +76,8 @@ NETWORKS = (
     Network("bireal18", 224, 1000, (1,)),
     Network("vgg_small", 32, 10, BATCHES),
 )
-SLOW_REPEATS = 3
+ROUNDS, PAUSE_SECONDS = 3, 0.3
+LEAST_SECONDS, MOST_CALLS = 0.05, 500
 SIGNS = (-1, 1)
 
 
@@ -88,7 +90,7 @@ def benchmark_packed(
     repeats: int = 20,
     on_progress: OnProgress = silent,
 ) -> dict[str, Any]:
-    """Medians of calls in turn, compilation left out, everything with the same number of threads.
+    """Medians of calls in a few rounds, compilation left out, everything with the same number of threads.
 
     All that XLA compiles, peers too, is compiled with `WIDE_VECTORS` of `bnn_jax.packed.matmul`.
 
@@ -139,12 +141,21 @@ def summarize(found: dict[str, Any]) -> dict[str, Any]:
     return summary
 
 
-def _medians(functions: dict[str, Callable[[], Any]], repeats: int, slow: tuple[str, ...] = ()) -> dict[str, float]:
-    """Milliseconds."""
-    fast = {name: function for name, function in functions.items() if name not in slow}
-    seconds = interleaved_seconds(fast, repeats=repeats)
-    seconds |= interleaved_seconds({name: functions[name] for name in slow}, repeats=min(repeats, SLOW_REPEATS))
-    return {name: 1e3 * float(np.median(seconds[name])) for name in functions}
+def _medians(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Milliseconds, of at least `repeats` calls in a few rounds.
+
+    In a round each function is called in a row, after a pause and a call that is not counted, and for some time at
+    least: the threads of OpenMP, which PyTorch and bnn-lab use, go on spinning for a while after a call, and those of
+    XLA sleep.
+    """
+    calls, seconds = {}, {name: [] for name in functions}
+    for name, function in functions.items():
+        first = interleaved_seconds({name: function}, repeats=1)[name][0]
+        calls[name] = max(-(-repeats // ROUNDS), min(MOST_CALLS, int(LEAST_SECONDS / first)))
+    for name in [name for _ in range(ROUNDS) for name in functions]:
+        time.sleep(PAUSE_SECONDS)
+        seconds[name] += interleaved_seconds({name: functions[name]}, repeats=calls[name])[name]
+    return {name: 1e3 * float(np.median(times)) for name, times in seconds.items()}
 
 
 def _products(
@@ -179,7 +190,7 @@ def _matmul(shape: tuple[int, int, int], repeats: int) -> dict[str, Any]:
         bnn_lab.set_num_threads(os.cpu_count())
         rows, columns = (_words64(x > 0), _words64(kernel.T > 0))
         functions["bnn_lab"] = lambda: bnn_lab.binary_gemm_native_prepacked(rows, columns, k)
-    return _row({"shape": [m, k, n]}, _medians(functions, repeats, slow=("int8",)), m * k * n)
+    return _row({"shape": [m, k, n]}, _medians(functions, repeats), m * k * n)
 
 
 def _words64(bits: np.ndarray) -> np.ndarray:
