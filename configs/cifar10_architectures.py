@@ -5,8 +5,9 @@ Command: python scripts/compare_architectures.py --config configs/cifar10_archit
 Expected: the paper's order of top-1 errors on ImageNet, at 28 to 35 Mbit: IGP-ResNet37(41) 37.13, BinaryDenseNet51(32)
 38.14, Bi-Real ResNet-18 40.42, IR-Net 41.90, XNOR-Net 48.80; ReActNet's 34.10 is not a matter of paths.  The paper has
 no CIFAR-10, and one epoch is far from the end of training: only the order compares.
-Time: not measured; about an hour for 6 rows, 3 seeds and 1 epoch on two CPU cores, and as much again for --tune, at the
-250 images a second of a ResNet-20 of width 16; more for IGP-ResNet with its 42 thin convolutions.
+Result: results/architectures_cifar10, test accuracy XNOR 41.61, Bi-Real 38.80, IR-Net 32.49, ReActNet 46.74, IGP-ResNet
+45.37, BinaryDenseNet 51.91.
+Time: 2 h for 6 rows, 3 seeds and 1 epoch on two CPU cores that other work shared; --tune doubles it.
 Each row sets network, width and options itself, and has its published quantizers; --model.input-quantizer approx_sign
 --model.kernel-quantizer magnitude_aware gives all rows those of Bi-Real Net, so that the networks alone differ.
 """
@@ -27,6 +28,13 @@ number; the table has the three smallest values of each.  In the *whole network*
 second value, which in a Bi-Real Net is one that doubles the channels, at half the cost of the others.  In the *first
 stage* all convolutions of a residual network cost the same, as in the blocks of the paper's argument: 0, 2N for ResNet
 and 0, N, 2N for Bi-Real Net and IGP-ResNet, whose N is smaller.
+
+Do better gradient paths mean a lower error here?  Where the network alone differs, yes: IGP-ResNet has the quantizers
+of Bi-Real Net, 0.47 of its N_2nd in the first stage, and 6.6 points less error at the same storage, more than ten times
+the spread over the seeds.  BinaryDenseNet, with the smallest N_2nd of the whole network, has the lowest error of all.
+Across quantizers, no: the XNOR-Net, with the worst paths, is ahead of Bi-Real Net and IR-Net after this one epoch, and
+ReActNet, whose paths are Bi-Real Net's, is 7.9 points ahead of it.  One learning rate, Adam's 0.003, serves all rows; it
+was tuned for none of them.
 """
 
 
