@@ -33,8 +33,8 @@ Do better gradient paths mean a lower error here?  Where the network alone diffe
 of Bi-Real Net, 0.47 of its N_2nd in the first stage, and 6.6 points less error at the same storage, more than ten times
 the spread over the seeds.  BinaryDenseNet, with the smallest N_2nd of the whole network, has the lowest error of all.
 Across quantizers, no: the XNOR-Net, with the worst paths, is ahead of Bi-Real Net and IR-Net after this one epoch, and
-ReActNet, whose paths are Bi-Real Net's, is 7.9 points ahead of it.  One learning rate, Adam's 0.003, serves all rows; it
-was tuned for none of them.
+ReActNet, whose paths are Bi-Real Net's, is 7.9 points ahead of it.  One learning rate, Adam's 0.003, serves all rows;
+it was tuned for none of them.
 """
 
 
