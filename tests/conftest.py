@@ -54,6 +54,12 @@ def subprocess_env() -> dict[str, str]:
 
 
 @pytest.fixture
+def interrupted_env(subprocess_env, tmp_path) -> dict[str, str]:
+    """For scripts that are killed or run out of disk: what they leave half-written in the cache is theirs alone."""
+    return subprocess_env | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+
+
+@pytest.fixture
 def run_here(monkeypatch, capsys):
     """(name of a script, arguments) -> how it ends: exit code and output; in this process, so without its start."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(CACHE))

@@ -164,7 +164,7 @@ def test_labels_out_of_range_exit_1(tmp_path, run_here):
 
 
 @pytest.mark.long
-def test_ctrl_c_exits_130_and_the_same_command_finishes(tmp_path, subprocess_env):
+def test_ctrl_c_exits_130_and_the_same_command_finishes(tmp_path, interrupted_env):
     command = [
         sys.executable,
         "scripts/train.py",
@@ -179,7 +179,7 @@ def test_ctrl_c_exits_130_and_the_same_command_finishes(tmp_path, subprocess_env
         "--checkpoint-every-epochs",
         "1",
     ]
-    with subprocess.Popen(command, cwd=ROOT, env=subprocess_env, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, env=interrupted_env, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 300
         while not (tmp_path / "metrics.jsonl").exists():
             assert time.monotonic() < deadline
@@ -190,7 +190,7 @@ def test_ctrl_c_exits_130_and_the_same_command_finishes(tmp_path, subprocess_env
     assert process.returncode == 130, errors
     assert re.search(r"interrupted: saved at step \d+; the same command resumes there", errors)
     assert any((tmp_path / "checkpoints").glob("*.json"))
-    run("train", *command[2:], env=subprocess_env)
+    run("train", *command[2:], env=interrupted_env)
     assert (tmp_path / "result.json").exists()
 
 
@@ -203,14 +203,14 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.mark.long
-def test_a_full_disk_is_one_sentence_and_the_run_resumes(tmp_path, subprocess_env):
+def test_a_full_disk_is_one_sentence_and_the_run_resumes(tmp_path, interrupted_env):
     """A file-size limit stands for the full disk: the checkpoint does not fit, later it does."""
     arguments = ["--workdir", str(tmp_path), "--optimizer", "adam", *SMALL]
     command = [sys.executable, "-c", LIMITED, "scripts/train.py", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=subprocess_env, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=ROOT, env=interrupted_env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1, done.stderr
     assert re.search(r"error: .*checkpoints.*File too large", done.stderr.strip().splitlines()[-1]), done.stderr
-    run("train", *arguments, env=subprocess_env)
+    run("train", *arguments, env=interrupted_env)
     assert (tmp_path / "result.json").exists()
 
 

@@ -17,6 +17,7 @@ from jax import lax
 
 from bnn_jax.analysis.benchmark import interleaved_seconds
 from bnn_jax.analysis.plots import COLOURS, DOTS_PER_INCH, STYLE
+from bnn_jax.analysis.provenance import installed_versions
 from bnn_jax.models.build import build_model
 from bnn_jax.packed import freeze, save
 from bnn_jax.packed.bits import pack
@@ -106,7 +107,7 @@ def benchmark_packed(
     """
     total = len(matmuls) + len(convs) * len(conv_batches) + sum(len(n.batches) for n in networks)
     found: dict[str, Any] = {"threads": os.cpu_count(), "compiler_options": WIDE_VECTORS}
-    found |= {"matmul": [], "conv": [], "network": []}
+    found |= {"peers": installed_versions(("torch", "bnn-lab")), "matmul": [], "conv": [], "network": []}
     done = 0
 
     def add(kind: str, rows: list[dict[str, Any]], what: str) -> None:
@@ -319,7 +320,7 @@ def plot_packed(found: dict[str, Any], path: str | Path) -> Path:
         products = "10$^9$ multiply-accumulates / s"
         labels = ["x".join(map(str, row["shape"])) for row in found["matmul"]]
         _bars(axes[0], labels, [row["gmacs"] for row in found["matmul"]], products, "Matrix products (M x K x N)")
-        labels = [f"{r['side']}²·{r['channels']}→{r['features']}\nbatch {r['batch']}" for r in found["conv"]]
+        labels = [f"{r['side']}²·{r['channels']}→{r['features']}, batch {r['batch']}" for r in found["conv"]]
         _bars(axes[1], labels, [row["gmacs"] for row in found["conv"]], products, "Convolutions 3x3")
         labels = [f"{row['name']}, {row['side']}²\nbatch {row['batch']}" for row in found["network"]]
         _bars(axes[2], labels, [row["ms"] for row in found["network"]], "ms a batch (less is better)", "Networks")
@@ -335,8 +336,11 @@ def _bars(axes: "Axes", labels: list[str], rows: list[dict[str, float]], unit: s
     for place, name in enumerate(who):
         positions = [i + (place - (len(who) - 1) / 2) * width for i, row in enumerate(rows) if name in row]
         axes.bar(positions, [row[name] for row in rows if name in row], width, label=NAMES[name], color=colours[name])
-    axes.set_xticks(range(len(labels)), labels, fontsize=8, rotation=20 if len(labels) > 8 else 0)
+    many = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if len(labels) > 8 else {}
+    axes.set_xticks(range(len(labels)), labels, fontsize=8, **many)
     axes.set_yscale("log")
+    # Room for the legend.
+    axes.set_ylim(top=6 * axes.get_ylim()[1])
     axes.set_ylabel(unit)
     axes.set_title(title)
     axes.legend(frameon=False, fontsize=8, ncols=3)

@@ -1,5 +1,6 @@
 """build_model: a network of the table from names, numbers and options, as a config or a file states them."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,7 +68,7 @@ def build_model(
       num_classes: of the logits.
       width: of the network's own unit; None takes the published width.
       input_scaling: XNOR-Net's map K.
-      options: what else the network's constructor takes.
+      options: what else the network's constructor takes; a single value stands for a tuple of one.
       **quantizers: `input_quantizer`, `kernel_quantizer`, by their names in the tables, and their
         `input_quantizer_options`, `kernel_quantizer_options`; see :func:`quantizer_settings`.
 
@@ -79,10 +80,18 @@ def build_model(
     >>> model = build_model("lenet", num_classes=10, width=4, options={"extra_layers": 1})
     >>> model.width, model.extra_layers, model.input_quantizer, model.kernel_quantizer.code_set
     (4, 1, None, (-1, 1))
+    >>> build_model("bireal_resnet20", num_classes=10, options={"stage_sizes": 2}).stage_sizes
+    (2,)
     """
     if name not in MODELS:
         raise unknown_name("name", name, MODELS)
     named = quantizer_settings(name, **quantizers)
+    taken = inspect.signature(MODELS[name]).parameters
+    several = {option for option in options if option in taken and isinstance(taken[option].default, tuple)}
+    options = {
+        option: (value,) if option in several and not isinstance(value, tuple | list) else value
+        for option, value in options.items()
+    }
     return MODELS[name](
         num_classes=num_classes,
         input_quantizer=make_quantizer(

@@ -98,11 +98,13 @@ def packed_structure(model: nn.Module, image_shape: ImageShape) -> dict[str, Any
 def threshold_chains(model: nn.Module, variables: Mapping[str, Any], image_shape: ImageShape) -> tuple[Chain, ...]:
     """Where :func:`freeze` puts thresholds; the variables may be shapes.
 
-    Returns:
-      None of them for a model without quantized weights.
+    Raises:
+      ValueError: if there are some, but another layer has real weights in evaluation.
     """
     variables = _as_dict(variables)
     modules, traced = _traced(model, variables, image_shape)
+    if not find_chains(traced, modules):
+        return ()
     return _usable_chains(traced, modules, _constant_scales(model, variables, _images(image_shape)))
 
 

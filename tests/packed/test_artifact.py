@@ -132,7 +132,7 @@ def test_predictions_are_those_of_the_packed_network(path, network, images):
     labels = np.asarray(expected).argmax(1)
     labels[[1, 4]] = (labels[[1, 4]] + 1) % 4
     assert loaded.accuracy(images, labels) == loaded.accuracy(images, labels, batch_size=2) == 3 / 5
-    assert loaded._apply._cache_size() == 2  # batches of 5 and of 2, the last of which is filled up
+    assert loaded._compiled._cache_size() == 2  # batches of 5 and of 2, the last of which is filled up
 
 
 @pytest.fixture(scope="module")

@@ -178,15 +178,15 @@ def finish(process):
 
 
 @pytest.mark.long
-def test_ten_kills_at_random_moments_change_no_bit(tmp_path, subprocess_env):
+def test_ten_kills_at_random_moments_change_no_bit(tmp_path, interrupted_env):
     """SIGKILL ten times at random moments of training, then finish: the parameters of a run that was never killed."""
     # The digits without scikit-learn, whose import is a third of a short run.
     data = write_npz(load_dataset("digits"), tmp_path / "digits.npz")
-    finish(start(tmp_path / "whole", data, subprocess_env))
+    finish(start(tmp_path / "whole", data, interrupted_env))
     chance, log = random.Random(0), tmp_path / "broken" / "metrics.jsonl"
     size_of_log = lambda: log.stat().st_size if log.exists() else 0
     for _ in range(10):
-        with start(tmp_path / "broken", data, subprocess_env) as process:
+        with start(tmp_path / "broken", data, interrupted_env) as process:
             size, deadline = size_of_log(), time.monotonic() + 300
             while size_of_log() == size:  # until training has begun
                 assert process.poll() is None, process.stdout.read()
@@ -195,7 +195,7 @@ def test_ten_kills_at_random_moments_change_no_bit(tmp_path, subprocess_env):
             time.sleep(chance.uniform(0, 0.25))
             assert process.poll() is None, "the run ended before its tenth kill: give it more epochs"
             process.kill()
-    finish(start(tmp_path / "broken", data, subprocess_env))
+    finish(start(tmp_path / "broken", data, interrupted_env))
     results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "broken")]
     assert results[0]["curve"] == results[1]["curve"]
     leaves = []
