@@ -7,7 +7,7 @@ tpu, and every batch size.
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,14 +16,12 @@ import tyro
 
 from bnn_jax.analysis.accounting import account_model
 from bnn_jax.errors import UsageError, exit_code_of
-from bnn_jax.packed import PackedModel, freeze, save, to_stablehlo, write_tflite
+from bnn_jax.packed import PackedModel, save, to_stablehlo, write_tflite
 from bnn_jax.packed.artifact import rounded
+from bnn_jax.packed.runs import freeze_run
 from bnn_jax.training.config import DataConfig
-from bnn_jax.training.experiment import make_model
 from bnn_jax.training.files import write_atomically
-from bnn_jax.training.loop import load_data, read_config
 from bnn_jax.training.programs import use_compilation_cache
-from bnn_jax.training.stages import load_network
 
 
 @dataclass(frozen=True)
@@ -42,19 +40,12 @@ class Arguments:
     """Where the data set lies now, if not where the run found it."""
 
 
-def freeze_run(arguments: Arguments) -> tuple[PackedModel, dict[str, Any], dict[str, Any]]:
+def pack(arguments: Arguments) -> tuple[PackedModel, dict[str, Any], dict[str, Any]]:
     """The packed network of a run, what describes it in the file, and its trained variables."""
-    config = read_config(arguments.workdir)
-    if arguments.data_dir is not None:
-        config = replace(config, data=replace(config.data, data_dir=arguments.data_dir))
-    dataset = load_data(config)
-    settings, variables = load_network(arguments.workdir, dataset, which=arguments.which)
+    config, dataset, settings, model, variables, packed = freeze_run(
+        arguments.workdir, which=arguments.which, data_dir=arguments.data_dir
+    )
     shape, num_classes = dataset.train.images.shape[1:], dataset.num_classes
-    model = make_model(settings, num_classes=num_classes)
-    try:
-        packed = freeze(model, variables, shape)
-    except ValueError as error:
-        raise UsageError(f"`workdir` (={arguments.workdir}) holds a network that cannot be packed: {error}") from None
     described = {"image_shape": shape, "mean": dataset.mean, "std": dataset.std}
     network = PackedModel(model, rounded(packed) if arguments.float16 else packed, described)
     chosen = getattr(dataset, arguments.split)
@@ -97,7 +88,7 @@ def main() -> None:
     output = arguments.output
     if arguments.float16 and output.suffix in (".tflite", ".stablehlo"):
         raise UsageError(f"`float16` (=True) is not for {output.suffix} files; leave it out, or name another ending")
-    network, described, variables = freeze_run(arguments)
+    network, described, variables = pack(arguments)
     if output.suffix == ".tflite":
         write_tflite(output, network.model, variables, described["image_shape"])
         print(f"{output}: {output.stat().st_size:,} bytes; takes normalized float32 images one by one")

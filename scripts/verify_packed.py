@@ -5,7 +5,7 @@ bits that differ end to end; then logits and predictions.  Exit code 1 if anythi
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -17,12 +17,10 @@ from rich.table import Table
 
 from bnn_jax.data.augment import normalize
 from bnn_jax.errors import RunError, UsageError, exit_code_of
-from bnn_jax.packed import freeze, verify
+from bnn_jax.packed import verify
+from bnn_jax.packed.runs import freeze_run
 from bnn_jax.packed.verification import Verification
-from bnn_jax.training.experiment import make_model
-from bnn_jax.training.loop import load_data, read_config
 from bnn_jax.training.programs import use_compilation_cache
-from bnn_jax.training.stages import load_network
 
 
 @dataclass(frozen=True)
@@ -56,23 +54,14 @@ def main() -> None:
     if arguments.batch_size < 1:
         raise UsageError(f"`batch_size` (={arguments.batch_size}) must be at least 1; leave it out for 250")
     use_compilation_cache()
-    config = read_config(arguments.workdir)
-    if arguments.data_dir is not None:
-        config = replace(config, data=replace(config.data, data_dir=arguments.data_dir))
-    dataset = load_data(config)
-    settings, variables = load_network(arguments.workdir, dataset, which=arguments.which)
-    model = make_model(settings, num_classes=dataset.num_classes)
-    images = getattr(dataset, arguments.split).images
-    try:
-        packed = freeze(model, variables, images.shape[1:])
-    except ValueError as error:
-        raise UsageError(f"`workdir` (={arguments.workdir}) holds a network that cannot be packed: {error}") from None
+    run = freeze_run(arguments.workdir, which=arguments.which, data_dir=arguments.data_dir)
+    images = getattr(run.dataset, arguments.split).images
     batches = (images[i : i + arguments.batch_size] for i in range(0, len(images), arguments.batch_size))
     found = verify(
-        model,
-        variables,
-        packed,
-        (normalize(jnp.asarray(batch), mean=dataset.mean, std=dataset.std) for batch in batches),
+        run.model,
+        run.variables,
+        run.packed,
+        (normalize(jnp.asarray(batch), mean=run.dataset.mean, std=run.dataset.std) for batch in batches),
     )
     print_verification(found)
     if not found.passed:

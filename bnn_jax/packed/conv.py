@@ -1,7 +1,8 @@
 r"""2-D convolutions of two-valued codes from their packed bits, NHWC and HWIO.
 
 The words of a patch are those of its pixels, joined without gaps; a matrix product of bits does the rest.  On GPU and
-TPU the codes are unpacked to bfloat16 for the convolution of the matrix units instead, which was not measured.
+TPU :func:`binary_conv_general_dilated` unpacks the codes to bfloat16 for the convolution of the matrix units instead,
+while frozen layers multiply their patches there as int8 codes; neither was measured.
 """
 
 from collections.abc import Sequence

@@ -103,9 +103,10 @@ def threshold_chains(model: nn.Module, variables: Mapping[str, Any], image_shape
     """
     variables = _as_dict(variables)
     modules, traced = _traced(model, variables, image_shape)
-    if not find_chains(traced, modules):
+    chains = find_chains(traced, modules)
+    if not chains:
         return ()
-    return _usable_chains(traced, modules, _constant_scales(model, variables, _images(image_shape)))
+    return _usable(chains, modules, _constant_scales(model, variables, _images(image_shape)))
 
 
 def _as_dict(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,8 +138,8 @@ def _traced(model: nn.Module, variables: dict[str, Any], image_shape: ImageShape
     return modules, traced
 
 
-def _usable_chains(
-    traced: Trace, modules: Mapping[str, nn.Module], constants: Mapping[str, list[float | None]]
+def _usable(
+    chains: tuple[Chain, ...], modules: Mapping[str, nn.Module], constants: Mapping[str, list[float | None]]
 ) -> tuple[Chain, ...]:
     """The chains whose consumer's input scale is a constant, as packed words need it; pooled ones of positive scale."""
 
@@ -150,7 +151,7 @@ def _usable_chains(
         scales = (_constant_input_scale(layer, 1), *constants[chain.layer])
         return not chain.pooled or all(scale is not None and scale > 0 for scale in scales)
 
-    return tuple(filter(usable, find_chains(traced, modules)))
+    return tuple(filter(usable, chains))
 
 
 def _plan(model: nn.Module, variables: dict[str, Any], image_shape: ImageShape) -> _Plan:
@@ -163,7 +164,7 @@ def _plan(model: nn.Module, variables: dict[str, Any], image_shape: ImageShape) 
         )
     modules, traced = _traced(model, variables, image_shape)
     constants = _constant_scales(model, variables, images)
-    chains = _usable_chains(traced, modules, constants)
+    chains = _usable(find_chains(traced, modules), modules, constants)
     plan = _Plan(
         chains=chains,
         constants=constants,

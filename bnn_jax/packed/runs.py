@@ -1,0 +1,52 @@
+"""The packed network of a training run."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+
+from bnn_jax.data import Dataset
+from bnn_jax.errors import UsageError
+from bnn_jax.packed.freezing import freeze
+from bnn_jax.training.config import Config, ModelConfig
+from bnn_jax.training.experiment import make_model
+from bnn_jax.training.loop import load_data, read_config
+from bnn_jax.training.stages import load_network
+
+
+class FrozenRun(NamedTuple):
+    """A run and its network, trained and packed."""
+
+    config: Config
+    dataset: Dataset
+    settings: ModelConfig
+    model: nn.Module
+    variables: dict[str, Any]
+    packed: dict[str, Any]
+
+
+def freeze_run(
+    workdir: str | Path, *, which: Literal["best", "last"] = "best", data_dir: str | None = None
+) -> FrozenRun:
+    """Load a run's network and freeze it.
+
+    Args:
+      workdir: folder of the run, finished or not.
+      which: the variables of the best validation epoch, or of the newest checkpoint.
+      data_dir: where the data set lies now; None is where the run found it.
+
+    Raises:
+      UsageError: if there is no run or checkpoint, or the network cannot be packed.
+    """
+    config = read_config(Path(workdir))
+    if data_dir is not None:
+        config = replace(config, data=replace(config.data, data_dir=data_dir))
+    dataset = load_data(config)
+    settings, variables = load_network(workdir, dataset, which=which)
+    model = make_model(settings, num_classes=dataset.num_classes)
+    try:
+        packed = freeze(model, variables, dataset.train.images.shape[1:])
+    except ValueError as error:
+        raise UsageError(f"`workdir` (={workdir}) holds a network that cannot be packed: {error}") from None
+    return FrozenRun(config, dataset, settings, model, variables, packed)
