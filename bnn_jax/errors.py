@@ -1,4 +1,4 @@
-"""The two errors that a user can cause, and how a script ends on them.
+"""The two errors that a user can cause, the end that a machine can ask for, and how a script ends on them.
 
 A pure function refuses a bad argument with ``ValueError`` or ``TypeError``.  What reads a command line, a config, a
 folder or a file raises one of these two, always with one sentence that names the value, the rule and the way out.
@@ -17,11 +17,16 @@ class RunError(RuntimeError):
     """What was asked for was begun and failed: diverged, disk full, corrupt data.  A script ends with exit code 1."""
 
 
+class Preempted(KeyboardInterrupt):
+    """The machine asked the process to end (SIGTERM), and what was done is saved.  A script ends with exit code 0."""
+
+
 def exit_code_of(main: Callable[[], None]) -> int:
     """Run a script's `main`; print a user's error as one sentence on stderr instead of a traceback.
 
     Returns:
-      0 when `main` returned, 2 after a :class:`UsageError`, 1 after a :class:`RunError`, 130 after Ctrl-C.
+      0 when `main` returned or was preempted, 2 after a :class:`UsageError`, 1 after a :class:`RunError`, 130 after
+      Ctrl-C.
     """
     try:
         main()
@@ -31,6 +36,9 @@ def exit_code_of(main: Callable[[], None]) -> int:
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except Preempted as preemption:
+        print(f"preempted: {preemption}", file=sys.stderr)
+        return 0
     except KeyboardInterrupt as interrupt:
         print(f"interrupted: {interrupt}" if str(interrupt) else "interrupted", file=sys.stderr)
         return 130

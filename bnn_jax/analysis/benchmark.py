@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from bnn_jax.estimators import ESTIMATOR_SCHEDULES, ESTIMATORS, STOCHASTIC
 from bnn_jax.training.config import Config, select_optimizer
-from bnn_jax.training.experiment import ImageInfo
+from bnn_jax.training.experiment import ImageInfo, hyper_parameters
 from bnn_jax.training.programs import make_programs
 from bnn_jax.training.progress import OnProgress, silent
 
@@ -55,14 +55,14 @@ def benchmark_training(config: Config, *, repeats: int = 20, scan_repeats: int =
     order = jnp.asarray(rng.integers(0, examples, (steps, config.batch_size), dtype=np.int32))
 
     def stepper(name: str, rows) -> Callable[[], Any]:
-        optim = select_optimizer(config, name)
-        programs = make_programs(replace(config, optim=optim), info, examples=examples)
+        settings = replace(config, optim=select_optimizer(config, name))
+        programs = make_programs(settings, info, examples=examples)
         state = programs.init(np.uint32(0))
 
         def run():
             nonlocal state
             for row in rows:
-                state, metrics = programs.train(state, images, labels, row, np.float32(optim.learning_rate))
+                state, metrics = programs.train(state, images, labels, row, hyper_parameters(settings))
             return state, metrics
 
         return run

@@ -1,9 +1,11 @@
 """From the names in a config to the functions that a training step is made of."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
+import numpy as np
 import optax
 from jaxtyping import Array
 
@@ -16,6 +18,10 @@ from bnn_jax.schedules import SCHEDULES
 from bnn_jax.training.config import Config, DataConfig, DiagnosticsConfig, DistillationConfig, ModelConfig
 from bnn_jax.training.diagnostics import histogram_bounds
 from bnn_jax.types import LossFunction, Params
+
+HyperParameters: TypeAlias = dict[str, float | Array]
+"""Those that are arguments of the training program: `learning_rate`, `momentum`, `weight_decay` of the optimizer, and
+`regularizer_strength`.  Other values do not compile again, and a sweep can map over them."""
 
 
 class ImageInfo(NamedTuple):
@@ -51,19 +57,32 @@ def make_model(settings: ModelConfig, *, num_classes: int) -> nn.Module:
     return build_model(num_classes=num_classes, **vars(settings))
 
 
+def hyper_parameters(config: Config) -> HyperParameters:
+    """Those of a config, as the training program takes them."""
+    optim = config.optim
+    return {
+        "learning_rate": np.float32(optim.learning_rate),
+        "momentum": np.float32(optim.momentum),
+        "weight_decay": np.float32(optim.weight_decay),
+        "regularizer_strength": np.float32(config.regularizer_strength),
+    }
+
+
 def make_experiment(
     config: Config,
     info: ImageInfo,
     *,
     total_steps: int,
-    learning_rate: float | Array,
     teacher: ModelConfig | None = None,
+    **hyper: float | Array,
 ) -> Experiment:
-    """Look up the names of a validated config; `learning_rate`, which may be traced, takes the place of its own."""
+    """Look up the names of a validated config; values in `hyper`, which may be traced, take the place of its own."""
+    strength = hyper.pop("regularizer_strength", config.regularizer_strength)
+    config = replace(config, regularizer_strength=strength, optim=replace(config.optim, **hyper))
     model = make_model(config.model, num_classes=info.num_classes)
     optim = config.optim
     box = latent_box(*optim.latent_box) if optim.latent_box else None
-    schedule = SCHEDULES[optim.schedule](learning_rate, total_steps)
+    schedule = SCHEDULES[optim.schedule](optim.learning_rate, total_steps)
     optimizer = make_optimizer(
         optim.name,
         learning_rate=schedule,

@@ -4,116 +4,46 @@ A workdir holds `config.json` (resolved), `metrics.jsonl` (a line a step, an eva
 `checkpoints/` and, when the run is finished, `result.json`.
 """
 
-import json
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
-from bnn_jax.data import Dataset, Split, load_dataset
+from bnn_jax.data import Dataset
 from bnn_jax.errors import RunError, UsageError
-from bnn_jax.training.checkpoint import restore_checkpoint, save_checkpoint
-from bnn_jax.training.config import Config, ModelConfig, flatten, from_dict, to_dict
-from bnn_jax.training.experiment import ImageInfo
+from bnn_jax.training.checkpoint import checkpoint_steps, restore_checkpoint, save_checkpoint
+from bnn_jax.training.config import Config, to_dict
+from bnn_jax.training.experiment import hyper_parameters
+from bnn_jax.training.feed import Feed, feed_from_memory, load_data
+from bnn_jax.training.interrupts import interrupts
 from bnn_jax.training.metrics import (
     append_metrics,
     diagnostics_record,
     first_non_finite,
+    pack_log,
     read_metrics,
     step_records,
-    truncate_metrics,
+    summarize,
+    unpack_log,
     write_file,
 )
-from bnn_jax.training.programs import Programs, make_programs
+from bnn_jax.training.programs import Teacher, initial_state, programs_of, state_shapes
 from bnn_jax.training.progress import OnProgress, silent
-from bnn_jax.training.state import TrainState
+from bnn_jax.training.state import Best, RunState
 from bnn_jax.training.validation import validate
+from bnn_jax.training.workdir import claim_workdir, locked, read_config, read_sealed, write_sealed
+
+LONGEST_CALL = 3.0
+"""Seconds of a jitted call, after which progress shows and a run can be stopped and saved."""
 
 
 class Diverged(RunError):
     """A metric became infinite or not a number."""
-
-
-class Best(flax.struct.PyTreeNode):
-    """The variables of the epoch with the highest validation accuracy so far, the earliest on a tie."""
-
-    params: Any
-    model_state: Any
-    accuracy: Array
-    epoch: Array
-
-
-class Teacher(NamedTuple):
-    """A trained network that teaches another: its settings and its variables, as `model.apply` takes them."""
-
-    settings: ModelConfig
-    variables: Any
-
-
-class RunState(flax.struct.PyTreeNode):
-    """What a checkpoint of a run holds."""
-
-    train: TrainState
-    best: Best
-
-
-def load_data(config: Config) -> Dataset:
-    """The data set that `config.data` names, checked."""
-    data = config.data
-    return load_dataset(
-        data.name, data_dir=data.data_dir, validation_examples=data.validation_examples, split_seed=data.split_seed
-    )
-
-
-def programs_of(config: Config, dataset: Dataset, *, teacher: Teacher | None = None) -> Programs:
-    """The jitted functions of `config` on `dataset`, the training program with the variables of its `teacher`.
-
-    Raises:
-      UsageError: if a batch is larger than the training split.
-    """
-    examples = len(dataset.train.labels)
-    if config.batch_size > examples:
-        raise UsageError(f"`batch_size` (={config.batch_size}) is larger than the {examples} training examples")
-    info = ImageInfo(dataset.train.images.shape[1:], dataset.num_classes, tuple(dataset.mean), tuple(dataset.std))
-    if teacher is None:
-        return make_programs(config, info, examples=examples)
-    programs = make_programs(config, info, examples=examples, teacher=teacher.settings)
-    return programs._replace(train=partial(programs.train, teacher_variables=teacher.variables))
-
-
-def initial_state(programs: Programs, seed: int, *, carried: Any | None = None) -> RunState:
-    """The state of a run before its first step; the variables `carried`, if any, start from given values.
-
-    Raises:
-      UsageError: if network, quantizers and images do not go together.
-    """
-    try:
-        # Copies: what jit passes through would be the caller's own arrays, which training takes over.
-        train = jax.tree.map(jnp.copy, programs.init(np.uint32(seed), carried))
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"the network cannot be built: {error}") from None
-    # The training program takes over the memory of its state; the best variables need their own.
-    return RunState(train, jax.tree.map(jnp.copy, _best_so_far(train)))
-
-
-def _best_so_far(train: TrainState) -> Best:
-    return Best(train.params, train.model_state, jnp.full((), -1.0), jnp.zeros((), jnp.int32))
-
-
-def state_shapes(programs: Programs) -> RunState:
-    """Shapes and dtypes of a run's state, at no cost; of a run that carries nothing over."""
-    train = programs.init.eval_shape(np.uint32(0))
-    return RunState(train, jax.eval_shape(_best_so_far, train))
 
 
 def train(
@@ -148,44 +78,88 @@ def train(
     """
     config, workdir = validate(config), Path(workdir)
     _check_teacher(config, teacher)
-    claim_workdir(config, workdir)
-    if (workdir / "result.json").exists():
-        return json.loads((workdir / "result.json").read_text())
+    with interrupts(partial(_last_saved, workdir)) as asked:
+        claim_workdir(config, workdir)
+        result = read_sealed(workdir / "result.json")
+        if result is None:
+            with locked(workdir):
+                result = _run(config, workdir, dataset, on_progress, carried, teacher, asked)
+        if asked():
+            raise asked()(f"the run in {workdir} is finished")
+    return result
+
+
+def _run(config, workdir, dataset, on_progress, carried, teacher, asked) -> dict[str, Any]:
     dataset = load_data(config) if dataset is None else dataset
     programs = programs_of(config, dataset, teacher=teacher)
-    run = initial_state(programs, config.seed, carried=carried)
-    restored = restore_checkpoint(workdir / "checkpoints", run)
-    run = run if restored is None else restored.state
-    records = truncate_metrics(workdir / "metrics.jsonl", int(run.train.step))
-    images, labels = jnp.asarray(dataset.train.images), jnp.asarray(dataset.train.labels)
-    steps_per_epoch = len(labels) // config.batch_size
+    feed = feed_from_memory(programs, dataset)
+    run = _restore(workdir, initial_state(programs, config.seed, carried=carried))
+    run = _train_epochs(config, workdir, programs, feed, run, on_progress, asked)
+    return _finish(config, workdir, feed, run)
 
-    with interrupts() as interrupted:
-        while int(run.train.step) < config.epochs * steps_per_epoch:
-            epoch, begun = int(run.train.step) // steps_per_epoch + 1, int(run.train.step) % steps_per_epoch
-            order = np.asarray(programs.order(run.train.seed, np.int32(epoch)))
-            rows = [r for r in records if r["kind"] == "train" and r["epoch"] == epoch]
-            seconds = []
-            for first in range(begun, steps_per_epoch, config.scan_steps):
-                chunk = order[first : first + config.scan_steps]
-                run, chunk_rows, chunk_seconds = _train_chunk(
-                    config, workdir, programs, run, images, labels, chunk, epoch
-                )
-                rows += chunk_rows
-                if run.train.flips is not None and int(run.train.flips.steps) >= config.diagnostics.every_steps:
-                    run = _record_diagnostics(workdir, programs, run, images, labels, chunk[-1], epoch)
-                seconds.append(chunk_seconds)
-                text = f"epoch {epoch}/{config.epochs}  loss {rows[-1]['loss']:.3f}  {1e3 * chunk_seconds:.1f} ms/step"
-                on_progress(int(run.train.step), config.epochs * steps_per_epoch, text)
-                if interrupted() and first + config.scan_steps < steps_per_epoch:
+
+def _restore(workdir: Path, run: RunState) -> RunState:
+    """The state of the newest good checkpoint, and its log as `metrics.jsonl`; else `run` and an empty one."""
+    restored = restore_checkpoint(workdir / "checkpoints", run)
+    log = "" if restored is None else unpack_log(restored.metadata["log"])
+    write_file(workdir / "metrics.jsonl", log)
+    return run if restored is None else restored.state
+
+
+def _train_epochs(config, workdir, programs, feed, run, on_progress, asked) -> RunState:
+    """From where `run` is to the end of the last epoch, saving on the way.
+
+    Raises:
+      KeyboardInterrupt, Preempted: what `asked` asks for, when the state is saved.
+    """
+    steps_per_epoch = programs.steps_per_epoch
+    pace = _Pace(config.scan_steps)
+    for epoch in range(int(run.train.step) // steps_per_epoch + 1, config.epochs + 1):
+        begun = int(run.train.step) % steps_per_epoch
+        order = np.asarray(programs.order(run.train.seed, np.int32(epoch)))
+        rows = [r for r in read_metrics(workdir / "metrics.jsonl") if r["kind"] == "train" and r["epoch"] == epoch]
+        for block in feed.blocks(order, epoch, begun):
+            done = block.rows.start
+            while done < block.rows.stop:
+                if asked():
                     _save(config, workdir, run)
-                    raise KeyboardInterrupt(_saved_text(run))
-            run = _end_epoch(workdir, programs, run, dataset.validation, epoch, rows, seconds)
-            if interrupted() or epoch % config.checkpoint_every_epochs == 0 or epoch == config.epochs:
-                _save(config, workdir, run)
-            if interrupted() and epoch < config.epochs:
-                raise KeyboardInterrupt(_saved_text(run))
-    return _finish(config, workdir, programs, run, dataset)
+                    raise asked()(_saved_text(run))
+                count = min(block.rows.stop - done, pace.steps, _until_record(config, run))
+                run, records = _train_steps(config, workdir, programs, run, block, done, count, epoch, pace)
+                done, rows = done + count, rows + records
+                if _until_record(config, run) == 0:
+                    run = _record_diagnostics(workdir, programs, run, block.batch(done - 1), epoch)
+                text = f"epoch {epoch}/{config.epochs}  loss {records[-1]['loss']:.3f}  {pace.text}"
+                on_progress(int(run.train.step), config.epochs * steps_per_epoch, text)
+        run = _end_epoch(workdir, programs, feed, run, epoch, rows, pace)
+        if asked() or epoch % config.checkpoint_every_epochs == 0 or epoch == config.epochs:
+            _save(config, workdir, run)
+    return run
+
+
+class _Pace:
+    """How many steps a jitted call makes: as many as end within :data:`LONGEST_CALL`, `most` at most."""
+
+    def __init__(self, most: int):
+        self.steps = self.most = most
+        self.seconds: list[float] = []
+
+    def took(self, seconds: float) -> None:
+        self.seconds.append(seconds)
+        # The first call compiles.
+        if len(self.seconds) > 1:
+            self.steps = max(1, min(self.most, int(LONGEST_CALL / seconds)))
+
+    @property
+    def text(self) -> str:
+        return f"{1e3 * self.seconds[-1]:.1f} ms/step"
+
+
+def _until_record(config: Config, run: RunState) -> int:
+    """Steps until the next record of diagnostics."""
+    if run.train.flips is None:
+        return config.scan_steps
+    return config.diagnostics.every_steps - int(run.train.flips.steps)
 
 
 def _check_teacher(config: Config, teacher: Teacher | None) -> None:
@@ -199,40 +173,41 @@ def _check_teacher(config: Config, teacher: Teacher | None) -> None:
         raise UsageError("`distillation.losses` (={}) must name what to learn from the teacher; or leave it out")
 
 
-def _train_chunk(config, workdir, programs, run, images, labels, chunk, epoch):
-    """A few steps in one jitted call: the next state, their records and the seconds a step."""
+def _train_steps(config, workdir, programs, run, block, first, count, epoch, pace):
+    """A few steps in one jitted call: the next state and their records, which are also in `metrics.jsonl`."""
     first_step = int(run.train.step) + 1
     began = time.perf_counter()
-    rate = np.float32(config.optim.learning_rate)
-    state, stacked = programs.train(run.train, images, labels, jnp.asarray(chunk), rate)
-    stacked = {name: np.asarray(values) for name, values in stacked.items()}
-    seconds = (time.perf_counter() - began) / len(chunk)
+    hyper = hyper_parameters(config)
+    state, stacked = block.train(run.train, hyper=hyper, first=np.int32(first), count=np.int32(count))
+    stacked = {name: np.asarray(values)[first : first + count] for name, values in stacked.items()}
+    pace.took((time.perf_counter() - began) / count)
     records = step_records(stacked, first_step=first_step, epoch=epoch)
     bad = first_non_finite(records)
     if bad is not None:
         step, metric, value = bad
         append_metrics(workdir / "metrics.jsonl", [r for r in records if r["step"] < step])
+        before, _ = block.train(run.train, hyper=hyper, first=np.int32(first), count=np.int32(step - first_step))
+        where = programs.locate(before, *block.batch(first + step - first_step))
         raise Diverged(
-            f"`{metric}` became {value} at step {step} (epoch {epoch}) of {workdir}; lower `optim.learning_rate` "
+            f"`{metric}` became {value} at step {step} (epoch {epoch}) of {workdir}"
+            f"{f', first in {where}' if where else ''}; lower `optim.learning_rate` "
             f"(={config.optim.learning_rate}); the last good checkpoint is kept"
         )
     append_metrics(workdir / "metrics.jsonl", records)
-    return run.replace(train=state), records, seconds
+    return run.replace(train=state), records
 
 
-def _record_diagnostics(workdir, programs, run, images, labels, indices, epoch) -> RunState:
+def _record_diagnostics(workdir, programs, run, batch, epoch) -> RunState:
     """Measure on the batch of the last step, write the record, count flips from zero again."""
-    found = jax.device_get(programs.diagnose(run.train, images, labels, jnp.asarray(indices)))
+    found = jax.device_get(programs.diagnose(run.train, *batch))
     record = diagnostics_record(found, step=int(run.train.step), epoch=epoch)
     append_metrics(workdir / "metrics.jsonl", [record])
     return run.replace(train=run.train.replace(flips=jax.tree.map(jnp.zeros_like, run.train.flips)))
 
 
-def _end_epoch(workdir, programs, run, validation: Split, epoch, rows, seconds) -> RunState:
+def _end_epoch(workdir, programs, feed, run, epoch, rows, pace) -> RunState:
     """Evaluate on the validation split, write the record, remember the best variables."""
-    found = programs.evaluate(
-        run.train.params, run.train.model_state, jnp.asarray(validation.images), jnp.asarray(validation.labels)
-    )
+    found = feed.evaluate(run.train.params, run.train.model_state, "validation")
     record = {
         "kind": "evaluation",
         "step": int(run.train.step),
@@ -241,47 +216,32 @@ def _end_epoch(workdir, programs, run, validation: Split, epoch, rows, seconds) 
         "validation_accuracy": float(found["accuracy"]),
         "train_loss": float(np.mean([r["loss"] for r in rows])),
         "train_accuracy": float(np.mean([r["accuracy"] for r in rows])),
-        # The first call of a length compiles.
-        "step_time_ms": 1e3 * float(np.median(seconds[1:] or seconds)),
+        "step_time_ms": 1e3 * float(np.median(pace.seconds[1:] or pace.seconds or [0.0])),
         **{name: float(value) for name, value in programs.bounds(run.train.params).items()},
     }
     append_metrics(workdir / "metrics.jsonl", [record])
     if record["validation_accuracy"] <= float(run.best.accuracy):
         return run
-    best = Best(run.train.params, run.train.model_state, found["accuracy"], jnp.asarray(epoch, jnp.int32))
-    return run.replace(best=jax.tree.map(jnp.copy, best))
+    best = Best(run.train.params, run.train.model_state, jnp.asarray(found["accuracy"]), jnp.asarray(epoch, jnp.int32))
+    return run.replace(best=best)
 
 
-def _finish(config: Config, workdir: Path, programs: Programs, run: RunState, dataset: Dataset) -> dict[str, Any]:
+def _finish(config: Config, workdir: Path, feed: Feed, run: RunState) -> dict[str, Any]:
     """Evaluate on the test split, once for the best variables and once for the last; write result.json."""
-    images, labels = jnp.asarray(dataset.test.images), jnp.asarray(dataset.test.labels)
 
     def test_accuracy(variables):
-        return float(programs.evaluate(variables.params, variables.model_state, images, labels)["accuracy"])
+        return float(feed.evaluate(variables.params, variables.model_state, "test")["accuracy"])
 
     records = list(read_metrics(workdir / "metrics.jsonl"))
-    evaluations = [r for r in records if r["kind"] == "evaluation"]
-    steps = [r for r in records if r["kind"] == "train"]
-    columns = ("epoch", "validation_accuracy", "validation_loss", "train_loss", "train_accuracy")
-    last = evaluations[-1]
-    result = {
+    result = summarize(records) | {
         "seed": config.seed,
         "epochs": config.epochs,
         "best_epoch": int(run.best.epoch),
         "validation_accuracy_best": float(run.best.accuracy),
         "test_accuracy_best": test_accuracy(run.best),
         "test_accuracy_last": test_accuracy(run.train),
-        "train_loss_last": last["train_loss"],
-        "step_time_ms": float(np.median([r["step_time_ms"] for r in evaluations[1:] or evaluations])),
-        "max_abs_latent": last["max_abs_latent"],
-        "share_on_bounds": last["share_on_bounds"],
-        "curve": {name: [r[name] for r in evaluations] for name in columns},
-        "gamma": None,
     }
-    if "gamma" in steps[0]:
-        result["gamma"] = {"step": [r["step"] for r in steps], "value": [r["gamma"] for r in steps]}
-        result["search_iterations_mean"] = float(np.mean([r["search_iterations"] for r in steps]))
-    write_file(workdir / "result.json", json.dumps(result))
+    write_sealed(workdir / "result.json", result)
     return result
 
 
@@ -312,16 +272,18 @@ def evaluate_run(
     if restored is None:
         raise UsageError(f"`workdir` (={workdir}) holds no checkpoint yet; train it first: python scripts/train.py")
     variables = restored.state.best if which == "best" else restored.state.train
-    chosen: Split = getattr(dataset, split)
-    found = programs.evaluate(
-        variables.params, variables.model_state, jnp.asarray(chosen.images), jnp.asarray(chosen.labels)
-    )
-    numbers = {name: float(value) for name, value in found.items()}
-    return numbers | {"examples": len(chosen.labels), "step": int(restored.state.train.step)}
+    found = feed_from_memory(programs, dataset).evaluate(variables.params, variables.model_state, split)
+    return {
+        "accuracy": float(found["accuracy"]),
+        "loss": float(found["loss"]),
+        "examples": int(found["examples"]),
+        "step": int(restored.state.train.step),
+    }
 
 
 def _save(config: Config, workdir: Path, run: RunState) -> None:
-    metadata = {"config": to_dict(config), "best_validation_accuracy": float(run.best.accuracy)}
+    log = pack_log(workdir / "metrics.jsonl")
+    metadata = {"config": to_dict(config), "best_validation_accuracy": float(run.best.accuracy), "log": log}
     save_checkpoint(workdir / "checkpoints", int(run.train.step), run, metadata=metadata)
 
 
@@ -329,65 +291,8 @@ def _saved_text(run: RunState) -> str:
     return f"saved at step {int(run.train.step)}; the same command resumes there"
 
 
-def read_config(workdir: Path) -> Config:
-    """The config of the run in `workdir`.
-
-    Raises:
-      UsageError: if there is none, or it has keys that this version does not know.
-      RunError: if the file is damaged.
-    """
-    path = workdir / "config.json"
-    if not path.is_file():
-        raise UsageError(f"`workdir` (={workdir}) holds no run: there is no {path}; name the folder of a run")
-    try:
-        return from_dict(json.loads(path.read_text()))
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError):
-        raise RunError(
-            f"{path} is damaged: it holds no config; put it back, or remove {workdir} to start anew"
-        ) from None
-
-
-def claim_workdir(config: Config, workdir: Path) -> None:
-    """Write the resolved config into `workdir`, made if missing.
-
-    Raises:
-      UsageError: if it already holds a run of another config; names the first key that differs.
-      RunError: if it cannot be written.
-    """
-    path = workdir / "config.json"
-    if path.exists():
-        old, new = flatten(to_dict(read_config(workdir))), flatten(to_dict(config))
-        differing = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
-        if differing:
-            key = differing[0]
-            raise UsageError(
-                f"`{key}` is {new.get(key)!r} now, but {workdir} holds a run with {old.get(key)!r}; "
-                "choose another `--workdir`, or remove that one"
-            )
-        return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot make the folder {workdir} ({error.strerror}); choose another `--workdir`") from None
-    write_file(path, json.dumps(to_dict(config), indent=1))
-
-
-@contextmanager
-def interrupts() -> Iterator:
-    """Turn the first Ctrl-C into a flag that the loop reads; the second one acts as usual."""
-    asked = False
-
-    def ask(signum, frame):
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    try:
-        previous = signal.signal(signal.SIGINT, ask)
-    except ValueError:  # not the main thread, which alone receives signals
-        yield lambda: False
-        return
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, previous)
+def _last_saved(workdir: Path) -> str:
+    folder = workdir / "checkpoints"
+    steps = checkpoint_steps(folder) if folder.is_dir() else []
+    where = f"from step {steps[-1]}, saved before" if steps else "from the start; nothing was saved yet"
+    return f"the same command goes on {where}"

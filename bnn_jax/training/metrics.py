@@ -1,7 +1,9 @@
 """Metrics as JSON lines: one line a training step, one an evaluation, one a record of diagnostics."""
 
+import base64
 import json
 import math
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,12 +36,14 @@ def write_file(path: Path, text: str) -> None:
         raise RunError(f"cannot write {path} ({error.strerror}); make room and start again to resume") from None
 
 
-def truncate_metrics(path: Path, last_step: int) -> list[dict[str, Any]]:
-    """Drop the records after `last_step`, which a resumed run writes again; return the rest."""
-    kept = [record for record in read_metrics(path) if record["step"] <= last_step]
-    if path.exists():
-        write_file(path, "".join(json.dumps(record) + "\n" for record in kept))
-    return kept
+def pack_log(path: Path) -> str:
+    """A file of records as text, some five times smaller, that a checkpoint keeps."""
+    return base64.b64encode(zlib.compress(path.read_bytes())).decode()
+
+
+def unpack_log(packed: str) -> str:
+    """The records that :func:`pack_log` took, a line each."""
+    return zlib.decompress(base64.b64decode(packed)).decode()
 
 
 def append_metrics(path: Path, records: Iterable[dict[str, Any]]) -> None:
@@ -86,3 +90,23 @@ def first_non_finite(records: list[dict[str, Any]]) -> tuple[int, str, float] | 
             if isinstance(value, float) and not math.isfinite(value):
                 return record["step"], name, value
     return None
+
+
+def summarize(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """What of a run's records goes into its result: curves over epochs, gamma over steps, the last of each."""
+    evaluations = [r for r in records if r["kind"] == "evaluation"]
+    steps = [r for r in records if r["kind"] == "train"]
+    columns = ("epoch", "validation_accuracy", "validation_loss", "train_loss", "train_accuracy")
+    last = evaluations[-1]
+    summary = {
+        "train_loss_last": last["train_loss"],
+        "step_time_ms": float(np.median([r["step_time_ms"] for r in evaluations[1:] or evaluations])),
+        "max_abs_latent": last["max_abs_latent"],
+        "share_on_bounds": last["share_on_bounds"],
+        "curve": {name: [r[name] for r in evaluations] for name in columns},
+        "gamma": None,
+    }
+    if "gamma" in steps[0]:
+        summary["gamma"] = {"step": [r["step"] for r in steps], "value": [r["gamma"] for r in steps]}
+        summary["search_iterations_mean"] = float(np.mean([r["search_iterations"] for r in steps]))
+    return summary

@@ -1,4 +1,4 @@
-"""The jitted programs of a run."""
+"""The jitted programs of a run, and the state that they start from."""
 
 import os
 from collections.abc import Callable
@@ -8,18 +8,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from bnn_jax.data import Dataset
 from bnn_jax.distillation import DISTILLATION_LOSSES
+from bnn_jax.errors import UsageError
 from bnn_jax.estimators import ESTIMATORS
 from bnn_jax.losses import LOSSES
 from bnn_jax.models import MODELS
 from bnn_jax.optim import bound_statistics
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 from bnn_jax.training.config import Config, ModelConfig
-from bnn_jax.training.experiment import ImageInfo, make_experiment
-from bnn_jax.training.state import TrainState
+from bnn_jax.training.divergence import first_non_finite_layer
+from bnn_jax.training.experiment import HyperParameters, ImageInfo, make_experiment
+from bnn_jax.training.state import Best, RunState, TrainState
 from bnn_jax.training.step import diagnose_step, evaluate, init_state, train_steps
 from bnn_jax.training.validation import with_published_quantizers
 from bnn_jax.types import Metrics, Params
@@ -48,27 +52,39 @@ def epoch_order(seed: Array, epoch: Array, *, examples: int, batch_size: int) ->
 class Programs(NamedTuple):
     """The jitted functions of a run.
 
-    Seed, learning rate and the variables of the teacher are arguments: other values do not compile again.
+    Seed, hyper-parameters, the batches to train on and the variables of the teacher are arguments: other values do not
+    compile again.
     """
 
     init: Callable[..., TrainState]
     train: Callable[..., tuple[TrainState, Metrics]]
+    train_on_batches: Callable[..., tuple[TrainState, Metrics]]
     evaluate: Callable[..., dict[str, Array]]
     order: Callable[[Array, Array], Array]
     bounds: Callable[[Params], dict[str, Array]]
     diagnose: Callable[..., dict[str, Any]]
+    locate: Callable[..., str | None]
+    steps_per_epoch: int
 
 
 def make_programs(config: Config, info: ImageInfo, *, examples: int, teacher: ModelConfig | None = None) -> Programs:
-    """The programs of `config` on `examples` training examples; one set for all seeds and learning rates.
+    """The programs of `config` on `examples` training examples; one set for all seeds and hyper-parameters.
 
-    ``init(seed, carried=None)``, ``train(state, images, labels, order, learning_rate, teacher_variables=None)``,
-    ``evaluate(params, model_state, images, labels)``, ``order(seed, epoch)``, ``bounds(params)`` and
-    ``diagnose(state, images, labels, indices)``.
+    * ``init(seed, carried=None)``
+    * ``train(state, images, labels, order, hyper, first=0, count=None, teacher_variables=None)``: on the whole set and
+      the indices `order` [steps, batch] of the batches' examples
+    * ``train_on_batches(state, images, labels, hyper, first=0, count=None, teacher_variables=None)``: on images
+      [steps, batch, ...] as they are
+    * ``evaluate(params, model_state, images, labels)``, ``order(seed, epoch)``, ``bounds(params)``
+    * ``diagnose(state, images, labels)``, ``locate(state, images, labels)``: on one batch, see
+      :func:`bnn_jax.training.diagnostics.diagnose` and :func:`bnn_jax.training.divergence.first_non_finite_layer`
+
+    `hyper` is what :func:`bnn_jax.training.experiment.hyper_parameters` gives; `first` and `count` choose batches, as
+    in :func:`bnn_jax.training.step.train_steps`.
     """
-    optim = replace(config.optim, learning_rate=1.0, tune_learning_rates=())
+    optim = replace(config.optim, learning_rate=1.0, momentum=0.0, weight_decay=0.0, tune_learning_rates=())
     model = with_published_quantizers(config.model)
-    config = replace(config, seed=0, name="", model=model, optim=optim, optimizers=())
+    config = replace(config, seed=0, name="", model=model, optim=optim, optimizers=(), regularizer_strength=1.0)
     teacher = None if teacher is None else with_published_quantizers(teacher)
     functions = (*_named_functions(model), *(() if teacher is None else _named_functions(teacher)))
     losses = (LOSSES[config.loss], *(DISTILLATION_LOSSES[name] for name in config.distillation.losses))
@@ -94,20 +110,73 @@ def _make_programs(
 ) -> Programs:
     total_steps = config.epochs * (examples // config.batch_size)
     experiment_at = partial(make_experiment, config, info, total_steps=total_steps, teacher=teacher)
-    experiment = experiment_at(learning_rate=1.0)  # where the learning rate does not enter
+    experiment = experiment_at()  # where the hyper-parameters do not enter
 
-    def train(state, images, labels, order, learning_rate, teacher_variables=None):
-        experiment = experiment_at(learning_rate=learning_rate)
-        return train_steps(experiment, state, images, labels, order, teacher_variables)
+    def train(state, images, labels, order, hyper: HyperParameters, first=0, count=None, teacher_variables=None):
+        steps = partial(train_steps, length=len(order), first=first, count=count, teacher=teacher_variables)
+        return steps(experiment_at(**hyper), state, lambda number: (images[order[number]], labels[order[number]]))
 
-    def diagnose_batch(state, images, labels, indices):
-        return diagnose_step(experiment, state, images[indices], labels[indices])
+    def train_on_batches(state, images, labels, hyper: HyperParameters, first=0, count=None, teacher_variables=None):
+        steps = partial(train_steps, length=len(labels), first=first, count=count, teacher=teacher_variables)
+        return steps(experiment_at(**hyper), state, lambda number: (images[number], labels[number]))
 
     return Programs(
         init=jax.jit(partial(init_state, experiment), compiler_options=QUICK_COMPILATION),
-        train=jax.jit(train, donate_argnums=0),
+        train=jax.jit(train),
+        train_on_batches=jax.jit(train_on_batches),
         evaluate=jax.jit(partial(evaluate, experiment)),
         order=jax.jit(partial(epoch_order, examples=examples, batch_size=config.batch_size)),
         bounds=jax.jit(partial(bound_statistics, box=experiment.box)),
-        diagnose=jax.jit(diagnose_batch),
+        diagnose=jax.jit(partial(diagnose_step, experiment)),
+        locate=partial(first_non_finite_layer, experiment),
+        steps_per_epoch=examples // config.batch_size,
     )
+
+
+class Teacher(NamedTuple):
+    """A trained network that teaches another: its settings and its variables, as `model.apply` takes them."""
+
+    settings: ModelConfig
+    variables: Any
+
+
+def programs_of(config: Config, dataset: Dataset, *, teacher: Teacher | None = None) -> Programs:
+    """The jitted functions of `config` on `dataset`, the training program with the variables of its `teacher`.
+
+    Raises:
+      UsageError: if a batch is larger than the training split.
+    """
+    examples = len(dataset.train.labels)
+    if config.batch_size > examples:
+        raise UsageError(f"`batch_size` (={config.batch_size}) is larger than the {examples} training examples")
+    info = ImageInfo(dataset.train.images.shape[1:], dataset.num_classes, tuple(dataset.mean), tuple(dataset.std))
+    if teacher is None:
+        return make_programs(config, info, examples=examples)
+    programs = make_programs(config, info, examples=examples, teacher=teacher.settings)
+    return programs._replace(
+        train=partial(programs.train, teacher_variables=teacher.variables),
+        train_on_batches=partial(programs.train_on_batches, teacher_variables=teacher.variables),
+    )
+
+
+def initial_state(programs: Programs, seed: int, *, carried: Any | None = None) -> RunState:
+    """The state of a run before its first step; the variables `carried`, if any, start from given values.
+
+    Raises:
+      UsageError: if network, quantizers and images do not go together.
+    """
+    try:
+        train = programs.init(np.uint32(seed), carried)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"the network cannot be built: {error}") from None
+    return RunState(train, _best_so_far(train))
+
+
+def _best_so_far(train: TrainState) -> Best:
+    return Best(train.params, train.model_state, jnp.full((), -1.0), jnp.zeros((), jnp.int32))
+
+
+def state_shapes(programs: Programs) -> RunState:
+    """Shapes and dtypes of a run's state, at no cost; of a run that carries nothing over."""
+    train = programs.init.eval_shape(np.uint32(0))
+    return RunState(train, jax.eval_shape(_best_so_far, train))

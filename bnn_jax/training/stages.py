@@ -19,11 +19,14 @@ from bnn_jax.data import Dataset
 from bnn_jax.errors import UsageError, unknown_name
 from bnn_jax.training.checkpoint import restore_checkpoint
 from bnn_jax.training.config import Config
-from bnn_jax.training.loop import Teacher, load_data, programs_of, read_config, state_shapes, train
+from bnn_jax.training.feed import load_data
+from bnn_jax.training.loop import train
 from bnn_jax.training.metrics import write_file
+from bnn_jax.training.programs import Teacher, programs_of, state_shapes
 from bnn_jax.training.progress import OnProgress, silent
 from bnn_jax.training.transfer import TRANSFERS, Carried, Transfer, Variables
 from bnn_jax.training.validation import validate
+from bnn_jax.training.workdir import read_config
 
 
 @dataclass(frozen=True)

@@ -29,3 +29,19 @@ class TrainState(flax.struct.PyTreeNode):
     seed: UInt32[Array, "2"]
     keys: Float[Array, "keys size"] | None = None
     flips: Flips | None = None
+
+
+class Best(flax.struct.PyTreeNode):
+    """The variables of the epoch with the highest validation accuracy so far, the earliest on a tie."""
+
+    params: Params
+    model_state: Any
+    accuracy: Float[Array, ""]
+    epoch: Int[Array, ""]
+
+
+class RunState(flax.struct.PyTreeNode):
+    """What a checkpoint of a run holds, beside its config and its log."""
+
+    train: TrainState
+    best: Best

@@ -88,14 +88,14 @@ def _linear_oracle(logits: Array, labels: Labels, pullback: Callable) -> Callabl
     return oracle
 
 
-def _augmented(experiment: Experiment, state: TrainState, images: Images) -> tuple[Array, Array]:
+def augmented_batch(experiment: Experiment, state: TrainState, images: Images) -> tuple[Array, Array]:
     """The key of a step and its batch, normalized and augmented."""
     key = jax.random.fold_in(jax.random.wrap_key_data(state.seed), state.step)
     x = normalize(images, mean=experiment.info.mean, std=experiment.info.std)
     return key, augment(key, x, padding=experiment.data.crop_padding, flip=experiment.data.flip)
 
 
-def _forward(experiment: Experiment, state: TrainState, params: Params, x: Array, key: Array, *also: str) -> Any:
+def forward(experiment: Experiment, state: TrainState, params: Params, x: Array, key: Array, *also: str) -> Any:
     """Outputs of the network in training, and the collections it updates: those of the state and the names `also`."""
     return experiment.model.apply(
         {"params": params} | state.model_state,
@@ -121,10 +121,10 @@ def train_step(
       losses, with a teacher the unweighted `distillation_<name>`, and for Deep Frank-Wolfe `gamma` and
       `search_iterations`.
     """
-    key, x = _augmented(experiment, state, images)
+    key, x = augmented_batch(experiment, state, images)
 
     def network(params):
-        (logits, intermediates), updated = _forward(experiment, state, params, x, key)
+        (logits, intermediates), updated = forward(experiment, state, params, x, key)
         return Outputs(logits, {} if experiment.teacher is None else intermediates), updated
 
     outputs, pullback, model_state = jax.vjp(network, state.params, has_aux=True)
@@ -170,11 +170,11 @@ def diagnose_step(experiment: Experiment, state: TrainState, images: Images, lab
 
     The batch is augmented, and runs through the network, as in the next training step.
     """
-    key, x = _augmented(experiment, state, images)
+    key, x = augmented_batch(experiment, state, images)
 
     def loss(params):
         with tap_quantizers():
-            (logits, _), updated = _forward(experiment, state, params, x, key, COLLECTION)
+            (logits, _), updated = forward(experiment, state, params, x, key, COLLECTION)
         return experiment.loss(logits, labels).mean(), updated.get(COLLECTION, {})
 
     return diagnose(
@@ -190,29 +190,57 @@ def diagnose_step(experiment: Experiment, state: TrainState, images: Images, lab
 def train_steps(
     experiment: Experiment,
     state: TrainState,
-    images: Images,
-    labels: Labels,
-    order: Int[Array, "steps batch"],
+    batch_at: Callable[[Array], tuple[Images, Labels]],
+    *,
+    length: int,
+    first: int | Array = 0,
+    count: int | Array | None = None,
     teacher: Any | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """Scan :func:`train_step` over the batches that `order` picks from the whole set; metrics stacked over steps."""
+    """:func:`train_step` on the batches ``batch_at(first)`` to ``batch_at(first + count - 1)``, in one loop.
 
-    def body(state, indices):
-        return train_step(experiment, state, images[indices], labels[indices], teacher)
+    `first` and `count`, which may be traced, do not compile again; one compiled body makes every step, so that where a
+    run is cut into calls changes no bit of it.
 
-    return lax.scan(body, state, order)
+    Args:
+      batch_at: number of a batch -> its images and labels.
+      length: batches that there are.
+      first: number of the first one.
+      count: how many; None goes on to the last.
+      teacher: as in :func:`train_step`.
+
+    Returns:
+      The state after them, and the metrics of each, `length` of them, 0 for batches that were left out.
+    """
+
+    def step(state, number):
+        return train_step(experiment, state, *batch_at(number), teacher)
+
+    def body(number, carry):
+        state, stacked = carry
+        state, metrics = step(state, number)
+        return state, jax.tree.map(lambda rows, row: rows.at[number].set(row), stacked, metrics)
+
+    shapes = jax.eval_shape(step, state, jnp.zeros((), jnp.int32))[1]
+    stacked = jax.tree.map(lambda row: jnp.zeros((length, *row.shape), row.dtype), shapes)
+    first = jnp.asarray(first, jnp.int32)
+    end = length if count is None else first + count
+    return lax.fori_loop(first, jnp.asarray(end, jnp.int32), body, (state, stacked))
 
 
 def evaluate(
     experiment: Experiment, params: Params, model_state: Any, images: Images, labels: Labels
 ) -> dict[str, Float[Array, ""]]:
-    """Mean `loss` and `accuracy` over a split, with running batch-norm statistics; every example counts once."""
+    """Mean `loss` and `accuracy` over a split, with running batch-norm statistics; every example counts once.
+
+    Examples with a label below 0 are padding; `examples` is the number of the others.
+    """
     count = len(labels)
     size = min(EVALUATION_BATCH, count)
     order = jnp.arange(-(-count // size) * size).reshape(-1, size)
 
     def body(totals, indices):
-        counted = indices < count
+        counted = (indices < count) & (labels[jnp.minimum(indices, count - 1)] >= 0)
         indices = jnp.minimum(indices, count - 1)
         x = normalize(images[indices], mean=experiment.info.mean, std=experiment.info.std)
         logits, _ = experiment.model.apply({"params": params} | model_state, x, train=False)
@@ -222,4 +250,5 @@ def evaluate(
         return (totals[0] + losses.sum(), totals[1] + correct.sum()), None
 
     (loss, correct), _ = lax.scan(body, (jnp.zeros(()), jnp.zeros((), jnp.int32)), order)
-    return {"loss": loss / count, "accuracy": correct / count}
+    examples = jnp.maximum((labels >= 0).sum(), 1)
+    return {"loss": loss / examples, "accuracy": correct / examples, "examples": (labels >= 0).sum()}

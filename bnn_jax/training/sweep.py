@@ -10,7 +10,8 @@ from bnn_jax.data import Dataset
 from bnn_jax.errors import UsageError
 from bnn_jax.losses import PIECEWISE_LINEAR
 from bnn_jax.training.config import Config, OptimConfig, flatten, to_dict
-from bnn_jax.training.loop import Diverged, load_data, train
+from bnn_jax.training.feed import load_data
+from bnn_jax.training.loop import Diverged, train
 from bnn_jax.training.metrics import write_file
 from bnn_jax.training.progress import progress_display
 from bnn_jax.training.validation import validate

@@ -30,9 +30,10 @@ from bnn_jax.training.diagnostics import (
     tap_quantizers,
     tapped_parts,
 )
-from bnn_jax.training.experiment import ImageInfo, make_experiment
-from bnn_jax.training.loop import initial_state, programs_of, train
+from bnn_jax.training.experiment import ImageInfo, hyper_parameters, make_experiment
+from bnn_jax.training.loop import train
 from bnn_jax.training.metrics import diagnostics_record, read_metrics
+from bnn_jax.training.programs import initial_state, programs_of
 from bnn_jax.training.step import diagnose_step, init_state
 from bnn_jax.training.validation import validate
 
@@ -280,9 +281,9 @@ def trained(dataset):
     order = np.asarray(programs.order(state.seed, np.int32(1)))
     kernels = [jax.device_get(latent_kernels(state.params))]
     for row in order[:3]:
-        state, _ = programs.train(state, images, labels, jnp.asarray(row[None]), np.float32(CONFIG.optim.learning_rate))
+        state, _ = programs.train(state, images, labels, jnp.asarray(row[None]), hyper_parameters(CONFIG))
         kernels.append(jax.device_get(latent_kernels(state.params)))
-    found = jax.device_get(programs.diagnose(state, images, labels, jnp.asarray(order[2])))
+    found = jax.device_get(programs.diagnose(state, images[order[2]], labels[order[2]]))
     x = (dataset.train.images[order[2]].astype(np.float32) - 120) / 60
     return {"kernels": kernels, "state": state, "found": found, "x": x, "labels": dataset.train.labels[order[2]]}
 

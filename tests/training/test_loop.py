@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 
 from bnn_jax.data import Dataset, Split, load_dataset
-from bnn_jax.errors import RunError, UsageError
+from bnn_jax.errors import Preempted, UsageError
 from bnn_jax.training.checkpoint import checkpoint_steps, restore_checkpoint
 from bnn_jax.training.config import Config, ModelConfig, OptimConfig
-from bnn_jax.training.loop import Diverged, evaluate_run, initial_state, programs_of, train
+from bnn_jax.training.loop import Diverged, evaluate_run, train
 from bnn_jax.training.metrics import read_metrics
+from bnn_jax.training.programs import initial_state, programs_of
+from bnn_jax.training.workdir import DamagedFileWarning
 
 ROOT = Path(__file__).parents[2]
 CONFIG = Config(
@@ -58,7 +60,9 @@ def test_a_run_writes_what_it_says(tmp_path, dataset):
     calls = []
     result = train(CONFIG, tmp_path, dataset=dataset, on_progress=lambda *call: calls.append(call))
     assert [call[:2] for call in calls][-1] == (15, 15)
-    assert json.loads((tmp_path / "result.json").read_text()) == result
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert written.pop("sha256")
+    assert written == result
     records = list(read_metrics(tmp_path / "metrics.jsonl"))
     assert [r["step"] for r in records if r["kind"] == "train"] == list(range(1, 16))
     evaluations = [r for r in records if r["kind"] == "evaluation"]
@@ -141,10 +145,23 @@ def test_ctrl_c_saves_within_the_epoch_and_resumes(tmp_path, dataset):
     assert_same_bits(leaves_of(tmp_path / "broken", dataset), leaves_of(tmp_path / "whole", dataset))
 
 
+def test_preemption_saves_and_resumes(tmp_path, dataset):
+    def preempt(done, total, text):
+        if done == 7:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Preempted, match=r"saved at step 7; the same command resumes there"):
+        train(CONFIG, tmp_path, dataset=dataset, on_progress=preempt)
+    assert checkpoint_steps(tmp_path / "checkpoints")[-1] == 7
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
 def test_a_non_finite_loss_names_step_and_metric(tmp_path, dataset):
     config = replace(CONFIG, optim=OptimConfig("sgd", 1e38, latent_box=None), loss="cross_entropy")
     with pytest.raises(
-        Diverged, match=r"`\w+` became (nan|inf|-inf) at step \d+ \(epoch \d\) of .*; lower `optim.learning_rate`"
+        Diverged,
+        match=r"`\w+` became (nan|inf|-inf) at step \d+ \(epoch \d\) of .*, first in the (parameter|output of) \w.*; "
+        "lower `optim.learning_rate`",
     ):
         train(config, tmp_path, dataset=dataset)
     for record in read_metrics(tmp_path / "metrics.jsonl"):
@@ -155,9 +172,43 @@ def test_another_config_in_the_same_folder_is_refused(tmp_path, dataset):
     train(replace(CONFIG, epochs=1), tmp_path, dataset=dataset)
     with pytest.raises(UsageError, match=r"`epochs` is 2 now, but .* holds a run with 1; choose another `--workdir`"):
         train(replace(CONFIG, epochs=2), tmp_path, dataset=dataset)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(RunError, match=r"config\.json is damaged"):
-        train(replace(CONFIG, epochs=1), tmp_path, dataset=dataset)
+
+
+@pytest.mark.parametrize("damage", ["config.json", "result.json", "metrics.jsonl"])
+@pytest.mark.parametrize("how", ["deleted", "cut", "flipped"])
+def test_a_damaged_file_of_a_finished_run_is_remade(tmp_path, dataset, damage, how):
+    config = replace(CONFIG, epochs=1)
+    result = train(config, tmp_path, dataset=dataset)
+    path, whole = tmp_path / damage, (tmp_path / damage).read_bytes()
+    if how == "deleted":
+        path.unlink()
+    elif how == "cut":
+        path.write_bytes(whole[: len(whole) // 2])
+    else:
+        middle = len(whole) // 2
+        path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    if damage == "metrics.jsonl":
+        (tmp_path / "result.json").unlink()  # what the log is needed for
+    if damage != "metrics.jsonl" and how != "deleted":
+        with pytest.warns(DamagedFileWarning, match=f"skipped `{path}`: it is damaged or was changed by hand"):
+            again = train(config, tmp_path, dataset=dataset)
+    else:
+        again = train(config, tmp_path, dataset=dataset)
+    assert again == result
+    assert path.read_bytes() == whole
+    with pytest.raises(UsageError, match="`epochs` is 2 now"):
+        train(replace(CONFIG, epochs=2), tmp_path, dataset=dataset)
+
+
+def test_two_runs_in_one_workdir_refuse_each_other(tmp_path, dataset):
+    def start_another(done, total, text):
+        with pytest.raises(
+            UsageError, match=r"`workdir` \(=.*\) is being trained in by process \d+ on .*; wait for its end"
+        ):
+            train(config, tmp_path, dataset=dataset)
+
+    config = replace(CONFIG, epochs=1)
+    train(config, tmp_path, dataset=dataset, on_progress=start_another)
 
 
 def test_a_batch_larger_than_the_set_is_refused(tmp_path, dataset):

@@ -16,8 +16,8 @@ import pytest
 from bnn_jax.data import Dataset, Split
 from bnn_jax.training.config import Config, ModelConfig, OptimConfig
 from bnn_jax.training.experiment import ImageInfo, make_experiment, make_model
-from bnn_jax.training.loop import initial_state, programs_of
 from bnn_jax.training.metrics import read_metrics
+from bnn_jax.training.programs import initial_state, programs_of
 from bnn_jax.training.recipes import RECIPES, bnn_plus
 from bnn_jax.training.stages import check_stages, load_network, run_stages
 from bnn_jax.training.step import init_state, train_step

@@ -15,8 +15,9 @@ from bnn_jax.errors import UsageError
 from bnn_jax.optim import OPTIMIZERS
 from bnn_jax.training.config import Config, DistillationConfig, ModelConfig, OptimConfig
 from bnn_jax.training.experiment import ImageInfo, make_experiment
-from bnn_jax.training.loop import Teacher, train
+from bnn_jax.training.loop import train
 from bnn_jax.training.metrics import read_metrics
+from bnn_jax.training.programs import Teacher
 from bnn_jax.training.stages import Stage, fingerprint, load_network, replace_stage, run_stages
 from bnn_jax.training.step import init_state, train_step
 from bnn_jax.training.transfer import TRANSFERS, by_name

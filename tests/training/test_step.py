@@ -10,7 +10,7 @@ import pytest
 
 from bnn_jax.losses import augmented_margins, multiclass_hinge
 from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
-from bnn_jax.training.experiment import ImageInfo, make_experiment
+from bnn_jax.training.experiment import ImageInfo, hyper_parameters, make_experiment
 from bnn_jax.training.programs import epoch_order, make_programs
 from bnn_jax.training.step import _linear_oracle, evaluate, init_state, train_step
 
@@ -49,10 +49,10 @@ OPTIMIZERS = {
 def test_every_optimizer_lowers_the_loss_and_keeps_the_box(name, data):
     config = replace(CONFIG, optim=OPTIMIZERS[name])
     programs = make_programs(config, INFO, examples=24)
-    state, rate = programs.init(np.uint32(0)), np.float32(config.optim.learning_rate)
+    state, hyper = programs.init(np.uint32(0)), hyper_parameters(config)
     losses = []
     for epoch in range(1, 13):
-        state, metrics = programs.train(state, *data, programs.order(state.seed, np.int32(epoch)), rate)
+        state, metrics = programs.train(state, *data, programs.order(state.seed, np.int32(epoch)), hyper)
         losses.append(float(metrics["loss"].mean()))
         assert np.isfinite(losses[-1])
     assert np.mean(losses[-3:]) < 0.7 * losses[0]
@@ -159,6 +159,7 @@ def test_evaluation_counts_every_example_once(data):
     expected = {
         "accuracy": (np.asarray(logits).argmax(1) == np.asarray(data[1])).mean(),
         "loss": float(multiclass_hinge(logits, data[1]).mean()),
+        "examples": 24,
     }
     for count in (24, 23):  # one batch; and, below, several with a remainder
         found = evaluate(experiment, state.params, state.model_state, data[0][:count], data[1][:count])
@@ -203,7 +204,9 @@ def test_bop_keeps_every_latent_weight_at_plus_or_minus_one(data):
     programs = make_programs(config, INFO, examples=24)
     state = programs.init(np.uint32(0))
     for epoch in (1, 2):
-        state, metrics = programs.train(state, *data, programs.order(state.seed, np.int32(epoch)), np.float32(0.02))
+        state, metrics = programs.train(
+            state, *data, programs.order(state.seed, np.int32(epoch)), hyper_parameters(config)
+        )
     assert np.isfinite(metrics["loss"]).all()
     for latent in leaves_named(state.params, "latent_kernel"):
         np.testing.assert_array_equal(jnp.abs(latent), 1)
@@ -239,7 +242,9 @@ def test_states_randomness_and_schedules_of_quantizers_travel_through_training(i
     def run(seed):
         state = programs.init(np.uint32(seed))
         for epoch in (1, 2):
-            state, metrics = programs.train(state, *data, programs.order(state.seed, np.int32(epoch)), np.float32(0.01))
+            state, metrics = programs.train(
+                state, *data, programs.order(state.seed, np.int32(epoch)), hyper_parameters(config)
+            )
         assert np.isfinite(metrics["loss"]).all()
         return state
 
