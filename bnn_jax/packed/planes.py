@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int32, UInt32
 
 from bnn_jax.packed.bits import pack, unpack
 from bnn_jax.packed.conv import border_sums, out_shape, outside, patch_words
-from bnn_jax.packed.matmul import xor_counts
+from bnn_jax.packed.matmul import Rows, xor_counts
 
 Values: TypeAlias = tuple[int, ...]
 """A code set, in increasing order."""
@@ -157,8 +157,7 @@ def dense_product(
       x: (batch, inputs) codes of `values`, or uint32 words of one plane.
       base: of a kernel of `shape`.
     """
-    rows = [[plane[:, word] for word in range(plane.shape[1])] for plane in input_words(x, values)]
-    return _product(rows, base, values, shape[0])
+    return _product(input_words(x, values), base, values, shape[0])
 
 
 def conv_product(
@@ -202,17 +201,21 @@ def _border_sums(base: PackedBase, kernel_size: tuple[int, int], channels: int, 
     return (constant + form.step * signs) // form.divisor
 
 
-def _product(rows: Sequence[list[Array]], base: PackedBase, values: Values, size: int) -> Int32[Array, "M features"]:
+def _product(rows: Sequence[Rows], base: PackedBase, values: Values, size: int) -> Int32[Array, "M features"]:
     """The sum over the fan-in, by the formula at the head of this file; rows[m] are the words of plane m."""
     x, w = affine(values), affine(base.values)
     pairs = [(2 ** (m + k), a, b) for m, a in enumerate(rows) for k, b in enumerate(base.words)]
     y = x.step * w.step * sum(weight * (size - 2 * xor_counts(a, b)) for weight, a, b in pairs)
     if w.constant:
-        y = y + w.constant * x.step * sum(2**m * _signs(a, size) for m, a in enumerate(rows))[:, None]
+        y = y + w.constant * x.step * sum(2**m * _signs(_columns(a), size) for m, a in enumerate(rows))[:, None]
     if x.constant:
         y = y + x.constant * w.step * sum(2**k * _signs(list(b), size) for k, b in enumerate(base.words))[None]
     y = y + x.constant * w.constant * size
     return y // (x.divisor * w.divisor) if x.divisor * w.divisor > 1 else y
+
+
+def _columns(rows: Rows) -> list[Array]:
+    return rows if isinstance(rows, Sequence) else list(rows.T)
 
 
 def _signs(words: list[Array], size: int) -> Int32[Array, "..."]:
