@@ -63,11 +63,17 @@ def read_config(workdir: Path) -> Config:
 
 
 def _recorded_config(workdir: Path) -> Config | None:
-    values = read_sealed(workdir / "config.json")
+    values = recorded(workdir, "config")
+    return None if values is None else from_dict(values)
+
+
+def recorded(workdir: Path, name: str) -> dict[str, Any] | None:
+    """What the sealed file `<name>.json` of a run holds; if it is damaged or gone, what the newest checkpoint does."""
+    values = read_sealed(workdir / f"{name}.json")
     if values is None and (workdir / "checkpoints").is_dir():
         steps = checkpoint_steps(workdir / "checkpoints")
-        values = read_metadata(workdir / "checkpoints", steps[-1]).get("config") if steps else None
-    return None if values is None else from_dict(values)
+        values = read_metadata(workdir / "checkpoints", steps[-1]).get(name) if steps else None
+    return values
 
 
 def claim_workdir(config: Config, workdir: Path) -> None:
