@@ -5,7 +5,8 @@ from bnn_jax.layers.conv_dense import BinaryConv, BinaryDense
 from bnn_jax.layers.convolution import conv, scaled_conv
 from bnn_jax.layers.gates import ChannelGate, ChannelInteractions
 from bnn_jax.layers.norm import BatchNorm, batch_norm
-from bnn_jax.layers.pooling import halve, max_pool
+from bnn_jax.layers.pooling import halve, max_pool, mean_pool
+from bnn_jax.layers.precision import widened
 from bnn_jax.layers.scaling import OutputScale
 
 __all__ = [
@@ -21,5 +22,7 @@ __all__ = [
     "conv",
     "halve",
     "max_pool",
+    "mean_pool",
     "scaled_conv",
+    "widened",
 ]

@@ -4,9 +4,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bnn_jax.layers.precision import widened
+
 
 def _per_channel(module: nn.Module, name: str, value: float, x: Array) -> Array:
-    """The module's parameter `name`, (channels,), `value` at the start; in the shape and dtype that x broadcasts."""
+    """The module's parameter `name`, (channels,), `value` at the start; in the shape that x broadcasts."""
     vector = module.param(name, nn.initializers.constant(value), x.shape[-1:], module.param_dtype)
     return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
@@ -37,9 +39,10 @@ class PReLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... channels"]) -> Float[Array, "... channels"]:
+        dtype, x = x.dtype, widened(x)
         negative = _per_channel(self, "slope", self.initial_slope, x) * x
         positive = _per_channel(self, "positive_slope", 1.0, x) * x if self.both_slopes else x
-        return jnp.where(x > 0, positive, negative)
+        return jnp.where(x > 0, positive, negative).astype(dtype)
 
 
 class RPReLU(nn.Module):
@@ -66,6 +69,7 @@ class RPReLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... channels"]) -> Float[Array, "... channels"]:
+        dtype, x = x.dtype, widened(x)
         x = x - _per_channel(self, "input_shift", 0.0, x)
         y = jnp.where(x > 0, x, _per_channel(self, "slope", self.initial_slope, x) * x)
-        return y + _per_channel(self, "output_shift", 0.0, x)
+        return (y + _per_channel(self, "output_shift", 0.0, x)).astype(dtype)

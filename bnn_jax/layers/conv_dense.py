@@ -26,6 +26,7 @@ from bnn_jax.layers.frozen import (
     scale_of,
     unpacked,
 )
+from bnn_jax.layers.precision import activation_dtype, dot, holds, widened
 from bnn_jax.packed.planes import PackedBase, Values, conv_product, dense_product, input_words, multiplies_on_bits
 from bnn_jax.quantizers import Bases, Quantized, Quantizer, bases, dequantize, mark
 from bnn_jax.types import LATENT_KERNEL, Key
@@ -51,9 +52,13 @@ def _marked(quantized: Bases, place: str, quantizer: Quantizer) -> tuple[Quantiz
 
 
 def _quantize(module: nn.Module, name: str, quantizer: Quantizer | None, x: Array, phase: Phase):
-    """The bases of x; the quantizer's learned parameters are the module's parameter `name`, its state the variable."""
+    """The bases of x; the quantizer's learned parameters are the module's parameter `name`, its state the variable.
+
+    Quantizers see x in float32 at least, in which their thresholds and scales are not rounded.
+    """
     if quantizer is None:
         return (Quantized(x, jnp.ones((), x.dtype)),)
+    x = widened(x)
     given = dict(module.param(name, quantizer.init, x)) if quantizer.init else {}
     if quantizer.init and packed_kernel(module) is not None:
         # What decides only the backward pass is not stored.
@@ -102,13 +107,25 @@ def _operands(module: nn.Module, x: Array, kernel_shape: tuple[int, ...], phase:
     if is_words(x):
         inputs = (Quantized(x, jnp.asarray(packed.input_scale, module.dtype)),)
     else:
-        inputs = _quantize(module, "input_quantizer", module.input_quantizer, x.astype(module.dtype), phase)
+        inputs = _inputs(module, x, phase)
     values = [()] if module.input_quantizer is None else code_sets(module.input_quantizer, len(inputs))
     if packed is not None and not all(multiplies_on_bits(v, base.values) for v in values for base in kernel):
         kernel = tuple(unpacked(base, shape, module.dtype) for base in kernel)
-    if module.input_quantizer is None:
+    # A kernel that is about to be rounded to a narrower dtype keeps its scale apart.
+    if module.input_quantizer is None and (len(kernel) > 1 or inputs[0].codes.dtype == module.dtype):
         kernel = (Quantized(dequantize(kernel), jnp.ones((), module.dtype)),)
     return Operands(inputs, values, kernel, shape, packed is not None and packed.integers)
+
+
+def _inputs(module: nn.Module, x: Array, phase: Phase) -> tuple[Quantized, ...]:
+    """The bases of x, their codes in x's dtype if that holds every code of inputs and kernel, else in the layer's."""
+    dtype = activation_dtype(x, module.dtype)
+    quantized = _quantize(module, "input_quantizer", module.input_quantizer, x.astype(dtype), phase)
+    if dtype != module.dtype:
+        quantizers = filter(None, (module.input_quantizer, module.kernel_quantizer))
+        exact = all(holds(dtype, values) for quantizer in quantizers for values in code_sets(quantizer, 1))
+        dtype = dtype if exact else module.dtype
+    return tuple(base._replace(codes=base.codes.astype(dtype)) for base in quantized)
 
 
 def _trained_kernel(module: nn.Module, shape: tuple[int, ...], phase: Phase) -> tuple[Quantized, ...]:
@@ -127,14 +144,14 @@ def _record(module: nn.Module, codes: Array, values: Values, product: Callable[[
         module.sow(PRODUCTS, "integers", product().astype(jnp.int32))
 
 
-def _finish(module: nn.Module, y: Array, phase: Phase) -> Array:
-    """Add the bias; quantize the gradient that will come back through here."""
+def _finish(module: nn.Module, y: Array, x: Array, phase: Phase) -> Array:
+    """Add the bias; quantize the gradient that will come back through here; return to the dtype of the inputs x."""
     if module.use_bias:
         bias = module.param("bias", nn.initializers.zeros, (module.features,), module.param_dtype)
         y = y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
     if module.gradient_quantizer is not None and phase.train:
         y = module.gradient_quantizer(y, module.make_rng("quantizer"))
-    return y
+    return y.astype(activation_dtype(x, module.dtype))
 
 
 def _conv(layer: "BinaryConv", codes: Array, values: Values, base: Quantized | PackedBase, shape, padding) -> Array:
@@ -171,7 +188,7 @@ def _dense(layer: "BinaryDense", inputs: Quantized, values: Values, base: Quanti
     if isinstance(base, PackedBase):
         y = _dense_integers(layer, inputs.codes, values, base, shape).astype(layer.dtype)
         return inputs.scale * scale_of(base, layer.dtype) * y
-    y = inputs.codes @ base.codes
+    y = dot(inputs.codes, base.codes)
     _record(layer, inputs.codes, values, lambda: y)
     return inputs.scale * base.scale * y
 
@@ -203,7 +220,9 @@ class BinaryConv(nn.Module):
       gradient_quantizer: (y, key) -> y whose backward pass quantizes the gradient, as
         `bnn_jax.quantizers.dorefa_gradient`; in training only.
       use_bias: add a bias per feature.
-      dtype: of the computation; codes are exact in bfloat16 and float32.
+      dtype: of sums, scales and bias.  Activations have it too, or the dtype of the inputs where that is narrower: of
+        bfloat16 images a network makes bfloat16 activations.  Codes are multiplied in the activations' dtype, in which
+        -1, 0 and +1 are exact (in `dtype` if a code is not), and summed in this one.
       param_dtype: of the parameters.
 
     Called as ``layer(x, train=False, progress=1.0)``: quantizers with a state, a schedule or randomness need to know
@@ -265,7 +284,7 @@ class BinaryConv(nn.Module):
         )
         if self.input_scaling:
             y = y * self._input_scale(x.astype(self.dtype), padding)
-        return _finish(self, y, phase)
+        return _finish(self, y, x, phase)
 
     def _input_scale(self, x, padding):
         magnitude = lax.stop_gradient(jnp.abs(x).mean(-1, keepdims=True))
@@ -312,4 +331,4 @@ class BinaryDense(nn.Module):
             for x_base, values in zip(operands.inputs, operands.values)
             for w_base in operands.kernel
         )
-        return _finish(self, y, phase)
+        return _finish(self, y, x, phase)

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from bnn_jax.layers.precision import narrower, sum_dtype
+
 Pair: TypeAlias = tuple[int, int]
 Padding: TypeAlias = tuple[Pair, Pair]
 
@@ -40,13 +42,20 @@ def resolve_padding(
     return tuple((int(low), int(high)) for low, high in padding)
 
 
-def _canonical(x, kernel, strides, padding, dilation):
+def _canonical(x, kernel, strides, padding, dilation, dtype):
+    x, kernel = (operand.astype(narrower(x, kernel)) for operand in (x, kernel))
     if min(min(padding)) < 0:
         # XLA's CPU convolution reads outside its input for some negative paddings: pad and crop first.
         x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)))
         padding = ((0, 0), (0, 0))
     return lax.conv_general_dilated(
-        x, kernel, strides, padding, rhs_dilation=dilation, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x,
+        kernel,
+        strides,
+        padding,
+        rhs_dilation=dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        preferred_element_type=dtype,
     )
 
 
@@ -57,13 +66,14 @@ def _spread(g, strides):
     return lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), *((0, 0, s - 1) for s in strides), (0, 0, 0)))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def conv(
     x: Float[Array, "batch height width channels"],
     kernel: Float[Array, "kernel_height kernel_width channels features"],
     strides: Pair = (1, 1),
     padding: Padding = ((0, 0), (0, 0)),
     dilation: Pair = (1, 1),
+    dtype: jnp.dtype | None = None,
 ) -> Float[Array, "batch out_height out_width features"]:
     r"""2-D convolution (cross-correlation), zero-padded, with canonical gradients.
 
@@ -71,27 +81,33 @@ def conv(
     Backward  exact: dL/dx is the convolution of the spread dL/dy with the flipped, transposed kernel; dL/dkernel that
               of x and dL/dy with the batch as contracted channels.
 
+    Where x and kernel differ in dtype they are multiplied in the narrower one, to which dL/dy is rounded as well; each
+    gradient has the dtype of what it is the gradient of.  Sums are in float32 at least.
+
+    Args:
+      dtype: of y; None is float32, or x's and the kernel's if wider.
+
     >>> conv(jnp.ones((1, 2, 2, 1)), jnp.ones((2, 2, 1, 3))).shape
     (1, 1, 1, 3)
     """
-    return _canonical(x, kernel, strides, padding, dilation)
+    return _canonical(x, kernel, strides, padding, dilation, sum_dtype(x, kernel) if dtype is None else dtype)
 
 
-def input_gradient(g, kernel, shape: Pair, strides: Pair, padding: Padding, dilation: Pair):
-    """dL/dx of :func:`conv` for inputs of spatial `shape`, given g = dL/dy; linear in g and in kernel."""
+def input_gradient(g, kernel, shape: Pair, strides: Pair, padding: Padding, dilation: Pair, dtype: jnp.dtype):
+    """dL/dx of :func:`conv`, in `dtype`, for inputs of spatial `shape`; g = dL/dy; linear in g and in kernel."""
     g = _spread(g, strides)
     reach = tuple((k - 1) * d for k, d in zip(kernel.shape[:2], dilation))
     pads = tuple((r - p[0], n + p[0] - m) for r, p, n, m in zip(reach, padding, shape, g.shape[1:3]))
-    return conv(g, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), (1, 1), pads, dilation)
+    return conv(g, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), (1, 1), pads, dilation, dtype)
 
 
-def kernel_gradient(x, g, kernel_size: Pair, strides: Pair, padding: Padding, dilation: Pair):
-    """dL/dkernel of :func:`conv`, given g = dL/dy; linear in x and in g."""
+def kernel_gradient(x, g, kernel_size: Pair, strides: Pair, padding: Padding, dilation: Pair, dtype: jnp.dtype):
+    """dL/dkernel of :func:`conv`, in `dtype`; g = dL/dy in x's dtype; linear in x and in g."""
     if kernel_size == (1, 1) or strides != (1, 1):
-        return _kernel_gradient_by_taps(x, g, kernel_size, strides, padding, dilation)
+        return _kernel_gradient_by_taps(x, g, kernel_size, strides, padding, dilation).astype(dtype)
     reach = tuple((k - 1) * d for k, d in zip(kernel_size, dilation))
     pads = tuple((p[0], r + m - n - p[0]) for r, p, n, m in zip(reach, padding, x.shape[1:3], g.shape[1:3]))
-    return conv(x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), dilation, pads, (1, 1)).transpose(1, 2, 0, 3)
+    return conv(x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), dilation, pads, (1, 1), dtype).transpose(1, 2, 0, 3)
 
 
 def _kernel_gradient_by_taps(x, g, kernel_size, strides, padding, dilation):
@@ -101,20 +117,21 @@ def _kernel_gradient_by_taps(x, g, kernel_size, strides, padding, dilation):
     def tap(i, j):
         starts = (i * dilation[0], j * dilation[1])
         rows, columns = (slice(a, a + (m - 1) * s + 1, s) for a, m, s in zip(starts, g.shape[1:3], strides))
-        return jnp.einsum("bhwc,bhwf->cf", x[:, rows, columns], g)
+        return jnp.einsum("bhwc,bhwf->cf", x[:, rows, columns], g, preferred_element_type=sum_dtype(x, g))
 
     return jnp.stack([jnp.stack([tap(i, j) for j in range(kernel_size[1])]) for i in range(kernel_size[0])])
 
 
-def _conv_forward(x, kernel, strides, padding, dilation):
-    return conv(x, kernel, strides, padding, dilation), (x, kernel)
+def _conv_forward(x, kernel, strides, padding, dilation, dtype):
+    return conv(x, kernel, strides, padding, dilation, dtype), (x, kernel)
 
 
-def _conv_backward(strides, padding, dilation, residuals, g):
+def _conv_backward(strides, padding, dilation, dtype, residuals, g):
     x, kernel = residuals
+    g = g.astype(narrower(x, kernel))
     return (
-        input_gradient(g, kernel, x.shape[1:3], strides, padding, dilation),
-        kernel_gradient(x, g, kernel.shape[:2], strides, padding, dilation),
+        input_gradient(g, kernel, x.shape[1:3], strides, padding, dilation, x.dtype),
+        kernel_gradient(x.astype(g.dtype), g, kernel.shape[:2], strides, padding, dilation, kernel.dtype),
     )
 
 
@@ -136,9 +153,11 @@ def scaled_conv(
     Backward  exact, without a pass over the output: with k = kernel_gradient(x, dL/dy),
               dL/dcodes = scale k,  dL/dscale = sum k codes,  dL/dx = input_gradient(dL/dy, scale codes)
 
+    Dtypes as those of :func:`conv`: codes and scale stay float32 beside a narrower x, and y is float32.
+
     Args:
       x: inputs, normally codes themselves.
-      codes: HWIO kernel of integers in x's dtype.
+      codes: HWIO kernel of integers, exact in x's dtype.
       scale: scalar, or one value a feature in the shape (1, 1, 1, features).
     """
     return conv(x, codes, strides, padding, dilation) * scale
@@ -150,9 +169,10 @@ def _scaled_conv_forward(x, codes, scale, strides, padding, dilation):
 
 def _scaled_conv_backward(strides, padding, dilation, residuals, g):
     x, codes, scale = residuals
-    k = kernel_gradient(x, g, codes.shape[:2], strides, padding, dilation)
+    g = g.astype(narrower(x, codes))
+    k = kernel_gradient(x.astype(g.dtype), g, codes.shape[:2], strides, padding, dilation, codes.dtype)
     dscale = (k * codes).sum((0, 1, 2) if scale.ndim else None).reshape(scale.shape)
-    return input_gradient(g, codes * scale, x.shape[1:3], strides, padding, dilation), k * scale, dscale
+    return input_gradient(g, codes * scale, x.shape[1:3], strides, padding, dilation, x.dtype), k * scale, dscale
 
 
 scaled_conv.defvjp(_scaled_conv_forward, _scaled_conv_backward)

@@ -7,6 +7,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from bnn_jax.layers.conv_dense import BinaryDense
+from bnn_jax.layers.precision import widened
 
 Edge = tuple[int, int, int]
 """(source channel, target channel, level)."""
@@ -61,7 +62,7 @@ class ChannelGate(nn.Module):
                 f"`reduction` (={self.reduction}) leaves a gate with no channels of the {z.shape[-1]} inputs of layer "
                 f"{_where(self)}; it must be at most {z.shape[-1]}"
             )
-        options = {"kernel_init": nn.initializers.he_normal(), "dtype": z.dtype, "param_dtype": self.param_dtype}
+        options = {"kernel_init": nn.initializers.he_normal(), "param_dtype": self.param_dtype}
         hidden = nn.relu(BinaryDense(squeezed, name="squeeze", **options)(z.mean((1, 2))))
         return nn.sigmoid(BinaryDense(self.features, name="expand", **options)(hidden))[:, None, None, :]
 
@@ -125,7 +126,7 @@ class ChannelInteractions(nn.Module):
                 raise ValueError(
                     f"`edges` (with {edge!r}) must join channels from 0 to {y.shape[-1] - 1} in layer {_where(self)}"
                 )
-        return y + lax.stop_gradient(self._correction(y)) if self.edges else y
+        return (widened(y) + lax.stop_gradient(self._correction(widened(y)))).astype(y.dtype) if self.edges else y
 
     def _correction(self, y):
         sources, targets, levels = np.asarray(self.edges).T

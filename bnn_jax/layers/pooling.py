@@ -1,5 +1,6 @@
 """Pooling: maxima, and the means in front of a shortcut's convolution."""
 
+from collections.abc import Sequence
 from functools import reduce
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ from jaxtyping import Array, Float
 
 from bnn_jax.layers.convolution import Padding, Pair
 from bnn_jax.layers.frozen import is_words
+from bnn_jax.layers.precision import widened
 from bnn_jax.packed import bits
 
 
@@ -59,7 +61,24 @@ def halve(x: Float[Array, "batch h w channels"]) -> Float[Array, "batch rows col
            [6.5, 8. ]], dtype=float32)
     """
     padding = [(0, x.shape[1] % 2), (0, x.shape[2] % 2)]
-    return nn.avg_pool(x, (2, 2), (2, 2), padding, count_include_pad=padding == [(0, 0), (0, 0)])
+    return mean_pool(x, (2, 2), (2, 2), padding, count_include_pad=padding == [(0, 0), (0, 0)])
+
+
+def mean_pool(
+    x: Float[Array, "batch h w channels"],
+    window: Pair,
+    strides: Pair,
+    padding: Sequence[Pair] = ((0, 0), (0, 0)),
+    *,
+    count_include_pad: bool = True,
+) -> Float[Array, "batch rows columns channels"]:
+    """The mean of each window, as `flax.linen.avg_pool`; summed in float32 at least, returned in x's dtype.
+
+    >>> import jax.numpy as jnp
+    >>> mean_pool(jnp.array([256, 1, 1, 1], jnp.bfloat16).reshape(1, 2, 2, 1), (2, 2), (2, 2)).ravel()
+    Array([65], dtype=bfloat16)
+    """
+    return nn.avg_pool(widened(x), window, strides, padding, count_include_pad).astype(x.dtype)
 
 
 def _largest(x: Array, axis: int) -> Array:

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bnn_jax.layers.precision import widened
+
 
 def output_scale_shapes(case: int, output_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     r"""The factors of case 1 to 4 for outputs of shape (height, width, features) or (features,): name -> shape.
@@ -80,11 +82,12 @@ class OutputScale(nn.Module):
 
     @nn.compact
     def __call__(self, y: Float[Array, "batch *output"]) -> Float[Array, "batch *output"]:
+        dtype, y = y.dtype, widened(y)
         for name, shape in output_scale_shapes(self.case, y.shape[1:]).items():
             self._check_size(name, shape)
             factor = self.param(name, nn.initializers.ones, shape, self.param_dtype)
             y = y * factor.astype(y.dtype)[None]
-        return y
+        return y.astype(dtype)
 
     def _check_size(self, name, shape):
         if self.has_variable("params", name):

@@ -1,4 +1,8 @@
-"""Networks by name.  Each returns (logits, intermediates) when applied to normalized NHWC images."""
+"""Networks by name.  Each returns (logits, intermediates) when applied to normalized NHWC images.
+
+A network computes in the dtype of its images: bfloat16 images make bfloat16 activations and intermediates.  Parameters,
+statistics, sums and the last layer, so the logits too, stay in float32.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool
+from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool, widened
 from bnn_jax.layers.convolution import resolve_padding
 from bnn_jax.models.convnet import check_image_size, check_positive
 from bnn_jax.models.stem import STEMS
@@ -84,7 +84,7 @@ class XnorAlexNet(nn.Module):
         x = block(7, x, units, kernel_size=(1, 1))
         x = BatchNorm(epsilon=1e-3, name="norm")(x, train=train)
         intermediates["features"] = x = nn.relu(x).reshape((x.shape[0], -1))
-        return BinaryDense(self.num_classes, use_bias=True, name="head")(x).astype(jnp.float32), intermediates
+        return BinaryDense(self.num_classes, use_bias=True, name="head")(widened(x)), intermediates
 
 
 class DorefaAlexNet(nn.Module):
@@ -145,7 +145,7 @@ class DorefaAlexNet(nn.Module):
         for number in ("5", "6"):
             x = self._layer(number, x, units, **phase)
         intermediates["features"] = x = nn.relu(x) if self.input_quantizer is None else jnp.clip(x, 0, 1)
-        return BinaryDense(self.num_classes, use_bias=True, name="head")(x).astype(jnp.float32), intermediates
+        return BinaryDense(self.num_classes, use_bias=True, name="head")(widened(x)), intermediates
 
     def _layer(self, number, x, features, *, train, progress, groups=1, **geometry):
         """Activation -> dense layer, or convolution in groups -> quantizer of the gradient -> BN."""
@@ -241,10 +241,10 @@ class BnnPlusAlexNet(nn.Module):
         x = norm(6, dense(64 * self.width, name="dense1")(x, **phase))
         x = norm(7, dense(64 * self.width, name="dense2")(x, **phase))
         intermediates["features"] = x = nn.hard_tanh(x)
-        x = BinaryDense(self.num_classes, use_bias=not self.final_norm, name="head")(x)
+        x = BinaryDense(self.num_classes, use_bias=not self.final_norm, name="head")(widened(x))
         if self.final_norm:
             x = BatchNorm(use_scale=False, use_bias=False, name="head_norm")(x, train=train)
-        return x.astype(jnp.float32), intermediates
+        return x, intermediates
 
 
 alexnet_xnor = partial(XnorAlexNet)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool
+from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool, mean_pool, widened
 from bnn_jax.models.convnet import check_image_size, check_positive
 from bnn_jax.models.stem import STEMS, Stem
 from bnn_jax.quantizers import Quantizer, decouple, dequantize
@@ -115,7 +115,7 @@ class BinaryDuoVGG7(nn.Module):
         x = conv(round(self.width * 512 / 45), kernel_size=(1, 1), name="conv6")(x, **phase)
         x = nn.relu(BatchNorm(name="norm6")(x, train=train)).mean((1, 2))
         intermediates["features"] = x
-        return BinaryDense(self.num_classes, name="head")(x).astype(jnp.float32), intermediates
+        return BinaryDense(self.num_classes, name="head")(widened(x)), intermediates
 
 
 class BinaryDuoResNet(nn.Module):
@@ -193,7 +193,7 @@ class BinaryDuoResNet(nn.Module):
                 )(activation(x), train=train, progress=progress)
                 y = BatchNorm(name=f"norm{number + 1}")(y if number == last else twice(y), train=train)
                 if stride == 2:
-                    x = nn.avg_pool(once(x), (2, 2), (2, 2))
+                    x = mean_pool(once(x), (2, 2), (2, 2))
                     x = BinaryConv(widths[stage], kernel_size=(1, 1), name=f"downsample{number + 1}_conv")(x)
                     x = twice(BatchNorm(name=f"downsample{number + 1}_norm")(x, train=train))
                 elif number == last:
@@ -201,7 +201,7 @@ class BinaryDuoResNet(nn.Module):
                 x = x + y
             intermediates[f"stage{stage + 1}"] = x
         intermediates["features"] = x = nn.relu(x).mean((1, 2))
-        return BinaryDense(self.num_classes, use_bias=True, name="head")(x).astype(jnp.float32), intermediates
+        return BinaryDense(self.num_classes, use_bias=True, name="head")(widened(x)), intermediates
 
     def _check_windows(self, images):
         multiple = 2 ** (len(self.stage_sizes) - 1) * (4 if self.stem == "imagenet" else 1)

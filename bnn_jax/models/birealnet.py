@@ -4,11 +4,10 @@ from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bnn_jax.errors import unknown_name
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, PReLU, halve
+from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, PReLU, halve, widened
 from bnn_jax.models.resnet import check_sizes
 from bnn_jax.models.stem import Stem
 from bnn_jax.quantizers import Quantizer
@@ -17,6 +16,7 @@ from bnn_jax.quantizers import Quantizer
 def leaky_clip(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """clip(x, -1, 1) that goes on with slope 0.1 outside.
 
+    >>> import jax.numpy as jnp
     >>> leaky_clip(jnp.array([-3.0, 0.5, 2.0]))
     Array([-1.2,  0.5,  1.1], dtype=float32)
 
@@ -148,7 +148,7 @@ class BiRealNet(nn.Module):
                     x = x + outer
             intermediates[f"stage{stage + 1}"] = x
         intermediates["features"] = x = x.mean((1, 2))
-        return BinaryDense(self.num_classes, use_bias=True, name="head")(x).astype(jnp.float32), intermediates
+        return BinaryDense(self.num_classes, use_bias=True, name="head")(widened(x)), intermediates
 
 
 bireal18 = partial(BiRealNet, stage_sizes=(4, 4, 4, 4))

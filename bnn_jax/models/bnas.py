@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool
+from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool, mean_pool, widened
 from bnn_jax.models.stem import STEMS
 from bnn_jax.quantizers import Quantizer
 
@@ -102,7 +102,7 @@ def pool(x: Array, operation: str, stride: int) -> Array:
     geometry = {"strides": (stride, stride), "padding": ((1, 1), (1, 1))}
     if operation == "max_pool_3x3":
         return max_pool(x, (3, 3), **geometry)
-    return nn.avg_pool(x, (3, 3), count_include_pad=False, **geometry)
+    return mean_pool(x, (3, 3), count_include_pad=False, **geometry)
 
 
 class Cell(nn.Module):
@@ -253,7 +253,7 @@ class BNAS(nn.Module):
             older, x, catch_up = x, cell(older, x, train=train, progress=progress), reduction
         intermediates["stage3"] = x
         intermediates["features"] = x = x.mean((1, 2))
-        return BinaryDense(self.num_classes, use_bias=True, name="head")(x).astype(jnp.float32), intermediates
+        return BinaryDense(self.num_classes, use_bias=True, name="head")(widened(x)), intermediates
 
     def _stem(self, images, train):
         """The first cell's two inputs."""

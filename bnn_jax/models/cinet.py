@@ -5,12 +5,11 @@ from dataclasses import field
 from functools import partial
 
 import flax.linen as nn
-import jax.numpy as jnp
 from flax.core import freeze
 from jaxtyping import Array, Float
 
 from bnn_jax.errors import unknown_name
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, ChannelInteractions, halve
+from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, ChannelInteractions, halve, widened
 from bnn_jax.layers.gates import Edge
 from bnn_jax.models.stem import Stem
 from bnn_jax.quantizers import Quantizer
@@ -148,7 +147,7 @@ class CINet(nn.Module):
             intermediates[f"stage{stage + 1}"] = x
         x = nn.hard_tanh(BatchNorm(name="norm")(x.mean((1, 2)), train=train))
         intermediates["features"] = x
-        return BinaryDense(self.num_classes, use_bias=True, name="head")(x).astype(jnp.float32), intermediates
+        return BinaryDense(self.num_classes, use_bias=True, name="head")(widened(x)), intermediates
 
 
 cinet_resnet18 = partial(CINet, stage_sizes=(2, 2, 2, 2), width=64, stem="imagenet")

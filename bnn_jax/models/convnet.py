@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool
+from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool, widened
 from bnn_jax.quantizers import Quantized, Quantizer, bases
 
 
@@ -113,8 +113,8 @@ class ConvNet(nn.Module):
             x = dense(8 * self.width, name=f"dense{layer + 1}")(x, **phase)
             x = activation(norm(name=f"dense_norm{layer + 1}")(x, train=train))
         intermediates["features"] = x
-        x = norm(name="head_norm")(dense(self.num_classes, name="head")(x, **phase), train=train)
-        return x.astype(jnp.float32), intermediates
+        x = norm(name="head_norm")(dense(self.num_classes, name="head")(widened(x), **phase), train=train)
+        return x, intermediates
 
 
 def with_dropout(quantizer: Quantizer, rate: float) -> Quantizer:
@@ -203,8 +203,8 @@ class BinaryMLP(nn.Module):
             x = dropout(self.hidden_dropout, name=f"dropout{layer}")(nn.relu(x)) if real else x
             intermediates[f"stage{layer}"] = x
         intermediates["features"] = x
-        x = dense(self.num_classes, input_quantizer=hidden_quantizer, name="head")(x, **phase)
-        return norm(name="head_norm")(x, train=train).astype(jnp.float32), intermediates
+        x = dense(self.num_classes, input_quantizer=hidden_quantizer, name="head")(widened(x), **phase)
+        return norm(name="head_norm")(x, train=train), intermediates
 
 
 bnn_convnet = partial(ConvNet)

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool
+from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool, widened
 from bnn_jax.models.fractal import JOINS, join_paths
 from bnn_jax.models.stem import Stem
 from bnn_jax.quantizers import Quantizer
@@ -152,7 +152,7 @@ class BinaryDenseNet(nn.Module):
                 x = layer(name=f"stage{stage}_layer{index}")(x, train=train, progress=progress)
             intermediates[f"stage{stage}"] = x
         intermediates["features"] = x = nn.relu(BatchNorm(name="norm")(x, train=train)).mean((1, 2))
-        return BinaryDense(self.num_classes, use_bias=True, name="head")(x).astype(jnp.float32), intermediates
+        return BinaryDense(self.num_classes, use_bias=True, name="head")(widened(x)), intermediates
 
 
 class IGPDenseNet(nn.Module):
@@ -221,7 +221,7 @@ class IGPDenseNet(nn.Module):
                 x = block(name=f"stage{stage}_block{index}")(x, train=train, progress=progress)
             intermediates[f"stage{stage}"] = x
         intermediates["features"] = x = nn.relu(BatchNorm(name="norm")(x, train=train)).mean((1, 2))
-        return BinaryDense(self.num_classes, use_bias=True, name="head")(x).astype(jnp.float32), intermediates
+        return BinaryDense(self.num_classes, use_bias=True, name="head")(widened(x)), intermediates
 
 
 def check_dense(network: BinaryDenseNet | IGPDenseNet) -> None:

@@ -3,10 +3,9 @@ r"""DGRL: a Bi-Real network with a light full-precision branch beside each unit,
 from functools import partial
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, halve
+from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, halve, widened
 from bnn_jax.models.stem import Stem
 from bnn_jax.quantizers import Quantizer
 
@@ -146,7 +145,7 @@ class DGRL(nn.Module):
                 )(x, train=train, progress=progress)
             intermediates[f"stage{stage + 1}"] = x
         intermediates["features"] = x = x.mean((1, 2))
-        return BinaryDense(self.num_classes, use_bias=True, name="head")(x).astype(jnp.float32), intermediates
+        return BinaryDense(self.num_classes, use_bias=True, name="head")(widened(x)), intermediates
 
 
 dgrl_resnet18 = partial(DGRL, stage_sizes=(4, 4, 4, 4), width=64, stem="imagenet")

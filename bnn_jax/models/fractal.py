@@ -3,10 +3,9 @@ r"""Fractal residual networks: short gradient paths through many thin binary con
 from functools import partial
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense
+from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, mean_pool, widened
 from bnn_jax.models.stem import Stem
 from bnn_jax.quantizers import Quantizer
 
@@ -124,7 +123,7 @@ class IGPResNet(nn.Module):
                         f"`images` (of {images.shape[1]}x{images.shape[2]}) are too small for {len(self.columns)} "
                         f"stages of IGPResNet with the {self.stem} stem; use larger ones or fewer stages"
                     )
-                x = nn.avg_pool(x, (2, 2), strides=(2, 2))
+                x = mean_pool(x, (2, 2), (2, 2))
                 x = BinaryConv(2 * x.shape[-1], kernel_size=(1, 1), name=f"stage{stage}_widen")(x)
                 x = BatchNorm(name=f"stage{stage}_norm")(x, train=train)
             for block in range(1, depth // 2 ** (columns - 1) + 1):
@@ -132,7 +131,7 @@ class IGPResNet(nn.Module):
                 x = FractalBlock(columns, join=self.join, name=name, **quantizers)(x, **phase)
             intermediates[f"stage{stage}"] = x
         intermediates["features"] = x = x.mean((1, 2))
-        return BinaryDense(self.num_classes, use_bias=True, name="head")(x).astype(jnp.float32), intermediates
+        return BinaryDense(self.num_classes, use_bias=True, name="head")(widened(x)), intermediates
 
 
 def check_stages(columns: tuple[int, ...], depths: tuple[int, ...]) -> None:

@@ -3,11 +3,10 @@ r"""IR-Net's residual networks: hard tanh after every binary convolution and its
 from functools import partial
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bnn_jax.errors import unknown_name
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense
+from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, widened
 from bnn_jax.models.resnet import check_sizes, subsample_and_pad
 from bnn_jax.models.stem import Stem
 from bnn_jax.quantizers import Quantizer
@@ -106,7 +105,7 @@ class IRNet(nn.Module):
                 )(x, train=train, progress=progress)
             intermediates[f"stage{stage + 1}"] = x
         intermediates["features"] = x = BatchNorm(name="norm")(x.mean((1, 2)), train=train)
-        return BinaryDense(self.num_classes, use_bias=True, name="head")(x).astype(jnp.float32), intermediates
+        return BinaryDense(self.num_classes, use_bias=True, name="head")(widened(x)), intermediates
 
 
 irnet_resnet20 = partial(IRNet, stage_sizes=(6, 6, 6))

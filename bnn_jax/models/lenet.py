@@ -3,10 +3,9 @@ r"""LeNet for small images, its convolutions binary by their quantizers."""
 from functools import partial
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.layers import BinaryConv, BinaryDense, max_pool
+from bnn_jax.layers import BinaryConv, BinaryDense, max_pool, widened
 from bnn_jax.quantizers import Quantizer
 
 torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -73,4 +72,4 @@ class LeNet(nn.Module):
         intermediates["conv2"] = x = nn.relu(max_pool(x))
         x = nn.relu(dense(120, name="dense1")(x.reshape((x.shape[0], -1))))
         intermediates["features"] = x = nn.relu(dense(84, name="dense2")(x))
-        return dense(self.num_classes, name="head")(x).astype(jnp.float32), intermediates
+        return dense(self.num_classes, name="head")(widened(x)), intermediates

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, RPReLU, halve
+from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, RPReLU, halve, widened
 from bnn_jax.models.stem import STEMS
 from bnn_jax.quantizers import Quantizer
 
@@ -95,7 +95,7 @@ class ReActNetA(nn.Module):
                 )(x, train=train, progress=progress)
             intermediates[f"stage{stage + 1}"] = x
         intermediates["features"] = x = x.mean((1, 2))
-        return BinaryDense(self.num_classes, use_bias=True, name="head")(x).astype(jnp.float32), intermediates
+        return BinaryDense(self.num_classes, use_bias=True, name="head")(widened(x)), intermediates
 
 
 reactnet_a = partial(ReActNetA, stage_sizes=(1, 2, 2, 6, 2), width=32, stem="imagenet")

@@ -4,10 +4,9 @@ import math
 from functools import partial
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, OutputScale, RPReLU, halve, max_pool
+from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, OutputScale, RPReLU, halve, max_pool, widened
 from bnn_jax.models.stem import STEMS, Stem
 from bnn_jax.quantizers import Quantizer
 from bnn_jax.quantizers.standardized import standardize
@@ -89,7 +88,7 @@ class ReActNet(nn.Module):
                 )(x, train=train, progress=progress)
             intermediates[f"stage{stage + 1}"] = x
         intermediates["features"] = x = x.mean((1, 2))
-        return BinaryDense(self.num_classes, use_bias=True, name="head")(x).astype(jnp.float32), intermediates
+        return BinaryDense(self.num_classes, use_bias=True, name="head")(widened(x)), intermediates
 
 
 reactnet18 = partial(ReActNet, stage_sizes=(4, 4, 4, 4), width=64, stem="imagenet")
@@ -250,7 +249,7 @@ class ReActNetBnFree(nn.Module):
                 )(x, train=train, progress=progress)
             intermediates[f"stage{stage + 1}"] = x
         intermediates["features"] = x = x.mean((1, 2))
-        return BinaryDense(self.num_classes, use_bias=True, name="head")(x).astype(jnp.float32), intermediates
+        return BinaryDense(self.num_classes, use_bias=True, name="head")(widened(x)), intermediates
 
 
 reactnet18_bn_free = partial(ReActNetBnFree, stage_sizes=(4, 4, 4, 4), width=64, stem="imagenet")

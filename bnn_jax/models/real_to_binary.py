@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, ChannelGate, OutputScale, PReLU, halve, max_pool
+from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, ChannelGate, OutputScale, PReLU, halve, max_pool, widened
 from bnn_jax.models.stem import STEMS
 from bnn_jax.quantizers import Quantizer
 
@@ -131,7 +131,7 @@ class RealToBinaryNet(nn.Module):
                 intermediates[name] = x
             intermediates[f"stage{stage + 1}"] = x
         intermediates["features"] = x = x.mean((1, 2))
-        return BinaryDense(self.num_classes, use_bias=True, name="head")(x).astype(jnp.float32), intermediates
+        return BinaryDense(self.num_classes, use_bias=True, name="head")(widened(x)), intermediates
 
 
 real_to_binary_resnet18 = partial(RealToBinaryNet, stage_sizes=(2, 2, 2, 2), width=64, gate=True, stem="imagenet")

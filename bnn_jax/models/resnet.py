@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense
+from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, widened
 from bnn_jax.quantizers import Quantizer
 
 
@@ -115,7 +115,7 @@ class ResNet(nn.Module):
             intermediates[f"stage{stage + 1}"] = x
         x = nn.relu(BatchNorm(name="norm")(x, train=train)).mean((1, 2))
         intermediates["features"] = x
-        return BinaryDense(self.num_classes, use_bias=True, name="head")(x).astype(jnp.float32), intermediates
+        return BinaryDense(self.num_classes, use_bias=True, name="head")(widened(x)), intermediates
 
 
 resnet20 = partial(ResNet, stage_sizes=(3, 3, 3))

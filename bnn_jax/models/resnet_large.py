@@ -4,10 +4,9 @@ from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, OutputScale, halve
+from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, OutputScale, halve, widened
 from bnn_jax.models.resnet import check_sizes
 from bnn_jax.models.stem import Stem
 from bnn_jax.quantizers import Quantizer
@@ -104,7 +103,7 @@ class PostActivationResNet(nn.Module):
             intermediates[f"stage{stage + 1}"] = x
         # Changes nothing in full precision, where the last block ends with it.
         intermediates["features"] = x = nn.relu(x).mean((1, 2))
-        return BinaryDense(self.num_classes, use_bias=True, name="head")(x).astype(jnp.float32), intermediates
+        return BinaryDense(self.num_classes, use_bias=True, name="head")(widened(x)), intermediates
 
 
 class PreActivationBlock(nn.Module):
@@ -219,7 +218,7 @@ class PreActivationResNet(nn.Module):
                 )(x, train=train, progress=progress)
             intermediates[f"stage{stage + 1}"] = x
         intermediates["features"] = x = nn.relu(BatchNorm(name="norm")(x, train=train)).mean((1, 2))
-        return BinaryDense(self.num_classes, use_bias=True, name="head")(x).astype(jnp.float32), intermediates
+        return BinaryDense(self.num_classes, use_bias=True, name="head")(widened(x)), intermediates
 
 
 resnet18 = partial(PostActivationResNet, stage_sizes=(2, 2, 2, 2))

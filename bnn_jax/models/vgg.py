@@ -3,10 +3,9 @@ r"""VGG-like networks for small images: VGG-small, and the one of BNN+."""
 from functools import partial
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool
+from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool, widened
 from bnn_jax.models.convnet import check_image_size, check_positive
 from bnn_jax.quantizers import Quantizer
 
@@ -76,10 +75,10 @@ class VGG(nn.Module):
             x = BinaryDense(4 * self.width, name=f"dense{layer + 1}", **quantizers)(x, **phase)
             x = clip(BatchNorm(name=f"dense_norm{layer + 1}")(x, train=train))
         intermediates["features"] = x = nn.hard_tanh(x)
-        x = BinaryDense(self.num_classes, use_bias=not self.final_norm, name="head")(x)
+        x = BinaryDense(self.num_classes, use_bias=not self.final_norm, name="head")(widened(x))
         if self.final_norm:
             x = BatchNorm(use_scale=False, use_bias=False, name="head_norm")(x, train=train)
-        return x.astype(jnp.float32), intermediates
+        return x, intermediates
 
 
 vgg_small = partial(VGG)

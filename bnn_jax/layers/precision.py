@@ -1,0 +1,83 @@
+r"""Arithmetic of mixed precision: products in the narrower dtype, sums, scales and parameters in float32.
+
+Activations may be bfloat16; parameters, statistics and sums stay in float32.  Codes, small integers, are exact in both,
+and so are their sums in float32 up to 2^24.  With float32 throughout nothing here changes or adds an operation.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+def widened(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x in float32 at least, in which it meets parameters and is averaged; packed words stay words.
+
+    >>> widened(jnp.ones(2, jnp.bfloat16)).dtype
+    dtype('float32')
+    """
+    return x.astype(sum_dtype(x)) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
+def sum_dtype(*operands: Float[Array, "..."]) -> jnp.dtype:
+    """The dtype in which products of `operands` are summed: float32 at least."""
+    return jnp.promote_types(jnp.result_type(*operands), jnp.float32)
+
+
+def narrower(x: Float[Array, "..."], kernel: Float[Array, "..."]) -> jnp.dtype:
+    """The dtype of the two in which they are multiplied.
+
+    >>> narrower(jnp.ones(2, jnp.bfloat16), jnp.ones(2)).name
+    'bfloat16'
+    """
+    return x.dtype if jnp.promote_types(x.dtype, kernel.dtype) == kernel.dtype else kernel.dtype
+
+
+def activation_dtype(x: Array, dtype: jnp.dtype) -> jnp.dtype:
+    """The dtype in which a layer that sums in `dtype` returns what it makes of x: x's own, if that is narrower.
+
+    >>> [activation_dtype(jnp.zeros(2, kind), jnp.float32).name for kind in ("bfloat16", "float32", "uint8")]
+    ['bfloat16', 'float32', 'float32']
+    """
+    narrow = jnp.issubdtype(x.dtype, jnp.floating) and jnp.promote_types(x.dtype, dtype) == dtype
+    return x.dtype if narrow else jnp.dtype(dtype)
+
+
+def holds(dtype: jnp.dtype, values: tuple[int, ...]) -> bool:
+    """Whether all `values` are exact in `dtype`.
+
+    >>> holds(jnp.bfloat16, (0, 255)), holds(jnp.bfloat16, (0, 257))
+    (True, False)
+    """
+    return bool((np.asarray(values, dtype).astype(np.float64) == np.asarray(values, np.float64)).all())
+
+
+def dot(x: Float[Array, "batch inputs"], kernel: Float[Array, "inputs features"]) -> Float[Array, "batch features"]:
+    r"""x @ kernel, multiplied in the narrower of their dtypes and summed in float32 at least.
+
+    Forward   y = x @ kernel, exact for integers up to 2^24
+    Backward  exact: dL/dx in x's dtype, dL/dkernel in the kernel's, summed likewise; dL/dy is rounded to the narrower
+              dtype before
+
+    >>> dot(jnp.ones((1, 1000), jnp.bfloat16), jnp.ones((1000, 1)))
+    Array([[1000.]], dtype=float32)
+    """
+    return x @ kernel if x.dtype == sum_dtype(x, kernel) == kernel.dtype else _mixed_dot(x, kernel, None)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _mixed_dot(x, kernel, dtype):
+    dtype = sum_dtype(x, kernel) if dtype is None else dtype
+    operands = (operand.astype(narrower(x, kernel)) for operand in (x, kernel))
+    return jnp.matmul(*operands, preferred_element_type=dtype)
+
+
+def _mixed_dot_backward(dtype, residuals, g):
+    x, kernel = residuals
+    g = g.astype(narrower(x, kernel))
+    return _mixed_dot(g, kernel.T, x.dtype), _mixed_dot(x.T, g, kernel.dtype)
+
+
+_mixed_dot.defvjp(lambda x, kernel, dtype: (_mixed_dot(x, kernel, dtype), (x, kernel)), _mixed_dot_backward)
