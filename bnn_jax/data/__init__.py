@@ -1,15 +1,28 @@
-"""Data: image sets in memory, and what is done to a batch of them inside jit."""
+"""Data: image sets in memory or read from disk, and what is done to a batch of them inside jit."""
 
-from bnn_jax.data.augment import augment, normalize, random_crop, random_flip
+from bnn_jax.data.augment import augment, lighting, normalize, random_crop, random_flip
+from bnn_jax.data.batching import batches, padded_order
+from bnn_jax.data.imagenet import PREPROCESSING
+from bnn_jax.data.prefetching import prefetch
 from bnn_jax.data.prepare import prepare_dataset
+from bnn_jax.data.records import Records
 from bnn_jax.data.sources import Dataset, Split, load_dataset
+from bnn_jax.data.stream import ImageStream, open_stream
 
 __all__ = [
+    "PREPROCESSING",
     "Dataset",
+    "ImageStream",
+    "Records",
     "Split",
     "augment",
+    "batches",
+    "lighting",
     "load_dataset",
     "normalize",
+    "open_stream",
+    "padded_order",
+    "prefetch",
     "prepare_dataset",
     "random_crop",
     "random_flip",

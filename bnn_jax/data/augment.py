@@ -1,4 +1,4 @@
-"""What is done to a batch of images inside jit: normalisation, random crop, random flip.  Pure functions of a key."""
+"""What is done to a batch of images inside jit: normalisation, crop, flip, lighting.  Pure functions of a key."""
 
 import operator
 from collections.abc import Sequence
@@ -10,6 +10,13 @@ from jax import lax
 from jaxtyping import Array, Float, Shaped
 
 from bnn_jax.types import Images, Key
+
+EIGENVALUES = (0.2175, 0.0188, 0.0045)
+EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+"""Principal components of the RGB values 0..1 of ImageNet's training images: a column each, a row for each channel.
+
+As published with fb.resnet.torch (Gross and Wilber, Training and investigating Residual Nets, 2016).
+"""
 
 
 def normalize(
@@ -77,17 +84,75 @@ def random_flip(
     return jnp.where(mirrored, images[:, :, ::-1], images)
 
 
-def augment(
-    key: Key, images: Shaped[Array, "batch height width channels"], *, padding: int, flip: bool
-) -> Shaped[Array, "batch height width channels"]:
-    """:func:`random_crop`, then :func:`random_flip` if `flip`; `padding` 0 and no flip is the identity.
+def lighting(
+    key: Key,
+    images: Float[Array, "batch height width channels"],
+    *,
+    std: float,
+    pixel_std: Sequence[float] = (1.0, 1.0, 1.0),
+) -> Float[Array, "batch height width channels"]:
+    """Add to all pixels of an image one random colour, along the principal components of ImageNet's colours.
+
+    y[n,i,j,c] = x[n,i,j,c] + 255 / pixel_std_c sum_k V_ck a_nk lambda_k,  a_nk normal with mean 0, deviation std
+
+    with lambda = :data:`EIGENVALUES` and V = :data:`EIGENVECTORS`.
+
+    Args:
+      images: [N,H,W,3], RGB; values 0..255, or these after :func:`normalize`.
+      std: of the random weights; 0.1 in the paper.
+      pixel_std: by what the values have been divided: 1 for values 0..255, the `std` of :func:`normalize` after it.
 
     Raises:
-      ValueError: for a negative `padding`, or `images` that are not [N,H,W,C].
+      ValueError: for a negative `std`, a `pixel_std` that is not three numbers, or `images` that are not [N,H,W,3].
+
+    Reference: Krizhevsky, Sutskever, Hinton, ImageNet Classification with Deep Convolutional Neural Networks, 2012,
+    section 4.1.
+    """
+    _check_batch(images)
+    if images.shape[-1] != 3 or np.shape(pixel_std) != (3,):
+        raise ValueError(
+            f"`images` has {images.shape[-1]} channels and `pixel_std` shape {np.shape(pixel_std)}; lighting is for "
+            "RGB, three of each"
+        )
+    if std < 0:
+        raise ValueError(f"`std` (={std}) must not be negative; 0 switches lighting off")
+    weights = std * jax.random.normal(key, (images.shape[0], 3)) * jnp.asarray([EIGENVALUES])
+    colours = 255 * (weights @ jnp.asarray(EIGENVECTORS).T) / jnp.asarray([pixel_std], jnp.float32)
+    return images + colours[:, None, None, :].astype(images.dtype)
+
+
+def augment(
+    key: Key,
+    images: Shaped[Array, "batch height width channels"],
+    *,
+    padding: int,
+    flip: bool,
+    lighting_std: float = 0.0,
+    pixel_std: Sequence[float] | None = None,
+) -> Shaped[Array, "batch height width channels"]:
+    """:func:`random_crop`, then :func:`random_flip` if `flip`, then :func:`lighting`.
+
+    `padding` 0, no flip and `lighting_std` 0 is the identity.  Each draws what it draws without the others.
+
+    Args:
+      images: [N,H,W,C], after :func:`normalize`.
+      padding, flip: of crop and flip.
+      lighting_std: `std` of lighting.
+      pixel_std: the `std` that :func:`normalize` was given; needed by lighting.
+
+    Raises:
+      ValueError: for a negative `padding`, lighting without `pixel_std`, or `images` that are not [N,H,W,C].
     """
     crop_key, flip_key = jax.random.split(key)
     images = random_crop(crop_key, images, padding=padding)
-    return random_flip(flip_key, images) if flip else images
+    images = random_flip(flip_key, images) if flip else images
+    if not lighting_std:
+        return images
+    if pixel_std is None:
+        raise ValueError(
+            f"`pixel_std` (=None) must be the `std` of normalize where `lighting_std` (={lighting_std}) is set"
+        )
+    return lighting(jax.random.fold_in(flip_key, 1), images, std=lighting_std, pixel_std=pixel_std)
 
 
 def _check_batch(images: Shaped[Array, "..."]) -> None:

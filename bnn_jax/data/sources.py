@@ -3,21 +3,20 @@
 A TFDS folder is decoded once and kept as an .npz file, in the very format a user's own .npz file has.
 """
 
-import json
 import logging
 import operator
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Int, Int32, UInt8
 
 from bnn_jax.data.prepare import default_data_dir
-from bnn_jax.data.tfds_folder import decode_tfds_folder, find_tfds_folder
+from bnn_jax.data.tfds_folder import decode_tfds_folder, files_of, find_tfds_folder
 from bnn_jax.errors import RunError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -92,9 +91,9 @@ def load_dataset(
     ((1079, 8, 8, 1), (359,), 10)
     """
     name = os.fspath(name)
-    seed = _whole_number("split_seed", split_seed, at_least=0)
+    seed = whole_number("split_seed", split_seed, at_least=0)
     if validation_examples is not None:
-        validation_examples = _whole_number("validation_examples", validation_examples, at_least=1)
+        validation_examples = whole_number("validation_examples", validation_examples, at_least=1)
     if name == "digits":
         return _load_digits(validation_examples, seed)
     if name.endswith(".npz"):
@@ -103,11 +102,16 @@ def load_dataset(
             raise UsageError(f"`name` (={name!r}) is not a file; give 'digits', the path of an .npz file or a TFDS set")
         return _assemble(path.stem, _read_npz(path), str(path), validation_examples, seed)
     folder = find_tfds_folder(name, Path(data_dir or default_data_dir()).expanduser())
-    cache = Path(cache_dir or _default_cache_dir()).expanduser() / f"{name.replace('/', '-')}-{folder.name}.npz"
+    cache = Path(cache_dir or default_cache_dir()).expanduser() / f"{name.replace('/', '-')}-{folder.name}.npz"
     return _assemble(name, _read_through_cache(name, folder, cache), str(folder), validation_examples, seed)
 
 
-def _whole_number(argument: str, value: Any, *, at_least: int) -> int:
+def whole_number(argument: str, value: Any, *, at_least: int) -> int:
+    """`value` as an int.
+
+    Raises:
+      UsageError: if it is not a whole number or too small; names the argument.
+    """
     try:
         number = operator.index(value)
     except TypeError:
@@ -127,20 +131,14 @@ def _assemble(
     given = {prefix: _split_from(arrays, prefix, source) for prefix in ("train", "test")}
     train, test = given["train"], given["test"]
     if arrays.keys() & {"validation_images", "validation_labels"}:
-        if validation_examples is not None:
-            raise UsageError(
-                f"`validation_examples` (={validation_examples}) must be left out: {source} has its own "
-                "validation split"
-            )
+        check_own_validation(validation_examples, source)
         given["validation"] = validation = _split_from(arrays, "validation", source)
     num_classes = _num_classes(arrays, given, source)
     for prefix, split in given.items():
         _check_split(split, prefix, num_classes, train.images.shape[1:], source)
     if "validation" not in given:
-        order = permutation(len(train.labels), seed=split_seed)
-        count = max(1, len(order) // 10) if validation_examples is None else validation_examples
-        _check_validation_count(count, len(order) - 1)
-        train, validation = _take(train, order[count:]), _take(train, order[:count])
+        kept, taken = split_off_validation(len(train.labels), validation_examples, split_seed)
+        train, validation = _take(train, kept), _take(train, taken)
     note = str(arrays.get("note", f"{Path(source).name} (.npz file)"))
     return _with_statistics(name, train, validation, test, num_classes, note)
 
@@ -191,6 +189,34 @@ def _check_split(split: Split, prefix: str, num_classes: int, shape: tuple[int, 
         )
 
 
+def check_own_validation(validation_examples: int | None, source: str) -> None:
+    """Refuse to take a validation split out of the training images of a set that has one.
+
+    Raises:
+      UsageError: if that is asked for.
+    """
+    if validation_examples is not None:
+        raise UsageError(
+            f"`validation_examples` (={validation_examples}) must be left out: {source} has its own validation split"
+        )
+
+
+def split_off_validation(
+    count: int, validation_examples: int | None, split_seed: int
+) -> tuple[Int[np.ndarray, "train"], Int[np.ndarray, "validation"]]:
+    """Which of `count` training examples stay, and which make the validation split; both in their old order.
+
+    The first of :func:`permutation` go to validation: `validation_examples`, or a tenth.
+
+    Raises:
+      UsageError: if that leaves one of them empty.
+    """
+    order = permutation(count, seed=split_seed)
+    taken = max(1, count // 10) if validation_examples is None else validation_examples
+    _check_validation_count(taken, count - 1)
+    return np.sort(order[taken:]), np.sort(order[:taken])
+
+
 def _check_validation_count(count: int, most: int) -> None:
     if not 1 <= count <= most:
         raise UsageError(
@@ -218,13 +244,22 @@ def permutation(count: int, *, seed: int) -> np.ndarray:
 def _with_statistics(name: str, train: Split, validation: Split, test: Split, num_classes: int, note: str) -> Dataset:
     splits = [Split(s.images, s.labels.astype(np.int32)) for s in (train, validation, test)]
     mean, std = pixel_statistics(train.images)
+    check_spread(name, mean, std)
+    return Dataset(name, *splits, num_classes=num_classes, mean=mean, std=std, note=note)
+
+
+def check_spread(name: str, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Refuse a channel that is the same everywhere.
+
+    Raises:
+      RunError: for it, as it cannot be normalised.
+    """
     if 0.0 in std:
         channel = std.index(0.0)
         raise RunError(
             f"every pixel of channel {channel} of the training images of {name} is {mean[channel]:g}, "
             "which cannot be normalised; leave that channel out"
         )
-    return Dataset(name, *splits, num_classes=num_classes, mean=mean, std=std, note=note)
 
 
 def pixel_statistics(
@@ -235,14 +270,24 @@ def pixel_statistics(
     >>> pixel_statistics(np.array([[[[1]], [[3]]]], np.uint8))
     ((2.0,), (1.0,))
     """
-    mean, std = [], []
+    return statistics_of(pixel_sums(images))
+
+
+def pixel_sums(images: UInt8[np.ndarray, "examples height width channels"]) -> list[tuple[int, int, int]]:
+    """(count, sum, sum of squares) of the pixels of each channel: sums of parts add up to those of the whole."""
+    sums = []
     for channel in range(images.shape[-1]):
         values = images[..., channel]
-        count, total = values.size, int(values.sum(dtype=np.uint64))
         squares = sum(int(np.square(part, dtype=np.uint16).sum(dtype=np.uint64)) for part in _blocks(values))
-        mean.append(total / count)
-        std.append((count * squares - total * total) ** 0.5 / count)
-    return tuple(mean), tuple(std)
+        sums.append((values.size, int(values.sum(dtype=np.uint64)), squares))
+    return sums
+
+
+def statistics_of(sums: Sequence[tuple[int, int, int]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel from its :func:`pixel_sums`."""
+    mean = tuple(total / count for count, total, _ in sums)
+    std = tuple((count * squares - total * total) ** 0.5 / count for count, total, squares in sums)
+    return mean, std
 
 
 def _blocks(values: np.ndarray) -> list[np.ndarray]:
@@ -329,14 +374,14 @@ def _write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
 # -- cache
 
 
-def _default_cache_dir() -> Path:
+def default_cache_dir() -> Path:
+    """The folder of what is decoded or computed once: `$XDG_CACHE_HOME/bnn_jax`, else `~/.cache/bnn_jax`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bnn_jax"
 
 
 def _read_through_cache(name: str, folder: Path, cache: Path) -> dict[str, np.ndarray]:
     """The arrays of the TFDS set in `folder`: from `cache` if made from these very files, else decoded anew."""
-    files = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in folder.iterdir())
-    source = json.dumps(files)
+    source = files_of(folder)
     if cache.exists():
         try:
             arrays = _read_npz(cache)

@@ -2,6 +2,7 @@
 
 import difflib
 import io
+import json
 import re
 import shlex
 from pathlib import Path
@@ -26,6 +27,12 @@ def find_tfds_folder(name: str, data_dir: Path) -> Path:
             f"`name` (={name!r}) is not in the data folder {data_dir}; "
             f"prepare it with: python scripts/prepare_data.py {name} --data-dir {shlex.quote(str(data_dir))}"
         )
+    if name == "imagenet2012":
+        raise UsageError(
+            f"`name` (={name!r}) is not in the data folder {data_dir}; prepare it from the official archives where "
+            "TensorFlow is installed: tfds build imagenet2012 --file_format array_record; or write one of made-up "
+            f"images: python scripts/write_synthetic_imagenet.py --data-dir {shlex.quote(str(data_dir))}"
+        )
     present = sorted(folder.name for folder in data_dir.glob("*") if _versions(folder))
     nearest = difflib.get_close_matches(name, ["digits", *present, *ARCHIVES], n=1, cutoff=0)[0]
     raise UsageError(
@@ -39,16 +46,32 @@ def _versions(folder: Path) -> list[Path]:
     return sorted((path.parent for path in numbered), key=lambda path: [int(part) for part in path.name.split(".")])
 
 
+def files_of(folder: Path) -> str:
+    """Name, size and time of every file in `folder`: what is made from them is out of date when these differ."""
+    return json.dumps(sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in folder.iterdir()))
+
+
+def open_builder(folder: str | Path) -> Any:
+    """The TFDS builder of a folder, for its `info` and `as_data_source`.
+
+    Raises:
+      RunError: if the folder is damaged.
+    """
+    try:
+        return import_tfds().builder_from_directory(folder)
+    except UsageError:
+        raise
+    except Exception as error:  # TFDS parses JSON and protobufs here, and lets every error of theirs out.
+        raise RunError(
+            f"{folder} cannot be read as a TFDS folder ({reason_of(error)}); copy or prepare the set again"
+        ) from error
+
+
 def decode_tfds_folder(name: str, folder: Path) -> dict[str, np.ndarray]:
     """Decode the splits of a TFDS folder into the arrays of the .npz format."""
     tfds = import_tfds()
-    try:
-        builder = tfds.builder_from_directory(folder)
-    except Exception as error:  # TFDS parses JSON and protobufs here, and lets every error of theirs out.
-        raise RunError(
-            f"{folder} cannot be read as a TFDS folder ({_reason(error)}); copy or prepare the set again"
-        ) from error
-    image_key, label_key, mode = _what_to_decode(tfds, builder.info, folder)
+    builder = open_builder(folder)
+    image_key, label_key, mode = what_to_decode(builder.info, folder, needed=("train", "test"))
     decoders = {image_key: tfds.decode.SkipDecoding()}
     arrays, encodings = {}, set()
     for split in ("train", "validation", "test"):
@@ -59,12 +82,17 @@ def decode_tfds_folder(name: str, folder: Path) -> dict[str, np.ndarray]:
             arrays[f"{split}_images"], found = _decode_images([record[image_key] for record in records], mode, where)
             encodings |= found
     arrays["num_classes"] = np.array(builder.info.features[label_key].num_classes)
-    arrays["note"] = np.array(_note(name, folder.name, encodings))
+    arrays["note"] = np.array(note_of(name, folder.name, encodings))
     return arrays
 
 
-def _what_to_decode(tfds: Any, info: Any, folder: Path) -> tuple[str, str, str]:
-    """The keys of image and label, and the Pillow mode; refuses what is not a set of uint8 images with one label."""
+def what_to_decode(info: Any, folder: Path, *, needed: tuple[str, ...]) -> tuple[str, str, str]:
+    """The keys of image and label, and the Pillow mode of a set of uint8 images with one label each.
+
+    Raises:
+      UsageError: for any other set, one without the splits `needed`, or one that needs TensorFlow.
+    """
+    tfds = import_tfds()
     keys, features = info.supervised_keys or ("image", "label"), dict(info.features.items())
     image, label = features.get(keys[0]), features.get(keys[1])
     if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
@@ -74,7 +102,7 @@ def _what_to_decode(tfds: Any, info: Any, folder: Path) -> tuple[str, str, str]:
         raise UsageError(
             f"the images of {folder} are {image.np_dtype} of shape {image.shape}; 8-bit grey or RGB is read"
         )
-    missing = [split for split in ("train", "test") if split not in info.splits]
+    missing = [split for split in needed if split not in info.splits]
     if missing:
         raise UsageError(
             f"{folder} has no split {missing[0]!r}, only {', '.join(info.splits)}; it can be given as .npz"
@@ -93,7 +121,7 @@ def _read_records(builder: Any, split: str, decoders: Any, where: str) -> list[d
         starts = range(0, len(source), RECORDS_AT_A_TIME)
         blocks = [source.__getitems__(range(i, min(i + RECORDS_AT_A_TIME, len(source)))) for i in starts]
     except (RuntimeError, OSError) as error:  # ArrayRecord verifies its checksums; a file may be missing.
-        raise RunError(f"{where} is damaged ({_reason(error)}); copy or prepare the set again") from error
+        raise RunError(f"{where} is damaged ({reason_of(error)}); copy or prepare the set again") from error
     if not blocks:
         raise RunError(f"{where} is empty; copy or prepare the set again")
     return [record for block in blocks for record in block]
@@ -111,25 +139,25 @@ def _decode_images(encoded: list[bytes], mode: str, where: str) -> tuple[np.ndar
             pixels = np.asarray(picture if picture.mode == mode else picture.convert(mode))
         except Exception as error:  # Pillow lets errors of a dozen types out of its parsers.
             raise RunError(
-                f"image {index} of {where} cannot be decoded ({_reason(error)}); copy or prepare the set again"
+                f"image {index} of {where} cannot be decoded ({reason_of(error)}); copy or prepare the set again"
             ) from error
         if images is None:
             images = np.empty((len(encoded), *pixels.shape), np.uint8)
         if pixels.shape != images.shape[1:]:
             raise UsageError(
                 f"images of {where} differ in size: {images.shape[1:3]} at index 0, {pixels.shape[:2]} at {index}; "
-                "a set is loaded whole only if all have one size, others have to be streamed"
+                "a set is loaded whole only if all have one size; stream this one, with a `data.preprocessing`"
             )
         images[index] = pixels
     return images if images.ndim == 4 else images[..., None], encodings
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """The text of `error` on one line; those of TFDS have several."""
     return " ".join(str(error).split())
 
 
-def _note(name: str, version: str, encodings: set[str]) -> str:
+def note_of(name: str, version: str, encodings: set[str]) -> str:
     """Provenance, judged by the encoded bytes: all sets of TITLES were published lossless."""
     copies = "JPEG copies, not the lossless originals" if name in TITLES and "JPEG" in encodings else None
     return f"{TITLES.get(name, name)} ({copies or '/'.join(sorted(encodings))}; TFDS {version})"

@@ -35,6 +35,14 @@ class DataConfig:
     """Zero pixels around the image before a random crop of the old size."""
     flip: bool = False
     """Random horizontal flip."""
+    stream: bool = False
+    """Read batches from disk while training, for a set that does not fit in memory."""
+    preprocessing: str = "none"
+    """How images of any size are cropped and resized, for stream: a name in PREPROCESSING, as random_resized_crop."""
+    image_size: int | None = None
+    """Height and width after the preprocessing; None takes 224."""
+    lighting_std: float = 0.0
+    """Of the random colour that is added to an RGB image; 0.1 is usual for ImageNet."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import inspect
 from dataclasses import replace
 
+from bnn_jax.data import PREPROCESSING
 from bnn_jax.distillation import DISTILLATION_LOSSES
 from bnn_jax.errors import UsageError, unknown_name
 from bnn_jax.losses import LOSSES, PIECEWISE_LINEAR
@@ -12,7 +13,7 @@ from bnn_jax.optim import OPTIMIZERS
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, make_quantizer
 from bnn_jax.regularizers import REGULARIZERS
 from bnn_jax.schedules import SCHEDULES
-from bnn_jax.training.config import Config, ModelConfig
+from bnn_jax.training.config import Config, DataConfig, ModelConfig
 
 
 def with_published_quantizers(model: ModelConfig) -> ModelConfig:
@@ -33,6 +34,7 @@ def validate(config: Config) -> Config:
     _check_names(config)
     _check_options(config.model)
     _check_ranges(config)
+    _check_data(config.data)
     if config.optim.name == "dfw" and config.loss not in PIECEWISE_LINEAR:
         raise UsageError(
             f"`loss` (={config.loss!r}) does not go with dfw, whose step size is exact for a piecewise linear loss; "
@@ -56,6 +58,36 @@ def _check_names(config: Config) -> None:
     ):
         if name not in table:
             raise unknown_name(argument, name, table)
+
+
+def _check_data(data: DataConfig) -> None:
+    if data.preprocessing not in ("none", *PREPROCESSING):
+        raise unknown_name("data.preprocessing", data.preprocessing, ("none", *PREPROCESSING))
+    loaded_whole = data.name == "digits" or data.name.endswith(".npz")
+    for argument, value, holds, rule in (
+        (
+            "stream",
+            data.stream,
+            not data.stream or not loaded_whole,
+            f"does not go with {data.name}, which is loaded whole; turn it off, or name a set prepared for TFDS",
+        ),
+        (
+            "preprocessing",
+            data.preprocessing,
+            data.preprocessing == "none" or data.stream,
+            "is for images that are read from disk; set `data.stream`",
+        ),
+        (
+            "image_size",
+            data.image_size,
+            data.image_size is None or data.preprocessing != "none",
+            f"needs a `data.preprocessing`: {', '.join(PREPROCESSING)}",
+        ),
+        ("image_size", data.image_size, data.image_size is None or data.image_size >= 1, "must be at least 1"),
+        ("lighting_std", data.lighting_std, data.lighting_std >= 0, "must not be negative; 0 switches lighting off"),
+    ):
+        if not holds:
+            raise UsageError(f"`data.{argument}` (={value}) {rule}")
 
 
 def _check_distillation(config: Config) -> None:

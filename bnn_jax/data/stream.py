@@ -1,0 +1,204 @@
+"""open_stream: an image set that does not fit in memory, as the place of its examples on disk.
+
+:func:`bnn_jax.data.batches` reads them while the training runs.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from bnn_jax.data.imagenet import IMAGE_SIZE, MEAN, PREPROCESSING, STD
+from bnn_jax.data.prepare import default_data_dir
+from bnn_jax.data.records import Records, first_image, has_labels, read_batch
+from bnn_jax.data.sources import (
+    check_own_validation,
+    check_spread,
+    default_cache_dir,
+    pixel_sums,
+    split_off_validation,
+    statistics_of,
+    whole_number,
+)
+from bnn_jax.data.tfds_folder import files_of, find_tfds_folder, note_of, open_builder, what_to_decode
+from bnn_jax.errors import RunError, UsageError, unknown_name
+
+logger = logging.getLogger(__name__)
+
+EXAMPLES_AT_A_TIME = 1000
+
+
+@dataclass(frozen=True)
+class ImageStream:
+    """A classification set on disk.
+
+    `mean` and `std` are in units of 0..255, one for each channel: those of the training split's pixels, or with a
+    preprocessing those published for ImageNet.  `note` says where the images come from, for reports to quote.
+    """
+
+    name: str
+    train: Records
+    validation: Records
+    test: Records
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    note: str
+
+
+def open_stream(
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    validation_examples: int | None = None,
+    split_seed: int = 0,
+    preprocessing: str = "none",
+    image_size: int | None = None,
+) -> ImageStream:
+    """Open an image classification set that TFDS stored as ArrayRecord; what is read is read by :func:`batches`.
+
+    The splits are those of :func:`bnn_jax.data.load_dataset`, in the same order.  Where the test split has no labels,
+    as that of ImageNet, or there is none, the official validation split is the test split.
+
+    Args:
+      name: of the set in `data_dir`, such as `"imagenet2012"`.
+      data_dir: folder of TFDS sets; default `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+      cache_dir: where the pixel statistics of a set without preprocessing are kept, as JSON; default
+        `$XDG_CACHE_HOME/bnn_jax`, else `~/.cache/bnn_jax`.
+      validation_examples: size of the validation split taken out of the training split; default a tenth of it.  Must
+        be left out when the set has a validation split beside its test split.
+      split_seed: seed of that division.
+      preprocessing: a name in PREPROCESSING; "none" takes images as they are, which then have one size.
+      image_size: height and width after preprocessing; default 224.
+
+    Raises:
+      UsageError: for a set, name or number that cannot be served; names it and the way out.
+      RunError: for damaged files.
+    """
+    name = os.fspath(name)
+    if name == "digits" or name.endswith(".npz"):
+        raise UsageError(
+            f"`name` (={name!r}) is loaded whole: turn streaming off, or name a set that TFDS stored as ArrayRecord"
+        )
+    size = _image_size(preprocessing, image_size)
+    if validation_examples is not None:
+        validation_examples = whole_number("validation_examples", validation_examples, at_least=1)
+    folder = find_tfds_folder(name, Path(data_dir or default_data_dir()).expanduser())
+    whole = _labelled_splits(folder, preprocessing, size)
+    if "test" in whole and "validation" in whole:
+        check_own_validation(validation_examples, str(folder))
+        splits = whole
+    else:
+        seed = whole_number("split_seed", split_seed, at_least=0)
+        kept, taken = split_off_validation(len(whole["train"]), validation_examples, seed)
+        parts = {"train": replace(whole["train"], positions=kept)}
+        parts["validation"] = replace(whole["train"], name="validation", positions=taken)
+        splits = parts | {"test": replace(whole.get("test") or whole["validation"], name="test")}
+    encoding, shape = first_image(splits["train"])
+    note = note_of(name, folder.name, {encoding})
+    if preprocessing == "none":
+        splits = {split: replace(records, image_shape=shape) for split, records in splits.items()}
+        cache = Path(cache_dir or default_cache_dir()).expanduser()
+        mean, std = _pixel_statistics(splits["train"], name, folder, cache)
+    else:
+        shape, mean, std = (size, size, 3), MEAN, STD
+        note = f"{note[:-1]}; {preprocessing} to {size}x{size})"
+    ordered = [splits[split] for split in ("train", "validation", "test")]
+    return ImageStream(name, *ordered, ordered[0].num_classes, shape, mean, std, note)
+
+
+def _image_size(preprocessing: str, image_size: int | None) -> int:
+    if preprocessing != "none":
+        if preprocessing not in PREPROCESSING:
+            raise unknown_name("preprocessing", preprocessing, ("none", *PREPROCESSING))
+        return IMAGE_SIZE if image_size is None else whole_number("image_size", image_size, at_least=1)
+    if image_size is not None:
+        raise UsageError(f"`image_size` (={image_size}) needs a `preprocessing`: {', '.join(PREPROCESSING)}")
+    return 0
+
+
+def _labelled_splits(folder: Path, preprocessing: str, size: int) -> dict[str, Records]:
+    """The training split, and of validation and test those with labels; each whole."""
+    info = open_builder(folder).info
+    image_key, label_key, mode = what_to_decode(info, folder, needed=("train",))
+    version = hashlib.sha256(files_of(folder).encode()).hexdigest()
+    found = {}
+    for split in ("train", "validation", "test"):
+        if split not in info.splits:
+            continue
+        count = info.splits[split].num_examples
+        if not count:
+            raise RunError(f"the {split} split of {folder} is empty; copy or prepare the set again")
+        records = Records(
+            name=split,
+            folder=os.fspath(folder),
+            source=split,
+            positions=np.arange(count),
+            image_key=image_key,
+            label_key=label_key,
+            mode=mode if preprocessing == "none" else "RGB",
+            num_classes=info.features[label_key].num_classes,
+            image_shape=(size, size, 3),
+            preprocessing=preprocessing,
+            version=version,
+        )
+        if has_labels(records):
+            found[split] = records
+    if "train" not in found or len(found) == 1:
+        raise UsageError(
+            f"{folder} has labels in {', '.join(found) or 'none'} of its splits {', '.join(info.splits)}; "
+            "a set needs them in train, and in validation or test"
+        )
+    return found
+
+
+def _pixel_statistics(
+    train: Records, name: str, folder: Path, cache: Path
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation over the training split, from `cache` if made from these very examples."""
+    digest = hashlib.sha256(train.version.encode() + train.positions.tobytes()).hexdigest()
+    path = cache / f"{name.replace('/', '-')}-{folder.name}-pixels-{digest[:16]}.json"
+    try:
+        kept = json.loads(path.read_text())
+        return tuple(kept["mean"]), tuple(kept["std"])
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("%s is damaged (%s); making it anew", path, error)
+    logger.info("computing the mean and standard deviation of the %d training images of %s", len(train), name)
+    mean, std = _computed_statistics(train)
+    check_spread(name, mean, std)
+    try:
+        _write_text(path, json.dumps({"mean": mean, "std": std, "examples": len(train), "source": train.version}))
+    except OSError as error:
+        logger.warning("%s cannot be written (%s); the statistics of %s will be computed each time", path, error, name)
+    return mean, std
+
+
+def _computed_statistics(train: Records) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    sums = np.zeros((train.image_shape[-1], 3), object)
+    for start in range(0, len(train), EXAMPLES_AT_A_TIME):
+        row = np.arange(start, min(start + EXAMPLES_AT_A_TIME, len(train)))
+        images, labels, _ = read_batch(train, row, seed=0, epoch=0, training=False)
+        sums += np.array(pixel_sums(images[labels >= 0]), object)
+    return statistics_of(sums.tolist())
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write so that `path` is either what it was or whole, also when the machine stops."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with part.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,52 @@
+"""Write made-up images in ImageNet's format: python scripts/write_synthetic_imagenet.py --train-examples 2000
+
+The images differ in size, some are grey, some CMYK, and one of each split is corrupt.  A config that streams
+imagenet2012 then runs with --data.data-dir DATA_DIR.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from bnn_jax.data.prepare import default_data_dir
+from bnn_jax.data.synthetic import write_synthetic_imagenet
+from bnn_jax.errors import exit_code_of
+
+
+@dataclass(frozen=True)
+class Arguments:
+    data_dir: Path | None = None
+    """Folder of prepared sets; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    name: str = "imagenet2012"
+    """Of the set; another one leaves the place of the real ImageNet free."""
+    train_examples: int = 2000
+    validation_examples: int = 200
+    classes: int = 1000
+    corrupt: int = 1
+    """Images of each split that are cut short."""
+    grey: float = 0.05
+    """Share of grey images."""
+    cmyk: float = 0.02
+    """Share of CMYK images."""
+    short_side: tuple[int, int] = (200, 500)
+    """Least and greatest length of the shorter side, in pixels."""
+    aspect: tuple[float, float] = (0.5, 2.0)
+    """Least and greatest width / height."""
+    seed: int = 0
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, description=__doc__)
+    options = vars(arguments) | {"data_dir": arguments.data_dir or default_data_dir()}
+    folder = write_synthetic_imagenet(**options)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    print(
+        f"{folder}: {arguments.train_examples} training and {arguments.validation_examples} validation images, "
+        f"{size / 1e6:.1f} MB; train on it with --data.data-dir {folder.parents[1]}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))
