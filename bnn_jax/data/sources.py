@@ -31,6 +31,9 @@ class Split:
     images: UInt8[np.ndarray, "examples height width channels"]
     labels: Int32[np.ndarray, "examples"]
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -48,6 +51,11 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     note: str
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)"""
+        return self.train.images.shape[1:]
 
 
 def load_dataset(

@@ -53,27 +53,40 @@ def read_config(workdir: Path) -> Config:
       UsageError: if there is none, or it has keys that this version does not know.
       RunError: if the file is damaged and there is no checkpoint.
     """
-    config = _recorded_config(workdir)
-    if config is not None:
-        return config
+    recorded = _recorded_configs(workdir)
+    if recorded:
+        return recorded[0]
     path = workdir / "config.json"
     if path.exists():
         raise RunError(f"{path} is damaged and there is no checkpoint; remove {workdir} to start anew")
     raise UsageError(f"`workdir` (={workdir}) holds no run: there is no {path}; name the folder of a run")
 
 
-def _recorded_config(workdir: Path) -> Config | None:
-    values = recorded(workdir, "config")
-    return None if values is None else from_dict(values)
+def _recorded_configs(workdir: Path) -> list[Config]:
+    """That of `config.json`; if it is damaged those of the checkpoints, newest first, of which some may be foreign."""
+    values = [read_sealed(workdir / "config.json")]
+    if values == [None] and (workdir / "checkpoints").is_dir():
+        folder = workdir / "checkpoints"
+        values = [read_metadata(folder, step).get("config") for step in reversed(checkpoint_steps(folder))]
+    return [from_dict(value) for value in values if value is not None]
 
 
-def recorded(workdir: Path, name: str) -> dict[str, Any] | None:
-    """What the sealed file `<name>.json` of a run holds; if it is damaged or gone, what the newest checkpoint does."""
-    values = read_sealed(workdir / f"{name}.json")
-    if values is None and (workdir / "checkpoints").is_dir():
-        steps = checkpoint_steps(workdir / "checkpoints")
-        values = read_metadata(workdir / "checkpoints", steps[-1]).get(name) if steps else None
-    return values
+def of_another_run(config: Config, metadata: dict[str, Any]) -> str | None:
+    """Why a checkpoint with these metadata is none of the run of `config`; None if it is one."""
+    if "config" not in metadata:
+        return "it is of no run: its metadata hold no config"
+    other = from_dict(metadata["config"])
+    key = _differing_key(other, config)
+    return key and f"it is of another run, whose `{key}` is {_value(other, key)!r}, not {_value(config, key)!r}"
+
+
+def _differing_key(first: Config, second: Config) -> str | None:
+    a, b = flatten(to_dict(first)), flatten(to_dict(second))
+    return next((key for key in sorted(a | b) if a.get(key) != b.get(key)), None)
+
+
+def _value(config: Config, key: str) -> Any:
+    return flatten(to_dict(config)).get(key)
 
 
 def claim_workdir(config: Config, workdir: Path) -> None:
@@ -83,16 +96,14 @@ def claim_workdir(config: Config, workdir: Path) -> None:
       UsageError: if it already holds a run of another config; names the first key that differs.
       RunError: if it cannot be written.
     """
-    recorded = _recorded_config(workdir)
-    if recorded is not None:
-        old, new = flatten(to_dict(recorded)), flatten(to_dict(config))
-        differing = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
-        if differing:
-            key = differing[0]
-            raise UsageError(
-                f"`{key}` is {new.get(key)!r} now, but {workdir} holds a run with {old.get(key)!r}; "
-                "choose another `--workdir`, or remove that one"
-            )
+    recorded = _recorded_configs(workdir)
+    differing = [_differing_key(other, config) for other in recorded]
+    if recorded and None not in differing:
+        key, old = differing[0], recorded[0]
+        raise UsageError(
+            f"`{key}` is {_value(config, key)!r} now, but {workdir} holds a run with {_value(old, key)!r}; "
+            "choose another `--workdir`, or remove that one"
+        )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -110,20 +121,25 @@ def locked(workdir: Path) -> Iterator[None]:
 
     Raises:
       UsageError: if another one does; names its process and machine.
+      RunError: if `workdir` cannot be written.
     """
-    with open(workdir / "lock", "a+") as file:
+    try:
+        lock = os.open(workdir / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise RunError(f"cannot write to {workdir} ({error.strerror}); make it writable") from None
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            file.seek(0)
+            holder = os.read(lock, 1000).decode(errors="replace")
             raise UsageError(
-                f"`workdir` (={workdir}) is being trained in by {file.read() or 'another process'}; "
+                f"`workdir` (={workdir}) is being trained in by {holder or 'another process'}; "
                 "wait for its end, or choose another `--workdir`"
             ) from None
-        file.seek(0)
-        file.truncate()
         # Who holds the lock is for people to read: a full disk must not stop a run that only resumes.
         with suppress(OSError):
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+            os.truncate(lock, 0)
+            os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
+    finally:
+        os.close(lock)

@@ -350,6 +350,73 @@ def test_run_error_when_none_verifies(pair):
     assert len(caught) == 2
 
 
+@pytest.mark.parametrize("name", sorted(set(DAMAGES) - {"other version", "manifest is a folder", "save interrupted"}))
+def test_what_is_damaged_is_set_aside(pair, name):
+    """A run that has nothing left begins again, and can save at every step; the damaged checkpoints are kept."""
+    DAMAGES[name][0](pair)
+    (pair / "1.json").write_text("{")
+    left = {f"aside-1/{path.relative_to(pair)}" for path in pair.rglob("*")}
+    with pytest.warns(CheckpointWarning) as caught:
+        assert restore_checkpoint(pair, state_of(0), set_aside=True) is None
+    texts = [str(warning.message) for warning in caught]
+    assert [text.split("`: ")[0] for text in texts[:2]] == [f"skipped checkpoint `{pair}/{step}" for step in (2, 1)]
+    assert texts[2:] == [f"moved what there was of step 2, 1 to `{pair}/aside-1`"]
+    assert {warning.filename for warning in caught} == {__file__}
+    assert {str(path.relative_to(pair)) for path in pair.rglob("*")} == left | {"aside-1"}
+    for step in (1, 2):
+        save_checkpoint(pair, step, state_of(step + 5))
+    assert bits_of(restore_checkpoint(pair, state_of(0), set_aside=True).state) == bits_of(state_of(7))
+
+
+def test_only_what_is_newer_than_the_one_restored_is_set_aside(pair):
+    save_checkpoint(pair, 3, state_of(3), keep=3)
+    for manifest in ("1.json", "3.json"):
+        (pair / manifest).write_text("{")
+    (pair / "aside-1").mkdir()
+    with pytest.warns(CheckpointWarning) as caught:
+        assert restore_checkpoint(pair, state_of(0), set_aside=True).step == 2
+    assert str(caught[-1].message) == f"moved what there was of step 3 to `{pair}/aside-2`"
+    assert sorted(os.listdir(pair)) == ["1", "1.json", "2", "2.json", "aside-1", "aside-2"]
+
+
+@pytest.mark.parametrize("name", ["other version", "manifest is a folder"])
+def test_what_only_cannot_be_read_is_neither_set_aside_nor_forgotten(pair, name):
+    DAMAGES[name][0](pair)
+    with pytest.warns(CheckpointWarning, match=DAMAGES[name][1]):
+        assert restore_checkpoint(pair, state_of(0), set_aside=True).step == 1
+    (pair / "1.json").write_text("{")
+    before = contents(pair)
+    with (
+        pytest.warns(CheckpointWarning),
+        pytest.raises(RunError, match=rf"none of the 2 checkpoints .* \(step 2: .*{DAMAGES[name][1]}; step 1: its"),
+    ):
+        restore_checkpoint(pair, state_of(0), set_aside=True)
+    assert contents(pair) == before
+
+
+def test_foreign_checkpoints_are_passed_over(pair):
+    save_checkpoint(pair, 3, {"another": np.ones(3, np.float32)}, metadata={"saved_at": "elsewhere"}, keep=3)
+    foreign = lambda metadata: "it is theirs" if metadata["saved_at"] == "elsewhere" else None
+    with pytest.warns(CheckpointWarning, match=rf"skipped checkpoint `{pair}/3`: it is theirs$") as caught:
+        assert restore_checkpoint(pair, state_of(0), foreign=foreign).step == 2
+    assert len(caught) == 1
+    with pytest.warns(CheckpointWarning) as caught:
+        assert restore_checkpoint(pair, state_of(0), foreign=foreign, set_aside=True).step == 2
+    assert len(caught) == 2
+    assert restore_checkpoint(pair, state_of(0), foreign=foreign).step == 2
+    assert sorted(os.listdir(pair / "aside-1")) == ["3", "3.json"]
+
+
+def test_a_folder_in_which_nothing_can_be_moved(unprivileged):
+    folder, become = unprivileged
+    for step in (1, 2):
+        (folder / f"{step}.json").write_text("{")
+    become(0o755, folder)
+    expected = rf"cannot move checkpoints to `{folder}/aside-1` \(Permission denied\); make the folder writable"
+    with pytest.warns(CheckpointWarning), pytest.raises(RunError, match=expected):
+        restore_checkpoint(folder, state_of(0), set_aside=True)
+
+
 def test_only_the_step_asked_for_is_tried(pair):
     restored = restore_checkpoint(pair, state_of(0), step=1)
     assert (restored.step, restored.metadata) == (1, {"saved_at": 1})
