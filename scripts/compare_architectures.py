@@ -10,7 +10,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 
@@ -39,6 +39,10 @@ class Arguments:
     seeds: tuple[int, ...] = (0, 1, 2)
     tune: bool = False
     """Choose each learning rate on the validation split, the same number of trials for each row."""
+    how: Literal["auto", "sequential", "processes", "vmapped"] = "auto"
+    """One run after another, one process a core, or mapped together on the device; see scripts/sweep.py."""
+    jobs: int | None = None
+    """Processes at a time; None takes one for each core."""
 
 
 class FirstStage(nn.Module):
@@ -88,7 +92,8 @@ def main() -> None:
     use_compilation_cache()
     rows = rows_of(arguments)
     cells = {label: validate(cell) for label, (cell, _) in rows.items()}
-    results = compare(cells, workdir, seeds=arguments.seeds, tune=arguments.tune)
+    ways = {"tune": arguments.tune, "how": arguments.how, "processes": arguments.jobs}
+    results = compare(cells, workdir, seeds=arguments.seeds, **ways)
     images = results["dataset"]
     for row in results["rows"]:
         network = make_model(cells[row["label"]].model, num_classes=images["num_classes"])

@@ -42,6 +42,10 @@ class Arguments:
     seeds: tuple[int, ...] = (0, 1, 2)
     tune: bool = False
     """Choose each learning rate on the validation split, the same number of trials for each row."""
+    how: Literal["auto", "sequential", "processes", "vmapped"] = "auto"
+    """One run after another, one process a core, or mapped together on the device; see scripts/sweep.py."""
+    jobs: int | None = None
+    """Processes at a time; None takes one for each core."""
 
 
 def estimator_rows(config: Config, estimators: tuple[str, ...], quantizes: str) -> dict[str, tuple[Config, dict]]:
@@ -93,7 +97,8 @@ def main() -> None:
     use_compilation_cache()
     rows = rows_of(arguments)
     cells = {label: validate(cell) for label, (cell, _) in rows.items()}
-    results = compare(cells, workdir, seeds=arguments.seeds, tune=arguments.tune)
+    ways = {"tune": arguments.tune, "how": arguments.how, "processes": arguments.jobs}
+    results = compare(cells, workdir, seeds=arguments.seeds, **ways)
     for row in results["rows"]:
         bits = weight_bits(cells[row["label"]], results["dataset"]["shape"], results["dataset"]["num_classes"])
         row["columns"] = {"weight bits": bits} | rows[row["label"]][1]

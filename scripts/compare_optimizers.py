@@ -9,6 +9,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from bnn_jax.analysis.provenance import provenance
 from bnn_jax.analysis.report import print_table, write_report
@@ -30,6 +31,10 @@ class Arguments:
     seeds: tuple[int, ...] = (0, 1, 2)
     tune: bool = False
     """Choose each learning rate on the validation split, the same number of trials for each optimizer."""
+    how: Literal["auto", "sequential", "processes", "vmapped"] = "auto"
+    """One run after another, one process a core, or mapped together on the device; see scripts/sweep.py."""
+    jobs: int | None = None
+    """Processes at a time; None takes one for each core."""
 
 
 def main() -> None:
@@ -42,7 +47,8 @@ def main() -> None:
         optimizers=[select_optimizer(config, name) for name in arguments.optimizers],
         losses=dict.fromkeys([load_config(arguments.config).loss, config.loss]),
     )
-    results = compare(cells, workdir, seeds=arguments.seeds, tune=arguments.tune)
+    ways = {"tune": arguments.tune, "how": arguments.how, "processes": arguments.jobs}
+    results = compare(cells, workdir, seeds=arguments.seeds, **ways)
     results = {
         "name": f"compare_{config.name}",
         "command": "python " + shlex.join(sys.argv),

@@ -1,13 +1,21 @@
 """The report of a comparison: numbers, tables and the folder that holds them with their pictures."""
 
-import json
-import os
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
+from bnn_jax.analysis.documents import (
+    inline,
+    markdown_table,
+    number,
+    percent,
+    plus_minus,
+    provenance_section,
+    replace_file,
+    to_json,
+    writing_into,
+)
 from bnn_jax.analysis.plots import (
     has_gradient_paths,
     has_step_size,
@@ -19,7 +27,6 @@ from bnn_jax.analysis.plots import (
     plot_step_size,
     row_labels,
 )
-from bnn_jax.errors import RunError, UsageError
 
 
 def summarize(results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -72,7 +79,7 @@ def report_markdown(results: dict[str, Any]) -> str:
     """
     summaries = summarize(results)
     sections = [
-        f"# {_inline(results['name'])}",
+        f"# {inline(results['name'])}",
         _what_was_compared(results),
         _main_table(summaries, _compared(results)),
         _how_to_read(summaries),
@@ -81,7 +88,7 @@ def report_markdown(results: dict[str, Any]) -> str:
         results.get("notes", ""),
         _pictures(results),
         _tuning(results.get("tuning"), _compared(results)),
-        _provenance(results["provenance"]),
+        provenance_section(results["provenance"]),
         f"## Remake\n\n```sh\n{results['command']}\n```",
         "Every run, curve and setting is in [results.json](results.json).",
     ]
@@ -105,8 +112,8 @@ def print_table(results: dict[str, Any]) -> None:
     for header in ("test, best\n(%)", "test, last\n(%)", "train\nloss", "ms a\nstep", "n"):
         table.add_column(header, justify="right")
     for label, row in zip(row_labels(results), summaries):
-        cells = [label, _accuracy(row, "best"), _accuracy(row, "last"), _number(row["train_loss_last_mean"], ".3g")]
-        table.add_row(*map(Text, [*cells, _number(row["step_time_ms"], ".1f"), _n(row)]))
+        cells = [label, _accuracy(row, "best"), _accuracy(row, "last"), number(row["train_loss_last_mean"], ".3g")]
+        table.add_row(*map(Text, [*cells, number(row["step_time_ms"], ".1f"), _n(row)]))
     console = Console()
     console.print(table)
     for line in ("best: at the epoch of the best validation accuracy; mean ± std over n seeds", *_unfinished(results)):
@@ -125,57 +132,18 @@ def write_report(results: dict[str, Any], folder: str | Path) -> None:
       RunError: a file cannot be written.
     """
     folder, text = Path(folder), report_markdown(results)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / "results.json", lambda path: path.write_text(to_json(results), encoding="utf-8"))
-        _replace(folder / "report.md", lambda path: path.write_text(text, encoding="utf-8"))
-        _replace(folder / "accuracy.png", lambda path: plot_accuracy(results, path))
+    with writing_into(folder):
+        replace_file(folder / "results.json", lambda path: path.write_text(to_json(results), encoding="utf-8"))
+        replace_file(folder / "report.md", lambda path: path.write_text(text, encoding="utf-8"))
+        replace_file(folder / "accuracy.png", lambda path: plot_accuracy(results, path))
         if has_step_size(results):
-            _replace(folder / "step_size.png", lambda path: plot_step_size(results, path))
+            replace_file(folder / "step_size.png", lambda path: plot_step_size(results, path))
         else:
             (folder / "step_size.png").unlink(missing_ok=True)
         if results.get("estimators"):
-            _replace(folder / "estimators.png", lambda path: plot_estimators(results["estimators"], path))
+            replace_file(folder / "estimators.png", lambda path: plot_estimators(results["estimators"], path))
         if has_gradient_paths(results):
-            _replace(folder / "paths.png", lambda path: plot_paths(results, path))
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UsageError(f"`folder` (={folder}) must be a folder, but there is a file; name another one.") from error
-    except OSError as error:
-        reason = error.strerror or error
-        raise RunError(
-            f"The report in {folder} was not written ({reason}); free space or name another folder."
-        ) from error
-
-
-def to_json(results: dict[str, Any]) -> str:
-    """Results as JSON text, lists of numbers on one line each; NaN and infinities become null.
-
-    >>> print(to_json({"loss": [1.5, float("nan")], "seed": 0}))
-    {
-     "loss": [1.5, null],
-     "seed": 0
-    }
-    """
-    text = json.dumps(_finite_or_none(results), indent=1, ensure_ascii=False, allow_nan=False)
-    # A line break inside brackets is always json's own: in a string it would be escaped.
-    return re.sub(r"\[(\n[\s\d.,eE+\-nul]*)\]", lambda found: f"[{' '.join(found[1].split())}]", text)
-
-
-def _finite_or_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite_or_none(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite_or_none(inner) for inner in value]
-    return None if isinstance(value, float) and not is_number(value) else value
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(draft)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+            replace_file(folder / "paths.png", lambda path: plot_paths(results, path))
 
 
 def _what_was_compared(results: dict[str, Any]) -> str:
@@ -189,9 +157,9 @@ def _what_was_compared(results: dict[str, Any]) -> str:
     length = f" for {epochs[-1]} epoch{'s' if epochs[-1] > 1 else ''}" if len(epochs) == 1 else ""
     loss = f" with the loss `{losses[0]}`" if len(losses) == 1 else ""
     return (
-        f"{subject} {_enumerate([row['label'] for row in rows])} on **{_inline(data['name'])}**"
+        f"{subject} {_enumerate([row['label'] for row in rows])} on **{inline(data['name'])}**"
         f"{length}{loss}, seeds {seeds}. Data: {data['train']} training, {data['validation']} validation and "
-        f"{data['test']} test examples. {_inline(data['note'])}"
+        f"{data['test']} test examples. {inline(data['note'])}"
     )
 
 
@@ -208,11 +176,11 @@ def _main_table(summaries: list[dict[str, Any]], compared: str) -> str:
     for row in summaries:
         named = compared != "optimizer" or row["optimizer"] in row["label"]
         name = row["label"] if named else f"{row['label']} ({row['optimizer']})"
-        loss = _plus_minus(row["train_loss_last_mean"], row["train_loss_last_std"], ".3g", ".2g")
+        loss = plus_minus(row["train_loss_last_mean"], row["train_loss_last_std"], ".3g", ".2g")
         cells = [name, *([row["loss"]] if with_loss else []), _settings(row["settings"])]
         cells += [*(str(row["columns"].get(name, "-")) for name in further), _accuracy(row, "best")]
-        rows.append([*cells, _accuracy(row, "last"), loss, _number(row["step_time_ms"], ".1f"), _n(row)])
-    return _table(header, rows, numbers_from=header.index("settings") + 1)
+        rows.append([*cells, _accuracy(row, "last"), loss, number(row["step_time_ms"], ".1f"), _n(row)])
+    return markdown_table(header, rows, numbers_from=header.index("settings") + 1)
 
 
 def _how_to_read(summaries: list[dict[str, Any]]) -> str:
@@ -235,7 +203,7 @@ def _unfinished(results: dict[str, Any]) -> list[str]:
 
 
 def _unfinished_markdown(results: dict[str, Any]) -> str:
-    return "\n".join(f"- {_inline(line)}" for line in _unfinished(results))
+    return "\n".join(f"- {inline(line)}" for line in _unfinished(results))
 
 
 def _latent_weights(results: dict[str, Any], summaries: list[dict[str, Any]]) -> str:
@@ -243,8 +211,8 @@ def _latent_weights(results: dict[str, Any], summaries: list[dict[str, Any]]) ->
     for label, row in zip(row_labels(results), summaries):
         share = row["share_on_bounds"]
         if row["max_abs_latent"] is not None:
-            bounds = "" if share is None else f" ({_percent(share, '.1f')} % on the bounds)"
-            parts.append(f"{_inline(label)} {row['max_abs_latent']:.4g}{bounds}")
+            bounds = "" if share is None else f" ({percent(share, '.1f')} % on the bounds)"
+            parts.append(f"{inline(label)} {row['max_abs_latent']:.4g}{bounds}")
     return f"Largest magnitude of a latent binary weight: {'; '.join(parts)}." if parts else ""
 
 
@@ -256,14 +224,14 @@ def _tuning(tuning: dict[str, Any] | None, compared: str) -> str:
         for trial in row["trials"]:
             tried = {name: value for name, value in trial.items() if name != "validation_accuracy"}
             chosen = "yes" if row["chosen"].items() <= tried.items() else ""
-            rows.append([row["label"], _settings(tried), chosen, _percent(trial["validation_accuracy"])])
+            rows.append([row["label"], _settings(tried), chosen, percent(trial["validation_accuracy"])])
         if not row["trials"]:
             rows.append([row["label"], _settings(row["chosen"]), "not tuned", "-"])
     header = [compared, "settings tried", "chosen", "validation accuracy (%)"]
     epochs = f"{tuning['epochs']} epoch{'s' if tuning['epochs'] > 1 else ''}"
     return (
         f"## Tuning\n\nSettings were chosen by validation accuracy, with seed {tuning['seed']}, {epochs} and at most "
-        f"{tuning['budget']} trials for each {compared}.\n\n{_table(header, rows, numbers_from=3)}"
+        f"{tuning['budget']} trials for each {compared}.\n\n{markdown_table(header, rows, numbers_from=3)}"
     )
 
 
@@ -289,22 +257,6 @@ def _pictures(results: dict[str, Any]) -> str:
     return pictures
 
 
-def _provenance(provenance: dict[str, Any]) -> str:
-    device, cpu, git = (provenance.get(name) or {} for name in ("device", "cpu", "git"))
-    versions = ", ".join(f"{name} {number}" for name, number in (provenance.get("versions") or {}).items())
-    changes = {True: ", with uncommitted changes", False: ""}.get(git.get("dirty"), ", state of the checkout unknown")
-    devices = f"{device.get('count', 'unknown')} x {device.get('kind', 'unknown')}"
-    cores = f"{cpu.get('cores', 'unknown')} cores" + (f" of {cpu['model']}" if cpu.get("model") else "")
-    lines = [
-        f"- date: {provenance.get('date', 'unknown')}",
-        f"- code: commit {git.get('commit', 'unknown')}{changes}",
-        f"- device: {devices} ({device.get('platform', 'unknown')})",
-        f"- host: {cores}, {provenance.get('platform', 'unknown')}",
-        f"- versions: Python {provenance.get('python', 'unknown')}, {versions or 'others unknown'}",
-    ]
-    return "\n".join(["## Provenance", "", *map(_inline, lines)])
-
-
 def _more_than_one_loss(summaries: list[dict[str, Any]]) -> bool:
     return len({row["loss"] for row in summaries}) > 1
 
@@ -317,19 +269,7 @@ def _settings(settings: dict[str, Any]) -> str:
 
 def _accuracy(row: dict[str, Any], which: str) -> str:
     mean, std = row[f"test_accuracy_{which}_mean"], row[f"test_accuracy_{which}_std"]
-    return _plus_minus(*(None if value is None else 100 * value for value in (mean, std)), ".2f", ".2f")
-
-
-def _plus_minus(mean: float | None, std: float | None, style: str, std_style: str) -> str:
-    return _number(mean, style) + (f" ± {std:{std_style}}" if std is not None else "")
-
-
-def _percent(share: float | None, style: str = ".2f") -> str:
-    return _number(100 * share if is_number(share) else None, style)
-
-
-def _number(value: float | None, style: str) -> str:
-    return format(value, style) if is_number(value) else "-"
+    return plus_minus(*(None if value is None else 100 * value for value in (mean, std)), ".2f", ".2f")
 
 
 def _n(row: dict[str, Any]) -> str:
@@ -337,15 +277,5 @@ def _n(row: dict[str, Any]) -> str:
 
 
 def _enumerate(names: Sequence[str]) -> str:
-    names = [f"**{_inline(name)}**" for name in dict.fromkeys(names)]
+    names = [f"**{inline(name)}**" for name in dict.fromkeys(names)]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _inline(text: str) -> str:
-    """Text that stays on its line and in its table cell, and is no HTML."""
-    return " ".join(text.split()).replace("<", "&lt;").replace("|", "\\|")
-
-
-def _table(header: list[str], rows: list[list[str]], *, numbers_from: int) -> str:
-    rule = ["---" if column < numbers_from else "---:" for column in range(len(header))]
-    return "\n".join(f"| {' | '.join(map(_inline, cells))} |" for cells in (header, rule, *rows))

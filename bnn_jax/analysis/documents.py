@@ -1,0 +1,111 @@
+"""What reports are made of: text, tables and numbers, and files that are replaced as a whole."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bnn_jax.analysis.plots import is_number
+from bnn_jax.errors import RunError, UsageError
+
+
+@contextmanager
+def writing_into(folder: Path) -> Iterator[None]:
+    """Make the folder of a report, and say in one sentence why it could not be written.
+
+    Raises:
+      UsageError: `folder` is, or lies below, a file.
+      RunError: a file cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(f"`folder` (={folder}) must be a folder, but there is a file; name another one.") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunError(
+            f"The report in {folder} was not written ({reason}); free space or name another folder."
+        ) from error
+
+
+def to_json(results: dict[str, Any]) -> str:
+    """Results as JSON text, lists of numbers on one line each; NaN and infinities become null.
+
+    >>> print(to_json({"loss": [1.5, float("nan")], "seed": 0}))
+    {
+     "loss": [1.5, null],
+     "seed": 0
+    }
+    """
+    text = json.dumps(_finite_or_none(results), indent=1, ensure_ascii=False, allow_nan=False)
+    # A line break inside brackets is always json's own: in a string it would be escaped.
+    return re.sub(r"\[(\n[\s\d.,eE+\-nul]*)\]", lambda found: f"[{' '.join(found[1].split())}]", text)
+
+
+def _finite_or_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite_or_none(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite_or_none(inner) for inner in value]
+    return None if isinstance(value, float) and not is_number(value) else value
+
+
+def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` write a draft beside `path` that then takes its name, so that a reader never meets half of a file."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(draft)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def provenance_section(provenance: dict[str, Any]) -> str:
+    """What :func:`bnn_jax.analysis.provenance.provenance` found, as a section in Markdown."""
+    device, cpu, git = (provenance.get(name) or {} for name in ("device", "cpu", "git"))
+    versions = ", ".join(f"{name} {found}" for name, found in (provenance.get("versions") or {}).items())
+    changes = {True: ", with uncommitted changes", False: ""}.get(git.get("dirty"), ", state of the checkout unknown")
+    devices = f"{device.get('count', 'unknown')} x {device.get('kind', 'unknown')}"
+    cores = f"{cpu.get('cores', 'unknown')} cores" + (f" of {cpu['model']}" if cpu.get("model") else "")
+    lines = [
+        f"- date: {provenance.get('date', 'unknown')}",
+        f"- code: commit {git.get('commit', 'unknown')}{changes}",
+        f"- device: {devices} ({device.get('platform', 'unknown')})",
+        f"- host: {cores}, {provenance.get('platform', 'unknown')}",
+        f"- versions: Python {provenance.get('python', 'unknown')}, {versions or 'others unknown'}",
+    ]
+    return "\n".join(["## Provenance", "", *map(inline, lines)])
+
+
+def plus_minus(mean: float | None, std: float | None, style: str, std_style: str) -> str:
+    """Mean and spread, each in its format; the mean alone where there is no spread.
+
+    >>> plus_minus(98.421, 0.163, ".2f", ".2g"), plus_minus(98.421, None, ".1f", ".2g")
+    ('98.42 ± 0.16', '98.4')
+    """
+    return number(mean, style) + (f" ± {std:{std_style}}" if std is not None else "")
+
+
+def percent(share: float | None, style: str = ".2f") -> str:
+    """A share as a number of per cent, "-" where there is none."""
+    return number(100 * share if is_number(share) else None, style)
+
+
+def number(value: float | None, style: str) -> str:
+    """A number in a format, "-" where there is none or it is not finite."""
+    return format(value, style) if is_number(value) else "-"
+
+
+def inline(text: str) -> str:
+    """Text that stays on its line and in its table cell, and is no HTML."""
+    return " ".join(text.split()).replace("<", "&lt;").replace("|", "\\|")
+
+
+def markdown_table(header: list[str], rows: list[list[str]], *, numbers_from: int) -> str:
+    """A table in Markdown, its columns from `numbers_from` on aligned to the right."""
+    rule = ["---" if column < numbers_from else "---:" for column in range(len(header))]
+    return "\n".join(f"| {' | '.join(map(inline, cells))} |" for cells in (header, rule, *rows))

@@ -1,0 +1,115 @@
+"""A grid of configs from a command line on which options have several values."""
+
+import itertools
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass, replace
+from types import NoneType
+from typing import Any
+
+import tyro
+
+from bnn_jax.errors import UsageError
+from bnn_jax.training.config import Config
+
+SCALARS = {int, float, bool, str}
+
+
+def scalar_options(kind: type = Config, prefix: str = "") -> list[str]:
+    """The dotted names of the config's options that have one value each.
+
+    >>> [name for name in scalar_options() if name.startswith("optim.")][:3]
+    ['optim.name', 'optim.learning_rate', 'optim.momentum']
+    """
+    names = []
+    for name, hint in typing.get_type_hints(kind).items():
+        if is_dataclass(hint):
+            names += scalar_options(hint, f"{prefix}{name}.")
+        elif (set(typing.get_args(hint)) or {hint}) <= SCALARS | {NoneType}:
+            names.append(f"{prefix}{name}")
+    return names
+
+
+def split_axes(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """The options of the config that have several values, as texts, and the rest of the command line.
+
+    >>> split_axes(["--seeds", "5", "--optim.learning-rate", "0.1", "1", "--epochs", "3"])
+    ({'optim.learning_rate': ['0.1', '1']}, ['--seeds', '5', '--epochs', '3'])
+
+    Raises:
+      UsageError: if an axis is given twice; for several values of `seed`.
+    """
+    axes, rest, known = {}, [], set(scalar_options())
+    starts = [index for index, word in enumerate(argv) if word.startswith("--")]
+    rest += argv[: starts[0]] if starts else argv
+    for start, end in zip(starts, [*starts[1:], len(argv)]):
+        name, values = argv[start].removeprefix("--").replace("-", "_"), list(argv[start + 1 : end])
+        if name not in known or len(values) < 2:
+            rest += argv[start:end]
+            continue
+        if name == "seed":
+            raise UsageError(f"`--seed` (={' '.join(values)}) is the first seed; `--seeds` says how many there are")
+        if name in axes:
+            raise UsageError(f"`--{name}` (={' '.join(values)}) is given twice; give all of its values once")
+        axes[name] = values
+    return axes, rest
+
+
+def parse_axes(config: Config, texts: Mapping[str, Sequence[str]]) -> dict[str, tuple[Any, ...]]:
+    """The values of each axis, of the option's own type; one that does not parse ends the program with exit code 2.
+
+    >>> parse_axes(Config("test", 1, 32), {"data.flip": ["True", "False"], "model.width": ["None", "8"]})
+    {'data.flip': (True, False), 'model.width': (None, 8)}
+
+    Raises:
+      UsageError: if two values are the same.
+    """
+    axes = {}
+    for name, values in texts.items():
+        axes[name] = tuple(_value_of(_parsed(config, name, value), name) for value in values)
+        if len(set(axes[name])) < len(axes[name]):
+            raise UsageError(f"`--{name}` (={' '.join(values)}) must have values that differ; leave one out")
+    return axes
+
+
+def grid_cells(config: Config, axes: Mapping[str, Sequence[Any]]) -> dict[str, tuple[Config, dict[str, Any]]]:
+    """Label -> config and values, for each combination of the values, the last axis fastest.
+
+    >>> list(grid_cells(Config("test", 1, 32), {"optim.momentum": (0.0, 0.9), "epochs": (1, 2)}))[:2]
+    ['momentum=0.0,epochs=1', 'momentum=0.0,epochs=2']
+    """
+    cells = {}
+    for values in itertools.product(*axes.values()):
+        chosen = dict(zip(axes, values))
+        cell = config
+        for name, value in chosen.items():
+            cell = _with(cell, name, value)
+        label = ",".join(f"{short_name(name)}={value}" for name, value in chosen.items()) or "all"
+        # It is also the name of a folder.
+        cells[label.replace("/", "_")] = (cell, chosen)
+    return cells
+
+
+def short_name(name: str) -> str:
+    """The last part of an option's name where no other option has the same.
+
+    >>> short_name("optim.learning_rate"), short_name("optim.name")
+    ('learning_rate', 'optim.name')
+    """
+    last = name.rpartition(".")[2]
+    return last if [other.rpartition(".")[2] for other in scalar_options()].count(last) == 1 else name
+
+
+def _parsed(config: Config, name: str, text: str) -> Config:
+    return tyro.cli(Config, args=[f"--{name}", text], default=config, config=(tyro.conf.FlagConversionOff,))
+
+
+def _value_of(config: Any, name: str) -> Any:
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def _with(config: Any, name: str, value: Any) -> Any:
+    first, _, rest = name.partition(".")
+    return replace(config, **{first: _with(getattr(config, first), rest, value) if rest else value})
