@@ -48,7 +48,7 @@ def evaluate_file(arguments: Arguments) -> str:
     if "name" not in data:
         raise UsageError(f"`data` must name a data set, for {arguments.workdir} names none; as --data cifar10")
     dataset = load_dataset(data.pop("name"), data_dir=arguments.data_dir, **data)
-    given = (dataset.train.images.shape[1:], dataset.num_classes)
+    given = (dataset.image_shape, dataset.num_classes)
     wanted = (network.metadata["image_shape"], network.metadata["num_classes"])
     if given != wanted:
         raise UsageError(

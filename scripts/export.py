@@ -45,7 +45,7 @@ def pack(arguments: Arguments) -> tuple[PackedModel, dict[str, Any], dict[str, A
     config, dataset, settings, model, variables, packed = freeze_run(
         arguments.workdir, which=arguments.which, data_dir=arguments.data_dir
     )
-    shape, num_classes = dataset.train.images.shape[1:], dataset.num_classes
+    shape, num_classes = dataset.image_shape, dataset.num_classes
     described = {"image_shape": shape, "mean": dataset.mean, "std": dataset.std}
     network = PackedModel(model, rounded(packed) if arguments.float16 else packed, described)
     chosen = getattr(dataset, arguments.split)

@@ -1,17 +1,27 @@
 """Train one network: python scripts/train.py --config configs/digits_xnor.py --workdir runs/mine --optimizer dfw
 
-Started again with the same arguments it resumes from the newest good checkpoint.
+Started again with the same arguments it resumes from the newest good checkpoint, on as many devices as there are then.
+On machines that work together it is started once on each (docs/tpu.md).
 """
 
+import os
+import signal
 import sys
+
+if __name__ == "__main__":
+    # Importing takes seconds, in which there is nothing to save.  Later train() takes the signal over.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from bnn_jax.errors import exit_code_of
 from bnn_jax.training.config import Settings, parse
+from bnn_jax.training.devices import initialize_processes, is_first_process, make_devices
 from bnn_jax.training.loop import train
 from bnn_jax.training.programs import use_compilation_cache
-from bnn_jax.training.progress import progress_display
+from bnn_jax.training.progress import progress_display, silent
 
 
 @dataclass(frozen=True)
@@ -23,6 +33,22 @@ class Arguments:
     """Folder of the run; by default runs/<name>_<optimizer>_seed<seed>."""
     optimizer: str | None = None
     """Start from the settings that the config keeps for this optimizer."""
+    devices: int | None = None
+    """To divide each batch among; all by default."""
+    model_parallel: int = 1
+    """Devices among which the output features of parameters are divided."""
+    workers: int = 0
+    """Processes that read images from disk, where the config has data.stream; 0 takes threads."""
+    strict: bool = False
+    """Refuse corrupt images of a stream, which are else left out with a warning."""
+    distributed: bool = False
+    """One of several processes, which the environment (TPU pod, Slurm, Open MPI) or the next three options name."""
+    coordinator_address: str | None = None
+    """HOST:PORT of process 0."""
+    num_processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Number of this process, from 0."""
 
 
 def main() -> None:
@@ -30,12 +56,20 @@ def main() -> None:
     config = arguments.settings
     workdir = arguments.workdir or Path("runs") / f"{config.name}_{config.optim.name}_seed{config.seed}"
     use_compilation_cache()
-    with progress_display(f"{config.name} {config.optim.name}") as on_progress:
-        result = train(config, workdir, on_progress=on_progress)
-    print(f"test accuracy {100 * result['test_accuracy_last']:.2f} % at the last epoch, ", end="")
-    print(f"{100 * result['test_accuracy_best']:.2f} % at epoch {result['best_epoch']}, the best in validation")
-    print(f"{workdir}: config.json, metrics.jsonl, checkpoints, result.json")
+    if arguments.distributed:
+        initialize_processes(arguments.coordinator_address, arguments.num_processes, arguments.process_id)
+    reading = {"workers": arguments.workers, "strict": arguments.strict}
+    devices = make_devices(arguments.devices, model_parallel=arguments.model_parallel)
+    shown = progress_display(f"{config.name} {config.optim.name}") if is_first_process() else nullcontext(silent)
+    with shown as on_progress:
+        result = train(config, workdir, on_progress=on_progress, devices=devices, **reading)
+    if is_first_process():
+        print(f"test accuracy {100 * result['test_accuracy_last']:.2f} % at the last epoch, ", end="")
+        print(f"{100 * result['test_accuracy_best']:.2f} % at epoch {result['best_epoch']}, the best in validation")
+        print(f"{workdir}: config.json, metrics.jsonl, checkpoints, result.json")
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code_of(main))
+    exit_code = exit_code_of(main)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sys.exit(exit_code)

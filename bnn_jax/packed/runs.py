@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 
-from bnn_jax.data import Dataset
+from bnn_jax.data import Dataset, ImageStream
 from bnn_jax.errors import UsageError
 from bnn_jax.packed.freezing import freeze
 from bnn_jax.training.config import Config, ModelConfig
@@ -20,7 +20,7 @@ class FrozenRun(NamedTuple):
     """A run and its network, trained and packed."""
 
     config: Config
-    dataset: Dataset
+    dataset: Dataset | ImageStream
     settings: ModelConfig
     model: nn.Module
     variables: dict[str, Any]
@@ -47,7 +47,7 @@ def freeze_run(
     settings, variables = load_network(workdir, dataset, which=which)
     model = make_model(settings, num_classes=dataset.num_classes)
     try:
-        packed = freeze(model, variables, dataset.train.images.shape[1:])
+        packed = freeze(model, variables, dataset.image_shape)
     except ValueError as error:
         raise UsageError(f"`workdir` (={workdir}) holds a network that cannot be packed: {error}") from None
     return FrozenRun(config, dataset, settings, model, variables, packed)

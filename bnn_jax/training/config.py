@@ -126,6 +126,8 @@ class Config:
     seed: int = 0
     """Of the initialisation, the order of examples and the augmentation."""
     loss: str = "smoothed_multiclass_hinge"
+    precision: str = "float32"
+    """Of the activations while training: float32 or bfloat16; weights, statistics and sums are float32 either way."""
     regularizer: str = "none"
     """Of the latent weights, added to the loss; not for dfw."""
     regularizer_strength: float = 1e-6
@@ -141,7 +143,8 @@ class Config:
     tune_epochs: int = 1
     """Epochs of each trial of --tune."""
     scan_steps: int = 50
-    """Training steps in one jitted call; between calls progress shows and an interrupt saves."""
+    """At most so many training steps in one jitted call; between calls, which end within about three seconds where a
+    step does, progress shows and an interrupt saves."""
     checkpoint_every_epochs: int = 1
     diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
 

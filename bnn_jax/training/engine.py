@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from jax.errors import JaxRuntimeError
 
-from bnn_jax.data import Dataset
+from bnn_jax.data import Dataset, ImageStream
 from bnn_jax.errors import RunError, UsageError, unknown_name
 from bnn_jax.training.checkpoint import checkpoint_steps
 from bnn_jax.training.config import Config, DataConfig
@@ -15,10 +15,11 @@ from bnn_jax.training.feed import load_data
 from bnn_jax.training.loop import Diverged, train
 from bnn_jax.training.metrics import write_file
 from bnn_jax.training.processes import run_in_processes
+from bnn_jax.training.programs import image_info
 from bnn_jax.training.progress import OnProgress, progress_display
 from bnn_jax.training.throughput import choose_how
 from bnn_jax.training.validation import validate
-from bnn_jax.training.whole_run import image_info, program_key, train_together, why_not_whole
+from bnn_jax.training.whole_run import program_key, train_together, why_not_whole
 from bnn_jax.training.workdir import claim_workdir, read_sealed
 
 
@@ -30,7 +31,7 @@ class Run(NamedTuple):
     workdir: Path
 
 
-Datasets = dict[DataConfig, Dataset]
+Datasets = dict[DataConfig, Dataset | ImageStream]
 """Those that are loaded."""
 
 
@@ -114,7 +115,7 @@ def _record_diverged(run: Run, sentence: str) -> None:
     write_file(Path(run.workdir) / "diverged.json", json.dumps(result | dict.fromkeys((*numbers, *others))))
 
 
-def _dataset(config: Config, datasets: Datasets) -> Dataset:
+def _dataset(config: Config, datasets: Datasets) -> Dataset | ImageStream:
     if config.data not in datasets:
         datasets[config.data] = load_data(config)
     return datasets[config.data]
@@ -172,7 +173,7 @@ def _groups(runs: list[Run], datasets: Datasets) -> dict[tuple[Config, int | Non
     for run in runs:
         folder = run.workdir / "checkpoints"
         steps = checkpoint_steps(folder) if folder.is_dir() else []
-        examples = len(_dataset(run.config, datasets).train.labels)
+        examples = len(_dataset(run.config, datasets).train)
         epochs, rest = divmod(steps[-1] if steps else 0, max(1, examples // run.config.batch_size))
         groups.setdefault((program_key(run.config), None if rest else epochs), []).append(run)
     return groups

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 import flax.linen as nn
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from bnn_jax.losses import LOSSES
@@ -50,6 +51,8 @@ class Experiment(NamedTuple):
     teacher: nn.Module | None
     diagnostics: DiagnosticsConfig
     histogram_bounds: tuple[float, float]
+    precision: str
+    devices: Mesh | None
 
 
 def make_model(settings: ModelConfig, *, num_classes: int) -> nn.Module:
@@ -74,6 +77,7 @@ def make_experiment(
     *,
     total_steps: int,
     teacher: ModelConfig | None = None,
+    devices: Mesh | None = None,
     **hyper: float | Array,
 ) -> Experiment:
     """Look up the names of a validated config; values in `hyper`, which may be traced, take the place of its own."""
@@ -108,6 +112,8 @@ def make_experiment(
         teacher=None if teacher is None else make_model(teacher, num_classes=info.num_classes),
         diagnostics=config.diagnostics,
         histogram_bounds=histogram_bounds(optim.latent_box),
+        precision=config.precision,
+        devices=devices,
     )
 
 

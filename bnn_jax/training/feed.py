@@ -1,19 +1,31 @@
 """What a run trains on, on the device: a whole set in memory, or batches that are read while it trains."""
 
+import math
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from bnn_jax.data import Dataset, load_dataset
+from bnn_jax.data import Dataset, ImageStream, batches, load_dataset, open_stream, padded_order, prefetch
+from bnn_jax.data.batching import Batches
 from bnn_jax.training.config import Config
+from bnn_jax.training.devices import columns_reader, data_shards, place_batch, place_columns, replicate
 from bnn_jax.training.programs import Programs
 from bnn_jax.training.state import TrainState
+from bnn_jax.training.step import EVALUATION_BATCH
 from bnn_jax.types import Images, Labels, Metrics, Params
+
+BLOCK_BYTES = 2**28
+"""Of images that go to the device together, where they are read while it trains; two more blocks are on the way."""
+
+
+class SkippedExampleWarning(UserWarning):
+    """An image was left out; the text names it and the reason."""
 
 
 class Block(NamedTuple):
@@ -42,26 +54,106 @@ class Feed(NamedTuple):
     evaluate: Callable[[Params, Any, str], dict[str, np.ndarray]]
 
 
-def load_data(config: Config) -> Dataset:
-    """The data set that `config.data` names, checked."""
+def load_data(config: Config) -> Dataset | ImageStream:
+    """The data set that `config.data` names, checked: in memory, or opened to be read while it is used."""
     data = config.data
-    return load_dataset(
-        data.name, data_dir=data.data_dir, validation_examples=data.validation_examples, split_seed=data.split_seed
-    )
+    where = {
+        "data_dir": data.data_dir,
+        "validation_examples": data.validation_examples,
+        "split_seed": data.split_seed,
+    }
+    if data.stream:
+        return open_stream(data.name, preprocessing=data.preprocessing, image_size=data.image_size, **where)
+    return load_dataset(data.name, **where)
 
 
-def feed_from_memory(programs: Programs, dataset: Dataset) -> Feed:
-    """Of a set that fits in the memory of the device, to which the training split goes once."""
-    images, labels = jnp.asarray(dataset.train.images), jnp.asarray(dataset.train.labels)
+def make_feed(
+    config: Config, programs: Programs, dataset: Dataset | ImageStream, *, workers: int = 0, strict: bool = False
+) -> Feed:
+    """The feed of a run from its data.
+
+    Args:
+      config: decides how many batches a block has, and what is random in preprocessing.
+      workers: processes that read a stream; 0 takes threads.
+      strict: refuse corrupt images of a stream instead of leaving them out with a warning.
+    """
+    if isinstance(dataset, ImageStream):
+        return _feed_from_stream(config, programs, dataset, workers=workers, strict=strict)
+    return _feed_from_memory(programs, dataset)
+
+
+def _feed_from_memory(programs: Programs, dataset: Dataset) -> Feed:
+    """Of a set that fits in the memory of each device, to which the training split goes once."""
+    whole = (dataset.train.images, dataset.train.labels)
+    images, labels = replicate(whole, programs.devices)
 
     def blocks(order, epoch, begun):
-        order = jnp.asarray(order)
-        train = partial(programs.train, images=images, labels=labels, order=order)
-        yield Block(train, lambda row: (images[order[row]], labels[order[row]]), range(begun, len(order)))
+        train = partial(programs.train, images=images, labels=labels, order=replicate(order, programs.devices))
+        batch = lambda row: replicate(tuple(part[order[row]] for part in whole), programs.devices)
+        yield Block(train, batch, range(begun, len(order)))
 
     def evaluate(params, model_state, name):
         split = getattr(dataset, name)
-        found = programs.evaluate(params, model_state, jnp.asarray(split.images), jnp.asarray(split.labels))
-        return jax.device_get(found)
+        arrays = replicate((split.images, split.labels), programs.devices)
+        return jax.device_get(programs.evaluate(params, model_state, *arrays))
 
     return Feed(blocks, evaluate)
+
+
+def _feed_from_stream(config: Config, programs: Programs, stream: ImageStream, *, workers: int, strict: bool) -> Feed:
+    """Of a set on disk: while a block is trained on, the next ones are read and go to the device."""
+    devices = programs.devices
+    index, count = columns_reader(devices)
+    size = max(1, min(config.scan_steps, programs.steps_per_epoch, BLOCK_BYTES // _batch_bytes(config, stream)))
+
+    def read(name, order, *, epoch, training, first_step=0):
+        return batches(
+            getattr(stream, name),
+            order,
+            seed=config.seed,
+            epoch=epoch,
+            training=training,
+            workers=workers,
+            first_step=first_step,
+            process_index=index,
+            process_count=count,
+            on_skipped=partial(_warn_skipped, name),
+            strict=strict,
+        )
+
+    def blocks(order, epoch, begun):
+        source = _blocks_of(read("train", order, epoch=epoch, training=True, first_step=begun), size)
+        with prefetch(source, lambda found: (found[0], place_columns(found[1], devices))) as found:
+            for rows, (images, labels) in found:
+                train = partial(programs.train_on_batches, images=images, labels=labels)
+                batch = lambda row, images=images, labels=labels: (images[row], labels[row])
+                yield Block(train, batch, range(rows))
+
+    def evaluate(params, model_state, name):
+        order = padded_order(len(getattr(stream, name)), EVALUATION_BATCH, data_shards(devices))
+        totals = np.zeros(3)
+        with prefetch(read(name, order, epoch=0, training=False), partial(place_batch, devices=devices)) as found:
+            for images, labels in found:
+                one = jax.device_get(programs.evaluate(params, model_state, images, labels))
+                totals += one["examples"] * np.array([one["loss"], one["accuracy"], 1.0])
+        means = np.float32(totals[:2] / max(totals[2], 1))
+        return {"loss": means[0], "accuracy": means[1], "examples": np.int32(totals[2])}
+
+    return Feed(blocks, evaluate)
+
+
+def _batch_bytes(config: Config, stream: ImageStream) -> int:
+    return config.batch_size * math.prod(stream.image_shape)
+
+
+def _blocks_of(source: Batches, size: int) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
+    """(batches, their images and labels as arrays [size, ...]); the last block is filled up with empty batches."""
+    with source:
+        while block := list(islice(source, size)):
+            empty = tuple(np.zeros_like(part) for part in block[0])
+            images, labels = (np.stack(part) for part in zip(*block, *[empty] * (size - len(block))))
+            yield len(block), (images, labels)
+
+
+def _warn_skipped(split: str, index: int, reason: str) -> None:
+    warnings.warn(f"skipped example {index} of the {split} split: {reason}", SkippedExampleWarning, stacklevel=2)

@@ -1,25 +1,38 @@
 """train(config, workdir): a run from its config to its result, resumable at any moment, bit for bit.
 
 A workdir holds `config.json` (resolved), `metrics.jsonl` (a line a step, an evaluation and a record of diagnostics),
-`checkpoints/` and, when the run is finished, `result.json`.
+`checkpoints/` and, when the run is finished, `result.json`.  Where a run has several processes, all of them call the
+same functions in the same order, and process 0 alone reads and writes the workdir.
 """
 
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from bnn_jax.data import Dataset
-from bnn_jax.errors import RunError, UsageError
+from bnn_jax.data import Dataset, ImageStream
+from bnn_jax.errors import Preempted, RunError, UsageError
 from bnn_jax.training.checkpoint import checkpoint_steps, restore_checkpoint, save_checkpoint
 from bnn_jax.training.config import Config, to_dict
+from bnn_jax.training.devices import (
+    check_batch_size,
+    ended_with_the_others,
+    largest,
+    on_first_process,
+    place_state,
+    to_host,
+)
+from bnn_jax.training.diagnostics import no_flips
 from bnn_jax.training.experiment import hyper_parameters
-from bnn_jax.training.feed import Feed, feed_from_memory, load_data
+from bnn_jax.training.feed import Feed, load_data, make_feed
 from bnn_jax.training.interrupts import interrupts
 from bnn_jax.training.metrics import (
     append_metrics,
@@ -36,10 +49,13 @@ from bnn_jax.training.programs import Teacher, initial_state, programs_of, state
 from bnn_jax.training.progress import OnProgress, silent
 from bnn_jax.training.state import Best, RunState
 from bnn_jax.training.validation import validate
-from bnn_jax.training.workdir import claim_workdir, locked, read_config, read_sealed, write_sealed
+from bnn_jax.training.workdir import claim_workdir, locked, of_another_run, read_config, read_sealed, write_sealed
 
 LONGEST_CALL = 3.0
 """Seconds of a jitted call, after which progress shows and a run can be stopped and saved."""
+
+Asked: TypeAlias = Callable[[], type[KeyboardInterrupt] | None]
+"""The exception with which the run shall end, None before."""
 
 
 class Diverged(RunError):
@@ -50,10 +66,14 @@ def train(
     config: Config,
     workdir: str | Path,
     *,
-    dataset: Dataset | None = None,
+    dataset: Dataset | ImageStream | None = None,
     on_progress: OnProgress = silent,
     carried: Any | None = None,
     teacher: Teacher | None = None,
+    devices: Mesh | None = None,
+    workers: int = 0,
+    strict: bool = False,
+    stage: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Run `config` in `workdir`, or resume it from its newest good checkpoint, or return the result it already has.
 
@@ -67,46 +87,73 @@ def train(
       carried: variables of the network that start from given values, as :func:`bnn_jax.training.step.init_state` takes
         them; without meaning for a run that is resumed.
       teacher: for the losses of `config.distillation`, and needed by them; see `bnn_jax.training.stages`.
+      devices: to divide each batch among, by :func:`bnn_jax.training.devices.make_devices`; a run can be resumed on
+        others.  With several processes all of them call this with the same arguments.
+      workers, strict: of data that are read while training, see :func:`bnn_jax.training.feed.make_feed`.
+      stage: what a checkpoint keeps of the stage that the run is, see `bnn_jax.training.stages`.
 
     Returns:
       The result: test accuracy at the best validation epoch and at the last, curves, step time; see `result.json`.
 
     Raises:
-      UsageError: for a config that cannot run, or a `workdir` that holds a run of another config.
+      UsageError: for a config that cannot run, there or on `devices`, or a `workdir` that holds a run of another;
+        with several processes also where their configs differ.
       Diverged: when a metric is not finite; names step and metric.
       RunError: when the disk is full or no checkpoint can be restored.
     """
     config, workdir = validate(config), Path(workdir)
     _check_teacher(config, teacher)
-    with interrupts(partial(_last_saved, workdir)) as asked:
-        claim_workdir(config, workdir)
-        result = read_sealed(workdir / "result.json")
+    check_batch_size(config.batch_size, devices)
+    with interrupts(partial(_last_saved, workdir)) as asked_here, ExitStack() as held, ended_with_the_others():
+        asked = _agreed(asked_here)
+        _check_same(config)
+        result = on_first_process(partial(_claim, config, workdir, held))
         if result is None:
-            with locked(workdir):
-                result = _run(config, workdir, dataset, on_progress, carried, teacher, asked)
-        if asked():
-            raise asked()(f"the run in {workdir} is finished")
+            dataset = load_data(config) if dataset is None else dataset
+            programs = programs_of(config, dataset, teacher=teacher, devices=devices)
+            feed = make_feed(config, programs, dataset, workers=workers, strict=strict)
+            save = partial(_save, config, workdir, stage)
+            run = initial_state(programs, config.seed, carried=carried)
+            run = place_state(on_first_process(partial(_restore, config, workdir, run)), devices)
+            run = _train_epochs(config, workdir, programs, feed, run, save, on_progress, asked)
+            result = _finish(config, workdir, feed, run)
+        ending = asked()
+        if ending is not None:
+            raise ending(f"the run in {workdir} is finished")
     return result
 
 
-def _run(config, workdir, dataset, on_progress, carried, teacher, asked) -> dict[str, Any]:
-    dataset = load_data(config) if dataset is None else dataset
-    programs = programs_of(config, dataset, teacher=teacher)
-    feed = feed_from_memory(programs, dataset)
-    run = _restore(workdir, initial_state(programs, config.seed, carried=carried))
-    run = _train_epochs(config, workdir, programs, feed, run, on_progress, asked)
-    return _finish(config, workdir, feed, run)
+def _claim(config: Config, workdir: Path, held: ExitStack) -> dict[str, Any] | None:
+    """The result of a run that is finished; else None, and its folder is locked while it is `held`."""
+    claim_workdir(config, workdir)
+    result = read_sealed(workdir / "result.json")
+    if result is None:
+        held.enter_context(locked(workdir))
+    return result
 
 
-def _restore(workdir: Path, run: RunState) -> RunState:
+def _check_same(config: Config) -> None:
+    differs = to_dict(config) != on_first_process(partial(to_dict, config))
+    if largest(float(differs)):
+        raise UsageError("the config of a process differs from that of process 0; start all with the same files")
+
+
+def _agreed(asked: Asked) -> Asked:
+    """What one of the processes at least is asked for."""
+    endings = (None, KeyboardInterrupt, Preempted)
+    return lambda: endings[int(largest(endings.index(asked())))]
+
+
+def _restore(config: Config, workdir: Path, run: RunState) -> RunState:
     """The state of the newest good checkpoint, and its log as `metrics.jsonl`; else `run` and an empty one."""
-    restored = restore_checkpoint(workdir / "checkpoints", run)
+    foreign = partial(of_another_run, config)
+    restored = restore_checkpoint(workdir / "checkpoints", run, foreign=foreign, set_aside=True)
     log = "" if restored is None else unpack_log(restored.metadata["log"])
     write_file(workdir / "metrics.jsonl", log)
     return run if restored is None else restored.state
 
 
-def _train_epochs(config, workdir, programs, feed, run, on_progress, asked) -> RunState:
+def _train_epochs(config, workdir, programs, feed, run, save, on_progress, asked) -> RunState:
     """From where `run` is to the end of the last epoch, saving on the way.
 
     Raises:
@@ -117,13 +164,14 @@ def _train_epochs(config, workdir, programs, feed, run, on_progress, asked) -> R
     for epoch in range(int(run.train.step) // steps_per_epoch + 1, config.epochs + 1):
         begun = int(run.train.step) % steps_per_epoch
         order = np.asarray(programs.order(run.train.seed, np.int32(epoch)))
-        rows = [r for r in read_metrics(workdir / "metrics.jsonl") if r["kind"] == "train" and r["epoch"] == epoch]
+        rows = on_first_process(partial(_records_of, workdir, epoch))
         for block in feed.blocks(order, epoch, begun):
             done = block.rows.start
             while done < block.rows.stop:
-                if asked():
-                    _save(config, workdir, run)
-                    raise asked()(_saved_text(run))
+                ending = asked()
+                if ending is not None:
+                    save(run)
+                    raise ending(_saved_text(run))
                 count = min(block.rows.stop - done, pace.steps, _until_record(config, run))
                 run, records = _train_steps(config, workdir, programs, run, block, done, count, epoch, pace)
                 done, rows = done + count, rows + records
@@ -132,9 +180,18 @@ def _train_epochs(config, workdir, programs, feed, run, on_progress, asked) -> R
                 text = f"epoch {epoch}/{config.epochs}  loss {records[-1]['loss']:.3f}  {pace.text}"
                 on_progress(int(run.train.step), config.epochs * steps_per_epoch, text)
         run = _end_epoch(workdir, programs, feed, run, epoch, rows, pace)
-        if asked() or epoch % config.checkpoint_every_epochs == 0 or epoch == config.epochs:
-            _save(config, workdir, run)
+        if asked() is not None or epoch % config.checkpoint_every_epochs == 0 or epoch == config.epochs:
+            save(run)
     return run
+
+
+def _records_of(workdir: Path, epoch: int) -> list[dict[str, Any]]:
+    records = read_metrics(workdir / "metrics.jsonl")
+    return [record for record in records if record["kind"] == "train" and record["epoch"] == epoch]
+
+
+def _append(workdir: Path, records: list[dict[str, Any]]) -> None:
+    on_first_process(partial(append_metrics, workdir / "metrics.jsonl", records))
 
 
 class _Pace:
@@ -145,6 +202,7 @@ class _Pace:
         self.seconds: list[float] = []
 
     def took(self, seconds: float) -> None:
+        seconds = largest(seconds)  # all make calls of the same length
         self.seconds.append(seconds)
         # The first call compiles.
         if len(self.seconds) > 1:
@@ -185,7 +243,7 @@ def _train_steps(config, workdir, programs, run, block, first, count, epoch, pac
     bad = first_non_finite(records)
     if bad is not None:
         step, metric, value = bad
-        append_metrics(workdir / "metrics.jsonl", [r for r in records if r["step"] < step])
+        _append(workdir, [r for r in records if r["step"] < step])
         before, _ = block.train(run.train, hyper=hyper, first=np.int32(first), count=np.int32(step - first_step))
         where = programs.locate(before, *block.batch(first + step - first_step))
         raise Diverged(
@@ -193,16 +251,16 @@ def _train_steps(config, workdir, programs, run, block, first, count, epoch, pac
             f"{f', first in {where}' if where else ''}; lower `optim.learning_rate` "
             f"(={config.optim.learning_rate}); the last good checkpoint is kept"
         )
-    append_metrics(workdir / "metrics.jsonl", records)
+    _append(workdir, records)
     return run.replace(train=state), records
 
 
 def _record_diagnostics(workdir, programs, run, batch, epoch) -> RunState:
     """Measure on the batch of the last step, write the record, count flips from zero again."""
     found = jax.device_get(programs.diagnose(run.train, *batch))
-    record = diagnostics_record(found, step=int(run.train.step), epoch=epoch)
-    append_metrics(workdir / "metrics.jsonl", [record])
-    return run.replace(train=run.train.replace(flips=jax.tree.map(jnp.zeros_like, run.train.flips)))
+    _append(workdir, [diagnostics_record(found, step=int(run.train.step), epoch=epoch)])
+    flips = place_state(no_flips(run.train.params), programs.devices)
+    return run.replace(train=run.train.replace(flips=flips))
 
 
 def _end_epoch(workdir, programs, feed, run, epoch, rows, pace) -> RunState:
@@ -219,7 +277,7 @@ def _end_epoch(workdir, programs, feed, run, epoch, rows, pace) -> RunState:
         "step_time_ms": 1e3 * float(np.median(pace.seconds[1:] or pace.seconds or [0.0])),
         **{name: float(value) for name, value in programs.bounds(run.train.params).items()},
     }
-    append_metrics(workdir / "metrics.jsonl", [record])
+    _append(workdir, [record])
     if record["validation_accuracy"] <= float(run.best.accuracy):
         return run
     best = Best(run.train.params, run.train.model_state, jnp.asarray(found["accuracy"]), jnp.asarray(epoch, jnp.int32))
@@ -232,8 +290,7 @@ def _finish(config: Config, workdir: Path, feed: Feed, run: RunState) -> dict[st
     def test_accuracy(variables):
         return float(feed.evaluate(variables.params, variables.model_state, "test")["accuracy"])
 
-    records = list(read_metrics(workdir / "metrics.jsonl"))
-    result = summarize(records) | {
+    found = {
         "seed": config.seed,
         "epochs": config.epochs,
         "best_epoch": int(run.best.epoch),
@@ -241,8 +298,13 @@ def _finish(config: Config, workdir: Path, feed: Feed, run: RunState) -> dict[st
         "test_accuracy_best": test_accuracy(run.best),
         "test_accuracy_last": test_accuracy(run.train),
     }
-    write_sealed(workdir / "result.json", result)
-    return result
+
+    def write():
+        result = summarize(list(read_metrics(workdir / "metrics.jsonl"))) | found
+        write_sealed(workdir / "result.json", result)
+        return result
+
+    return on_first_process(write)
 
 
 def evaluate_run(
@@ -264,15 +326,16 @@ def evaluate_run(
     """
     workdir = Path(workdir)
     config = read_config(workdir)
+    foreign = partial(of_another_run, config)
     if data_dir is not None:
         config = replace(config, data=replace(config.data, data_dir=data_dir))
     dataset = load_data(config)
     programs = programs_of(config, dataset)
-    restored = restore_checkpoint(workdir / "checkpoints", state_shapes(programs))
+    restored = restore_checkpoint(workdir / "checkpoints", state_shapes(programs), foreign=foreign)
     if restored is None:
         raise UsageError(f"`workdir` (={workdir}) holds no checkpoint yet; train it first: python scripts/train.py")
     variables = restored.state.best if which == "best" else restored.state.train
-    found = feed_from_memory(programs, dataset).evaluate(variables.params, variables.model_state, split)
+    found = make_feed(config, programs, dataset).evaluate(variables.params, variables.model_state, split)
     return {
         "accuracy": float(found["accuracy"]),
         "loss": float(found["loss"]),
@@ -281,10 +344,16 @@ def evaluate_run(
     }
 
 
-def _save(config: Config, workdir: Path, run: RunState) -> None:
-    log = pack_log(workdir / "metrics.jsonl")
-    metadata = {"config": to_dict(config), "best_validation_accuracy": float(run.best.accuracy), "log": log}
-    save_checkpoint(workdir / "checkpoints", int(run.train.step), run, metadata=metadata)
+def _save(config: Config, workdir: Path, stage: dict[str, Any] | None, run: RunState) -> None:
+    state = to_host(run)
+
+    def write():
+        log = pack_log(workdir / "metrics.jsonl")
+        metadata = {"config": to_dict(config), "best_validation_accuracy": float(run.best.accuracy), "log": log}
+        metadata |= {} if stage is None else {"stage": stage}
+        save_checkpoint(workdir / "checkpoints", int(state.train.step), state, metadata=metadata)
+
+    on_first_process(write)
 
 
 def _saved_text(run: RunState) -> str:

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from bnn_jax.data import Dataset
+from bnn_jax.data import Dataset, ImageStream
 from bnn_jax.distillation import DISTILLATION_LOSSES
 from bnn_jax.errors import UsageError
 from bnn_jax.estimators import ESTIMATORS
@@ -21,6 +22,7 @@ from bnn_jax.models import MODELS
 from bnn_jax.optim import bound_statistics
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 from bnn_jax.training.config import Config, ModelConfig
+from bnn_jax.training.devices import check_batch_size, replicate, replicated
 from bnn_jax.training.divergence import first_non_finite_layer
 from bnn_jax.training.experiment import HyperParameters, ImageInfo, make_experiment
 from bnn_jax.training.state import Best, RunState, TrainState
@@ -65,9 +67,17 @@ class Programs(NamedTuple):
     diagnose: Callable[..., dict[str, Any]]
     locate: Callable[..., str | None]
     steps_per_epoch: int
+    devices: Mesh | None
 
 
-def make_programs(config: Config, info: ImageInfo, *, examples: int, teacher: ModelConfig | None = None) -> Programs:
+def make_programs(
+    config: Config,
+    info: ImageInfo,
+    *,
+    examples: int,
+    teacher: ModelConfig | None = None,
+    devices: Mesh | None = None,
+) -> Programs:
     """The programs of `config` on `examples` training examples; one set for all seeds and hyper-parameters.
 
     * ``init(seed, carried=None)``
@@ -81,6 +91,9 @@ def make_programs(config: Config, info: ImageInfo, *, examples: int, teacher: Mo
 
     `hyper` is what :func:`bnn_jax.training.experiment.hyper_parameters` gives; `first` and `count` choose batches, as
     in :func:`bnn_jax.training.step.train_steps`.
+
+    With `devices` each of them but `init`, which runs on one, takes arrays that lie as
+    :mod:`bnn_jax.training.devices` places them, and leaves the state so; whatever else comes out is on every device.
     """
     optim = replace(config.optim, learning_rate=1.0, momentum=0.0, weight_decay=0.0, tune_learning_rates=())
     model = with_published_quantizers(config.model)
@@ -88,7 +101,7 @@ def make_programs(config: Config, info: ImageInfo, *, examples: int, teacher: Mo
     teacher = None if teacher is None else with_published_quantizers(teacher)
     functions = (*_named_functions(model), *(() if teacher is None else _named_functions(teacher)))
     losses = (LOSSES[config.loss], *(DISTILLATION_LOSSES[name] for name in config.distillation.losses))
-    return _make_programs(config, info, examples, teacher, (*functions, *losses))
+    return _make_programs(config, info, examples, teacher, devices, (*functions, *losses))
 
 
 def _named_functions(model: ModelConfig) -> tuple[Any, ...]:
@@ -106,11 +119,18 @@ def _named_functions(model: ModelConfig) -> tuple[Any, ...]:
 
 @lru_cache(maxsize=8)
 def _make_programs(
-    config: Config, info: ImageInfo, examples: int, teacher: ModelConfig | None, functions: tuple[Any, ...]
+    config: Config,
+    info: ImageInfo,
+    examples: int,
+    teacher: ModelConfig | None,
+    devices: Mesh | None,
+    functions: tuple[Any, ...],
 ) -> Programs:
     total_steps = config.epochs * (examples // config.batch_size)
-    experiment_at = partial(make_experiment, config, info, total_steps=total_steps, teacher=teacher)
+    experiment_at = partial(make_experiment, config, info, total_steps=total_steps, teacher=teacher, devices=devices)
     experiment = experiment_at()  # where the hyper-parameters do not enter
+    order = partial(epoch_order, examples=examples, batch_size=config.batch_size)
+    whole = None if devices is None else replicated(devices)
 
     def train(state, images, labels, order, hyper: HyperParameters, first=0, count=None, teacher_variables=None):
         steps = partial(train_steps, length=len(order), first=first, count=count, teacher=teacher_variables)
@@ -122,14 +142,15 @@ def _make_programs(
 
     return Programs(
         init=jax.jit(partial(init_state, experiment), compiler_options=QUICK_COMPILATION),
-        train=jax.jit(train),
-        train_on_batches=jax.jit(train_on_batches),
-        evaluate=jax.jit(partial(evaluate, experiment)),
-        order=jax.jit(partial(epoch_order, examples=examples, batch_size=config.batch_size)),
-        bounds=jax.jit(partial(bound_statistics, box=experiment.box)),
-        diagnose=jax.jit(partial(diagnose_step, experiment)),
+        train=jax.jit(train, out_shardings=(None, whole)),
+        train_on_batches=jax.jit(train_on_batches, out_shardings=(None, whole)),
+        evaluate=jax.jit(partial(evaluate, experiment), out_shardings=whole),
+        order=jax.jit(order, out_shardings=whole),
+        bounds=jax.jit(partial(bound_statistics, box=experiment.box), out_shardings=whole),
+        diagnose=jax.jit(partial(diagnose_step, experiment), out_shardings=whole),
         locate=partial(first_non_finite_layer, experiment),
         steps_per_epoch=examples // config.batch_size,
+        devices=devices,
     )
 
 
@@ -140,22 +161,31 @@ class Teacher(NamedTuple):
     variables: Any
 
 
-def programs_of(config: Config, dataset: Dataset, *, teacher: Teacher | None = None) -> Programs:
+def image_info(dataset: Dataset | ImageStream) -> ImageInfo:
+    """What of a data set decides the programs."""
+    return ImageInfo(tuple(dataset.image_shape), dataset.num_classes, tuple(dataset.mean), tuple(dataset.std))
+
+
+def programs_of(
+    config: Config, dataset: Dataset | ImageStream, *, teacher: Teacher | None = None, devices: Mesh | None = None
+) -> Programs:
     """The jitted functions of `config` on `dataset`, the training program with the variables of its `teacher`.
 
     Raises:
-      UsageError: if a batch is larger than the training split.
+      UsageError: if a batch is larger than the training split, or cannot be divided among the devices.
     """
-    examples = len(dataset.train.labels)
+    check_batch_size(config.batch_size, devices)
+    examples = len(dataset.train)
     if config.batch_size > examples:
         raise UsageError(f"`batch_size` (={config.batch_size}) is larger than the {examples} training examples")
-    info = ImageInfo(dataset.train.images.shape[1:], dataset.num_classes, tuple(dataset.mean), tuple(dataset.std))
+    info = image_info(dataset)
     if teacher is None:
-        return make_programs(config, info, examples=examples)
-    programs = make_programs(config, info, examples=examples, teacher=teacher.settings)
+        return make_programs(config, info, examples=examples, devices=devices)
+    programs = make_programs(config, info, examples=examples, teacher=teacher.settings, devices=devices)
+    variables = replicate(teacher.variables, devices)
     return programs._replace(
-        train=partial(programs.train, teacher_variables=teacher.variables),
-        train_on_batches=partial(programs.train_on_batches, teacher_variables=teacher.variables),
+        train=partial(programs.train, teacher_variables=variables),
+        train_on_batches=partial(programs.train_on_batches, teacher_variables=variables),
     )
 
 

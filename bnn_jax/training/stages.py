@@ -5,28 +5,27 @@ which variables, named by their hash, the stage started, which of them were carr
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from bnn_jax.data import Dataset
+from bnn_jax.data import Dataset, ImageStream
 from bnn_jax.errors import UsageError, unknown_name
 from bnn_jax.training.checkpoint import restore_checkpoint
 from bnn_jax.training.config import Config
 from bnn_jax.training.feed import load_data
 from bnn_jax.training.loop import train
-from bnn_jax.training.metrics import write_file
 from bnn_jax.training.programs import Teacher, programs_of, state_shapes
 from bnn_jax.training.progress import OnProgress, silent
 from bnn_jax.training.transfer import TRANSFERS, Carried, Transfer, Variables
 from bnn_jax.training.validation import validate
-from bnn_jax.training.workdir import read_config
+from bnn_jax.training.workdir import of_another_run, read_config, recorded, write_sealed
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def run_stages(
     stages: Sequence[Stage],
     workdir: str | Path,
     *,
-    dataset: Dataset | None = None,
+    dataset: Dataset | ImageStream | None = None,
     on_progress: OnProgress = silent,
     announce: Callable[[str], None] = lambda text: None,
 ) -> dict[str, dict[str, Any]]:
@@ -124,7 +123,7 @@ def run_stages(
 
         origin, teacher = of_stage(stage.initialise_from), of_stage(stage.teacher)
         carried = None if origin is None else carry(stage, origin.variables, data)
-        _claim(stage, workdir / stage.name, origin, teacher, carried)
+        record = _claim(stage, workdir / stage.name, origin, teacher, carried)
         announce(f"{label}: {_describe(stage, carried)}")
         results[stage.name] = train(
             stage.config,
@@ -133,6 +132,7 @@ def run_stages(
             on_progress=lambda done, total, text, label=label: on_progress(done, total, f"{label}  {text}"),
             carried=None if carried is None else carried.variables,
             teacher=teacher,
+            stage=record,
         )
     return results
 
@@ -155,7 +155,9 @@ def replace_stage(stages: Sequence[Stage], name: str, folder: str | Path) -> lis
     ]
 
 
-def load_network(folder: str | Path, dataset: Dataset, *, which: Literal["best", "last"] = "best") -> Teacher:
+def load_network(
+    folder: str | Path, dataset: Dataset | ImageStream, *, which: Literal["best", "last"] = "best"
+) -> Teacher:
     """The network of a run: its settings and variables.
 
     Args:
@@ -169,14 +171,14 @@ def load_network(folder: str | Path, dataset: Dataset, *, which: Literal["best",
     folder = Path(folder)
     config = read_config(folder)
     like = state_shapes(programs_of(config, dataset))
-    restored = restore_checkpoint(folder / "checkpoints", like)
+    restored = restore_checkpoint(folder / "checkpoints", like, foreign=partial(of_another_run, config))
     if restored is None:
         raise UsageError(f"`folder` (={folder}) holds no checkpoint yet; train it first")
     found = restored.state.best if which == "best" else restored.state.train
     return Teacher(config.model, {"params": found.params, **found.model_state})
 
 
-def carry(stage: Stage, source: Variables, dataset: Dataset) -> Carried:
+def carry(stage: Stage, source: Variables, dataset: Dataset | ImageStream) -> Carried:
     """What `stage` takes over from the variables `source`.
 
     Raises:
@@ -224,7 +226,7 @@ def _describe(stage: Stage, carried: Carried | None) -> str:
 
 
 def _claim(stage: Stage, folder: Path, origin: Teacher | None, teacher: Teacher | None, carried: Carried | None):
-    """Write `stage.json`, or compare with the one that is there."""
+    """Compare with the `stage.json` that is there, or write it; return what it holds."""
 
     def run(name, network):
         hashed = None if network is None else fingerprint(network.variables)
@@ -240,14 +242,10 @@ def _claim(stage: Stage, folder: Path, origin: Teacher | None, teacher: Teacher 
         "initialised": None if carried is None else carried.initialised,
         "unused": None if carried is None else list(carried.unused),
     }
-    path = folder / "stage.json"
-    if not path.exists():
-        if (folder / "config.json").exists():
-            raise UsageError(f"`workdir` holds a run in {folder} that is no stage; choose another `--workdir`")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_file(path, json.dumps(record, indent=1))
-        return
-    found = json.loads(path.read_text())
+    begun = recorded(folder, "stage")
+    if not begun and (folder / "config.json").exists():
+        raise UsageError(f"`workdir` holds a run in {folder} that is no stage; choose another `--workdir`")
+    found = begun[0] if begun else record
     differing = [key for key, value in record.items() if found.get(key) != value]
     if differing:
         key = differing[0]
@@ -255,6 +253,9 @@ def _claim(stage: Stage, folder: Path, origin: Teacher | None, teacher: Teacher 
             f"`{key}` of stage {stage.name!r} is not what {folder} was begun with: {_short(record[key])} now, "
             f"{_short(found.get(key))} then; remove {folder} to run the stage anew, or choose another `--workdir`"
         )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_sealed(folder / "stage.json", record)
+    return record
 
 
 def _short(value: Any) -> str:

@@ -12,14 +12,17 @@ from jaxtyping import Array, Float, Int
 
 from bnn_jax.data import augment, normalize
 from bnn_jax.distillation import Outputs, distilled, enqueue, initial_keys
+from bnn_jax.layers import widened
 from bnn_jax.losses import augmented_margins, multiclass_hinge, smoothed_multiclass_hinge
 from bnn_jax.optim import DeepFrankWolfeState
+from bnn_jax.training.devices import data_shards, keep_sharding, shard_batch
 from bnn_jax.training.diagnostics import COLLECTION, count_flips, diagnose, no_flips, tap_quantizers
 from bnn_jax.training.experiment import Experiment
 from bnn_jax.training.state import TrainState
 from bnn_jax.types import Images, Labels, Metrics, Params
 
 EVALUATION_BATCH = 250
+"""Rounded up to a multiple of the devices that share a batch."""
 
 
 def init_state(experiment: Experiment, seed: Int[Array, ""], carried: Any | None = None) -> TrainState:
@@ -92,14 +95,20 @@ def augmented_batch(experiment: Experiment, state: TrainState, images: Images) -
     """The key of a step and its batch, normalized and augmented."""
     key = jax.random.fold_in(jax.random.wrap_key_data(state.seed), state.step)
     x = normalize(images, mean=experiment.info.mean, std=experiment.info.std)
-    return key, augment(key, x, padding=experiment.data.crop_padding, flip=experiment.data.flip)
+    data = experiment.data
+    crops = {"padding": data.crop_padding, "flip": data.flip}
+    x = augment(key, x, **crops, lighting_std=data.lighting_std, pixel_std=experiment.info.std)
+    return key, shard_batch(x, experiment.devices)
 
 
 def forward(experiment: Experiment, state: TrainState, params: Params, x: Array, key: Array, *also: str) -> Any:
-    """Outputs of the network in training, and the collections it updates: those of the state and the names `also`."""
+    """Outputs of the network in training, and the collections it updates: those of the state and the names `also`.
+
+    It computes in the experiment's precision; what is passed on from here is float32.
+    """
     return experiment.model.apply(
         {"params": params} | state.model_state,
-        x,
+        x.astype(experiment.precision),
         train=True,
         progress=state.step / experiment.total_steps,
         mutable=[*state.model_state, *also],
@@ -125,7 +134,8 @@ def train_step(
 
     def network(params):
         (logits, intermediates), updated = forward(experiment, state, params, x, key)
-        return Outputs(logits, {} if experiment.teacher is None else intermediates), updated
+        intermediates = {} if experiment.teacher is None else jax.tree.map(widened, intermediates)
+        return Outputs(logits, intermediates), updated
 
     outputs, pullback, model_state = jax.vjp(network, state.params, has_aux=True)
     taught = None if experiment.teacher is None else Outputs(*experiment.teacher.apply(teacher, x, train=False))
@@ -162,7 +172,7 @@ def train_step(
         keys=None if state.keys is None else enqueue(state.keys, taught.logits),
         flips=None if state.flips is None else count_flips(state.flips, state.params, params),
     )
-    return new_state, metrics
+    return keep_sharding(new_state, experiment.devices), metrics
 
 
 def diagnose_step(experiment: Experiment, state: TrainState, images: Images, labels: Labels) -> dict[str, Any]:
@@ -225,7 +235,8 @@ def train_steps(
     stacked = jax.tree.map(lambda row: jnp.zeros((length, *row.shape), row.dtype), shapes)
     first = jnp.asarray(first, jnp.int32)
     end = length if count is None else first + count
-    return lax.fori_loop(first, jnp.asarray(end, jnp.int32), body, (state, stacked))
+    state, stacked = lax.fori_loop(first, jnp.asarray(end, jnp.int32), body, (state, stacked))
+    return keep_sharding(state, experiment.devices), stacked  # a loop may leave it elsewhere than its body does
 
 
 def evaluate(
@@ -236,13 +247,15 @@ def evaluate(
     Examples with a label below 0 are padding; `examples` is the number of the others.
     """
     count = len(labels)
-    size = min(EVALUATION_BATCH, count)
+    shards = data_shards(experiment.devices)
+    size = -(-min(EVALUATION_BATCH, count) // shards) * shards
     order = jnp.arange(-(-count // size) * size).reshape(-1, size)
 
     def body(totals, indices):
         counted = (indices < count) & (labels[jnp.minimum(indices, count - 1)] >= 0)
         indices = jnp.minimum(indices, count - 1)
         x = normalize(images[indices], mean=experiment.info.mean, std=experiment.info.std)
+        x = shard_batch(x, experiment.devices)
         logits, _ = experiment.model.apply({"params": params} | model_state, x, train=False)
         monitored = multiclass_hinge if experiment.loss is smoothed_multiclass_hinge else experiment.loss
         losses = jnp.where(counted, monitored(logits, labels[indices]), 0)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bnn_jax.data import Dataset
+from bnn_jax.data import Dataset, ImageStream
 from bnn_jax.errors import UsageError
 from bnn_jax.losses import PIECEWISE_LINEAR
 from bnn_jax.training.config import Config, OptimConfig, flatten, to_dict
@@ -142,14 +142,14 @@ def sweep(
     }
 
 
-def _steps(config: Config, dataset: Dataset) -> int:
-    return config.epochs * (len(dataset.train.labels) // config.batch_size)
+def _steps(config: Config, dataset: Dataset | ImageStream) -> int:
+    return config.epochs * (len(dataset.train) // config.batch_size)
 
 
-def describe_dataset(dataset: Dataset) -> dict[str, Any]:
+def describe_dataset(dataset: Dataset | ImageStream) -> dict[str, Any]:
     """What a report says of a data set: name, note, sizes of images and splits."""
-    sizes = {name: len(getattr(dataset, name).labels) for name in ("train", "validation", "test")}
-    images = {"shape": list(dataset.train.images.shape[1:]), "num_classes": dataset.num_classes}
+    sizes = {name: len(getattr(dataset, name)) for name in ("train", "validation", "test")}
+    images = {"shape": list(dataset.image_shape), "num_classes": dataset.num_classes}
     return {"name": dataset.name, "note": dataset.note, **images, **sizes}
 
 

@@ -140,6 +140,7 @@ def _check_ranges(config: Config) -> None:
     optim = config.optim
     for argument, value, holds, rule in (
         ("epochs", config.epochs, config.epochs >= 1, "must be at least 1"),
+        ("precision", config.precision, config.precision in ("float32", "bfloat16"), "must be float32 or bfloat16"),
         ("batch_size", config.batch_size, config.batch_size >= 1, "must be at least 1"),
         ("seed", config.seed, 0 <= config.seed < 2**32, "must be in [0, 2^32)"),
         ("scan_steps", config.scan_steps, config.scan_steps >= 1, "must be at least 1"),

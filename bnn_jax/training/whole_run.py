@@ -38,11 +38,11 @@ from bnn_jax.training.metrics import (
     unpack_log,
     write_file,
 )
-from bnn_jax.training.programs import Programs, epoch_order, initial_state, programs_of
+from bnn_jax.training.programs import Programs, epoch_order, image_info, initial_state, programs_of
 from bnn_jax.training.progress import OnProgress, silent
 from bnn_jax.training.state import Best, RunState, TrainState
 from bnn_jax.training.step import evaluate, init_state, train_steps
-from bnn_jax.training.workdir import claim_workdir, locked, write_sealed
+from bnn_jax.training.workdir import claim_workdir, locked, of_another_run, write_sealed
 from bnn_jax.types import Images, Labels
 
 Data: TypeAlias = dict[str, tuple[Images, Labels]]
@@ -162,11 +162,6 @@ def why_not_whole(config: Config) -> str | None:
     return None
 
 
-def image_info(dataset: Dataset) -> ImageInfo:
-    """What of a data set decides the program."""
-    return ImageInfo(dataset.train.images.shape[1:], dataset.num_classes, tuple(dataset.mean), tuple(dataset.std))
-
-
 def program_key(config: Config) -> Config:
     """`config` with all that is an argument of the program made the same: runs with equal keys share a program."""
     optim = replace(config.optim, learning_rate=1.0, momentum=0.0, weight_decay=0.0, tune_learning_rates=())
@@ -241,7 +236,10 @@ def _begun(configs, workdirs, programs: Programs) -> tuple[list[RunState], list[
     """States and logs after the same whole epoch of all runs, if they were saved there; else of their starts."""
     # Compiled apart, as the loop does, initialisations take a tenth of the time.
     starts = [initial_state(programs, config.seed) for config in configs]
-    saved = [restore_checkpoint(workdir / "checkpoints", start) for workdir, start in zip(workdirs, starts)]
+    saved = [
+        restore_checkpoint(workdir / "checkpoints", start, foreign=partial(of_another_run, config), set_aside=True)
+        for config, workdir, start in zip(configs, workdirs, starts)
+    ]
     steps = {None if one is None else int(one.state.train.step) for one in saved}
     if len(steps) > 1 or None in steps or steps.pop() % programs.steps_per_epoch:
         return starts, [""] * len(starts)
@@ -258,9 +256,7 @@ def _compute(
 ) -> list[Outcome]:
     """The outcome of each run, on the host."""
     together = len(configs) > 1
-    program, listeners = _compiled(
-        program_key(configs[0]), programs, image_info(dataset), len(dataset.train.labels), together
-    )
+    program, listeners = _compiled(program_key(configs[0]), programs, image_info(dataset), len(dataset.train), together)
     hyper = [hyper_parameters(config) for config in configs]
     hyper, begun = (jax.tree.map(lambda *x: jnp.stack(x), *one) if together else one[0] for one in (hyper, begun))
     # A start is weakly typed in part, which would compile once more than what was restored.

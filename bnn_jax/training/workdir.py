@@ -16,6 +16,9 @@ from bnn_jax.training.checkpoint import checkpoint_steps, read_metadata
 from bnn_jax.training.config import Config, flatten, from_dict, to_dict
 from bnn_jax.training.metrics import write_file
 
+WHERE_DATA_LIE = "data.data_dir"
+"""The one setting that may change between two parts of a run."""
+
 
 class DamagedFileWarning(UserWarning):
     """A file of a run was passed over; the text names its path and the reason."""
@@ -24,10 +27,16 @@ class DamagedFileWarning(UserWarning):
 def write_sealed(path: Path, values: dict[str, Any]) -> None:
     """Write `values` as JSON, and with them the SHA-256 by which :func:`read_sealed` knows them.
 
+    A file that holds them already is left as it is.
+
     Raises:
       RunError: if the disk is full or the folder cannot be written; the old file is kept.
     """
-    write_file(path, json.dumps(values | {"sha256": _seal(values)}, indent=1) + "\n")
+    text = json.dumps(values | {"sha256": _seal(values)}, indent=1) + "\n"
+    with suppress(OSError):
+        if path.read_bytes() == text.encode():
+            return
+    write_file(path, text)
 
 
 def read_sealed(path: Path) -> dict[str, Any] | None:
@@ -63,12 +72,19 @@ def read_config(workdir: Path) -> Config:
 
 
 def _recorded_configs(workdir: Path) -> list[Config]:
-    """That of `config.json`; if it is damaged those of the checkpoints, newest first, of which some may be foreign."""
-    values = [read_sealed(workdir / "config.json")]
-    if values == [None] and (workdir / "checkpoints").is_dir():
-        folder = workdir / "checkpoints"
-        values = [read_metadata(folder, step).get("config") for step in reversed(checkpoint_steps(folder))]
-    return [from_dict(value) for value in values if value is not None]
+    return [from_dict(values) for values in recorded(workdir, "config")]
+
+
+def recorded(workdir: Path, name: str) -> list[dict[str, Any]]:
+    """What the sealed file `<name>.json` of a run holds, or nothing.
+
+    If it is damaged or gone, what the checkpoints hold under that name, newest first, of which some may be foreign.
+    """
+    values = [read_sealed(workdir / f"{name}.json")]
+    folder = workdir / "checkpoints"
+    if values == [None] and folder.is_dir():
+        values = [read_metadata(folder, step).get(name) for step in reversed(checkpoint_steps(folder))]
+    return [value for value in values if value is not None]
 
 
 def of_another_run(config: Config, metadata: dict[str, Any]) -> str | None:
@@ -82,7 +98,8 @@ def of_another_run(config: Config, metadata: dict[str, Any]) -> str | None:
 
 def _differing_key(first: Config, second: Config) -> str | None:
     a, b = flatten(to_dict(first)), flatten(to_dict(second))
-    return next((key for key in sorted(a | b) if a.get(key) != b.get(key)), None)
+    keys = sorted((a | b).keys() - {WHERE_DATA_LIE})
+    return next((key for key in keys if a.get(key) != b.get(key)), None)
 
 
 def _value(config: Config, key: str) -> Any:
@@ -108,11 +125,7 @@ def claim_workdir(config: Config, workdir: Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot make the folder {workdir} ({error.strerror}); choose another `--workdir`") from None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DamagedFileWarning)  # it has been told
-        written = read_sealed(workdir / "config.json")
-    if written is None:
-        write_sealed(workdir / "config.json", to_dict(config))
+    write_sealed(workdir / "config.json", to_dict(config))
 
 
 @contextmanager

@@ -1,19 +1,14 @@
 """A run from config to result: what it writes, how it resumes, how it ends."""
 
 import json
-import random
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from bnn_jax.data import Dataset, Split, load_dataset
+from bnn_jax.data import Dataset, Split
 from bnn_jax.errors import Preempted, UsageError
 from bnn_jax.training.checkpoint import checkpoint_steps, restore_checkpoint
 from bnn_jax.training.config import Config, ModelConfig, OptimConfig
@@ -22,7 +17,6 @@ from bnn_jax.training.metrics import read_metrics
 from bnn_jax.training.programs import initial_state, programs_of
 from bnn_jax.training.workdir import DamagedFileWarning
 
-ROOT = Path(__file__).parents[2]
 CONFIG = Config(
     "test", epochs=3, batch_size=16, scan_steps=2, model=ModelConfig("resnet6", width=4), optim=OptimConfig("dfw", 0.3)
 )
@@ -214,43 +208,3 @@ def test_two_runs_in_one_workdir_refuse_each_other(tmp_path, dataset):
 def test_a_batch_larger_than_the_set_is_refused(tmp_path, dataset):
     with pytest.raises(UsageError, match=r"`batch_size` \(=89\) is larger than the 88 training examples"):
         train(replace(CONFIG, batch_size=89), tmp_path, dataset=dataset)
-
-
-def start(workdir, data, env):
-    """33 steps an epoch, eleven calls of one compiled program."""
-    command = [sys.executable, "scripts/train.py", "--workdir", str(workdir), "--data.name", data]
-    command += ["--epochs", "12", "--scan-steps", "3", "--model.width", "4", "--checkpoint-every-epochs", "1"]
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def finish(process):
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, output
-
-
-@pytest.mark.long
-def test_ten_kills_at_random_moments_change_no_bit(tmp_path, interrupted_env):
-    """SIGKILL ten times at random moments of training, then finish: the parameters of a run that was never killed."""
-    # The digits without scikit-learn, whose import is a third of a short run.
-    data = write_npz(load_dataset("digits"), tmp_path / "digits.npz")
-    finish(start(tmp_path / "whole", data, interrupted_env))
-    chance, log = random.Random(0), tmp_path / "broken" / "metrics.jsonl"
-    size_of_log = lambda: log.stat().st_size if log.exists() else 0
-    for _ in range(10):
-        with start(tmp_path / "broken", data, interrupted_env) as process:
-            size, deadline = size_of_log(), time.monotonic() + 300
-            while size_of_log() == size:  # until training has begun
-                assert process.poll() is None, process.stdout.read()
-                assert time.monotonic() < deadline
-                time.sleep(0.005)
-            time.sleep(chance.uniform(0, 0.25))
-            assert process.poll() is None, "the run ended before its tenth kill: give it more epochs"
-            process.kill()
-    finish(start(tmp_path / "broken", data, interrupted_env))
-    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "broken")]
-    assert results[0]["curve"] == results[1]["curve"]
-    leaves = []
-    for name in ("whole", "broken"):
-        step = checkpoint_steps(tmp_path / name / "checkpoints")[-1]
-        leaves.append(json.loads((tmp_path / name / "checkpoints" / f"{step}.json").read_text())["leaves"])
-    assert leaves[0] == leaves[1]

@@ -1,6 +1,7 @@
 """Stages: what is carried over, who teaches, that resuming changes no bit, and what is refused."""
 
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 
@@ -169,7 +170,12 @@ def test_a_changed_stage_or_predecessor_is_refused(finished, dataset, tmp_path):
         r"with hash \w{8} now, the best variables of real with hash \w{8} then; remove .*binary to run the stage anew",
     ):
         run_stages([STAGES[0], replace(STAGES[1], which="last")], tmp_path, dataset=dataset)
+    whole = (tmp_path / "binary" / "stage.json").read_text()
     (tmp_path / "binary" / "stage.json").unlink()
+    run_stages(STAGES, tmp_path, dataset=dataset)
+    assert (tmp_path / "binary" / "stage.json").read_text() == whole  # the checkpoint holds it too
+    (tmp_path / "binary" / "stage.json").unlink()
+    shutil.rmtree(tmp_path / "binary" / "checkpoints")
     with pytest.raises(UsageError, match=r"`workdir` holds a run in .*binary that is no stage"):
         run_stages(STAGES[:2], tmp_path, dataset=dataset)
 
