@@ -62,8 +62,13 @@ class _DualPoint(NamedTuple):
     iterations: Array
 
 
+def _inner(x: Array, y: Array) -> Array:
+    """<x, y>, with float32 products on every machine, each device summing its part; `vdot` would flatten and gather."""
+    return jnp.tensordot(x, y, axes=x.ndim, precision=lax.Precision.HIGHEST)
+
+
 def _dot(xs, ys):
-    return sum((jnp.vdot(x, y) for x, y in zip(xs, ys)), start=jnp.zeros(()))
+    return sum((_inner(x, y) for x, y in zip(xs, ys)), start=jnp.zeros(()))
 
 
 def _displacement(problem: _Problem, direction: list[Array]) -> list[Array]:
@@ -78,12 +83,12 @@ def _dual_slope(problem, offset, start, change, gamma):
     for w, r, g, c, bounds in zip(problem.params, problem.decay, start, change, problem.bounds):
         step = -problem.eta * (r + g + gamma * c)
         clipped = clip_displacement(step, w, bounds)
-        slope += jnp.vdot(c, clipped)
+        slope += _inner(c, clipped)
         if bounds is not None:
             low, high = bounds[0] - w, bounds[1] - w
             moves = jnp.where(c > 0, (low < step) & (step <= high), (low <= step) & (step < high))
             c = jnp.where(moves, c, 0)
-        curvature += problem.eta * jnp.vdot(c, c)
+        curvature += problem.eta * _inner(c, c)
     return slope, -curvature
 
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import UInt8
 
@@ -87,7 +88,29 @@ def write_vector(path: Path, vector: UInt8[np.ndarray, "bytes"]) -> None:
     Raises:
       VectorError: with the file system's words ("No space left on device") where it is to blame.
     """
-    _with_orbax(lambda orbax: orbax.save(path, {"bytes": vector}))
+    if jax.process_count() == 1:
+        _with_orbax(lambda orbax: orbax.save(path, {"bytes": vector}))
+    else:
+        _with_orbax(lambda orbax: _save_alone(path, {"bytes": vector}))
+
+
+def _save_alone(path: Path, tree: dict[str, np.ndarray]) -> None:
+    """The same from one process of several: the newer interface waits for all to save, whatever its context says."""
+    import orbax.checkpoint as orbax
+
+    alone = _alone(orbax.options.MultiprocessingOptions())
+    store = orbax.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, multiprocessing_options=alone)
+    options = orbax.CompositeOptions(multiprocessing_options=alone)
+    whole = orbax.CompositeCheckpointHandler(composite_options=options, state=store)
+    with orbax.Checkpointer(whole, multiprocessing_options=alone) as checkpointer:
+        checkpointer.save(path, args=orbax.args.Composite(state=orbax.args.PyTreeSave(tree)))
+
+
+def _alone(options: Any) -> Any:
+    """Options by which the other processes of a run are not waited for."""
+    options.primary_host = jax.process_index()
+    options.active_processes = {jax.process_index()}
+    return options
 
 
 def read_vector(path: Path) -> UInt8[np.ndarray, "bytes"]:
@@ -115,6 +138,7 @@ def _with_orbax(action: Callable[[Any], Any]) -> Any:
             context = orbax.Context()
             context.asynchronous.create_directories_asynchronously = False
             context.array.saving.use_compression = False
+            _alone(context.multiprocessing)
             with context:
                 return action(orbax)
 
