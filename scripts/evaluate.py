@@ -10,11 +10,14 @@ from typing import Literal
 
 import tyro
 
-from bnn_jax.data import load_dataset
+from bnn_jax.data import in_batches
 from bnn_jax.errors import UsageError, exit_code_of
 from bnn_jax.packed import load
+from bnn_jax.training.config import DataConfig
+from bnn_jax.training.feed import load_data
 from bnn_jax.training.loop import evaluate_run
 from bnn_jax.training.programs import use_compilation_cache
+from bnn_jax.training.step import EVALUATION_BATCH
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def evaluate_file(arguments: Arguments) -> str:
     data = network.metadata["tested"].get("data", {}) | ({} if arguments.data is None else {"name": arguments.data})
     if "name" not in data:
         raise UsageError(f"`data` must name a data set, for {arguments.workdir} names none; as --data cifar10")
-    dataset = load_dataset(data.pop("name"), data_dir=arguments.data_dir, **data)
+    dataset = load_data(DataConfig(**data, data_dir=arguments.data_dir))
     given = (dataset.image_shape, dataset.num_classes)
     wanted = (network.metadata["image_shape"], network.metadata["num_classes"])
     if given != wanted:
@@ -55,9 +58,8 @@ def evaluate_file(arguments: Arguments) -> str:
             f"`data` (={dataset.name!r}) has images of shape {given[0]} in {given[1]} classes, but {arguments.workdir} "
             f"takes images of shape {wanted[0]} in {wanted[1]}; choose another `--data`"
         )
-    chosen = getattr(dataset, arguments.split)
-    accuracy = network.accuracy(chosen.images, chosen.labels)
-    return f"{arguments.split}: accuracy {100 * accuracy:.2f} % on {len(chosen.labels)} examples (packed)"
+    accuracy, examples = network.accuracy(in_batches(getattr(dataset, arguments.split), EVALUATION_BATCH))
+    return f"{arguments.split}: accuracy {100 * accuracy:.2f} % on {examples} examples (packed)"
 
 
 def main() -> None:

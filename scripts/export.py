@@ -15,6 +15,7 @@ import jax
 import tyro
 
 from bnn_jax.analysis.accounting import account_model
+from bnn_jax.data import in_batches
 from bnn_jax.errors import UsageError, exit_code_of
 from bnn_jax.packed import PackedModel, save, to_stablehlo, write_tflite
 from bnn_jax.packed.artifact import rounded
@@ -22,6 +23,7 @@ from bnn_jax.packed.runs import freeze_run
 from bnn_jax.training.config import DataConfig
 from bnn_jax.training.files import write_atomically
 from bnn_jax.training.programs import use_compilation_cache
+from bnn_jax.training.step import EVALUATION_BATCH
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,14 @@ def pack(arguments: Arguments) -> tuple[PackedModel, dict[str, Any], dict[str, A
     shape, num_classes = dataset.image_shape, dataset.num_classes
     described = {"image_shape": shape, "mean": dataset.mean, "std": dataset.std}
     network = PackedModel(model, rounded(packed) if arguments.float16 else packed, described)
-    chosen = getattr(dataset, arguments.split)
+    accuracy, examples = network.accuracy(in_batches(getattr(dataset, arguments.split), EVALUATION_BATCH))
     described |= {
         "settings": vars(settings),
         "num_classes": num_classes,
         "accounting": account_summary(model, shape),
         "tested": {
-            "accuracy": network.accuracy(chosen.images, chosen.labels),
-            "examples": len(chosen.labels),
+            "accuracy": accuracy,
+            "examples": examples,
             "split": arguments.split,
             "which": arguments.which,
             "data": data_settings(config.data),
@@ -79,7 +81,8 @@ def account_summary(model: Any, image_shape: tuple[int, int, int]) -> dict[str, 
 
 def data_settings(data: DataConfig) -> dict[str, Any]:
     """What decides the images of a split, wherever they lie."""
-    return {"name": data.name, "validation_examples": data.validation_examples, "split_seed": data.split_seed}
+    deciding = ("name", "validation_examples", "split_seed", "stream", "preprocessing", "image_size")
+    return {name: getattr(data, name) for name in deciding}
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bnn_jax.data.augment import normalize
+from bnn_jax.data import in_batches, normalize
 from bnn_jax.errors import RunError, UsageError, exit_code_of
 from bnn_jax.packed import verify
 from bnn_jax.packed.runs import freeze_run
@@ -55,8 +55,8 @@ def main() -> None:
         raise UsageError(f"`batch_size` (={arguments.batch_size}) must be at least 1; leave it out for 250")
     use_compilation_cache()
     run = freeze_run(arguments.workdir, which=arguments.which, data_dir=arguments.data_dir)
-    images = getattr(run.dataset, arguments.split).images
-    batches = (images[i : i + arguments.batch_size] for i in range(0, len(images), arguments.batch_size))
+    found = in_batches(getattr(run.dataset, arguments.split), arguments.batch_size)
+    batches = (images[labels >= 0] for images, labels in found)
     found = verify(
         run.model,
         run.variables,

@@ -79,7 +79,14 @@ def test_a_run_is_exported_and_evaluated(workdir, exported):
         "examples": 301,
         "split": "test",
         "which": "best",
-        "data": {"name": str(workdir.parent / "data.npz"), "validation_examples": None, "split_seed": 0},
+        "data": {
+            "name": str(workdir.parent / "data.npz"),
+            "validation_examples": None,
+            "split_seed": 0,
+            "stream": False,
+            "preprocessing": "none",
+            "image_size": None,
+        },
     }
     line = f"test: accuracy {100 * trained:.2f} % on 301 examples"
     assert f"{line} (best, packed)\n" in out

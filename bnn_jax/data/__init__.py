@@ -7,7 +7,7 @@ from bnn_jax.data.prefetching import prefetch
 from bnn_jax.data.prepare import prepare_dataset
 from bnn_jax.data.records import Records
 from bnn_jax.data.sources import Dataset, Split, load_dataset
-from bnn_jax.data.stream import ImageStream, open_stream
+from bnn_jax.data.stream import ImageStream, in_batches, open_stream
 
 __all__ = [
     "PREPROCESSING",
@@ -17,6 +17,7 @@ __all__ = [
     "Split",
     "augment",
     "batches",
+    "in_batches",
     "lighting",
     "load_dataset",
     "normalize",

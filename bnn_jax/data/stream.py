@@ -7,15 +7,18 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from bnn_jax.data.batching import batches, padded_order
 from bnn_jax.data.imagenet import IMAGE_SIZE, MEAN, PREPROCESSING, STD
 from bnn_jax.data.prepare import default_data_dir
 from bnn_jax.data.records import Records, first_image, has_labels, read_batch
 from bnn_jax.data.sources import (
+    Split,
     check_own_validation,
     check_spread,
     default_cache_dir,
@@ -111,6 +114,24 @@ def open_stream(
         note = f"{note[:-1]}; {preprocessing} to {size}x{size})"
     ordered = [splits[split] for split in ("train", "validation", "test")]
     return ImageStream(name, *ordered, ordered[0].num_classes, shape, mean, std, note)
+
+
+def in_batches(split: Split | Records, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Images and labels of a split in its order, `size` at a time, in memory or read from disk.
+
+    What fills up the last batch, or stands for a corrupt image, has the label -1.
+
+    >>> split = Split(np.zeros((3, 1, 1, 1), np.uint8), np.arange(3, dtype=np.int32))
+    >>> [labels.tolist() for _, labels in in_batches(split, 2)]
+    [[0, 1], [2, -1]]
+    """
+    order = padded_order(len(split), size)
+    if isinstance(split, Records):
+        with batches(split, order, seed=0, epoch=0, training=False) as found:
+            yield from found
+        return
+    for row in order:
+        yield split.images[row], np.where(row < 0, -1, split.labels[row])
 
 
 def _image_size(preprocessing: str, image_size: int | None) -> int:

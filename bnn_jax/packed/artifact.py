@@ -18,7 +18,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -100,15 +100,13 @@ class PackedModel:
         """The class with the largest of the :meth:`logits` of each image."""
         return self.logits(images).argmax(axis=1)
 
-    def accuracy(self, images: Images, labels: Labels, *, batch_size: int = 250) -> float:
-        """Share of the images that are predicted as labelled, in batches of one size."""
-        size, correct = min(batch_size, len(labels)), 0
-        for start in range(0, len(labels), size):
-            # The last batch is filled up with images that do not count, so that nothing compiles again.
-            chosen = np.arange(start, start + size).clip(max=len(labels) - 1)
-            hits = np.asarray(self.predict(images[chosen])) == labels[chosen]
-            correct += int(hits[: len(labels) - start].sum())
-        return correct / len(labels)
+    def accuracy(self, batches: Iterable[tuple[Images, Labels]]) -> tuple[float, int]:
+        """Share of the images that are predicted as labelled, and how many there are; labels below 0 do not count."""
+        examples = correct = 0
+        for images, labels in batches:
+            examples += int((labels >= 0).sum())
+            correct += int((np.asarray(self.predict(images)) == labels).sum())
+        return correct / max(examples, 1), examples
 
 
 def save(

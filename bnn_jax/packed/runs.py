@@ -43,7 +43,7 @@ def freeze_run(
     config = read_config(Path(workdir))
     if data_dir is not None:
         config = replace(config, data=replace(config.data, data_dir=data_dir))
-    dataset = load_data(config)
+    dataset = load_data(config.data)
     settings, variables = load_network(workdir, dataset, which=which)
     model = make_model(settings, num_classes=dataset.num_classes)
     try:

@@ -117,7 +117,7 @@ def _record_diverged(run: Run, sentence: str) -> None:
 
 def _dataset(config: Config, datasets: Datasets) -> Dataset | ImageStream:
     if config.data not in datasets:
-        datasets[config.data] = load_data(config)
+        datasets[config.data] = load_data(config.data)
     return datasets[config.data]
 
 

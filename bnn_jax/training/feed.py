@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from jaxtyping import Int
 
 from bnn_jax.data import Dataset, ImageStream, batches, load_dataset, open_stream, padded_order, prefetch
 from bnn_jax.data.batching import Batches
-from bnn_jax.training.config import Config
+from bnn_jax.training.config import Config, DataConfig
 from bnn_jax.training.devices import columns_reader, data_shards, place_batch, place_columns, replicate
 from bnn_jax.training.programs import Programs
 from bnn_jax.training.state import TrainState
@@ -46,17 +46,17 @@ class Feed(NamedTuple):
     """The data of a run.
 
     Attributes:
-      blocks: (indices of the examples of each batch of the epoch, epoch, batches to leave out) -> the blocks in order.
+      blocks: (indices of the examples of each batch of the epoch, epoch, batches to leave out) -> the blocks in order,
+        a generator to be closed.
       evaluate: (parameters, model state, name of a split) -> `loss`, `accuracy` and `examples` counted.
     """
 
-    blocks: Callable[[Int[np.ndarray, "steps batch"], int, int], Iterator[Block]]
+    blocks: Callable[[Int[np.ndarray, "steps batch"], int, int], Generator[Block]]
     evaluate: Callable[[Params, Any, str], dict[str, np.ndarray]]
 
 
-def load_data(config: Config) -> Dataset | ImageStream:
-    """The data set that `config.data` names, checked: in memory, or opened to be read while it is used."""
-    data = config.data
+def load_data(data: DataConfig) -> Dataset | ImageStream:
+    """The data set that the settings name, checked: in memory, or opened to be read while it is used."""
     where = {
         "data_dir": data.data_dir,
         "validation_examples": data.validation_examples,
@@ -122,7 +122,7 @@ def _feed_from_stream(config: Config, programs: Programs, stream: ImageStream, *
         )
 
     def blocks(order, epoch, begun):
-        source = _blocks_of(read("train", order, epoch=epoch, training=True, first_step=begun), size)
+        source = _Stacked(read("train", order, epoch=epoch, training=True, first_step=begun), size)
         with prefetch(source, lambda found: (found[0], place_columns(found[1], devices))) as found:
             for rows, (images, labels) in found:
                 train = partial(programs.train_on_batches, images=images, labels=labels)
@@ -146,13 +146,26 @@ def _batch_bytes(config: Config, stream: ImageStream) -> int:
     return config.batch_size * math.prod(stream.image_shape)
 
 
-def _blocks_of(source: Batches, size: int) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
-    """(batches, their images and labels as arrays [size, ...]); the last block is filled up with empty batches."""
-    with source:
-        while block := list(islice(source, size)):
-            empty = tuple(np.zeros_like(part) for part in block[0])
-            images, labels = (np.stack(part) for part in zip(*block, *[empty] * (size - len(block))))
-            yield len(block), (images, labels)
+class _Stacked:
+    """An iterator of (batches, their images and labels as arrays [size, ...]), which may be closed by another thread.
+
+    The last block is filled up with empty batches.
+    """
+
+    def __init__(self, source: Batches, size: int):
+        self._source, self._size = source, size
+        self.close = source.close
+
+    def __iter__(self) -> "_Stacked":
+        return self
+
+    def __next__(self) -> tuple[int, tuple[np.ndarray, np.ndarray]]:
+        block = list(islice(self._source, self._size))
+        if not block:
+            raise StopIteration
+        empty = tuple(np.zeros_like(part) for part in block[0])
+        images, labels = (np.stack(part) for part in zip(*block, *[empty] * (self._size - len(block))))
+        return len(block), (images, labels)
 
 
 def _warn_skipped(split: str, index: int, reason: str) -> None:

@@ -7,7 +7,7 @@ same functions in the same order, and process 0 alone reads and writes the workd
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -109,7 +109,7 @@ def train(
         _check_same(config)
         result = on_first_process(partial(_claim, config, workdir, held))
         if result is None:
-            dataset = load_data(config) if dataset is None else dataset
+            dataset = load_data(config.data) if dataset is None else dataset
             programs = programs_of(config, dataset, teacher=teacher, devices=devices)
             feed = make_feed(config, programs, dataset, workers=workers, strict=strict)
             save = partial(_save, config, workdir, stage)
@@ -165,20 +165,21 @@ def _train_epochs(config, workdir, programs, feed, run, save, on_progress, asked
         begun = int(run.train.step) % steps_per_epoch
         order = np.asarray(programs.order(run.train.seed, np.int32(epoch)))
         rows = on_first_process(partial(_records_of, workdir, epoch))
-        for block in feed.blocks(order, epoch, begun):
-            done = block.rows.start
-            while done < block.rows.stop:
-                ending = asked()
-                if ending is not None:
-                    save(run)
-                    raise ending(_saved_text(run))
-                count = min(block.rows.stop - done, pace.steps, _until_record(config, run))
-                run, records = _train_steps(config, workdir, programs, run, block, done, count, epoch, pace)
-                done, rows = done + count, rows + records
-                if _until_record(config, run) == 0:
-                    run = _record_diagnostics(workdir, programs, run, block.batch(done - 1), epoch)
-                text = f"epoch {epoch}/{config.epochs}  loss {records[-1]['loss']:.3f}  {pace.text}"
-                on_progress(int(run.train.step), config.epochs * steps_per_epoch, text)
+        with closing(feed.blocks(order, epoch, begun)) as blocks:
+            for block in blocks:
+                done = block.rows.start
+                while done < block.rows.stop:
+                    ending = asked()
+                    if ending is not None:
+                        save(run)
+                        raise ending(_saved_text(run))
+                    count = min(block.rows.stop - done, pace.steps, _until_record(config, run))
+                    run, records = _train_steps(config, workdir, programs, run, block, done, count, epoch, pace)
+                    done, rows = done + count, rows + records
+                    if _until_record(config, run) == 0:
+                        run = _record_diagnostics(workdir, programs, run, block.batch(done - 1), epoch)
+                    text = f"epoch {epoch}/{config.epochs}  loss {records[-1]['loss']:.3f}  {pace.text}"
+                    on_progress(int(run.train.step), config.epochs * steps_per_epoch, text)
         run = _end_epoch(workdir, programs, feed, run, epoch, rows, pace)
         if asked() is not None or epoch % config.checkpoint_every_epochs == 0 or epoch == config.epochs:
             save(run)
@@ -329,7 +330,7 @@ def evaluate_run(
     foreign = partial(of_another_run, config)
     if data_dir is not None:
         config = replace(config, data=replace(config.data, data_dir=data_dir))
-    dataset = load_data(config)
+    dataset = load_data(config.data)
     programs = programs_of(config, dataset)
     restored = restore_checkpoint(workdir / "checkpoints", state_shapes(programs), foreign=foreign)
     if restored is None:

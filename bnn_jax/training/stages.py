@@ -115,7 +115,7 @@ def run_stages(
     for number, stage in enumerate(stages, start=1):
         data = dataset
         if data is None:
-            data = loaded[stage.config.data] = loaded.get(stage.config.data) or load_data(stage.config)
+            data = loaded[stage.config.data] = loaded.get(stage.config.data) or load_data(stage.config.data)
         label = f"stage {number}/{len(stages)} {stage.name}"
 
         def of_stage(name, which=stage.which, data=data):

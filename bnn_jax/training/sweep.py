@@ -69,7 +69,7 @@ def compare(
             f"`seeds` (={list(seeds)}) must differ from each other and from {TUNING_SEED}, the trials' own"
         )
     shared = next(iter(cells.values()))
-    dataset = load_data(shared)
+    dataset = load_data(shared.data)
     ways = {"how": how, "processes": processes, "datasets": {shared.data: dataset}}
     tuning = None
     if tune:
@@ -129,7 +129,7 @@ def sweep(
     runs = run_cells({label: cell for label, (cell, _) in cells.items()}, Path(workdir), seeds=seeds, **ways)
     for cell, _ in cells.values():
         if cell.data not in datasets:
-            datasets[cell.data] = load_data(cell)
+            datasets[cell.data] = load_data(cell.data)
     return {
         "axes": {name: list(values) for name, values in axes.items()},
         "seeds": list(seeds),

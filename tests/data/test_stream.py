@@ -1,7 +1,6 @@
 """Sets read from disk: the same batches however they are read, every example once, what is corrupt, how it ends."""
 
 import contextlib
-import gzip
 import io
 import logging
 import multiprocessing
@@ -17,30 +16,14 @@ from functools import partial
 import numpy as np
 import pytest
 from PIL import Image
+from small_sets import write_mnist
 
 from bnn_jax.data import batches, batching, load_dataset, open_stream, padded_order, prefetch, records, stream
-from bnn_jax.data.prepare import MNIST_FILES, write_array_record
 from bnn_jax.data.records import decode_image
 from bnn_jax.data.synthetic import write_synthetic_imagenet
 from bnn_jax.errors import RunError, UsageError
 
 READ = {"seed": 5, "epoch": 2, "training": True}
-
-
-def write_mnist(folder, *, train=95, test=15):
-    """A tiny set in MNIST's layout; the first two pixels of an image tell its number."""
-    made = []
-    for count, first in ((train, 0), (test, 1000)):
-        images = np.random.default_rng(first).integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        images[:, 0, 0], images[:, 0, 1] = divmod(first + np.arange(count), 256)
-        made += [images, (np.arange(count) % 10).astype(np.uint8)]
-    downloads = folder / "downloads"
-    downloads.mkdir(parents=True)
-    for name, values in zip(MNIST_FILES, made):
-        sizes = b"".join(size.to_bytes(4, "big") for size in values.shape)
-        (downloads / name).write_bytes(gzip.compress(bytes([0, 0, 8, values.ndim]) + sizes + values.tobytes()))
-    write_array_record("mnist", [downloads / name for name in MNIST_FILES], data_dir=folder)
-    shutil.rmtree(downloads)
 
 
 @pytest.fixture(scope="module")

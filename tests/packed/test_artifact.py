@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bnn_jax.data import Split, in_batches
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.models.build import build_model
 from bnn_jax.packed import artifact, freeze, load, packed_structure, save
@@ -131,7 +132,8 @@ def test_predictions_are_those_of_the_packed_network(path, network, images):
     np.testing.assert_array_equal(loaded.predict(images), np.asarray(expected).argmax(1))
     labels = np.asarray(expected).argmax(1)
     labels[[1, 4]] = (labels[[1, 4]] + 1) % 4
-    assert loaded.accuracy(images, labels) == loaded.accuracy(images, labels, batch_size=2) == 3 / 5
+    in_pairs = list(in_batches(Split(images, labels), 2))
+    assert loaded.accuracy([(images, labels)]) == loaded.accuracy(in_pairs) == (3 / 5, 5)
     assert loaded._compiled._cache_size() == 2  # batches of 5 and of 2, the last of which is filled up
 
 

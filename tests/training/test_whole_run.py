@@ -32,7 +32,7 @@ DIVERGING = replace(CONFIG, optim=replace(SGD, learning_rate=1e30))
 
 @pytest.fixture(scope="module")
 def dataset():
-    return load_data(CONFIG)
+    return load_data(CONFIG.data)
 
 
 @pytest.fixture(scope="module")
