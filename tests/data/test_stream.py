@@ -397,11 +397,12 @@ def test_errors_of_readers_are_those_of_the_split(mnist):
 
 
 PROGRAM = """
-import sys, time
+import signal, sys, time
 import numpy as np
 from bnn_jax.data import batches, open_stream
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     opened = open_stream("imagenet2012", data_dir=sys.argv[1], preprocessing="random_resized_crop", image_size=8)
     order = np.tile(np.arange(50), (10000, 1))
     found = batches(opened.train, order, seed=0, epoch=0, training=True, workers=1)

@@ -42,6 +42,8 @@ from bnn_jax.training.metrics import read_metrics
 from bnn_jax.training.programs import initial_state, programs_of, state_shapes
 from bnn_jax.training.step import init_state, train_steps
 
+pytestmark = pytest.mark.long  # together, for the measurement that all look at
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES, BATCH, STEPS = 160, 16, 50
 OPTIMIZERS = {"adam": OptimConfig("adam", 0.01), "sgd": OptimConfig("sgd", 0.1), "dfw": OptimConfig("dfw", 0.3)}
@@ -280,7 +282,6 @@ def outputs(pair, code=0) -> list[str]:
     return texts
 
 
-@pytest.mark.long
 def test_two_processes_stop_together_resume_and_make_the_run_of_one(measured, tmp_path, subprocess_env):
     """SIGTERM for one of them; both save at one step, and go on to the parameters of one process with two devices."""
     folder = measured[1]
