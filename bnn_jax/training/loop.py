@@ -199,15 +199,14 @@ class _Pace:
     """How many steps a jitted call makes: as many as end within :data:`LONGEST_CALL`, `most` at most."""
 
     def __init__(self, most: int):
-        self.steps = self.most = most
+        self.most = most
+        self.steps = 1  # the first call, which compiles, tells little of what a step takes
         self.seconds: list[float] = []
 
     def took(self, seconds: float) -> None:
         seconds = largest(seconds)  # all make calls of the same length
         self.seconds.append(seconds)
-        # The first call compiles.
-        if len(self.seconds) > 1:
-            self.steps = max(1, min(self.most, int(LONGEST_CALL / seconds)))
+        self.steps = max(1, min(self.most, int(LONGEST_CALL / seconds)))
 
     @property
     def text(self) -> str:
