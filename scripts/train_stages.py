@@ -15,6 +15,7 @@ import tyro
 
 from bnn_jax.errors import exit_code_of, unknown_name
 from bnn_jax.training.config import Settings, parse
+from bnn_jax.training.devices import make_devices
 from bnn_jax.training.programs import use_compilation_cache
 from bnn_jax.training.progress import progress_display
 from bnn_jax.training.recipes import RECIPES
@@ -32,6 +33,12 @@ class Arguments:
     """Folder of the stages; by default runs/<name>_<recipe>_seed<seed>."""
     finished: dict[str, str] = field(default_factory=dict)
     """Stages that are not run, with the folder of the finished run that takes the place of each."""
+    devices: int | None = None
+    """To divide each batch among; all by default."""
+    workers: int = 0
+    """Processes that read images from disk, where the config has data.stream; 0 takes threads."""
+    strict: bool = False
+    """Refuse corrupt images of a stream, which are else left out with a warning."""
 
 
 def main() -> None:
@@ -48,8 +55,9 @@ def main() -> None:
         model, optim = stage.config.model, stage.config.optim
         print(f"{stage.name}: {model.name}, inputs {model.input_quantizer}, kernels {model.kernel_quantizer}, ", end="")
         print(f"{optim.name} {optim.learning_rate:g}, {stage.config.epochs} epochs")
+    training = {"devices": make_devices(arguments.devices), "workers": arguments.workers, "strict": arguments.strict}
     with progress_display(f"{config.name} {recipe}") as on_progress:
-        results = run_stages(stages, workdir, on_progress=on_progress, announce=print)
+        results = run_stages(stages, workdir, on_progress=on_progress, announce=print, **training)
     for name, result in results.items():
         print(f"{name}: test accuracy {100 * result['test_accuracy_last']:.2f} % at the last epoch, ", end="")
         print(f"{100 * result['test_accuracy_best']:.2f} % at epoch {result['best_epoch']}, the best in validation")

@@ -43,6 +43,7 @@ def execute(name, last_cell, *, folder, env, seeds):
     for part in (working, temporary, ipython):
         part.mkdir()
     env = env | {"TMPDIR": str(temporary), "IPYTHONDIR": str(ipython), "JAX_NUMPY_RANK_PROMOTION": "raise"}
+    env["XLA_FLAGS"] = ""  # it computes longer than it compiles
     resources = {"metadata": {"path": str(working)}}
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute(env=env)
     assert [*working.rglob("*"), *temporary.rglob("*")] == []

@@ -77,7 +77,8 @@ def train(
 ) -> dict[str, Any]:
     """Run `config` in `workdir`, or resume it from its newest good checkpoint, or return the result it already has.
 
-    Ctrl-C saves after the training steps under way and raises KeyboardInterrupt; a second one stops at once.
+    Ctrl-C saves after the training steps under way and raises KeyboardInterrupt, SIGTERM likewise Preempted; a second
+    Ctrl-C stops at once.
 
     Args:
       config: the run; validated first.
@@ -98,8 +99,8 @@ def train(
     Raises:
       UsageError: for a config that cannot run, there or on `devices`, or a `workdir` that holds a run of another;
         with several processes also where their configs differ.
-      Diverged: when a metric is not finite; names step and metric.
-      RunError: when the disk is full or no checkpoint can be restored.
+      Diverged: when a metric is not finite; names step, metric and the layer where it began.
+      RunError: when the disk is full, or checkpoints cannot be read here.
     """
     config, workdir = validate(config), Path(workdir)
     _check_teacher(config, teacher)

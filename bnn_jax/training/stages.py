@@ -91,6 +91,7 @@ def run_stages(
     dataset: Dataset | ImageStream | None = None,
     on_progress: OnProgress = silent,
     announce: Callable[[str], None] = lambda text: None,
+    **training: Any,
 ) -> dict[str, dict[str, Any]]:
     """Run the stages in order, or resume them; finished ones are not run again.
 
@@ -100,6 +101,7 @@ def run_stages(
       dataset: the loaded data of all stages; None loads what their configs name.
       on_progress: as that of :func:`bnn_jax.training.loop.train`, of the stage under way.
       announce: told in one sentence what each stage starts from.
+      **training: `devices`, `workers` and `strict` of :func:`bnn_jax.training.loop.train`, for every stage.
 
     Returns:
       The result of each stage, by its name.
@@ -133,6 +135,7 @@ def run_stages(
             carried=None if carried is None else carried.variables,
             teacher=teacher,
             stage=record,
+            **training,
         )
     return results
 

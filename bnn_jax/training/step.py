@@ -223,6 +223,7 @@ def train_steps(
       The state after them, and the metrics of each, `length` of them, 0 for batches that were left out.
     """
 
+    @partial(jax.jit, inline=True)  # traced once, for its shapes and for the loop
     def step(state, number):
         return train_step(experiment, state, *batch_at(number), teacher)
 

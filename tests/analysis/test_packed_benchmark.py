@@ -4,18 +4,22 @@ import math
 
 import pytest
 
+from bnn_jax.analysis import packed_benchmark
 from bnn_jax.analysis.packed_benchmark import Conv, Network, benchmark_packed, plot_packed, summarize
 
 
 @pytest.fixture(scope="module")
 def found():
-    return benchmark_packed(
-        matmuls=((3, 64, 5),),
-        convs=(Conv("tiny", 6, 32, 8, 2),),
-        conv_batches=(1, 2),
-        networks=(Network("lenet", 16, 10, (1,)),),
-        repeats=2,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed_benchmark, "PAUSE_SECONDS", 0.0)
+        patch.setattr(packed_benchmark, "LEAST_SECONDS", 0.0)
+        return benchmark_packed(
+            matmuls=((3, 64, 5),),
+            convs=(Conv("tiny", 6, 32, 8, 2),),
+            conv_batches=(1, 2),
+            networks=(Network("lenet", 16, 10, (1,)),),
+            repeats=2,
+        )
 
 
 def test_rows_have_every_peer_that_is_installed(found):

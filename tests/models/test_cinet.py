@@ -107,33 +107,6 @@ def test_logits_equal_numpy_and_edges_change_them():
         assert np.abs(network(others) - network(EDGES)).max() > 0.01, layer
 
 
-def test_every_parameter_has_a_gradient():
-    model = cinet_resnet18(
-        num_classes=3, width=4, stage_sizes=(1, 1), stem="cifar", edges=EDGES, thresholds=(4,), step=3, **BINARY
-    )
-    images = jnp.asarray(np.random.default_rng(1).normal(size=(4, 8, 8, 3)), jnp.float32)
-    variables = dict(filled(lambda: model.init(jax.random.key(0), images, train=False)))
-    # Latent weights inside the straight-through estimator's window, norms that do not saturate hardtanh.
-    params = jax.tree.map(lambda leaf: 0.3 * leaf, variables.pop("params"))
-
-    @jax.jit
-    def gradient(params):
-        def loss(params):
-            (logits, intermediates), _ = model.apply(
-                {"params": params, **variables}, images, train=True, progress=0.5, mutable=["batch_stats"]
-            )
-            return (logits**2).sum(), (logits, intermediates)
-
-        return jax.grad(loss, has_aux=True)(params)
-
-    gradients, (logits, intermediates) = gradient(params)
-    assert logits.shape == (4, 3) and logits.dtype == jnp.float32 and jnp.isfinite(logits).all()
-    shapes = {name: value.shape for name, value in intermediates.items()}
-    assert shapes == {"stage1": (4, 8, 8, 4), "stage2": (4, 4, 4, 8), "features": (4, 8)}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
-        assert jnp.isfinite(leaf).all() and (leaf != 0).any(), jax.tree_util.keystr(path)
-
-
 def test_interactions_have_no_parameters():
     plain, edges = (shapes_of(cinet_resnet18(num_classes=3, **SMALL, edges=edges), 8) for edges in ({}, EDGES))
     assert jax.tree.structure(plain) == jax.tree.structure(edges)
