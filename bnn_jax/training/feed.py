@@ -104,6 +104,7 @@ def _feed_from_stream(config: Config, programs: Programs, stream: ImageStream, *
     """Of a set on disk: while a block is trained on, the next ones are read and go to the device."""
     devices = programs.devices
     index, count = columns_reader(devices)
+    tell_skipped = _teller_of_skipped()
     size = max(1, min(config.scan_steps, programs.steps_per_epoch, BLOCK_BYTES // _batch_bytes(config, stream)))
 
     def read(name, order, *, epoch, training, first_step=0):
@@ -117,7 +118,7 @@ def _feed_from_stream(config: Config, programs: Programs, stream: ImageStream, *
             first_step=first_step,
             process_index=index,
             process_count=count,
-            on_skipped=partial(_warn_skipped, name),
+            on_skipped=partial(tell_skipped, name),
             strict=strict,
         )
 
@@ -168,5 +169,14 @@ class _Stacked:
         return len(block), (images, labels)
 
 
-def _warn_skipped(split: str, index: int, reason: str) -> None:
-    warnings.warn(f"skipped example {index} of the {split} split: {reason}", SkippedExampleWarning, stacklevel=2)
+def _teller_of_skipped() -> Callable[[str, int, str], None]:
+    """(split, index, reason) -> a warning with the number of corrupt examples so far, once for each example."""
+    seen = set()
+
+    def tell(split: str, index: int, reason: str) -> None:
+        if (split, index) not in seen:
+            seen.add((split, index))
+            text = f"skipped example {index} of the {split} split ({len(seen)} corrupt so far): {reason}"
+            warnings.warn(text, SkippedExampleWarning, stacklevel=2)
+
+    return tell

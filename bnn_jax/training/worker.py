@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 
 def main() -> None:
+    """Take runs from the standard input until it ends, train each, and report on the standard output."""
     cores = {int(core) for core in sys.argv[1].split(",") if core}
     if cores and hasattr(os, "sched_setaffinity"):
         # Before JAX starts: it makes as many threads as there are cores.

@@ -1,6 +1,7 @@
 """What is read from disk while a run trains gives the run that the same data in memory give."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -82,8 +83,11 @@ def test_corrupt_images_are_told_and_left_out_or_refused(tmp_path):
         lighting_std=0.1,
     )  # fmt: skip
     config = replace(CONFIG, data=data, epochs=1)
-    with pytest.warns(SkippedExampleWarning, match=r"skipped example \d+ of the (train|validation|test) split: record"):
-        result = train(config, tmp_path / "run")
+    with pytest.warns(SkippedExampleWarning) as told:
+        result = train(replace(config, epochs=2), tmp_path / "run")
+    pattern = r"skipped example \d+ of the (train|validation|test) split \((\d) corrupt so far\): record \d+ of "
+    found = [re.match(pattern, str(warning.message)) for warning in told]
+    assert [int(match[2]) for match in found] == [1, 2]  # one in each official split, told once
     assert 0 <= result["test_accuracy_last"] <= 1
     with pytest.raises(RunError, match="is corrupt"):
         train(config, tmp_path / "strict", strict=True)
