@@ -205,13 +205,22 @@ def write_array_record(name: str, archives: Sequence[str | Path], *, data_dir: s
     _check(splits, class_names, builder.info.features, archives[0] if len(archives) == 1 else archives[0].parent)
     for key, names in class_names.items():
         builder.info.features[key].names = names
+    write_examples(builder, folder)
+    return folder
+
+
+def write_examples(builder: Any, folder: Path) -> None:
+    """Let a TFDS builder write its examples to `folder`, silently.
+
+    Raises:
+      RunError: when it cannot be written.
+    """
     # TFDS prints a progress bar for each shard and sizes that it knows of its own downloads only.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
             builder.download_and_prepare()
         except (OSError, RuntimeError) as error:
             raise RunError(f"{folder} cannot be written ({error}); free space or give another folder") from error
-    return folder
 
 
 def _official_builder(name: str) -> Any:

@@ -4,7 +4,6 @@ Photographs take the form of coloured gratings whose direction, width and colour
 learn them; they differ in size and shape, some are grey, some CMYK, and some files are cut short.
 """
 
-import contextlib
 import io
 import math
 from pathlib import Path
@@ -13,9 +12,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from bnn_jax.data.prepare import import_tfds
+from bnn_jax.data.prepare import import_tfds, write_examples
 from bnn_jax.data.sources import permutation
-from bnn_jax.errors import RunError, UsageError
+from bnn_jax.errors import UsageError
 
 VERSION = "5.1.0"
 """Of imagenet2012 in TFDS, whose features these are."""
@@ -84,12 +83,7 @@ def write_synthetic_imagenet(
             yield file_name, {"file_name": file_name, "image": encoded, "label": label}
 
     builder = _builder(name, classes, Path(data_dir).expanduser(), dict.fromkeys(sizes, examples))
-    # TFDS prints a progress bar for each shard.
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        try:
-            builder.download_and_prepare()
-        except (OSError, RuntimeError) as error:
-            raise RunError(f"{folder} cannot be written ({error}); free space or give another folder") from error
+    write_examples(builder, folder)
     return folder
 
 

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from bnn_jax.data import Dataset, ImageStream
 from bnn_jax.errors import Preempted, RunError, UsageError
-from bnn_jax.training.checkpoint import checkpoint_steps, restore_checkpoint, save_checkpoint
+from bnn_jax.training.checkpoint import checkpoint_steps, restore_checkpoint
 from bnn_jax.training.config import Config, to_dict
 from bnn_jax.training.devices import (
     check_batch_size,
@@ -38,10 +38,8 @@ from bnn_jax.training.metrics import (
     append_metrics,
     diagnostics_record,
     first_non_finite,
-    pack_log,
     read_metrics,
     step_records,
-    summarize,
     unpack_log,
     write_file,
 )
@@ -49,7 +47,15 @@ from bnn_jax.training.programs import Teacher, initial_state, programs_of, state
 from bnn_jax.training.progress import OnProgress, silent
 from bnn_jax.training.state import Best, RunState
 from bnn_jax.training.validation import validate
-from bnn_jax.training.workdir import claim_workdir, locked, of_another_run, read_config, read_sealed, write_sealed
+from bnn_jax.training.workdir import (
+    claim_workdir,
+    locked,
+    of_another_run,
+    read_config,
+    read_sealed,
+    save_run,
+    write_result,
+)
 
 LONGEST_CALL = 3.0
 """Seconds of a jitted call, after which progress shows and a run can be stopped and saved."""
@@ -165,7 +171,7 @@ def _train_epochs(config, workdir, programs, feed, run, save, on_progress, asked
     for epoch in range(int(run.train.step) // steps_per_epoch + 1, config.epochs + 1):
         begun = int(run.train.step) % steps_per_epoch
         order = np.asarray(programs.order(run.train.seed, np.int32(epoch)))
-        rows = on_first_process(partial(_records_of, workdir, epoch))
+        rows = on_first_process(partial(_records_of, workdir, epoch)) if begun else []
         with closing(feed.blocks(order, epoch, begun)) as blocks:
             for block in blocks:
                 done = block.rows.start
@@ -291,21 +297,8 @@ def _finish(config: Config, workdir: Path, feed: Feed, run: RunState) -> dict[st
     def test_accuracy(variables):
         return float(feed.evaluate(variables.params, variables.model_state, "test")["accuracy"])
 
-    found = {
-        "seed": config.seed,
-        "epochs": config.epochs,
-        "best_epoch": int(run.best.epoch),
-        "validation_accuracy_best": float(run.best.accuracy),
-        "test_accuracy_best": test_accuracy(run.best),
-        "test_accuracy_last": test_accuracy(run.train),
-    }
-
-    def write():
-        result = summarize(list(read_metrics(workdir / "metrics.jsonl"))) | found
-        write_sealed(workdir / "result.json", result)
-        return result
-
-    return on_first_process(write)
+    accuracies = {"best": test_accuracy(run.best), "last": test_accuracy(run.train)}
+    return on_first_process(partial(write_result, config, workdir, run, **accuracies))
 
 
 def evaluate_run(
@@ -346,15 +339,7 @@ def evaluate_run(
 
 
 def _save(config: Config, workdir: Path, stage: dict[str, Any] | None, run: RunState) -> None:
-    state = to_host(run)
-
-    def write():
-        log = pack_log(workdir / "metrics.jsonl")
-        metadata = {"config": to_dict(config), "best_validation_accuracy": float(run.best.accuracy), "log": log}
-        metadata |= {} if stage is None else {"stage": stage}
-        save_checkpoint(workdir / "checkpoints", int(state.train.step), state, metadata=metadata)
-
-    on_first_process(write)
+    on_first_process(partial(save_run, config, workdir, to_host(run), stage=stage))
 
 
 def _saved_text(run: RunState) -> str:

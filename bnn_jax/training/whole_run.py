@@ -24,17 +24,14 @@ from jaxtyping import Array, Bool, Float, Int, Num, UInt32
 from bnn_jax.data import Dataset
 from bnn_jax.errors import UsageError
 from bnn_jax.optim import bound_statistics
-from bnn_jax.training.checkpoint import restore_checkpoint, save_checkpoint
-from bnn_jax.training.config import Config, to_dict
+from bnn_jax.training.checkpoint import restore_checkpoint
+from bnn_jax.training.config import Config
 from bnn_jax.training.experiment import HyperParameters, ImageInfo, hyper_parameters, make_experiment
 from bnn_jax.training.interrupts import interrupts
 from bnn_jax.training.metrics import (
     append_metrics,
     first_non_finite,
-    pack_log,
-    read_metrics,
     step_records,
-    summarize,
     unpack_log,
     write_file,
 )
@@ -42,7 +39,7 @@ from bnn_jax.training.programs import Programs, epoch_order, image_info, initial
 from bnn_jax.training.progress import OnProgress, silent
 from bnn_jax.training.state import Best, RunState, TrainState
 from bnn_jax.training.step import evaluate, init_state, train_steps
-from bnn_jax.training.workdir import claim_workdir, locked, of_another_run, write_sealed
+from bnn_jax.training.workdir import claim_workdir, locked, of_another_run, save_run, write_result
 from bnn_jax.types import Images, Labels
 
 Data: TypeAlias = dict[str, tuple[Images, Labels]]
@@ -297,21 +294,11 @@ def _leave(config: Config, workdir: Path, log: str, outcome: Outcome, first: int
             f"lower `optim.learning_rate` (={config.optim.learning_rate})"
         )
     append_metrics(workdir / "metrics.jsonl", records)
-    best = float(outcome.run.best.accuracy)
-    metadata = {"config": to_dict(config), "best_validation_accuracy": best, "log": pack_log(workdir / "metrics.jsonl")}
-    save_checkpoint(workdir / "checkpoints", int(outcome.run.train.step), outcome.run, metadata=metadata)
+    save_run(config, workdir, outcome.run)
     if int(outcome.epochs) < config.epochs:
         return f"{workdir} was stopped after epoch {int(outcome.epochs)}"
-    result = summarize(list(read_metrics(workdir / "metrics.jsonl"))) | {
-        "seed": config.seed,
-        "epochs": config.epochs,
-        "best_epoch": int(outcome.run.best.epoch),
-        "validation_accuracy_best": best,
-        "test_accuracy_best": float(outcome.test["best"]),
-        "test_accuracy_last": float(outcome.test["last"]),
-    }
-    write_sealed(workdir / "result.json", result)
-    return result
+    accuracies = {name: float(accuracy) for name, accuracy in outcome.test.items()}
+    return write_result(config, workdir, outcome.run, **accuracies)
 
 
 def _records(outcome: Outcome, first: int, paces: Sequence[float]) -> list[dict[str, Any]]:

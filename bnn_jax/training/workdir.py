@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from bnn_jax.errors import RunError, UsageError
-from bnn_jax.training.checkpoint import checkpoint_steps, read_metadata
+from bnn_jax.training.checkpoint import checkpoint_steps, read_metadata, save_checkpoint
 from bnn_jax.training.config import Config, flatten, from_dict, to_dict
-from bnn_jax.training.metrics import write_file
+from bnn_jax.training.metrics import pack_log, read_metrics, summarize, write_file
+from bnn_jax.training.state import RunState
 
 WHERE_DATA_LIE = "data.data_dir"
 """The one setting that may change between two parts of a run."""
@@ -156,3 +157,33 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+def save_run(config: Config, workdir: Path, run: RunState, *, stage: dict[str, Any] | None = None) -> None:
+    """Save the state of a run, on the host, with all that its folder is remade from: config, log, stage.
+
+    Raises:
+      RunError: if the disk is full; the last good checkpoint is kept.
+    """
+    log = pack_log(workdir / "metrics.jsonl")
+    metadata = {"config": to_dict(config), "best_validation_accuracy": float(run.best.accuracy), "log": log}
+    metadata |= {} if stage is None else {"stage": stage}
+    save_checkpoint(workdir / "checkpoints", int(run.train.step), run, metadata=metadata)
+
+
+def write_result(config: Config, workdir: Path, run: RunState, *, best: float, last: float) -> dict[str, Any]:
+    """Write, and return, the `result.json` of a run from its log and its test accuracies.
+
+    Raises:
+      RunError: if it cannot be written.
+    """
+    result = summarize(list(read_metrics(workdir / "metrics.jsonl"))) | {
+        "seed": config.seed,
+        "epochs": config.epochs,
+        "best_epoch": int(run.best.epoch),
+        "validation_accuracy_best": float(run.best.accuracy),
+        "test_accuracy_best": best,
+        "test_accuracy_last": last,
+    }
+    write_sealed(workdir / "result.json", result)
+    return result
