@@ -6,7 +6,7 @@ The stages, in the order data flows; a file imports only from stages above it:
     estimators    step functions with a chosen derivative         ESTIMATORS, make_sign
     quantizers    real tensor -> integer codes and a scale        WEIGHT_QUANTIZERS, ACTIVATION_QUANTIZERS
     tracing       a computation as a graph                        bnn_jax.tracing.trace
-    packed        XNOR and popcount on words of 32 bits           bnn_jax.packed.bits, .matmul, .conv, .planes
+    packed        XNOR and popcount on words of 32 bits           bnn_jax.bitops.bits, .matmul, .conv, .planes
     layers        Flax layers on codes                            BinaryConv, BinaryDense, BatchNorm
     models        networks by name                                MODELS
     losses        (logits, labels) -> a loss for each example     LOSSES

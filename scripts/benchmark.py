@@ -23,11 +23,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bnn_jax.analysis.benchmark import benchmark_estimators, benchmark_training
-from bnn_jax.analysis.input_benchmark import GPU, GPU_IMAGES_PER_SECOND, benchmark_input
-from bnn_jax.analysis.packed_benchmark import NAMES, benchmark_packed, plot_packed
 from bnn_jax.analysis.provenance import provenance
-from bnn_jax.analysis.sweep_benchmark import benchmark_engine, benchmark_vmapped
+from bnn_jax.benchmarks.benchmark import benchmark_estimators, benchmark_training
+from bnn_jax.benchmarks.input import GPU, GPU_IMAGES_PER_SECOND, benchmark_input
+from bnn_jax.benchmarks.packed import NAMES, benchmark_packed, plot_packed
+from bnn_jax.benchmarks.sweep import benchmark_engine, benchmark_vmapped
 from bnn_jax.errors import UsageError, exit_code_of
 from bnn_jax.training.config import load_config
 from bnn_jax.training.metrics import write_file

@@ -20,10 +20,10 @@ from bnn_jax.analysis.provenance import provenance
 from bnn_jax.analysis.published_sizes import WEIGHTS
 from bnn_jax.analysis.report import print_table, write_report
 from bnn_jax.errors import UsageError, exit_code_of, unknown_name
+from bnn_jax.sweeps.comparison import compare
 from bnn_jax.training.config import Config, Settings, parse
 from bnn_jax.training.experiment import make_model
 from bnn_jax.training.programs import use_compilation_cache
-from bnn_jax.training.sweep import compare
 from bnn_jax.training.validation import validate
 
 

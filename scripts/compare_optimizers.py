@@ -14,9 +14,9 @@ from typing import Literal
 from bnn_jax.analysis.provenance import provenance
 from bnn_jax.analysis.report import print_table, write_report
 from bnn_jax.errors import exit_code_of
+from bnn_jax.sweeps.comparison import compare, optimizer_cells
 from bnn_jax.training.config import Settings, load_config, parse, select_optimizer
 from bnn_jax.training.programs import use_compilation_cache
-from bnn_jax.training.sweep import compare, optimizer_cells
 
 
 @dataclass(frozen=True)

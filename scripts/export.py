@@ -17,11 +17,11 @@ import tyro
 from bnn_jax.analysis.accounting import account_model
 from bnn_jax.data import in_batches
 from bnn_jax.errors import UsageError, exit_code_of
+from bnn_jax.files import write_atomically
 from bnn_jax.packed import PackedModel, save, to_stablehlo, write_tflite
 from bnn_jax.packed.artifact import rounded
 from bnn_jax.packed.runs import freeze_run
 from bnn_jax.training.config import DataConfig
-from bnn_jax.training.files import write_atomically
 from bnn_jax.training.programs import use_compilation_cache
 from bnn_jax.training.step import EVALUATION_BATCH
 

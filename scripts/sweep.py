@@ -14,10 +14,10 @@ from typing import Literal
 from bnn_jax.analysis.provenance import provenance
 from bnn_jax.analysis.sweep_report import print_sweep, write_sweep
 from bnn_jax.errors import UsageError, exit_code_of
+from bnn_jax.sweeps.comparison import sweep
+from bnn_jax.sweeps.grid import parse_axes, split_axes
 from bnn_jax.training.config import Settings, parse
-from bnn_jax.training.grid import parse_axes, split_axes
 from bnn_jax.training.programs import use_compilation_cache
-from bnn_jax.training.sweep import sweep
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from pathlib import Path
 import tyro
 
 from bnn_jax.errors import exit_code_of, unknown_name
+from bnn_jax.stages.recipes import RECIPES
+from bnn_jax.stages.stage import replace_stage, run_stages
 from bnn_jax.training.config import Settings, parse
 from bnn_jax.training.devices import make_devices
 from bnn_jax.training.programs import use_compilation_cache
 from bnn_jax.training.progress import progress_display
-from bnn_jax.training.recipes import RECIPES
-from bnn_jax.training.stages import replace_stage, run_stages
 
 
 @dataclass(frozen=True)

@@ -10,21 +10,22 @@ import bnn_jax
 PACKAGE = Path(bnn_jax.__file__).parent
 STAGES = (
     {"errors", "types"},
+    {"checks", "files", "paths"},
     {"schedules"},
     {"estimators"},
     {"quantizers"},
-    {"tracing", "kernels"},
+    {"bitops", "tracing"},
     {"layers"},
     {"models"},
     {"losses", "distillation", "regularizers"},
     {"optim"},
     {"data"},
     {"training"},
+    {"stages", "sweeps"},
     {"packed"},
     {"analysis"},
+    {"benchmarks"},
 )
-KERNELS = {"bits", "matmul", "conv", "planes", "thresholds"}
-"""The files of `packed` that layers are built on; the others freeze, store and export whole networks."""
 RANK = {name: rank for rank, stage in enumerate(STAGES) for name in stage}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
@@ -32,19 +33,16 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__in
 def imported_stages(path):
     for node in ast.walk(ast.parse(path.read_text())):
         modules = [node.module] if isinstance(node, ast.ImportFrom) else []
+        modules += [f"{node.module}.{a.name}" for a in node.names] if isinstance(node, ast.ImportFrom) else []
         modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         for module in modules:
-            if module and module.startswith("bnn_jax."):
-                names = [a.name for a in node.names] if module == "bnn_jax.packed" else module.split(".")[2:3]
-                yield from {stage(module.split(".")[1], name) for name in names or [""]}
-
-
-def stage(folder, file):
-    return "kernels" if folder == "packed" and file in KERNELS else folder
+            parts = (module or "").split(".")
+            if parts[0] == "bnn_jax" and len(parts) > 1 and parts[1] in RANK:
+                yield parts[1]
 
 
 def stage_of(path):
-    return stage(*[*path.relative_to(PACKAGE).with_suffix("").parts, ""][:2])
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
 def test_every_file_has_a_stage():

@@ -8,9 +8,9 @@ import pytest
 from bnn_jax.analysis.accounting import account_model
 from bnn_jax.analysis.published_sizes import TABLE, counted_as
 from bnn_jax.errors import UsageError
+from bnn_jax.stages.recipes import RECIPES
+from bnn_jax.stages.stage import check_stages
 from bnn_jax.training.config import Config, DataConfig, from_dict, load_config, to_dict
-from bnn_jax.training.recipes import RECIPES
-from bnn_jax.training.stages import check_stages
 from bnn_jax.training.validation import validate
 
 CONFIGS = Path(__file__).parents[1] / "configs"

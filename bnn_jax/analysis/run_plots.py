@@ -12,10 +12,10 @@ import numpy as np
 
 from bnn_jax.analysis.plots import COLOURS, DOTS_PER_INCH, STYLE
 from bnn_jax.errors import RunError, UsageError
+from bnn_jax.files import write_atomically
 from bnn_jax.training.diagnostics import histogram_bounds
-from bnn_jax.training.files import write_atomically
 from bnn_jax.training.metrics import read_metrics
-from bnn_jax.training.workdir import read_config
+from bnn_jax.training.run_folder import read_config
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

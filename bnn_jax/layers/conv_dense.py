@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from bnn_jax.bitops.planes import PackedBase, Values, conv_product, dense_product, input_words, multiplies_on_bits
 from bnn_jax.layers.convolution import Padding, Pair, conv, resolve_padding, scaled_conv
 from bnn_jax.layers.frozen import (
     PRODUCTS,
@@ -27,7 +28,6 @@ from bnn_jax.layers.frozen import (
     unpacked,
 )
 from bnn_jax.layers.precision import activation_dtype, dot, holds, widened
-from bnn_jax.packed.planes import PackedBase, Values, conv_product, dense_product, input_words, multiplies_on_bits
 from bnn_jax.quantizers import Bases, Quantized, Quantizer, bases, dequantize, mark
 from bnn_jax.types import LATENT_KERNEL, Key
 

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from bnn_jax.packed.planes import PackedBase, PackedKernel, Values, pack_codes, unpack_codes
+from bnn_jax.bitops.planes import PackedBase, PackedKernel, Values, pack_codes, unpack_codes
 from bnn_jax.quantizers import Quantized, Quantizer
 
 PACKED = "packed"

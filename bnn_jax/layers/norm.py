@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from bnn_jax.bitops.bits import pack
+from bnn_jax.bitops.thresholds import above
 from bnn_jax.layers.frozen import PACKED, is_freezing
-from bnn_jax.packed.bits import pack
-from bnn_jax.packed.thresholds import above
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from bnn_jax.bitops import bits
 from bnn_jax.layers.convolution import Padding, Pair
 from bnn_jax.layers.frozen import is_words
 from bnn_jax.layers.precision import widened
-from bnn_jax.packed import bits
 
 
 @jax.named_scope("max_pool")

@@ -15,7 +15,7 @@ _HOMES = {
     "load": "artifact",
     "save": "artifact",
     "to_stablehlo": "stablehlo",
-    "write_tflite": "tflite",
+    "write_tflite": "tflite.model",
 }
 
 __all__ = list(_HOMES)

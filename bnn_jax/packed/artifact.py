@@ -30,13 +30,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bnn_jax.bitops.matmul import WIDE_VECTORS
+from bnn_jax.bitops.planes import PackedKernel
 from bnn_jax.data import normalize
 from bnn_jax.errors import RunError, UsageError
+from bnn_jax.files import write_atomically
 from bnn_jax.models.build import build_model, check_extent, latent_weights
 from bnn_jax.packed.freezing import packed_structure
-from bnn_jax.packed.matmul import WIDE_VECTORS
-from bnn_jax.packed.planes import PackedKernel
-from bnn_jax.training.files import write_atomically
 from bnn_jax.types import Images, Labels, Logits
 
 FORMAT = "bnn_jax packed network"

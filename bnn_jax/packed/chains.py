@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import flax.linen as nn
 
+from bnn_jax.bitops.planes import multiplies_on_bits
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense
 from bnn_jax.layers.frozen import code_sets
-from bnn_jax.packed.planes import multiplies_on_bits
 from bnn_jax.tracing.trace import PRODUCTS, Operation, Trace
 
 # What scales, biases and quantizers are made of that treat every element alike, but for vectors over the channels.

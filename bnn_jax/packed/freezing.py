@@ -15,12 +15,12 @@ from jax import ShapeDtypeStruct
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, Bool
 
+from bnn_jax.bitops.planes import PackedBase, PackedKernel
+from bnn_jax.bitops.thresholds import find_thresholds
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense
 from bnn_jax.layers.frozen import PACKED, scale_of
 from bnn_jax.layers.norm import affine
 from bnn_jax.packed.chains import Chain, find_chains
-from bnn_jax.packed.planes import PackedBase, PackedKernel
-from bnn_jax.packed.thresholds import find_thresholds
 from bnn_jax.quantizers import bases
 from bnn_jax.tracing.trace import Trace, trace
 

@@ -9,11 +9,11 @@ import flax.linen as nn
 from bnn_jax.data import Dataset, ImageStream
 from bnn_jax.errors import UsageError
 from bnn_jax.packed.freezing import freeze
+from bnn_jax.stages.stage import load_network
 from bnn_jax.training.config import Config, ModelConfig
 from bnn_jax.training.experiment import make_model
-from bnn_jax.training.feed import load_data
-from bnn_jax.training.stages import load_network
-from bnn_jax.training.workdir import read_config
+from bnn_jax.training.input_pipeline import load_data
+from bnn_jax.training.run_folder import read_config
 
 
 class FrozenRun(NamedTuple):

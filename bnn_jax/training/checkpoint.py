@@ -40,7 +40,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bnn_jax.errors import RunError, UsageError
-from bnn_jax.training.files import (
+from bnn_jax.files import (
     VectorError,
     read_vector,
     replace_synced,

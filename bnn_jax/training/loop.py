@@ -32,7 +32,7 @@ from bnn_jax.training.devices import (
 )
 from bnn_jax.training.diagnostics import no_flips
 from bnn_jax.training.experiment import hyper_parameters
-from bnn_jax.training.feed import Feed, load_data, make_feed
+from bnn_jax.training.input_pipeline import Feed, load_data, make_feed
 from bnn_jax.training.interrupts import interrupts
 from bnn_jax.training.metrics import (
     append_metrics,
@@ -45,9 +45,7 @@ from bnn_jax.training.metrics import (
 )
 from bnn_jax.training.programs import Teacher, initial_state, programs_of, state_shapes
 from bnn_jax.training.progress import OnProgress, silent
-from bnn_jax.training.state import Best, RunState
-from bnn_jax.training.validation import validate
-from bnn_jax.training.workdir import (
+from bnn_jax.training.run_folder import (
     claim_workdir,
     locked,
     of_another_run,
@@ -56,6 +54,8 @@ from bnn_jax.training.workdir import (
     save_run,
     write_result,
 )
+from bnn_jax.training.state import Best, RunState
+from bnn_jax.training.validation import validate
 
 LONGEST_CALL = 3.0
 """Seconds of a jitted call, after which progress shows and a run can be stopped and saved."""
@@ -93,11 +93,11 @@ def train(
       on_progress: called after every jitted call.
       carried: variables of the network that start from given values, as :func:`bnn_jax.training.step.init_state` takes
         them; without meaning for a run that is resumed.
-      teacher: for the losses of `config.distillation`, and needed by them; see `bnn_jax.training.stages`.
+      teacher: for the losses of `config.distillation`, and needed by them; see `bnn_jax.stages.stage`.
       devices: to divide each batch among, by :func:`bnn_jax.training.devices.make_devices`; a run can be resumed on
         others.  With several processes all of them call this with the same arguments.
-      workers, strict: of data that are read while training, see :func:`bnn_jax.training.feed.make_feed`.
-      stage: what a checkpoint keeps of the stage that the run is, see `bnn_jax.training.stages`.
+      workers, strict: of data that are read while training, see :func:`bnn_jax.training.input_pipeline.make_feed`.
+      stage: what a checkpoint keeps of the stage that the run is, see `bnn_jax.stages.stage`.
 
     Returns:
       The result: test accuracy at the best validation epoch and at the last, curves, step time; see `result.json`.

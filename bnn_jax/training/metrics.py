@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bnn_jax.errors import RunError
-from bnn_jax.training.files import write_atomically
+from bnn_jax.files import write_atomically
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:

@@ -9,7 +9,7 @@ import pytest
 from bnn_jax.analysis.run_plots import _curves, _diagnostics, _histograms, layer_names, plot_run, series
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.training.config import Config, to_dict
-from bnn_jax.training.workdir import write_sealed
+from bnn_jax.training.run_folder import write_sealed
 
 LAYERS = ("block/conv1", "block/conv2", "block/conv10")
 CONFIG = Config("made_up", epochs=2, batch_size=8)

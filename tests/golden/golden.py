@@ -1,4 +1,4 @@
-"""Hashes of eight short runs and of ten networks after one step, by which a restructuring proves that it changed no bit.
+"""Hashes of eight short runs and of ten networks after one step: a restructuring proves by them that no bit changed.
 
 python tests/golden/golden.py            # compares with golden.json beside it; exit code 1 where one differs
 python tests/golden/golden.py --write    # makes it anew
@@ -30,14 +30,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_models import SIDES, small
 from small_sets import write_mnist
 
+from bnn_jax.stages.recipes import RECIPES
+from bnn_jax.stages.stage import run_stages
 from bnn_jax.training.checkpoint import checkpoint_steps, restore_checkpoint
 from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
 from bnn_jax.training.experiment import ImageInfo, make_experiment
-from bnn_jax.training.feed import load_data
+from bnn_jax.training.input_pipeline import load_data
 from bnn_jax.training.loop import train
 from bnn_jax.training.programs import programs_of, state_shapes
-from bnn_jax.training.recipes import RECIPES
-from bnn_jax.training.stages import run_stages
 from bnn_jax.training.step import init_state, train_step
 from bnn_jax.training.validation import validate
 

@@ -28,7 +28,7 @@ TESTED = {"accuracy": 0.75, "split": "test", "data": {"name": "digits"}}
 
 
 def load_script(name):
-    specification = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    specification = importlib.util.spec_from_file_location(name, ROOT / "tests" / "fuzz" / f"{name}.py")
     module = importlib.util.module_from_spec(specification)
     # A dataclass looks its module up by name.
     sys.modules[name] = module

@@ -19,7 +19,7 @@ import pytest
 from bnn_jax.errors import UsageError
 from bnn_jax.layers import BinaryConv, PReLU, halve, max_pool
 from bnn_jax.models import MODELS
-from bnn_jax.packed.tflite import tflite_bytes, write_tflite
+from bnn_jax.packed.tflite.model import tflite_bytes, write_tflite
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, make_quantizer
 
 flatbuffers = pytest.importorskip("flatbuffers", reason="writing .tflite files needs the package flatbuffers")

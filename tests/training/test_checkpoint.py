@@ -22,8 +22,9 @@ import numpy as np
 import optax
 import pytest
 
+from bnn_jax import files
 from bnn_jax.errors import RunError, UsageError
-from bnn_jax.training import checkpoint, files
+from bnn_jax.training import checkpoint
 from bnn_jax.training.checkpoint import (
     CheckpointWarning,
     checkpoint_steps,

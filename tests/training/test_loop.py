@@ -15,7 +15,7 @@ from bnn_jax.training.config import Config, ModelConfig, OptimConfig
 from bnn_jax.training.loop import Diverged, evaluate_run, train
 from bnn_jax.training.metrics import read_metrics
 from bnn_jax.training.programs import initial_state, programs_of
-from bnn_jax.training.workdir import DamagedFileWarning
+from bnn_jax.training.run_folder import DamagedFileWarning
 
 CONFIG = Config(
     "test", epochs=3, batch_size=16, scan_steps=2, model=ModelConfig("resnet6", width=4), optim=OptimConfig("dfw", 0.3)

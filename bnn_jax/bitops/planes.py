@@ -1,0 +1,223 @@
+r"""Codes of any set of integers as bit planes, and their products as weighted sums of XOR products.
+
+A code set v, v + d, v + 2d, ... of at most 2^P values has P planes: code = v + d sum_p 2^p b_p, b_p in {0, 1}.  With
+the signs s = 2 b - 1 of a plane this is code = (A + D sum_p 2^p s_p) / g with integers A, D and g, so that a product of
+two tensors of codes is a sum of XOR products of their planes and, where an A is not zero, of the planes' row sums:
+
+    g g' x.w = A A' K + A D' sum_k 2^k S_k(w) + A' D sum_m 2^m S_m(x) + D D' sum_mk 2^(m+k) (K - 2 popcount(x_m ^ w_k))
+
+For codes -1/+1 on both sides that is K - 2 popcount(x ^ w); a ternary code needs two planes, k bits need k.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int32, UInt32
+
+from bnn_jax.bitops.bits import pack, unpack
+from bnn_jax.bitops.conv import border_sums, out_shape, outside, patch_words
+from bnn_jax.bitops.matmul import Rows, xor_counts
+
+Values: TypeAlias = tuple[int, ...]
+"""A code set, in increasing order."""
+
+MOST_PLANE_PRODUCTS = 4
+"""Above as many XOR products, m x k of m and k bits, the codes are unpacked and multiplied as numbers."""
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["words", "scale"], meta_fields=["values", "constant"])
+@dataclass(frozen=True)
+class PackedBase:
+    """One base of a packed kernel.
+
+    Attributes:
+      words: the planes of the codes' indices in `values`, each packed along the fan-in without gaps.
+      scale: of the codes, as in :class:`bnn_jax.quantizers.Quantized`; None where it is a constant.
+      values: the code set.
+      constant: the scale where it is one; not stored.
+    """
+
+    words: UInt32[Array, "planes words features"]
+    scale: Float[Array, "..."] | None
+    values: Values
+    constant: float = 1.0
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["bases"], meta_fields=["shape", "integers", "input_scale"])
+@dataclass(frozen=True)
+class PackedKernel:
+    """A quantized kernel as its layer keeps it in the collection "packed".
+
+    Attributes:
+      bases: one or more, whose sum is meant.
+      shape: of the kernel: HWIO, or (inputs, features).
+      integers: the layer returns the integer product alone, because a normalization with thresholds follows.
+      input_scale: of inputs that come as packed words from such a normalization.
+    """
+
+    bases: tuple[PackedBase, ...]
+    shape: tuple[int, ...]
+    integers: bool = False
+    input_scale: float = 1.0
+
+
+class Affine(NamedTuple):
+    """code = (constant + step sum_p 2^p s_p) / divisor, s_p = +-1 the signs of `planes` planes."""
+
+    constant: int
+    step: int
+    divisor: int
+    planes: int
+
+
+def plane_count(values: Values) -> int:
+    """Bits of an index into a code set: ceil(log2 n).
+
+    >>> plane_count((-1, 1)), plane_count((-1, 0, 1)), plane_count(tuple(range(16)))
+    (1, 2, 4)
+    """
+    return max(1, math.ceil(math.log2(len(values))))
+
+
+def affine(values: Values) -> Affine | None:
+    """A code set as signs of planes; None for values that are not equally far apart.
+
+    >>> affine((-1, 1)), affine((0, 1)), affine((-2, 0, 1))
+    (Affine(constant=0, step=1, divisor=1, planes=1), Affine(constant=1, step=1, divisor=2, planes=1), None)
+    """
+    steps = set(np.diff(values).tolist())
+    if len(steps) != 1:
+        return None
+    step, planes = steps.pop(), plane_count(values)
+    constant = 2 * values[0] + step * (2**planes - 1)
+    if constant % 2 == 0 and step % 2 == 0:
+        return Affine(constant // 2, step // 2, 1, planes)
+    return Affine(constant, step, 2, planes)
+
+
+def bit_planes(codes: Float[Array, "..."], values: Values) -> list[Bool[Array, "..."]]:
+    """The bits of each code's index in `values`, the lowest first.
+
+    >>> [plane.tolist() for plane in bit_planes(jnp.array([-1.0, 0.0, 1.0]), (-1, 0, 1))]
+    [[False, True, False], [False, False, True]]
+    """
+    if len(values) == 2:
+        return [codes > values[0]]
+    index = sum((codes > value).astype(jnp.int32) for value in values[:-1])
+    return [(index >> plane & 1).astype(bool) for plane in range(plane_count(values))]
+
+
+def pack_codes(codes: Float[Array, "*fan_in features"], values: Values) -> UInt32[Array, "planes words features"]:
+    """The planes of a kernel's codes, packed along the flattened fan-in."""
+    rows = codes.reshape(-1, codes.shape[-1])
+    return jnp.stack([pack(plane, axis=0) for plane in bit_planes(rows, values)])
+
+
+def unpack_codes(base: PackedBase, shape: tuple[int, ...], dtype=jnp.float32) -> Float[Array, "*fan_in features"]:
+    """The codes of a packed kernel as numbers.
+
+    >>> codes = jnp.array([[-1.0, 0.0], [1.0, 1.0], [0.0, -1.0]])
+    >>> base = PackedBase(pack_codes(codes, (-1, 0, 1)), None, (-1, 0, 1))
+    >>> bool((unpack_codes(base, (3, 2)) == codes).all())
+    True
+    """
+    size = math.prod(shape[:-1])
+    planes = [unpack(words, size, axis=0).astype(jnp.int32) << p for p, words in enumerate(base.words)]
+    if affine(base.values) is None:
+        # A file may hold an index that no code has.
+        index = jnp.minimum(sum(planes), len(base.values) - 1)
+        return jnp.asarray(base.values, dtype)[index].reshape(shape)
+    step = base.values[1] - base.values[0]
+    return (base.values[0] + step * sum(planes)).astype(dtype).reshape(shape)
+
+
+def multiplies_on_bits(values: Values, kernel_values: Values) -> bool:
+    """Whether two code sets are multiplied on packed bits, and not as numbers."""
+    sets = affine(values), affine(kernel_values)
+    return None not in sets and sets[0].planes * sets[1].planes <= MOST_PLANE_PRODUCTS
+
+
+def input_words(x: Array, values: Values) -> list[UInt32[Array, "... words"]]:
+    """The planes of activations, packed along the channels; words that are packed already are their only plane."""
+    return [x] if x.dtype == jnp.uint32 else [pack(plane) for plane in bit_planes(x, values)]
+
+
+def dense_product(
+    x: Array, base: PackedBase, *, values: Values, shape: tuple[int, int]
+) -> Int32[Array, "batch features"]:
+    """x @ codes of `base`, exact.
+
+    Args:
+      x: (batch, inputs) codes of `values`, or uint32 words of one plane.
+      base: of a kernel of `shape`.
+    """
+    return _product(input_words(x, values), base, values, shape[0])
+
+
+def conv_product(
+    x: Array,
+    base: PackedBase,
+    *,
+    values: Values,
+    shape: tuple[int, int, int, int],
+    strides: tuple[int, int],
+    padding: tuple[tuple[int, int], tuple[int, int]],
+    dilation: tuple[int, int],
+    pad_value: int,
+) -> Int32[Array, "batch h w features"]:
+    """Convolution of codes with the codes of `base`, exact at the borders too.
+
+    Args:
+      x: NHWC codes of `values`, or uint32 words of one plane.
+      base: of a kernel of `shape`, HWIO.
+      strides, padding, dilation: of the kernel, as pairs (height, width).
+      pad_value: what the padding counts as.
+    """
+    channels, kernel_size = shape[2], shape[:2]
+    rows = [patch_words(p, channels, kernel_size, strides, padding, dilation) for p in input_words(x, values)]
+    size = math.prod(shape[:3])
+    y = _product(rows, base, values, size)
+    out = out_shape(x.shape[1:3], kernel_size, strides, padding, dilation)
+    y = y.reshape(x.shape[0], *out, shape[3])
+    beyond = outside(x.shape[1:3], kernel_size, strides, padding, dilation)
+    if pad_value == values[0] or not beyond.any():
+        return y
+    # Padding words are 0, the first code.
+    border = (pad_value - values[0]) * _border_sums(base, kernel_size, channels, beyond)
+    return y + border.reshape(1, *out, shape[3])
+
+
+def _border_sums(base: PackedBase, kernel_size: tuple[int, int], channels: int, beyond: np.ndarray) -> Array:
+    """For every pixel the sum of the codes of the kernel's taps that lie outside the image."""
+    form = affine(base.values)
+    signs = sum(2**k * border_sums(words, kernel_size, channels, beyond) for k, words in enumerate(base.words))
+    constant = form.constant * channels * beyond.sum(1, dtype=np.int32)[:, None]
+    return (constant + form.step * signs) // form.divisor
+
+
+def _product(rows: Sequence[Rows], base: PackedBase, values: Values, size: int) -> Int32[Array, "M features"]:
+    """The sum over the fan-in, by the formula at the head of this file; rows[m] are the words of plane m."""
+    x, w = affine(values), affine(base.values)
+    pairs = [(2 ** (m + k), a, b) for m, a in enumerate(rows) for k, b in enumerate(base.words)]
+    y = x.step * w.step * sum(weight * (size - 2 * xor_counts(a, b)) for weight, a, b in pairs)
+    if w.constant:
+        y = y + w.constant * x.step * sum(2**m * _signs(_columns(a), size) for m, a in enumerate(rows))[:, None]
+    if x.constant:
+        y = y + x.constant * w.step * sum(2**k * _signs(list(b), size) for k, b in enumerate(base.words))[None]
+    y = y + x.constant * w.constant * size
+    return y // (x.divisor * w.divisor) if x.divisor * w.divisor > 1 else y
+
+
+def _columns(rows: Rows) -> list[Array]:
+    return rows if isinstance(rows, Sequence) else list(rows.T)
+
+
+def _signs(words: list[Array], size: int) -> Int32[Array, "..."]:
+    """The sum of a plane's signs over the fan-in."""
+    return 2 * sum(jax.lax.population_count(word).astype(jnp.int32) for word in words) - size

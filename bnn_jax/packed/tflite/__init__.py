@@ -1,0 +1,1 @@
+"""Networks as .tflite files for Larq Compute Engine."""

@@ -1,0 +1,145 @@
+r"""A trained network as a `.tflite` file for the Larq Compute Engine, written without TensorFlow.
+
+The network is traced once.  What depends on its variables alone becomes constants: quantized kernels, the gains and
+offsets of batch norms.  Every other operation becomes one of TensorFlow Lite's, and a convolution or a dense layer of
+-1/+1 inputs and a -1/+1 kernel becomes
+
+    LceQuantize -> LceBconv2d
+
+with the kernel packed 32 codes a word.  Sums of codes stay integers and scales are multiplied behind them, as in
+training, so that both programs round in the same places.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+from bnn_jax.files import write_atomically
+from bnn_jax.packed.tflite.operations import RULES, as_tensor
+from bnn_jax.packed.tflite.products import Call, Real, Unsupported
+from bnn_jax.packed.tflite.schema import Graph, to_bytes
+
+# They call their functions on single numbers, or many times, or not at all.
+_WHOLE = {"reduce", "reduce_window", "select_and_scatter", "scan", "while", "cond"}
+
+
+class _Refused(NamedTuple):
+    """The result of an operation that the file cannot hold: an error if the network's output needs it."""
+
+    message: str
+    shape: tuple[int, ...] = ()
+
+
+def write_tflite(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    image_shape: Sequence[int],
+) -> None:
+    """Write a network as a `.tflite` file, which the interpreter of the Larq Compute Engine runs.
+
+    The file has one input, a normalized image (1, height, width, channels) in float32, and one output, the logits.  It
+    takes networks whose quantized inputs are -1/+1 codes that meet -1/+1 kernels: XNOR-Net, Bi-Real Net, ReActNet,
+    ABC-Net, IR-Net and others, with any scales, paddings, strides and dilations.  Layers in full precision, and those
+    that quantize weights alone, become float ones.  There is no operator for ternary, 0/1 and k-bit inputs.
+
+    Args:
+      path: of the file; it is there whole or not at all.
+      model: called as ``model.apply(variables, images, train=False)``, with (logits, intermediates) as result.
+      variables: of the trained network, not frozen.
+      image_shape: (height, width, channels).
+
+    Raises:
+      ValueError: for packed variables, another `image_shape`, or a network with an operation that has no operator; the
+        operation and its layer are named.
+      UsageError: where the package flatbuffers is missing.
+      OSError: what the file system said; `path` is as it was.
+
+    Reference: Bannink et al., Larq Compute Engine: Design, Benchmark, and Deploy State-of-the-Art Binarized Neural
+    Networks, 2020, arXiv:2011.09398.
+    """
+    write_atomically(path, tflite_bytes(model, variables, image_shape))
+
+
+def tflite_bytes(model: nn.Module, variables: Mapping[str, Any], image_shape: Sequence[int]) -> bytes:
+    """What :func:`write_tflite` writes."""
+    if "packed" in variables:
+        raise ValueError("`variables` (with 'packed') are frozen; give those of training, from which this file is made")
+    if len(image_shape) != 3 or min(image_shape) < 1:
+        raise ValueError(f"`image_shape` (={tuple(image_shape)}) must be (height, width, channels), as (32, 32, 3)")
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    jaxpr = jax.make_jaxpr(lambda images: model.apply(variables, images, train=False)[0])(images)
+    graph = Graph()
+    image = graph.tensor(images.shape, "float32", "image")
+    (logits,) = _run(graph, jaxpr, [Real(image, images.shape)], "")
+    if isinstance(logits, _Refused):
+        raise ValueError(logits.message)
+    return to_bytes(graph, inputs=[image], outputs=[as_tensor(graph, logits)], description=type(model).__name__)
+
+
+def _run(graph: Graph, jaxpr: Jaxpr | ClosedJaxpr, inputs: Sequence[Any], path: str) -> list[Any]:
+    """The results of a traced function whose inputs are values of the graph."""
+    constants = jaxpr.consts if isinstance(jaxpr, ClosedJaxpr) else ()
+    jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+    values = dict(zip(jaxpr.constvars, map(np.asarray, constants))) | dict(zip(jaxpr.invars, inputs))
+
+    def read(atom):
+        return np.asarray(atom.val) if isinstance(atom, Literal) else values[atom]
+
+    for equation in jaxpr.eqns:
+        inside = "/".join(filter(None, (path, str(equation.source_info.name_stack))))
+        results = _results(graph, equation, [read(atom) for atom in equation.invars], inside)
+        values.update(zip(equation.outvars, results))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _results(graph: Graph, equation: JaxprEqn, inputs: list[Any], path: str) -> list[Any]:
+    function = _called(equation, len(inputs))
+    if function is not None:
+        return _run(graph, function, inputs, path)
+    if all(isinstance(value, np.ndarray) for value in inputs):
+        return _evaluate(equation, inputs)
+    for value in inputs:
+        if isinstance(value, _Refused):
+            return [value] * len(equation.outvars)
+    graph.path = path
+    try:
+        return [_convert(graph, equation, inputs)]
+    except Unsupported as cause:
+        return [_Refused(_sentence(equation, cause, path))] * len(equation.outvars)
+
+
+def _called(equation: JaxprEqn, inputs: int) -> Jaxpr | ClosedJaxpr | None:
+    """The function that a jit, a remat or a call with a chosen derivative calls."""
+    if equation.primitive.name in _WHOLE:
+        return None
+    functions = [value for value in equation.params.values() if isinstance(value, Jaxpr | ClosedJaxpr)]
+    count = lambda f: len((f.jaxpr if isinstance(f, ClosedJaxpr) else f).invars)
+    return next((function for function in functions if count(function) == inputs), None)
+
+
+def _evaluate(equation: JaxprEqn, inputs: list[np.ndarray]) -> list[np.ndarray]:
+    results = equation.primitive.bind(*inputs, **equation.params)
+    return [np.asarray(result) for result in (results if equation.primitive.multiple_results else [results])]
+
+
+def _convert(graph: Graph, equation: JaxprEqn, inputs: list[Any]) -> Any:
+    name = equation.primitive.name
+    if name not in RULES or len(equation.outvars) != 1:
+        raise Unsupported("")
+    aval = equation.outvars[0].aval
+    return RULES[name](graph, Call(name, equation.params, tuple(aval.shape), str(aval.dtype)), *inputs)
+
+
+def _sentence(equation: JaxprEqn, cause: Unsupported, path: str) -> str:
+    what = " ".join(filter(None, (f"the operation {equation.primitive.name!r}", str(cause))))
+    return (
+        f"`model` has {what} at {path or 'its top'!r}, for which the Larq Compute Engine's files have no operator; "
+        "export to .bnn.safetensors instead"
+    )

@@ -1,0 +1,1 @@
+"""Where files of the product lie, and how parameters are named."""

@@ -1,0 +1,1 @@
+"""Training in stages: published recipes, where a stage starts from, who teaches it."""

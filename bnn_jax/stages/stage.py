@@ -1,0 +1,267 @@
+"""Training in stages: each one an ordinary run that may start from, and be taught by, a run before it.
+
+A workdir holds a folder a stage, each that of an ordinary run (see `bnn_jax.training.loop`) and `stage.json`: from
+which variables, named by their hash, the stage started, which of them were carried over, and who taught it.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from bnn_jax.data import Dataset, ImageStream
+from bnn_jax.errors import UsageError, unknown_name
+from bnn_jax.stages.warm_start import TRANSFERS, Carried, Transfer, Variables
+from bnn_jax.training.checkpoint import restore_checkpoint
+from bnn_jax.training.config import Config
+from bnn_jax.training.input_pipeline import load_data
+from bnn_jax.training.loop import train
+from bnn_jax.training.programs import Teacher, programs_of, state_shapes
+from bnn_jax.training.progress import OnProgress, silent
+from bnn_jax.training.run_folder import of_another_run, read_config, recorded, write_sealed
+from bnn_jax.training.validation import validate
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a recipe.
+
+    Attributes:
+      name: of the stage and of its folder.
+      config: the run, complete: its own network, quantizers, optimizer, epochs and losses.
+      initialise_from: name of an earlier stage, or folder of a finished run; None starts from random weights.
+      teacher: likewise, of the network that teaches the losses of `config.distillation`; it sees the same images, in
+        evaluation mode, and does not change.
+      transfer: how variables are carried over: a name of TRANSFERS, or a function.
+      which: variables of `initialise_from` and `teacher`: "best", those of the best validation epoch, or "last".
+    """
+
+    name: str
+    config: Config
+    initialise_from: str | None = None
+    teacher: str | None = None
+    transfer: str | Transfer = "by_name"
+    which: Literal["best", "last"] = "best"
+
+
+def check_stages(stages: Sequence[Stage]) -> None:
+    """Check what can be checked before anything runs.
+
+    Raises:
+      UsageError: for a config that cannot run, a name that is taken or no folder's, a run that is not there, an unknown
+        transfer, losses of a teacher without one, or the reverse.
+    """
+    if not stages:
+        raise UsageError("`stages` is empty; give at least one Stage")
+    earlier: list[str] = []
+    for stage in stages:
+        validate(stage.config)
+        where = f"of stage {stage.name!r}"
+        if not re.fullmatch(r"\w[\w.-]*", stage.name) or stage.name in earlier:
+            raise UsageError(f"`name` (={stage.name!r}) must be new and made of letters, digits, _, - and .")
+        if isinstance(stage.transfer, str) and stage.transfer not in TRANSFERS:
+            raise unknown_name(f"transfer {where}", stage.transfer, TRANSFERS)
+        if stage.which not in ("best", "last"):
+            raise UsageError(f"`which` (={stage.which!r}) {where} must be best or last")
+        for argument, name in (("initialise_from", stage.initialise_from), ("teacher", stage.teacher)):
+            if name is not None and name not in earlier and not (Path(name) / "result.json").exists():
+                known = ", ".join(earlier) or "none"
+                raise UsageError(
+                    f"`{argument}` (={name!r}) {where} must be an earlier stage ({known}) or the folder of a "
+                    "finished run"
+                )
+        if (stage.teacher is None) != (not stage.config.distillation.losses):
+            raise UsageError(
+                f"`teacher` (={stage.teacher!r}) {where} must be given exactly if its config has `distillation.losses` "
+                f"(={stage.config.distillation.losses})"
+            )
+        earlier.append(stage.name)
+
+
+def run_stages(
+    stages: Sequence[Stage],
+    workdir: str | Path,
+    *,
+    dataset: Dataset | ImageStream | None = None,
+    on_progress: OnProgress = silent,
+    announce: Callable[[str], None] = lambda text: None,
+    **training: Any,
+) -> dict[str, dict[str, Any]]:
+    """Run the stages in order, or resume them; finished ones are not run again.
+
+    Args:
+      stages: a stage may name those before it.
+      workdir: each stage has its own folder in it, `<name>`.
+      dataset: the loaded data of all stages; None loads what their configs name.
+      on_progress: as that of :func:`bnn_jax.training.loop.train`, of the stage under way.
+      announce: told in one sentence what each stage starts from.
+      **training: `devices`, `workers` and `strict` of :func:`bnn_jax.training.loop.train`, for every stage.
+
+    Returns:
+      The result of each stage, by its name.
+
+    Raises:
+      UsageError: as :func:`check_stages`; if a stage can take over nothing from the one it starts from; if a stage was
+        begun with another config, or from variables that are not those of its predecessor any more.
+      RunError: as :func:`bnn_jax.training.loop.train`.
+    """
+    check_stages(stages)
+    workdir, names, loaded = Path(workdir), [stage.name for stage in stages], {}
+    results: dict[str, dict[str, Any]] = {}
+    for number, stage in enumerate(stages, start=1):
+        data = dataset
+        if data is None:
+            data = loaded[stage.config.data] = loaded.get(stage.config.data) or load_data(stage.config.data)
+        label = f"stage {number}/{len(stages)} {stage.name}"
+
+        def of_stage(name, which=stage.which, data=data):
+            return None if name is None else load_network(_folder_of(name, names, workdir), data, which=which)
+
+        origin, teacher = of_stage(stage.initialise_from), of_stage(stage.teacher)
+        carried = None if origin is None else carry(stage, origin.variables, data)
+        record = _claim(stage, workdir / stage.name, origin, teacher, carried)
+        announce(f"{label}: {_describe(stage, carried)}")
+        results[stage.name] = train(
+            stage.config,
+            workdir / stage.name,
+            dataset=data,
+            on_progress=lambda done, total, text, label=label: on_progress(done, total, f"{label}  {text}"),
+            carried=None if carried is None else carried.variables,
+            teacher=teacher,
+            stage=record,
+            **training,
+        )
+    return results
+
+
+def replace_stage(stages: Sequence[Stage], name: str, folder: str | Path) -> list[Stage]:
+    """The stages without the one of that name, a finished run taking its place for those after it.
+
+    Raises:
+      UsageError: if there is no such stage, or it starts from or is taught by another one.
+    """
+    if name not in [stage.name for stage in stages]:
+        raise unknown_name("stage", name, [stage.name for stage in stages])
+
+    def other(reference):
+        return str(folder) if reference == name else reference
+
+    rest = [stage for stage in stages if stage.name != name]
+    return [
+        replace(stage, initialise_from=other(stage.initialise_from), teacher=other(stage.teacher)) for stage in rest
+    ]
+
+
+def load_network(
+    folder: str | Path, dataset: Dataset | ImageStream, *, which: Literal["best", "last"] = "best"
+) -> Teacher:
+    """The network of a run: its settings and variables.
+
+    Args:
+      folder: of the run.
+      dataset: with the image shape and classes that it was trained for.
+      which: the variables of the best validation epoch, or those of the newest checkpoint.
+
+    Raises:
+      UsageError: if there is no run, no checkpoint, or it was trained for images or classes of another kind.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    like = state_shapes(programs_of(config, dataset))
+    restored = restore_checkpoint(folder / "checkpoints", like, foreign=partial(of_another_run, config))
+    if restored is None:
+        raise UsageError(f"`folder` (={folder}) holds no checkpoint yet; train it first")
+    found = restored.state.best if which == "best" else restored.state.train
+    return Teacher(config.model, {"params": found.params, **found.model_state})
+
+
+def carry(stage: Stage, source: Variables, dataset: Dataset | ImageStream) -> Carried:
+    """What `stage` takes over from the variables `source`.
+
+    Raises:
+      UsageError: if that is nothing.
+    """
+    programs = programs_of(stage.config, dataset)
+    like = state_shapes(programs).train
+    transfer = TRANSFERS[stage.transfer] if isinstance(stage.transfer, str) else stage.transfer
+    carried = transfer(source, {"params": like.params, **like.model_state})
+    if not carried.names:
+        name, reason = next(iter(carried.initialised.items()))
+        raise UsageError(
+            f"`initialise_from` (={stage.initialise_from!r}) of stage {stage.name!r} has nothing to carry over: no "
+            f"variable agrees in name and shape, {name} is {reason}; choose networks of one family and width"
+        )
+    return carried
+
+
+def fingerprint(variables: Variables) -> str:
+    """SHA-256 of the variables: names, dtypes, shapes and bits.
+
+    >>> a, b = ({"params": {"w": np.array([x])}} for x in (0.0, -0.0))
+    >>> fingerprint(a) == fingerprint(a), fingerprint(a) == fingerprint(b)
+    (True, False)
+    """
+    digest = hashlib.sha256()
+    for name, leaf in sorted(flatten_dict(variables, sep="/").items()):
+        array = np.asarray(leaf)
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _folder_of(name: str, names: Sequence[str], workdir: Path) -> Path:
+    return workdir / name if name in names else Path(name)
+
+
+def _describe(stage: Stage, carried: Carried | None) -> str:
+    if carried is None:
+        start = "starts from random weights"
+    else:
+        start = f"takes {len(carried.names)} variables from {stage.initialise_from}"
+        start += f", {len(carried.initialised)} are initialised" if carried.initialised else ""
+    return start + (f"; taught by {stage.teacher}" if stage.teacher else "")
+
+
+def _claim(stage: Stage, folder: Path, origin: Teacher | None, teacher: Teacher | None, carried: Carried | None):
+    """Compare with the `stage.json` that is there, or write it; return what it holds."""
+
+    def run(name, network):
+        hashed = None if network is None else fingerprint(network.variables)
+        return None if network is None else {"run": name, "which": stage.which, "sha256": hashed}
+
+    record = {
+        "initialise_from": run(stage.initialise_from, origin),
+        "transfer": stage.transfer
+        if isinstance(stage.transfer, str)
+        else getattr(stage.transfer, "__name__", "function"),
+        "teacher": run(stage.teacher, teacher),
+        "carried": None if carried is None else list(carried.names),
+        "initialised": None if carried is None else carried.initialised,
+        "unused": None if carried is None else list(carried.unused),
+    }
+    begun = recorded(folder, "stage")
+    if not begun and (folder / "config.json").exists():
+        raise UsageError(f"`workdir` holds a run in {folder} that is no stage; choose another `--workdir`")
+    found = begun[0] if begun else record
+    differing = [key for key, value in record.items() if found.get(key) != value]
+    if differing:
+        key = differing[0]
+        raise UsageError(
+            f"`{key}` of stage {stage.name!r} is not what {folder} was begun with: {_short(record[key])} now, "
+            f"{_short(found.get(key))} then; remove {folder} to run the stage anew, or choose another `--workdir`"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_sealed(folder / "stage.json", record)
+    return record
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict) and "sha256" in value:
+        return f"the {value['which']} variables of {value['run']} with hash {value['sha256'][:8]}"
+    return "another list" if isinstance(value, (dict, list)) else repr(value)

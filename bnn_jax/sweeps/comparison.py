@@ -1,0 +1,197 @@
+"""Comparisons: every row with every seed, hyper-parameters chosen on the validation split."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bnn_jax.data import Dataset, ImageStream
+from bnn_jax.errors import UsageError
+from bnn_jax.losses import PIECEWISE_LINEAR
+from bnn_jax.sweeps.engine import Run, run_all
+from bnn_jax.sweeps.grid import grid_cells
+from bnn_jax.training.config import Config, OptimConfig, flatten, to_dict
+from bnn_jax.training.input_pipeline import load_data
+from bnn_jax.training.validation import validate
+
+TUNING_SEED = 1000
+"""No run of a comparison uses the seed of the trials."""
+
+
+def optimizer_cells(config: Config, *, optimizers: Sequence[OptimConfig], losses: Sequence[str]) -> dict[str, Config]:
+    """A cell for every optimizer and loss; Deep Frank-Wolfe only with a loss that is piecewise linear.
+
+    A cell of the first loss is labelled by its optimizer, one of another loss by both.
+    """
+    losses = tuple(losses)
+    cells = [
+        replace(config, optim=optim, loss=loss)
+        for loss in losses
+        for optim in optimizers
+        if loss == losses[0] or optim.name != "dfw" or loss in PIECEWISE_LINEAR
+    ]
+    return {cell.optim.name if cell.loss == losses[0] else f"{cell.optim.name}-{cell.loss}": cell for cell in cells}
+
+
+def compare(
+    cells: Mapping[str, Config],
+    workdir: str | Path,
+    *,
+    seeds: Sequence[int],
+    tune: bool = False,
+    how: str = "auto",
+    processes: int | None = None,
+) -> dict[str, Any]:
+    """Train every cell with every seed; finished runs are not run again.
+
+    Args:
+      cells: label -> config, a row each, all on the same data.
+      workdir: each run has its own folder in it, `<label>/seed<k>`; trials are in `tuning/<label>/`.
+      seeds: of the runs.
+      tune: choose each learning rate from `tune_learning_rates` by the best validation accuracy within
+        `config.tune_epochs`, the same number of trials for each row, with a seed of its own.
+      how: auto, sequential, processes or vmapped, see :func:`bnn_jax.sweeps.engine.run_all`.
+      processes: at most so many at a time.
+
+    Returns:
+      What `bnn_jax.analysis.report.write_report` writes, less name, command and provenance; the settings of a row are
+      those in which rows differ.
+
+    Raises:
+      UsageError: for names or values that cannot run, before anything runs; for tuning grids of different sizes.
+    """
+    workdir, cells = Path(workdir), {label: validate(cell) for label, cell in cells.items()}
+    for cell in cells.values():
+        for seed in seeds:
+            validate(replace(cell, seed=seed))
+    if len(set(seeds)) != len(seeds) or TUNING_SEED in seeds:
+        raise UsageError(
+            f"`seeds` (={list(seeds)}) must differ from each other and from {TUNING_SEED}, the trials' own"
+        )
+    shared = next(iter(cells.values()))
+    dataset = load_data(shared.data)
+    ways = {"how": how, "processes": processes, "datasets": {shared.data: dataset}}
+    tuning = None
+    if tune:
+        tuning, cells = _tune(cells, workdir / "tuning", ways)
+    settings = _differing_settings(cells)
+    results = run_cells(cells, workdir, seeds=seeds, **ways)
+    rows = [
+        {
+            "label": label,
+            "optimizer": cell.optim.name,
+            "loss": cell.loss,
+            "settings": settings[label],
+            "runs": results[label],
+        }
+        for label, cell in cells.items()
+    ]
+    return {"dataset": describe_dataset(dataset), "config": to_dict(shared), "rows": rows, "tuning": tuning}
+
+
+def run_cells(
+    cells: Mapping[str, Config], workdir: Path, *, seeds: Sequence[int], **ways: Any
+) -> dict[str, list[dict[str, Any]]]:
+    """Train every cell with every seed in ``<workdir>/<label>/seed<k>``; the results by label, in the seeds' order.
+
+    Args:
+      ways: as :func:`bnn_jax.sweeps.engine.run_all` takes them.
+    """
+    runs = [
+        Run(f"{label} seed {seed}", replace(cell, seed=seed), workdir / label / f"seed{seed}")
+        for label, cell in cells.items()
+        for seed in seeds
+    ]
+    results = iter(run_all(runs, **ways))
+    return {label: [next(results) for _ in seeds] for label in cells}
+
+
+def sweep(
+    config: Config, axes: Mapping[str, Sequence[Any]], workdir: str | Path, *, seeds: Sequence[int], **ways: Any
+) -> dict[str, Any]:
+    """Train every combination of the axes' values with every seed; finished runs are not run again.
+
+    Args:
+      config: of which the options that are no axes are taken.
+      axes: dotted name of an option -> its values; without axes there is one cell.
+      workdir: each run has its own folder in it, `<label of the cell>/seed<k>`.
+      seeds: of the runs.
+      ways: as :func:`bnn_jax.sweeps.engine.run_all` takes them.
+
+    Returns:
+      What `bnn_jax.analysis.sweep_report.write_sweep` writes, less name, command and provenance.
+
+    Raises:
+      UsageError: for values that cannot run, before anything runs.
+    """
+    cells = {label: (validate(cell), values) for label, (cell, values) in grid_cells(config, axes).items()}
+    datasets = ways.setdefault("datasets", {})
+    runs = run_cells({label: cell for label, (cell, _) in cells.items()}, Path(workdir), seeds=seeds, **ways)
+    for cell, _ in cells.values():
+        if cell.data not in datasets:
+            datasets[cell.data] = load_data(cell.data)
+    return {
+        "axes": {name: list(values) for name, values in axes.items()},
+        "seeds": list(seeds),
+        "datasets": [describe_dataset(datasets[data]) for data in {cell.data: None for cell, _ in cells.values()}],
+        "config": to_dict(config),
+        "cells": [
+            {"label": label, "values": values, "steps": _steps(cell, datasets[cell.data]), "runs": runs[label]}
+            for label, (cell, values) in cells.items()
+        ],
+    }
+
+
+def _steps(config: Config, dataset: Dataset | ImageStream) -> int:
+    return config.epochs * (len(dataset.train) // config.batch_size)
+
+
+def describe_dataset(dataset: Dataset | ImageStream) -> dict[str, Any]:
+    """What a report says of a data set: name, note, sizes of images and splits."""
+    sizes = {name: len(getattr(dataset, name)) for name in ("train", "validation", "test")}
+    images = {"shape": list(dataset.image_shape), "num_classes": dataset.num_classes}
+    return {"name": dataset.name, "note": dataset.note, **images, **sizes}
+
+
+def _differing_settings(cells: Mapping[str, Config]) -> dict[str, dict[str, Any]]:
+    """For each row the settings, by their last name, in which the rows are not all alike."""
+    flat = {label: flatten(to_dict(cell)) for label, cell in cells.items()}
+    keys = [
+        key
+        for key in dict.fromkeys(key for values in flat.values() for key in values)
+        if key not in ("name", "loss", "optim.name", "optim.tune_learning_rates")
+        and (
+            key == "optim.learning_rate"
+            or any(values.get(key) != flat[next(iter(flat))].get(key) for values in flat.values())
+        )
+    ]
+    return {
+        label: {key.removeprefix("optim.").removeprefix("model."): values[key] for key in keys if key in values}
+        for label, values in flat.items()
+    }
+
+
+def _tune(cells: Mapping[str, Config], workdir: Path, ways: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Config]]:
+    """The trials as a table, and the cells with the chosen learning rates."""
+    budgets = {label: len(cell.optim.tune_learning_rates) for label, cell in cells.items()}
+    if len(set(budgets.values())) != 1 or 0 in budgets.values():
+        raise UsageError(
+            f"`tune_learning_rates` must have the same number of values, one or more, for each optimizer; got {budgets}"
+        )
+    trials = [(label, rate) for label, cell in cells.items() for rate in cell.optim.tune_learning_rates]
+    results = run_all([_trial(label, cells[label], rate, workdir) for label, rate in trials], **ways)
+    accuracies = {trial: result["validation_accuracy_best"] for trial, result in zip(trials, results)}
+    rows, chosen = [], {}
+    for label, cell in cells.items():
+        tried = {rate: accuracies[label, rate] for rate in cell.optim.tune_learning_rates}
+        best = max(tried, key=lambda rate: -1.0 if tried[rate] is None else tried[rate])
+        table = [{"learning_rate": rate, "validation_accuracy": accuracy} for rate, accuracy in tried.items()]
+        rows.append({"label": label, "chosen": {"learning_rate": best}, "trials": table})
+        chosen[label] = replace(cell, optim=replace(cell.optim, learning_rate=best))
+    epochs = next(iter(cells.values())).tune_epochs
+    return {"seed": TUNING_SEED, "epochs": epochs, "budget": len(rows[0]["trials"]), "rows": rows}, chosen
+
+
+def _trial(label: str, cell: Config, rate: float, workdir: Path) -> Run:
+    config = replace(cell, seed=TUNING_SEED, epochs=cell.tune_epochs, optim=replace(cell.optim, learning_rate=rate))
+    return Run(f"tuning {label} {rate:g}", config, workdir / label / f"learning_rate_{rate:g}")

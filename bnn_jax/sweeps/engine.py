@@ -1,0 +1,193 @@
+"""Many runs, each in its own folder: one after another, one process a core, or mapped together on the device."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jax.errors import JaxRuntimeError
+
+from bnn_jax.data import Dataset, ImageStream
+from bnn_jax.errors import RunError, UsageError, unknown_name
+from bnn_jax.sweeps.processes import run_in_processes
+from bnn_jax.sweeps.throughput import choose_how
+from bnn_jax.sweeps.whole_run import program_key, train_together, why_not_whole
+from bnn_jax.training.checkpoint import checkpoint_steps
+from bnn_jax.training.config import Config, DataConfig
+from bnn_jax.training.input_pipeline import load_data
+from bnn_jax.training.loop import Diverged, train
+from bnn_jax.training.metrics import write_file
+from bnn_jax.training.programs import image_info
+from bnn_jax.training.progress import OnProgress, progress_display
+from bnn_jax.training.run_folder import claim_workdir, read_sealed
+from bnn_jax.training.validation import validate
+
+
+class Run(NamedTuple):
+    """One run of a sweep: what the user sees it called, its config, its folder."""
+
+    title: str
+    config: Config
+    workdir: Path
+
+
+Datasets = dict[DataConfig, Dataset | ImageStream]
+"""Those that are loaded."""
+
+
+def run_all(
+    runs: Sequence[Run],
+    *,
+    how: str = "auto",
+    processes: int | None = None,
+    group_size: int | None = None,
+    datasets: Datasets | None = None,
+    tell: Callable[[str], None] = print,
+) -> list[dict[str, Any]]:
+    """Train `runs`; those that are finished, or diverged, are not run again.
+
+    * sequential: in the training loop, one after another; runs of one program compile it once.
+    * processes: likewise, in as many processes, each on its share of the cores; for the CPU.
+    * vmapped: runs that differ only in seed, learning rate, momentum, weight decay and strength of the regularizer are
+      one program, :func:`bnn_jax.sweeps.whole_run.train_together`; a group that does not fit in the device's memory
+      is halved.
+    * auto: what :func:`bnn_jax.sweeps.throughput.choose_how` measures for the largest such group.
+
+    Ctrl-C and SIGTERM save what is under way; the same call goes on there.
+
+    Args:
+      runs: their configs are validated first.
+      how: one of the four.
+      processes: at most so many at a time; None takes one for each core.
+      group_size: at most so many runs in a program; None sets no limit.
+      datasets: that are loaded already, to which those that are loaded here are added.
+      tell: shows what "auto" chose.
+
+    Returns:
+      The result of each, see :func:`bnn_jax.training.loop.train`; a diverged run has a sentence under "diverged" and
+      None in place of accuracies.
+
+    Raises:
+      UsageError: for a value out of range, a config that cannot run or a folder that holds another run.
+      RunError: if the disk is full.
+    """
+    for argument, value in (("processes", processes), ("group_size", group_size)):
+        if value is not None and value < 1:
+            raise UsageError(f"`{argument}` (={value}) must be at least 1; leave it out for as many as there can be")
+    if how not in ("auto", *RUNNERS):
+        raise unknown_name("how", how, ("auto", *RUNNERS))
+    runs = [run._replace(config=validate(run.config), workdir=Path(run.workdir)) for run in runs]
+    datasets = {} if datasets is None else datasets
+    missing = [run for run in runs if recorded_result(run) is None]
+    if missing:
+        if how == "auto":
+            how, why = _choose(missing, group_size, datasets)
+            tell(f"{len(missing)} runs, {how}: {why}")
+        RUNNERS[how](missing, datasets, processes=processes, group_size=group_size)
+    return [recorded_result(run) for run in runs]
+
+
+def recorded_result(run: Run) -> dict[str, Any] | None:
+    """What a run that is finished, or diverged, left in its folder; None for another.
+
+    Raises:
+      UsageError: if the folder holds a run of another config.
+    """
+    if not (run.workdir / "config.json").exists():
+        return None
+    claim_workdir(run.config, run.workdir)
+    diverged = run.workdir / "diverged.json"
+    return json.loads(diverged.read_text()) if diverged.exists() else read_sealed(run.workdir / "result.json")
+
+
+def train_one(run: Run, datasets: Datasets, on_progress: OnProgress) -> None:
+    """Train a run in the loop; one that diverges is recorded as such."""
+    try:
+        train(run.config, run.workdir, dataset=_dataset(run.config, datasets), on_progress=on_progress)
+    except Diverged as error:
+        _record_diverged(run, str(error))
+
+
+def _record_diverged(run: Run, sentence: str) -> None:
+    numbers = ("validation_accuracy_best", "test_accuracy_best", "test_accuracy_last", "train_loss_last")
+    others = ("step_time_ms", "best_epoch", "max_abs_latent", "share_on_bounds", "gamma", "curve")
+    result = {"seed": run.config.seed, "epochs": run.config.epochs, "diverged": sentence}
+    write_file(Path(run.workdir) / "diverged.json", json.dumps(result | dict.fromkeys((*numbers, *others))))
+
+
+def _dataset(config: Config, datasets: Datasets) -> Dataset | ImageStream:
+    if config.data not in datasets:
+        datasets[config.data] = load_data(config.data)
+    return datasets[config.data]
+
+
+def _run_sequentially(runs: list[Run], datasets: Datasets, **_) -> None:
+    for run in runs:
+        with progress_display(run.title) as on_progress:
+            train_one(run, datasets, on_progress)
+
+
+def _run_in_processes(runs: list[Run], datasets: Datasets, *, processes: int | None, **_) -> None:
+    with progress_display(f"{len(runs)} runs") as on_progress:
+        run_in_processes(runs, processes=processes, on_progress=on_progress)
+
+
+def _run_vmapped(runs: list[Run], datasets: Datasets, *, group_size: int | None, **_) -> None:
+    for run in runs:
+        if (reason := why_not_whole(run.config)) is not None:
+            raise UsageError(f"`how` (='vmapped') does not go with {reason}; choose sequential or processes")
+    for (_, epochs), group in _groups(runs, datasets).items():
+        if epochs is None:
+            # Saved in the midst of an epoch, by the loop, which alone can go on there.
+            _run_sequentially(group, datasets)
+            continue
+        parts = -(-len(group) // (group_size or len(group)))
+        for part in range(parts):
+            _train_group(group[part::parts], datasets)
+
+
+def _train_group(group: list[Run], datasets: Datasets) -> None:
+    config = group[0].config
+    title = group[0].title if len(group) == 1 else f"{group[0].title} and {len(group) - 1} more"
+    try:
+        with progress_display(title) as on_progress:
+            configs, workdirs = [run.config for run in group], [run.workdir for run in group]
+            found = train_together(configs, workdirs, dataset=_dataset(config, datasets), on_progress=on_progress)
+    except JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        if len(group) == 1:
+            raise RunError(f"{title} does not fit in the memory of the device; lower `batch_size`") from None
+        half = len(group) // 2
+        for part in (group[:half], group[half:]):
+            _train_group(part, datasets)
+        return
+    for run, result in zip(group, found):
+        if isinstance(result, str):
+            _record_diverged(run, result)
+
+
+def _groups(runs: list[Run], datasets: Datasets) -> dict[tuple[Config, int | None], list[Run]]:
+    """Runs of one program that have as many epochs behind them; None for a part of an epoch."""
+    groups = {}
+    for run in runs:
+        folder = run.workdir / "checkpoints"
+        steps = checkpoint_steps(folder) if folder.is_dir() else []
+        examples = len(_dataset(run.config, datasets).train)
+        epochs, rest = divmod(steps[-1] if steps else 0, max(1, examples // run.config.batch_size))
+        groups.setdefault((program_key(run.config), None if rest else epochs), []).append(run)
+    return groups
+
+
+def _choose(runs: list[Run], group_size: int | None, datasets: Datasets) -> tuple[str, str]:
+    reason = next((reason for run in runs if (reason := why_not_whole(run.config)) is not None), None)
+    if reason is not None:
+        return "sequential", f"{reason} needs the training loop"
+    group = max(_groups(runs, datasets).values(), key=len)
+    config = group[0].config
+    info = image_info(_dataset(config, datasets))
+    return choose_how(config, info, members=min(len(group), group_size or len(group)))
+
+
+RUNNERS = {"sequential": _run_sequentially, "processes": _run_in_processes, "vmapped": _run_vmapped}
+"""Of each way the function; "auto" chooses between sequential and vmapped."""

@@ -1,0 +1,50 @@
+"""What the benchmark of packed bits measures, on sizes that take no time; no number depends on a clock."""
+
+import math
+
+import pytest
+
+from bnn_jax.benchmarks import packed
+from bnn_jax.benchmarks.packed import Conv, Network, benchmark_packed, plot_packed, summarize
+
+
+@pytest.fixture(scope="module")
+def found():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed, "PAUSE_SECONDS", 0.0)
+        patch.setattr(packed, "LEAST_SECONDS", 0.0)
+        return benchmark_packed(
+            matmuls=((3, 64, 5),),
+            convs=(Conv("tiny", 6, 32, 8, 2),),
+            conv_batches=(1, 2),
+            networks=(Network("lenet", 16, 10, (1,)),),
+            repeats=2,
+        )
+
+
+def test_rows_have_every_peer_that_is_installed(found):
+    (matmul,) = found["matmul"]
+    assert {"packed", "packed_from_float", "float32", "int8"} <= set(matmul["ms"])
+    assert [row["batch"] for row in found["conv"]] == [1, 2]
+    for row in (matmul, *found["conv"]):
+        for who, gmacs in row["gmacs"].items():
+            macs = gmacs * row["ms"][who] * 1e6
+            expected = 3 * 64 * 5 if "shape" in row else row["batch"] * 3 * 3 * (3 * 3 * 32 * 8)
+            assert math.isclose(macs, expected)
+
+
+def test_networks_have_their_memory_and_their_file(found):
+    (row,) = found["network"]
+    assert set(row["ms"]) == set(row["peak_memory"]) == {"packed", "trained", "float32"}
+    assert 0 < row["file_bytes"] < row["peak_memory"]["float32"]
+    assert math.isclose(row["images_per_second"]["packed"] * row["ms"]["packed"], 1e3)
+
+
+def test_ratios_are_geometric_means():
+    rows = [{"ms": {"packed": 1.0, "float32": 2.0}}, {"ms": {"packed": 1.0, "float32": 8.0}}]
+    summary = summarize({"matmul": rows, "conv": [], "network": []})
+    assert summary == {"matmul: packed over float32": {"geometric_mean": pytest.approx(4.0), "worst": 2.0, "best": 8.0}}
+
+
+def test_the_picture_is_written(found, tmp_path):
+    assert plot_packed(found, tmp_path / "packed.png").stat().st_size > 10_000

@@ -1,0 +1,290 @@
+"""Recipes: the papers' settings stage by stage, that networks and teachers fit, and a miniature run of each."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bnn_jax.data import Dataset, Split
+from bnn_jax.stages.recipes import RECIPES, bnn_plus
+from bnn_jax.stages.stage import check_stages, load_network, run_stages
+from bnn_jax.stages.warm_start import by_name
+from bnn_jax.training.config import Config, ModelConfig, OptimConfig
+from bnn_jax.training.experiment import ImageInfo, make_experiment, make_model
+from bnn_jax.training.metrics import read_metrics
+from bnn_jax.training.programs import initial_state, programs_of
+from bnn_jax.training.step import init_state, train_step
+
+ROOT = Path(__file__).parents[2]
+TINY = ModelConfig("resnet6", width=4, options={"stage_sizes": (1,)})
+OWN_NETWORK = {  # where a width of 4 needs another option
+    "real_to_binary": ModelConfig("real_to_binary_resnet18", width=4, options={"stage_sizes": (1,), "reduction": 2})
+}
+REAL, SIGN = "full_precision", "approx_sign"
+EXPECTED = {
+    # name: inputs, kernels, initialise_from, teacher, optimizer, learning rate, weight decay, epochs of 120
+    "bireal": {
+        "relu": (REAL, REAL, None, None, "sgd", 0.1, 1e-4, 120),
+        "leaky_clip": (REAL, REAL, "relu", None, "sgd", 0.01, 0, 120),
+        "clip": (REAL, REAL, "leaky_clip", None, "sgd", 0.01, 0, 120),
+        "binary": (SIGN, "magnitude_aware", "clip", None, "sgd", 0.01, 0, 120),
+        "norm": (SIGN, "binary", "binary", None, "sgd", 0.01, 0, 6),
+    },
+    "reactnet": {
+        "teacher": (REAL, REAL, None, None, "sgd", 0.1, 1e-4, 120),
+        "inputs": ("rsign", REAL, None, "teacher", "adam", 2.5e-3, 1e-5, 120),
+        "binary": ("rsign", "magnitude_aware", "inputs", "teacher", "adam", 2.5e-3, 0, 120),
+    },
+    "real_to_binary": {
+        "real": (REAL, REAL, None, None, "sgd", 0.1, 1e-4, 120),
+        "tanh": (REAL, REAL, None, "real", "adam", 1e-3, 1e-5, 90),
+        "inputs": ("ste_sign", REAL, None, "tanh", "adam", 1e-3, 1e-5, 90),
+        "binary": ("ste_sign", "binary", "inputs", "inputs", "adam", 2e-4, 0, 90),
+    },
+    "dir_net": {
+        "real": (REAL, REAL, None, None, "sgd", 0.1, 1e-4, 120),
+        "binary": ("ede_sign", "dir_net", None, "real", "sgd", 0.1, 1e-4, 120),
+    },
+    "dgrl": {
+        "real": (REAL, REAL, None, None, "sgd", 0.1, 1e-4, 120),
+        "binary": (SIGN, "magnitude_aware", None, "real", "sgd", 0.1, 1e-4, 120),
+    },
+    "ttq": {
+        "real": (REAL, REAL, None, None, "sgd", 0.1, 2e-4, 120),
+        "ternary": (REAL, "ttq", "real", None, "sgd", 0.1, 2e-4, 120),
+    },
+    "inq": {
+        "real": (REAL, REAL, None, None, "sgd", 0.1, 1e-4, 120),
+        "powers": (REAL, "inq", "real", None, "sgd", 0.003, 5e-4, 120),
+    },
+    "bnn_plus": {
+        "real": (REAL, REAL, None, None, "sgd", 0.1, 1e-4, 120),
+        "binary": ("swish_sign", "bnn_plus", "real", None, "adam", 1e-3, 0, 50),
+    },
+    "s2_bnn": {
+        "teacher": (REAL, REAL, None, None, "sgd", 0.1, 1e-4, 120),
+        "inputs": (SIGN, REAL, None, "teacher", "adam", 3e-4, 0, 120),
+        "binary": (SIGN, "magnitude_aware", "inputs", "teacher", "adam", 3e-4, 0, 120),
+        "probe": (SIGN, "magnitude_aware", "binary", None, "sgd", 0.1, 0, 120),
+    },
+    "binaryduo": {
+        "coupled": ("coupled", "dorefa", None, None, "sgd", 0.1, 1e-4, 120),
+        "decoupled": ("decoupled", "dorefa", "coupled", None, "sgd", 0.01, 1e-4, 40),
+    },
+}
+DISTILLED = {
+    "reactnet": {"inputs": ({"distribution": 1.0}, 0.0), "binary": ({"distribution": 1.0}, 0.0)},
+    "real_to_binary": {
+        "tanh": ({"attention": 30.0, "knowledge": 3.0}, 1.0),
+        "inputs": ({"attention": 30.0, "knowledge": 3.0}, 1.0),
+        "binary": ({"knowledge": 0.8}, 1.0),
+    },
+    "dir_net": {"binary": ({"standardized": 1.0}, 1.0)},
+    "dgrl": {"binary": ({"features": 1.0}, 1.0)},
+    "s2_bnn": {"inputs": ({"similarity": 1.0}, 0.0), "binary": ({"similarity": 1.0}, 0.0)},
+}
+
+
+def base(recipe, epochs):
+    model = OWN_NETWORK.get(recipe, TINY)
+    return Config("test", epochs=epochs, batch_size=16, model=model, optim=OptimConfig("dfw"), scan_steps=2)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_settings_are_the_papers(recipe):
+    stages = RECIPES[recipe](base(recipe, 120))
+    check_stages(stages)
+    found = {
+        stage.name: (
+            stage.config.model.input_quantizer,
+            stage.config.model.kernel_quantizer,
+            stage.initialise_from,
+            stage.teacher,
+            stage.config.optim.name,
+            stage.config.optim.learning_rate,
+            stage.config.optim.weight_decay,
+            stage.config.epochs,
+        )
+        for stage in stages
+    }
+    assert found == EXPECTED[recipe]
+    taught = {
+        stage.name: (stage.config.distillation.losses, stage.config.distillation.label_weight)
+        for stage in stages
+        if stage.teacher
+    }
+    assert taught == DISTILLED.get(recipe, {})
+    assert {stage.config.optim.latent_box for stage in stages} == {None}
+    assert all(stage.config.epochs == 1 for stage in RECIPES[recipe](base(recipe, 1)))
+
+
+def test_what_else_a_stage_is_known_by():
+    stages = {recipe: {stage.name: stage for stage in make(base(recipe, 120))} for recipe, make in RECIPES.items()}
+    activations = [stages["bireal"][name].config.model.options["activation"] for name in ("relu", "leaky_clip", "clip")]
+    assert activations == ["relu", "leaky_clip", "clip"]
+    assert stages["bireal"]["norm"].config.optim.train_only == ("*norm*",)
+    assert stages["ttq"]["ternary"].transfer == "normalized"
+    assert stages["binaryduo"]["decoupled"].transfer == "decoupled"
+    probe = stages["s2_bnn"]["probe"]
+    assert (probe.transfer, probe.which, probe.config.optim.train_only) == ("without_head", "last", ("head/*",))
+    assert stages["s2_bnn"]["binary"].config.distillation.temperature == 0.2
+    drawn = stages["bnn_plus"]["binary"].config
+    assert (drawn.regularizer, drawn.regularizer_strength) == ("manhattan", 1e-6)
+    assert drawn.model.kernel_quantizer_options == {"beta": 5.0, "initial": "median"}
+    second = bnn_plus(base("bnn_plus", 2), regularizer="euclidean")[1].config
+    assert (second.regularizer, second.model.kernel_quantizer_options["initial"]) == ("euclidean", "mean")
+
+
+def test_a_network_of_the_recipes_family_is_taken_as_it_is():
+    model = ModelConfig("bireal18", width=4, options={"stage_sizes": (2, 2), "stem": "cifar", "trainable_slopes": True})
+    stages = RECIPES["bireal"](replace(base("bireal", 2), model=model))
+    assert {stage.config.model.name for stage in stages} == {"bireal18"}
+    assert all(stage.config.model.options.items() >= model.options.items() for stage in stages)
+    other = RECIPES["reactnet"](replace(base("bireal", 2), model=model))
+    assert [stage.config.model.name for stage in other] == ["resnet20", "reactnet_resnet20", "reactnet_resnet20"]
+    assert other[1].config.model.options == {"stage_sizes": (2, 2), "stem": "cifar"}
+    assert other[0].config.model.options == {"stage_sizes": (2, 2)}
+    large = ModelConfig("reactnet18_bn_free", width=4, options={"stem": "imagenet"})
+    stages = RECIPES["reactnet"](replace(base("reactnet", 2), model=large))
+    assert [(s.config.model.name, s.config.model.kernel_quantizer) for s in stages] == [
+        ("resnet34", REAL),
+        ("reactnet18_bn_free", REAL),
+        ("reactnet18_bn_free", "bn_free"),
+    ]
+    assert {stage.config.model.options["stem"] for stage in stages} == {"imagenet"}
+    extended = RECIPES["bnn_plus"](replace(base("bnn_plus", 2), model=ModelConfig("ebireal18", width=4)))
+    assert {stage.config.model.name for stage in extended} == {"ebireal18"}
+
+
+INFO = ImageInfo((8, 8, 1), 3, (120.0,), (60.0,))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_networks_teachers_and_predecessors_fit(recipe):
+    """Traced, not compiled: every stage takes a step, and by names alone it finds nearly all of its predecessor."""
+    variables, models = {}, {}
+    images, labels = jnp.zeros((4, 8, 8, 1), jnp.uint8), jnp.zeros(4, jnp.int32)
+    for stage in RECIPES[recipe](base(recipe, 2)):
+        models[stage.name] = stage.config.model
+        teacher = models.get(stage.teacher)
+        experiment = make_experiment(stage.config, INFO, total_steps=4, learning_rate=0.1, teacher=teacher)
+        state = jax.eval_shape(partial(init_state, experiment), jnp.uint32(0))
+        after, metrics = jax.eval_shape(
+            partial(train_step, experiment), state, images, labels, variables.get(stage.teacher)
+        )
+        assert jax.tree.map(lambda x: x.shape, after) == jax.tree.map(lambda x: x.shape, state)
+        assert {f"distillation_{name}" for name in stage.config.distillation.losses} <= set(metrics)
+        variables[stage.name] = {"params": state.params, **state.model_state}
+        if stage.initialise_from is not None and stage.transfer != "decoupled":
+            carried = by_name(variables[stage.initialise_from], variables[stage.name])
+            assert carried.unused == ()
+            assert all("quantizer" in name for name in carried.initialised)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    rng = np.random.default_rng(0)
+
+    def split(count):
+        labels = rng.integers(0, 3, count).astype(np.int32)
+        images = rng.integers(0, 120, (count, 8, 8, 1)) + 60 * labels[:, None, None, None]
+        return Split(images.astype(np.uint8), labels)
+
+    return Dataset("synthetic", split(48), split(20), split(20), 3, (120.0,), (60.0,), "made for a test")
+
+
+def assert_the_switch_preserves_the_function(stages, workdir, dataset):
+    """The first step's loss of the decoupled network is that of the coupled one on the same images."""
+    _, second = stages
+    coupled = load_network(workdir / "coupled", dataset)
+    programs = programs_of(second.config, dataset)
+    batch = np.asarray(programs.order(initial_state(programs, second.config.seed).train.seed, np.int32(1)))[0]
+    x = (dataset.train.images[batch].astype(np.float32) - 120) / 60
+    model = make_model(coupled.settings, num_classes=3)
+    (logits, _), _ = model.apply(coupled.variables, jnp.asarray(x), train=True, progress=0.0, mutable=["batch_stats"])
+    logits = np.asarray(logits, np.float64)
+    expected = np.log(np.exp(logits).sum(1)) - logits[np.arange(16), dataset.train.labels[batch]]
+    first = next(read_metrics(workdir / "decoupled" / "metrics.jsonl"))
+    assert first["loss"] == pytest.approx(expected.mean(), rel=1e-5)
+
+
+def assert_half_of_the_trained_weights_were_frozen_first(stages, workdir, dataset):
+    """To powers of two below 4/3 of the largest trained weight, whatever the latent weights did after."""
+    real = load_network(workdir / "real", dataset).variables["params"]
+    kernel = np.abs(np.asarray(real["stage1_block1"]["conv1"]["kernel"]))
+    powers = load_network(workdir / "powers", dataset, which="last").variables
+    state = powers["quantizer_state"]["stage1_block1"]["conv1"]["kernel_quantizer"]
+    assert int(state["exponent"]) == np.floor(np.log2(4 * kernel.max() / 3)) - 7
+    assert np.asarray(state["frozen"])[kernel >= np.median(kernel)].all()
+
+
+CHECKS = {
+    "binaryduo": assert_the_switch_preserves_the_function,
+    "inq": assert_half_of_the_trained_weights_were_frozen_first,
+}
+
+
+SHORT = ("bireal", "reactnet", "ttq", "binaryduo")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(recipe, marks=() if recipe in SHORT else pytest.mark.full) for recipe in RECIPES]
+)
+def test_every_recipe_runs_in_miniature(recipe, dataset, tmp_path):
+    stages = RECIPES[recipe](base(recipe, 2))
+    results = run_stages(stages, tmp_path, dataset=dataset)
+    assert list(results) == [stage.name for stage in stages]
+    for stage in stages:
+        records = [r for r in read_metrics(tmp_path / stage.name / "metrics.jsonl") if r["kind"] == "train"]
+        assert len(records) == 3 * stage.config.epochs
+        assert all(np.isfinite(record["objective"]) for record in records)
+    CHECKS.get(recipe, lambda *_: None)(stages, tmp_path, dataset)
+
+
+def run_script(*arguments, env):
+    command = [sys.executable, "scripts/train_stages.py", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("reactnt",), "error: `recipe` (='reactnt') is not known; did you mean 'reactnet'?"),
+        (("ttq", "--finished", "reel", "runs"), "error: `stage` (='reel') is not known; did you mean 'real'?"),
+        (
+            ("ttq", "--finished", "real", "/nowhere"),
+            "error: `initialise_from` (='/nowhere') of stage 'ternary' must be",
+        ),
+    ],
+)
+def test_the_script_says_what_is_wrong_in_one_sentence(arguments, message, tmp_path, run_here):
+    done = run_here("train_stages", *arguments, "--workdir", tmp_path / "run")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.long
+def test_the_script_tells_the_stages_and_their_results(tmp_path, subprocess_env):
+    """Once with both stages on the digits, then with the first one's folder in its place."""
+    small = ("--epochs", "1", "--batch-size", "512", "--model.width", "4")
+    done = run_script("ttq", "--workdir", tmp_path / "all", *small, env=subprocess_env)
+    assert "stage 1/2 real: starts from random weights" in done.stdout
+    assert "stage 2/2 ternary: takes" in done.stdout
+    assert len(re.findall(r"^(real|ternary): test accuracy \d+\.\d+ % at the last epoch", done.stdout, re.M)) == 2
+    finished = ("--finished", "real", tmp_path / "all" / "real")
+    again = run_script("ttq", "--workdir", tmp_path / "second", *finished, *small, env=subprocess_env)
+    assert "stage 1/1 ternary: takes" in again.stdout
+    curves = [json.loads((tmp_path / f / "ternary" / "result.json").read_text())["curve"] for f in ("all", "second")]
+    assert curves[0] == curves[1]

@@ -1,0 +1,191 @@
+"""Sweeps: the same results however the runs are trained; what diverges is kept; finished runs are not run again."""
+
+import json
+from dataclasses import replace
+
+import jax
+import pytest
+from jax.errors import JaxRuntimeError
+
+from bnn_jax.errors import UsageError
+from bnn_jax.sweeps import engine, throughput
+from bnn_jax.sweeps.comparison import compare, optimizer_cells
+from bnn_jax.sweeps.engine import Run, run_all
+from bnn_jax.sweeps.grid import grid_cells, parse_axes, split_axes
+from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
+from bnn_jax.training.experiment import ImageInfo
+from bnn_jax.training.validation import validate
+
+SGD = OptimConfig("sgd", learning_rate=0.1)
+CONFIG = validate(
+    Config("test", epochs=1, batch_size=256, loss="cross_entropy", model=ModelConfig("resnet6", width=4), optim=SGD)
+)
+CELLS = {"good": CONFIG, "bad": replace(CONFIG, optim=replace(SGD, learning_rate=1e30))}
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A comparison on the CPU, where auto is one run after another."""
+    workdir = tmp_path_factory.mktemp("compared")
+    return workdir, compare(CELLS, workdir, seeds=(0,))
+
+
+def test_a_diverged_run_is_told_and_not_run_again(compared):
+    workdir, first = compared
+    good, bad = (row["runs"][0] for row in first["rows"])
+    assert 0 <= good["test_accuracy_last"] <= 1
+    assert bad["test_accuracy_last"] is None
+    assert "became" in bad["diverged"]
+    assert "lower `optim.learning_rate`" in bad["diverged"]
+    assert [row["settings"] for row in first["rows"]] == [{"learning_rate": 0.1}, {"learning_rate": 1e30}]
+    records = (workdir / "bad" / "seed0" / "metrics.jsonl").stat().st_mtime_ns
+    assert compare(CELLS, workdir, seeds=(0,)) == first
+    assert (workdir / "bad" / "seed0" / "metrics.jsonl").stat().st_mtime_ns == records
+
+
+def test_processes_give_what_one_after_another_gives(compared, tmp_path):
+    runs = [Run(label, config, tmp_path / label) for label, config in CELLS.items()]
+    for found, row in zip(run_all(runs, how="processes", processes=2), compared[1]["rows"], strict=True):
+        wanted = row["runs"][0]
+        assert found.keys() == wanted.keys()
+        for name in ("validation_accuracy_best", "test_accuracy_best", "test_accuracy_last", "train_loss_last"):
+            assert found[name] == (None if wanted[name] is None else pytest.approx(wanted[name], abs=1e-5))
+        assert found.get("diverged", "").split(" of ")[0] == wanted.get("diverged", "").split(" of ")[0]
+
+
+def test_an_error_in_a_process_is_the_error_of_the_sweep(tmp_path):
+    config = replace(CONFIG, data=DataConfig("digits", validation_examples=5000))
+    with pytest.raises(UsageError, match="validation_examples"):
+        run_all([Run("run", config, tmp_path)], how="processes")
+
+
+def test_the_grid_has_every_combination_and_typed_values():
+    argv = [
+        "--optim.learning-rate",
+        "1",
+        "0.1",
+        "--seeds",
+        "2",
+        "--data.flip",
+        "True",
+        "False",
+        "--optim.momentum",
+        "0",
+    ]
+    texts, rest = split_axes(argv)
+    assert rest == ["--seeds", "2", "--optim.momentum", "0"]
+    cells = grid_cells(CONFIG, parse_axes(CONFIG, texts))
+    assert {label: (cell.optim.learning_rate, cell.data.flip) for label, (cell, _) in cells.items()} == {
+        "learning_rate=1.0,flip=True": (1.0, True),
+        "learning_rate=1.0,flip=False": (1.0, False),
+        "learning_rate=0.1,flip=True": (0.1, True),
+        "learning_rate=0.1,flip=False": (0.1, False),
+    }
+    assert replace(cells["learning_rate=0.1,flip=False"][0], optim=SGD, data=DataConfig()) == CONFIG
+    # A list is one value of an option that takes a list.
+    assert split_axes(["--optim.latent-box", "-1", "1"]) == ({}, ["--optim.latent-box", "-1", "1"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--seed 1 2", r"`--seed` \(=1 2\) is the first seed; `--seeds` says how many"),
+        ("--epochs 1 2 --epochs 3 4", r"`--epochs` \(=3 4\) is given twice; give all of its values once"),
+        ("--optim.momentum 0 0.0", r"`--optim.momentum` \(=0 0.0\) must have values that differ"),
+    ],
+)
+def test_axes_that_make_no_grid(argv, message):
+    with pytest.raises(UsageError, match=message):
+        parse_axes(CONFIG, split_axes(argv.split())[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"how": "vmaped"}, r"`how` \(='vmaped'\) is not known; did you mean 'vmapped'\?"),
+        ({"processes": 0}, r"`processes` \(=0\) must be at least 1; leave it out"),
+        ({"group_size": 0}, r"`group_size` \(=0\) must be at least 1; leave it out"),
+    ],
+)
+def test_ways_that_there_are_not(tmp_path, arguments, message):
+    with pytest.raises(UsageError, match=message):
+        run_all([Run("run", CONFIG, tmp_path)], **arguments)
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path):
+    engine.claim_workdir(CONFIG, tmp_path)
+    engine._record_diverged(Run("run", CONFIG, tmp_path), "it diverged")
+    assert run_all([Run("run", CONFIG, tmp_path)])[0]["diverged"] == "it diverged"
+    with pytest.raises(UsageError, match=r"`epochs` is 2 now, but .* holds a run with 1; choose another `--workdir`"):
+        run_all([Run("run", replace(CONFIG, epochs=2), tmp_path)])
+
+
+@pytest.fixture
+def groups(monkeypatch):
+    """The sizes of the groups that are mapped; more than three do not fit in memory."""
+    sizes = []
+
+    def train_together(configs, workdirs, *, dataset, on_progress):
+        sizes.append(len(configs))
+        if len(configs) > 3:
+            raise JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        for config, workdir in zip(configs, workdirs):
+            engine.claim_workdir(config, workdir)
+        return ["it diverged"] * len(configs)
+
+    monkeypatch.setattr(engine, "train_together", train_together)
+    return sizes
+
+
+@pytest.mark.parametrize(("group_size", "sizes"), [(None, [5, 2, 3, 1]), (2, [2, 2, 1, 1])])
+def test_groups_are_of_one_program_and_fit_in_memory(tmp_path, groups, group_size, sizes):
+    other = replace(CONFIG, loss="multiclass_hinge")
+    configs = [*(replace(CONFIG, seed=seed) for seed in range(5)), other]
+    runs = [Run(f"run {index}", config, tmp_path / str(index)) for index, config in enumerate(configs)]
+    found = run_all(runs, how="vmapped", group_size=group_size)
+    assert groups == sizes
+    assert [run["seed"] for run in found] == [0, 1, 2, 3, 4, 0]
+
+
+def test_the_device_decides_once_what_auto_is(monkeypatch, tmp_path):
+    info, measured = ImageInfo((8, 8, 1), 10, (0.0,), (1.0,)), []
+
+    def time_steps(config, info, *, members):
+        measured.append(members)
+        return {"sequential_ms": 3.0, "vmapped_ms": 1.0}
+
+    assert throughput.choose_how(CONFIG, info, members=8)[0] == "sequential"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(throughput, "time_steps", time_steps)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for members in (8, 20, 1, 2):
+        how, why = throughput.choose_how(CONFIG, info, members=members)
+        assert how == ("sequential" if members == 1 else "vmapped")
+    assert why == "3 ms a step, 1 ms with 2 runs mapped"
+    assert measured == [8, 2]
+    assert len(json.loads((tmp_path / "bnn_jax" / "sweep_times.json").read_text())) == 2
+    (tmp_path / "bnn_jax" / "sweep_times.json").write_text("damaged")
+    assert throughput.choose_how(CONFIG, info, members=8)[0] == "vmapped"
+    assert measured == [8, 2, 8]
+
+
+def test_times_of_steps_alone_and_mapped():
+    info = ImageInfo((8, 8, 1), 10, (8.0,), (5.0,))
+    config = replace(CONFIG, batch_size=4, model=replace(CONFIG.model, width=2))
+    found = throughput.time_steps(config, info, members=2, steps=2, repeats=3)
+    seconds = {how: sorted(times)[1] for how, times in found["seconds"].items()}
+    assert found["sequential_ms"] == pytest.approx(1e3 * seconds["sequential"] / 2)
+    assert found["vmapped_ms"] == pytest.approx(1e3 * seconds["vmapped"] / 4)
+
+
+def test_deep_frank_wolfe_has_no_cell_for_a_smooth_loss():
+    optimizers = (OptimConfig("dfw"), SGD)
+    hinge = "smoothed_multiclass_hinge"
+    cells = optimizer_cells(CONFIG, optimizers=optimizers, losses=(hinge, "multiclass_hinge", "cross_entropy"))
+    assert {label: (cell.optim.name, cell.loss) for label, cell in cells.items()} == {
+        "dfw": ("dfw", hinge),
+        "sgd": ("sgd", hinge),
+        "dfw-multiclass_hinge": ("dfw", "multiclass_hinge"),
+        "sgd-multiclass_hinge": ("sgd", "multiclass_hinge"),
+        "sgd-cross_entropy": ("sgd", "cross_entropy"),
+    }

@@ -1,0 +1,92 @@
+"""The folder of a run: whose it is, who trains in it, and what damage does to that."""
+
+import errno
+import json
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bnn_jax.errors import RunError, UsageError
+from bnn_jax.training.checkpoint import save_checkpoint
+from bnn_jax.training.config import Config, ModelConfig, OptimConfig, to_dict
+from bnn_jax.training.run_folder import DamagedFileWarning, claim_workdir, locked, of_another_run, read_config
+
+CONFIG = Config("mine", epochs=3, batch_size=8, model=ModelConfig("resnet6"), optim=OptimConfig("sgd"))
+OTHER = replace(CONFIG, seed=7)
+
+
+def save(workdir, step, config):
+    save_checkpoint(workdir / "checkpoints", step, {"a": np.ones(2, np.float32)}, metadata={"config": to_dict(config)})
+
+
+def test_of_another_run():
+    as_read = lambda metadata: json.loads(json.dumps(metadata))
+    assert of_another_run(CONFIG, as_read({"config": to_dict(CONFIG), "log": ""})) is None
+    reason = of_another_run(CONFIG, as_read({"config": to_dict(OTHER)}))
+    assert reason == "it is of another run, whose `seed` is 7, not 0"
+    assert of_another_run(CONFIG, {}) == "it is of no run: its metadata hold no config"
+
+
+def test_a_setting_that_came_later_makes_no_other_run():
+    """Runs begun before a setting was there go on with its default."""
+    values = json.loads(json.dumps(to_dict(CONFIG)))
+    del values["data"]["flip"]
+    assert of_another_run(CONFIG, {"config": values}) is None
+    assert of_another_run(replace(CONFIG, data=replace(CONFIG.data, flip=True)), {"config": values}) is not None
+
+
+def test_a_foreign_checkpoint_does_not_take_over_a_run_without_config(tmp_path):
+    save(tmp_path, 1, CONFIG)
+    save(tmp_path, 2, OTHER)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.warns(DamagedFileWarning, match=f"skipped `{tmp_path}/config.json`: it is damaged"):
+        claim_workdir(CONFIG, tmp_path)
+    assert read_config(tmp_path) == CONFIG
+    with pytest.raises(UsageError, match=r"`seed` is 7 now, but .* holds a run with 0; choose another `--workdir`"):
+        claim_workdir(OTHER, tmp_path)
+
+
+def test_a_damaged_config_and_no_checkpoint(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with (
+        pytest.warns(DamagedFileWarning),
+        pytest.raises(RunError, match=r"config\.json is damaged and there is no checkpoint; remove .* to start anew"),
+    ):
+        read_config(tmp_path)
+
+
+def test_a_held_lock_names_its_holder_if_it_can_be_read(tmp_path):
+    with locked(tmp_path):
+        with (
+            pytest.raises(UsageError, match=rf"being trained in by process {os.getpid()} on .*; wait"),
+            locked(tmp_path),
+        ):
+            pass
+        (tmp_path / "lock").write_bytes(b"proc\xffess 3")
+        with pytest.raises(UsageError, match="being trained in by proc\ufffdess 3; wait"), locked(tmp_path):
+            pass
+        (tmp_path / "lock").write_bytes(b"")
+        with pytest.raises(UsageError, match="being trained in by another process; wait"), locked(tmp_path):
+            pass
+    with locked(tmp_path):
+        pass
+
+
+def test_a_full_disk_does_not_keep_from_the_lock(tmp_path, monkeypatch):
+    def fail(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", fail)
+    with pytest.raises(RunError, match=r"^what the run says$"), locked(tmp_path):
+        raise RunError("what the run says")
+
+
+def test_a_lock_that_cannot_be_opened(tmp_path):
+    (tmp_path / "lock").mkdir()
+    with (
+        pytest.raises(RunError, match=rf"cannot write to {tmp_path} \(Is a directory\); make it writable"),
+        locked(tmp_path),
+    ):
+        pass
