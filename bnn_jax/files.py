@@ -35,6 +35,30 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
         raise
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the path of a draft beside `path`, which takes its name when the block ends and is gone if it fails.
+
+    The folder is made if missing.  Nobody meets half of the file, also after the machine stopped.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "folder" / "file.txt"
+    >>> with replacing(path) as draft:
+    ...     _ = draft.write_text("whole")
+    >>> path.read_text()
+    'whole'
+    """
+    path = Path(path)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield draft
+        _sync(draft)
+        replace_synced(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 def write_synced(path: Path, data: bytes | str) -> None:
     """Write `data` (text as UTF-8) to `path` and wait until the disk has it.  Not atomic."""
     with open(path, "wb") as file:

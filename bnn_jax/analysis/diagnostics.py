@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from bnn_jax.checks import require_positive
 from bnn_jax.estimators import sign
-from bnn_jax.estimators.definition import require_positive
 from bnn_jax.optim import is_latent
 from bnn_jax.training.diagnostics import gradient_cosine, require_alike
 from bnn_jax.types import Params

@@ -18,6 +18,8 @@ from jaxtyping import Int, Int32, UInt8
 from bnn_jax.data.prepare import default_data_dir
 from bnn_jax.data.tfds_folder import decode_tfds_folder, files_of, find_tfds_folder
 from bnn_jax.errors import RunError, UsageError
+from bnn_jax.files import replacing
+from bnn_jax.paths import cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +112,7 @@ def load_dataset(
             raise UsageError(f"`name` (={name!r}) is not a file; give 'digits', the path of an .npz file or a TFDS set")
         return _assemble(path.stem, _read_npz(path), str(path), validation_examples, seed)
     folder = find_tfds_folder(name, Path(data_dir or default_data_dir()).expanduser())
-    cache = Path(cache_dir or default_cache_dir()).expanduser() / f"{name.replace('/', '-')}-{folder.name}.npz"
+    cache = Path(cache_dir or cache_folder()).expanduser() / f"{name.replace('/', '-')}-{folder.name}.npz"
     return _assemble(name, _read_through_cache(name, folder, cache), str(folder), validation_examples, seed)
 
 
@@ -365,26 +367,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         raise RunError(f"{path} cannot be read ({error}); write it again with numpy.savez") from error
 
 
-def _write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Write so that `path` is either what it was or whole, also when the machine stops."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with part.open("wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 # -- cache
-
-
-def default_cache_dir() -> Path:
-    """The folder of what is decoded or computed once: `$XDG_CACHE_HOME/bnn_jax`, else `~/.cache/bnn_jax`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bnn_jax"
 
 
 def _read_through_cache(name: str, folder: Path, cache: Path) -> dict[str, np.ndarray]:
@@ -400,7 +383,8 @@ def _read_through_cache(name: str, folder: Path, cache: Path) -> dict[str, np.nd
             logger.warning("%s is damaged; making it anew", cache)
     arrays = decode_tfds_folder(name, folder) | {"source": np.array(source)}
     try:
-        _write_npz(cache, arrays)
+        with replacing(cache) as draft, draft.open("wb") as file:
+            np.savez(file, **arrays)
     except OSError as error:
         logger.warning("%s cannot be written (%s); %s will be decoded anew each time", cache, error, name)
     return arrays

@@ -21,7 +21,6 @@ from bnn_jax.data.sources import (
     Split,
     check_own_validation,
     check_spread,
-    default_cache_dir,
     pixel_sums,
     split_off_validation,
     statistics_of,
@@ -29,6 +28,8 @@ from bnn_jax.data.sources import (
 )
 from bnn_jax.data.tfds_folder import files_of, find_tfds_folder, note_of, open_builder, what_to_decode
 from bnn_jax.errors import RunError, UsageError, unknown_name
+from bnn_jax.files import replacing
+from bnn_jax.paths import cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ def open_stream(
     note = note_of(name, folder.name, {encoding})
     if preprocessing == "none":
         splits = {split: replace(records, image_shape=shape) for split, records in splits.items()}
-        cache = Path(cache_dir or default_cache_dir()).expanduser()
+        cache = Path(cache_dir or cache_folder()).expanduser()
         mean, std = _pixel_statistics(splits["train"], name, folder, cache)
     else:
         shape, mean, std = (size, size, 3), MEAN, STD
@@ -196,7 +197,9 @@ def _pixel_statistics(
     mean, std = _computed_statistics(train)
     check_spread(name, mean, std)
     try:
-        _write_text(path, json.dumps({"mean": mean, "std": std, "examples": len(train), "source": train.version}))
+        text = json.dumps({"mean": mean, "std": std, "examples": len(train), "source": train.version})
+        with replacing(path) as draft:
+            draft.write_text(text)
     except OSError as error:
         logger.warning("%s cannot be written (%s); the statistics of %s will be computed each time", path, error, name)
     return mean, std
@@ -209,17 +212,3 @@ def _computed_statistics(train: Records) -> tuple[tuple[float, ...], tuple[float
         images, labels, _ = read_batch(train, row, seed=0, epoch=0, training=False)
         sums += np.array(pixel_sums(images[labels >= 0]), object)
     return statistics_of(sums.tolist())
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write so that `path` is either what it was or whole, also when the machine stops."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with part.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

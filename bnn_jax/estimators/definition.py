@@ -6,31 +6,12 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
+
+from bnn_jax.checks import require_floating
 
 Elementwise: TypeAlias = Callable[..., Float[Array, "..."]]
 """(x, **parameters) -> an array that broadcasts to x."""
-
-
-def _require_floating(x: Array) -> None:
-    if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
-        raise TypeError(f"`x` must be a floating-point array; got {jnp.result_type(x)}; convert it with `.astype`")
-
-
-def require(argument: str, value: Any, holds: Callable[[np.ndarray], Any], rule: str, advice: str) -> None:
-    """Refuse a concrete `value` that breaks the rule; a traced one has no value to check.
-
-    Raises:
-      ValueError: naming the argument, its value, the rule and the way out.
-    """
-    if not isinstance(value, jax.core.Tracer) and not np.all(holds(np.asarray(value))):
-        raise ValueError(f"`{argument}` (={value}) must be {rule}; {advice}")
-
-
-def require_positive(argument: str, value: Any, advice: str) -> None:
-    """Refuse a concrete `value` that is not above zero everywhere, NaN included."""
-    require(argument, value, lambda v: v > 0, "positive", advice)
 
 
 def sign(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -45,7 +26,7 @@ def sign(x: Float[Array, "..."]) -> Float[Array, "..."]:
     >>> sign(jnp.array([-2.0, -0.0, 0.0, 3.0]))
     Array([-1.,  1.,  1.,  1.], dtype=float32)
     """
-    _require_floating(x)
+    require_floating("x", x)
     return jnp.where(x < 0, -1, 1).astype(jnp.result_type(x))
 
 
@@ -119,7 +100,7 @@ def make_estimator(
 
     @wraps(derivative)
     def estimator(x, **parameters):
-        _require_floating(x)
+        require_floating("x", x)
         x = jnp.asarray(x)
         dtype = jnp.promote_types(x.dtype, jnp.float32)
         return quantize(x, {name: _aligned(name, value, x, dtype) for name, value in parameters.items()})

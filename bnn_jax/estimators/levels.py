@@ -3,7 +3,8 @@ r"""Estimators of activations whose codes are not -1/+1: {0, 1}, {0, 1, 2} and {
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.estimators.definition import make_estimator, require, require_positive
+from bnn_jax.checks import require, require_positive
+from bnn_jax.estimators.definition import make_estimator
 
 
 def _on_ramp(x, width, threshold, rho):
@@ -74,7 +75,7 @@ def heaviside(
     Reference: Wang et al., Sparsity-Inducing Binarized Neural Networks, AAAI 2020.
     """
     require_positive("width", width, "1.0 is usual")
-    require("rho", rho, lambda r: r >= 0, "at least 0", "0.3 is usual")
+    require("rho", rho, lambda r: r >= 0, "must be at least 0", "0.3 is usual")
     return _heaviside(x, width=width, threshold=threshold, rho=rho)
 
 
@@ -124,5 +125,5 @@ def ternary(
     Reference: Wan et al., TBN: Convolutional Neural Network with Ternary Inputs and Binary Weights, ECCV 2018; the
     triangles are of its authors' second program.
     """
-    require("delta", delta, lambda d: d >= 0, "at least 0", "0.5 mean|x| is usual")
+    require("delta", delta, lambda d: d >= 0, "must be at least 0", "0.5 mean|x| is usual")
     return (_ternary_straight_through if straight_through else _ternary)(x, delta=delta)

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.estimators.definition import make_sign, require, require_positive
+from bnn_jax.checks import require, require_positive
+from bnn_jax.estimators.definition import make_sign
 from bnn_jax.estimators.signs import sech_squared
 from bnn_jax.types import Key
 
@@ -89,7 +90,7 @@ def _require_sharpness(t, k):
 
 
 def _geometric(progress: Progress, start: float | Array, end: float | Array) -> Float[Array, ""]:
-    require("progress", progress, lambda p: (p >= 0) & (p <= 1), "in [0, 1]", "give step / total_steps")
+    require("progress", progress, lambda p: (p >= 0) & (p <= 1), "must be in [0, 1]", "give step / total_steps")
     progress, start, end = (jnp.asarray(value, jnp.float32) for value in (progress, start, end))
     return start * (end / start) ** progress
 
@@ -173,7 +174,7 @@ def dir_sign(
     arXiv:2109.12338.
     """
     _require_sharpness(t, k)
-    require("eps", eps, lambda e: (e > 0) & (e <= 1), "in (0, 1]", "0.1 is usual")
+    require("eps", eps, lambda e: (e > 0) & (e <= 1), "must be in (0, 1]", "0.1 is usual")
     magnitude = jnp.abs(jax.lax.stop_gradient(jnp.asarray(x))).ravel().astype(jnp.float32)
     quantile = jnp.vectorize(partial(_quantile, magnitude))(jax.lax.stop_gradient(jnp.asarray(eps, jnp.float32)))
     return _ede(x, t=jnp.minimum(t, 1 / quantile), k=k)
@@ -308,7 +309,7 @@ def fda_schedule(
     >>> [float(fda_schedule(progress)["terms"]) for progress in (0.0, 0.5, 1.0)]
     [10.0, 14.0, 19.0]
     """
-    require("progress", progress, lambda p: (p >= 0) & (p <= 1), "in [0, 1]", "give step / total_steps")
+    require("progress", progress, lambda p: (p >= 0) & (p <= 1), "must be in [0, 1]", "give step / total_steps")
     require_positive("start", start, "10 is usual")
     require_positive("end", end, "19 is usual")
     progress, start, end = (jnp.asarray(value, jnp.float32) for value in (progress, start, end))
@@ -342,5 +343,5 @@ def fda_sign(
     Reference: Xu et al., Learning Frequency Domain Approximation for Binary Neural Networks, 2021, arXiv:2103.00841.
     """
     require_positive("terms", terms, "10 at the start and 19 at the end are usual")
-    require("frequency", frequency, lambda w: (w > 0) & (w < math.pi), "in (0, pi)", "0.1 is usual")
+    require("frequency", frequency, lambda w: (w > 0) & (w < math.pi), "must be in (0, pi)", "0.1 is usual")
     return _fda(x, terms=terms, frequency=frequency)

@@ -3,7 +3,8 @@ r"""Sign estimators whose derivative has one shape throughout training."""
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.estimators.definition import make_sign, require_positive
+from bnn_jax.checks import require_positive
+from bnn_jax.estimators.definition import make_sign
 
 
 def sech_squared(z: Float[Array, "..."]) -> Float[Array, "..."]:

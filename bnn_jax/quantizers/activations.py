@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bnn_jax.checks import require
 from bnn_jax.estimators import CODE_SETS, approx_sign, coupled_ternary, heaviside, make_estimator
-from bnn_jax.estimators.definition import require
 from bnn_jax.quantizers.binary import binary
 from bnn_jax.quantizers.codes import Quantized
 from bnn_jax.quantizers.quantizer import Quantizer, with_estimator
@@ -128,7 +128,7 @@ def sparse(*, rho: float = 0.3) -> Quantizer:
 
     Reference: Wang et al., Sparsity-Inducing Binarized Neural Networks, AAAI 2020.
     """
-    require("rho", rho, lambda r: r >= 0, "at least 0", "0.3 is usual")
+    require("rho", rho, lambda r: r >= 0, "must be at least 0", "0.3 is usual")
 
     def init(key, x):
         return {"threshold": jnp.zeros(_per_channel(x), x.dtype), "width": jnp.ones(_per_channel(x), x.dtype)}

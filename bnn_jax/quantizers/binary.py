@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bnn_jax.checks import require_positive
 from bnn_jax.estimators import identity_sign, sign, ste_sign
-from bnn_jax.estimators.definition import require_positive
 from bnn_jax.quantizers.codes import Quantized
 from bnn_jax.quantizers.quantizer import Quantizer
 from bnn_jax.types import Estimator, Key

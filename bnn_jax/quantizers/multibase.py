@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from bnn_jax.checks import require, require_positive
 from bnn_jax.estimators import make_estimator, ste_sign
-from bnn_jax.estimators.definition import require, require_positive
 from bnn_jax.quantizers.codes import Quantized
 from bnn_jax.quantizers.quantizer import Quantizer
 from bnn_jax.types import Estimator
@@ -194,4 +194,4 @@ def _evenly_spaced(count):
 
 
 def _check_bases(bases):
-    require("bases", bases, lambda count: count >= 1, "at least 1", "ABC-Net uses 1 to 5")
+    require("bases", bases, lambda count: count >= 1, "must be at least 1", "ABC-Net uses 1 to 5")

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from bnn_jax.checks import require_positive
 from bnn_jax.estimators import sign, ste_sign
-from bnn_jax.estimators.definition import require_positive
 from bnn_jax.quantizers.binary import magnitude_aware, mean_magnitude
 from bnn_jax.quantizers.codes import Quantized
 from bnn_jax.quantizers.quantizer import Quantizer, State, with_parameters

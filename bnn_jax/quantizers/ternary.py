@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bnn_jax.checks import require, require_positive
 from bnn_jax.estimators import CODE_SETS, make_estimator, ternary
-from bnn_jax.estimators.definition import require, require_positive
 from bnn_jax.quantizers.codes import Quantized
 from bnn_jax.quantizers.quantizer import Quantizer
 
@@ -125,7 +125,7 @@ def twn(
 
     Reference: Li, Zhang, Liu, Ternary Weight Networks, 2016, arXiv:1605.04711.
     """
-    require("threshold", threshold, lambda t: t >= 0, "at least 0", "0.7 is usual")
+    require("threshold", threshold, lambda t: t >= 0, "must be at least 0", "0.7 is usual")
     require_positive("clip_value", clip_value, "1.0 is usual, infinity is the identity")
     axes = tuple(range(w.ndim - 1 if per_channel else w.ndim))
     magnitude = jax.lax.stop_gradient(jnp.abs(w)).astype(jnp.promote_types(w.dtype, jnp.float32))
@@ -169,8 +169,8 @@ def scaled_ternary_activations(x: Float[Array, "..."], delta: float | Float[Arra
 
 
 def _with_running_delta(function: Callable[..., Quantized], threshold: float, momentum: float) -> Quantizer:
-    require("threshold", threshold, lambda t: t >= 0, "at least 0", "0.5 is usual")
-    require("momentum", momentum, lambda m: (m >= 0) & (m <= 1), "in [0, 1]", "0.01 is usual")
+    require("threshold", threshold, lambda t: t >= 0, "must be at least 0", "0.5 is usual")
+    require("momentum", momentum, lambda m: (m >= 0) & (m <= 1), "must be in [0, 1]", "0.01 is usual")
 
     def apply(x, state, *, train=False):
         if not train:

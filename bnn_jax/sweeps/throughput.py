@@ -1,7 +1,6 @@
 """Whether this device trains several runs faster when vmap maps them together, measured once and kept."""
 
 import json
-import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bnn_jax.files import write_atomically
+from bnn_jax.paths import cache_folder
 from bnn_jax.training.config import Config
 from bnn_jax.training.experiment import ImageInfo, hyper_parameters
 from bnn_jax.training.programs import make_programs
@@ -101,7 +101,7 @@ def _what_decides(config: Config, info: ImageInfo) -> tuple[Any, ...]:
 
 
 def _times_path() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bnn_jax" / "sweep_times.json"
+    return cache_folder() / "sweep_times.json"
 
 
 def _read_times() -> dict[str, Any]:

@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +19,7 @@ from bnn_jax.estimators import ESTIMATORS
 from bnn_jax.losses import LOSSES
 from bnn_jax.models import MODELS
 from bnn_jax.optim import bound_statistics
+from bnn_jax.paths import cache_folder
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 from bnn_jax.training.config import Config, ModelConfig
 from bnn_jax.training.devices import check_batch_size, replicate, replicated
@@ -36,9 +36,8 @@ QUICK_COMPILATION = {"xla_backend_optimization_level": 0}
 
 def use_compilation_cache() -> None:
     """Keep compiled programs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR names another."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bnn_jax" / "compiled"
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

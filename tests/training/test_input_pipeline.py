@@ -53,7 +53,10 @@ def what_it_left(workdir):
 
 def test_a_stream_gives_the_run_of_the_same_set_in_memory_bit_for_bit(memory_and_stream, tmp_path, monkeypatch):
     memory, stream = memory_and_stream
-    monkeypatch.setattr(input_pipeline, "BLOCK_BYTES", 3 * 8 * 28 * 28)  # three batches: the last block of an epoch is short
+    # Three batches: the last block of an epoch is short.
+    monkeypatch.setattr(
+        "bnn_jax.training.input_pipeline.BLOCK_BYTES", 3 * 8 * 28 * 28
+    )  # three batches: the last block of an epoch is short
     train(memory, tmp_path / "memory")
 
     def stop_in_the_middle(done, total, text):
