@@ -24,7 +24,7 @@ from bnn_jax.training.input_pipeline import load_data
 from bnn_jax.training.loop import train
 from bnn_jax.training.programs import Teacher, programs_of, state_shapes
 from bnn_jax.training.progress import OnProgress, silent
-from bnn_jax.training.run_folder import of_another_run, read_config, recorded, write_sealed
+from bnn_jax.training.run_folder import read_config, recorded, why_rejected, write_checksummed
 from bnn_jax.training.validation import validate
 
 
@@ -174,7 +174,7 @@ def load_network(
     folder = Path(folder)
     config = read_config(folder)
     like = state_shapes(programs_of(config, dataset))
-    restored = restore_checkpoint(folder / "checkpoints", like, foreign=partial(of_another_run, config))
+    restored = restore_checkpoint(folder / "checkpoints", like, why_rejected=partial(why_rejected, config))
     if restored is None:
         raise UsageError(f"`folder` (={folder}) holds no checkpoint yet; train it first")
     found = restored.state.best if which == "best" else restored.state.train
@@ -257,7 +257,7 @@ def _claim(stage: Stage, folder: Path, origin: Teacher | None, teacher: Teacher 
             f"{_short(found.get(key))} then; remove {folder} to run the stage anew, or choose another `--workdir`"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    write_sealed(folder / "stage.json", record)
+    write_checksummed(folder / "stage.json", record)
     return record
 
 

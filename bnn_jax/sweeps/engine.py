@@ -19,7 +19,7 @@ from bnn_jax.training.loop import Diverged, train
 from bnn_jax.training.metrics import write_file
 from bnn_jax.training.programs import image_info
 from bnn_jax.training.progress import OnProgress, progress_display
-from bnn_jax.training.run_folder import claim_workdir, read_sealed
+from bnn_jax.training.run_folder import claim_workdir, read_checksummed
 from bnn_jax.training.validation import validate
 
 
@@ -97,7 +97,7 @@ def recorded_result(run: Run) -> dict[str, Any] | None:
         return None
     claim_workdir(run.config, run.workdir)
     diverged = run.workdir / "diverged.json"
-    return json.loads(diverged.read_text()) if diverged.exists() else read_sealed(run.workdir / "result.json")
+    return json.loads(diverged.read_text()) if diverged.exists() else read_checksummed(run.workdir / "result.json")
 
 
 def train_one(run: Run, datasets: Datasets, on_progress: OnProgress) -> None:

@@ -37,7 +37,7 @@ from bnn_jax.training.metrics import (
 )
 from bnn_jax.training.programs import Programs, epoch_order, image_info, initial_state, programs_of
 from bnn_jax.training.progress import OnProgress, silent
-from bnn_jax.training.run_folder import claim_workdir, locked, of_another_run, save_run, write_result
+from bnn_jax.training.run_folder import claim_workdir, locked, save_run, why_rejected, write_result
 from bnn_jax.training.state import Best, RunState, TrainState
 from bnn_jax.training.step import evaluate, init_state, train_steps
 from bnn_jax.types import Images, Labels
@@ -234,7 +234,7 @@ def _begun(configs, workdirs, programs: Programs) -> tuple[list[RunState], list[
     # Compiled apart, as the loop does, initialisations take a tenth of the time.
     starts = [initial_state(programs, config.seed) for config in configs]
     saved = [
-        restore_checkpoint(workdir / "checkpoints", start, foreign=partial(of_another_run, config), set_aside=True)
+        restore_checkpoint(workdir / "checkpoints", start, why_rejected=partial(why_rejected, config), quarantine=True)
         for config, workdir, start in zip(configs, workdirs, starts)
     ]
     steps = {None if one is None else int(one.state.train.step) for one in saved}

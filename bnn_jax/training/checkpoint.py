@@ -10,7 +10,7 @@ A folder of checkpoints holds, for each step::
                               the caller's metadata, and a SHA-256 over the manifest itself
     20.json.tmp               `20/` is being written or deleted, and counts for nothing
     20.orbax-checkpoint-tmp/  what Orbax has not finished
-    aside-1/                  what a run could not go on from, and moved out of its way
+    quarantine-1/             what a run could not go on from, and moved out of its way
 
 The manifest takes its name last, after the data were read back and compared with it, so a checkpoint exists when its
 manifest does; whatever a kill leaves behind is cleared by the next save.  Orbax itself restores a flipped bit without
@@ -130,8 +130,8 @@ def restore_checkpoint(
     like: Any,
     *,
     step: int | None = None,
-    foreign: Callable[[dict[str, Any]], str | None] = lambda metadata: None,
-    set_aside: bool = False,
+    why_rejected: Callable[[dict[str, Any]], str | None] = lambda metadata: None,
+    quarantine: bool = False,
 ) -> Restored | None:
     """Restore the newest checkpoint of `folder` that verifies, bit for bit as it was saved.
 
@@ -140,9 +140,9 @@ def restore_checkpoint(
 
     Args:
       like: a state (or ``jax.eval_shape`` of one) that gives structure, shapes and dtypes.
-      foreign: metadata -> why such a checkpoint is passed over as well, or None.
-      set_aside: move what was passed over into ``<folder>/aside-<n>``, with one more warning, and go on as if it had
-        never been there.  What only cannot be read here and now (permission, format version) stays where it is.
+      why_rejected: metadata -> why a checkpoint is passed over although it verifies, or None.
+      quarantine: move what was passed over into ``<folder>/quarantine-<n>``, with one more warning, and go on as if it
+        had never been there.  What only cannot be read here and now (permission, format version) stays where it is.
 
     Returns:
       The state in the structure of `like`, its leaves jax arrays on the default device, never weakly typed; or None
@@ -150,7 +150,7 @@ def restore_checkpoint(
 
     Raises:
       UsageError: `like` differs from what was saved, or there is no such `step`.
-      RunError: there are checkpoints, but none verifies (with `set_aside`: and some of them cannot be read).
+      RunError: there are checkpoints, but none verifies (with `quarantine`: and some of them cannot be read).
 
     >>> import tempfile
     >>> folder = tempfile.mkdtemp()
@@ -165,7 +165,7 @@ def restore_checkpoint(
     for candidate in reversed(present) if step is None else [_present_step(folder, present, step)]:
         try:
             manifest = _read_manifest(folder, candidate)
-            if (reason := foreign(manifest["metadata"])) is not None:
+            if (reason := why_rejected(manifest["metadata"])) is not None:
                 raise _Damaged(reason)
             _check_same_leaves(wanted, manifest, folder / str(candidate))
             leaves = _read_leaves(folder, candidate, manifest)
@@ -176,12 +176,12 @@ def restore_checkpoint(
             if not _is_unfinished(folder, candidate):
                 passed[candidate] = damage
             continue
-        if set_aside:
-            _set_aside(folder, passed)
+        if quarantine:
+            _quarantine(folder, passed)
         state = jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(like), jax.device_put(leaves))
         return Restored(state, candidate, manifest["metadata"])
-    if set_aside and not any(isinstance(damage, _Unreadable) for damage in passed.values()):
-        _set_aside(folder, passed)
+    if quarantine and not any(isinstance(damage, _Unreadable) for damage in passed.values()):
+        _quarantine(folder, passed)
     elif passed:
         each = "; ".join(f"step {candidate}: {damage}" for candidate, damage in passed.items())
         raise RunError(
@@ -191,20 +191,20 @@ def restore_checkpoint(
     return None
 
 
-def _set_aside(folder: Path, passed: dict[int, _Damaged]) -> None:
+def _quarantine(folder: Path, passed: dict[int, _Damaged]) -> None:
     steps = [step for step, damage in passed.items() if not isinstance(damage, _Unreadable)]
     if not steps:
         return
-    aside = next(path for n in itertools.count(1) if not (path := folder / f"aside-{n}").exists())
+    target = next(path for n in itertools.count(1) if not (path := folder / f"quarantine-{n}").exists())
     try:
-        aside.mkdir()
+        target.mkdir()
         for name in itertools.chain.from_iterable((str(step), f"{step}.json") for step in steps):
             if (folder / name).exists():
-                replace_synced(folder / name, aside / name)
+                replace_synced(folder / name, target / name)
     except OSError as error:
-        raise RunError(f"cannot move checkpoints to `{aside}` ({error.strerror}); make the folder writable") from error
+        raise RunError(f"cannot move checkpoints to `{target}` ({error.strerror}); make the folder writable") from error
     listed = ", ".join(map(str, steps))
-    warnings.warn(f"moved what there was of step {listed} to `{aside}`", CheckpointWarning, stacklevel=3)
+    warnings.warn(f"moved what there was of step {listed} to `{target}`", CheckpointWarning, stacklevel=3)
 
 
 def checkpoint_steps(folder: str | os.PathLike[str]) -> list[int]:

@@ -48,10 +48,10 @@ from bnn_jax.training.progress import OnProgress, silent
 from bnn_jax.training.run_folder import (
     claim_workdir,
     locked,
-    of_another_run,
+    read_checksummed,
     read_config,
-    read_sealed,
     save_run,
+    why_rejected,
     write_result,
 )
 from bnn_jax.training.state import Best, RunState
@@ -133,7 +133,7 @@ def train(
 def _claim(config: Config, workdir: Path, held: ExitStack) -> dict[str, Any] | None:
     """The result of a run that is finished; else None, and its folder is locked while it is `held`."""
     claim_workdir(config, workdir)
-    result = read_sealed(workdir / "result.json")
+    result = read_checksummed(workdir / "result.json")
     if result is None:
         held.enter_context(locked(workdir))
     return result
@@ -153,8 +153,8 @@ def _agreed(asked: Asked) -> Asked:
 
 def _restore(config: Config, workdir: Path, run: RunState) -> RunState:
     """The state of the newest good checkpoint, and its log as `metrics.jsonl`; else `run` and an empty one."""
-    foreign = partial(of_another_run, config)
-    restored = restore_checkpoint(workdir / "checkpoints", run, foreign=foreign, set_aside=True)
+    why = partial(why_rejected, config)
+    restored = restore_checkpoint(workdir / "checkpoints", run, why_rejected=why, quarantine=True)
     log = "" if restored is None else unpack_log(restored.metadata["log"])
     write_file(workdir / "metrics.jsonl", log)
     return run if restored is None else restored.state
@@ -320,12 +320,12 @@ def evaluate_run(
     """
     workdir = Path(workdir)
     config = read_config(workdir)
-    foreign = partial(of_another_run, config)
+    why = partial(why_rejected, config)
     if data_dir is not None:
         config = replace(config, data=replace(config.data, data_dir=data_dir))
     dataset = load_data(config.data)
     programs = programs_of(config, dataset)
-    restored = restore_checkpoint(workdir / "checkpoints", state_shapes(programs), foreign=foreign)
+    restored = restore_checkpoint(workdir / "checkpoints", state_shapes(programs), why_rejected=why)
     if restored is None:
         raise UsageError(f"`workdir` (={workdir}) holds no checkpoint yet; train it first: python scripts/train.py")
     variables = restored.state.best if which == "best" else restored.state.train

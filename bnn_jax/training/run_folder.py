@@ -25,34 +25,34 @@ class DamagedFileWarning(UserWarning):
     """A file of a run was passed over; the text names its path and the reason."""
 
 
-def write_sealed(path: Path, values: dict[str, Any]) -> None:
-    """Write `values` as JSON, and with them the SHA-256 by which :func:`read_sealed` knows them.
+def write_checksummed(path: Path, values: dict[str, Any]) -> None:
+    """Write `values` as JSON, and with them the SHA-256 by which :func:`read_checksummed` knows them.
 
     A file that holds them already is left as it is.
 
     Raises:
       RunError: if the disk is full or the folder cannot be written; the old file is kept.
     """
-    text = json.dumps(values | {"sha256": _seal(values)}, indent=1) + "\n"
+    text = json.dumps(values | {"sha256": _checksum(values)}, indent=1) + "\n"
     with suppress(OSError):
         if path.read_bytes() == text.encode():
             return
     write_file(path, text)
 
 
-def read_sealed(path: Path) -> dict[str, Any] | None:
-    """What :func:`write_sealed` wrote; None, with a warning, if the file is damaged; None if there is none."""
+def read_checksummed(path: Path) -> dict[str, Any] | None:
+    """What :func:`write_checksummed` wrote; None, with a warning, if the file is damaged; None if there is none."""
     if not path.exists():
         return None
     with suppress(ValueError, AttributeError, TypeError, OSError):
         values = json.loads(path.read_text())
-        if values.pop("sha256", None) == _seal(values):
+        if values.pop("sha256", None) == _checksum(values):
             return values
     warnings.warn(f"skipped `{path}`: it is damaged or was changed by hand", DamagedFileWarning, stacklevel=2)
     return None
 
 
-def _seal(values: dict[str, Any]) -> str:
+def _checksum(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -77,18 +77,18 @@ def _recorded_configs(workdir: Path) -> list[Config]:
 
 
 def recorded(workdir: Path, name: str) -> list[dict[str, Any]]:
-    """What the sealed file `<name>.json` of a run holds, or nothing.
+    """What the checksummed file `<name>.json` of a run holds, or nothing.
 
-    If it is damaged or gone, what the checkpoints hold under that name, newest first, of which some may be foreign.
+    If it is damaged or gone, what the checkpoints hold under that name, newest first; some may be of another run.
     """
-    values = [read_sealed(workdir / f"{name}.json")]
+    values = [read_checksummed(workdir / f"{name}.json")]
     folder = workdir / "checkpoints"
     if values == [None] and folder.is_dir():
         values = [read_metadata(folder, step).get(name) for step in reversed(checkpoint_steps(folder))]
     return [value for value in values if value is not None]
 
 
-def of_another_run(config: Config, metadata: dict[str, Any]) -> str | None:
+def why_rejected(config: Config, metadata: dict[str, Any]) -> str | None:
     """Why a checkpoint with these metadata is none of the run of `config`; None if it is one."""
     if "config" not in metadata:
         return "it is of no run: its metadata hold no config"
@@ -126,7 +126,7 @@ def claim_workdir(config: Config, workdir: Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot make the folder {workdir} ({error.strerror}); choose another `--workdir`") from None
-    write_sealed(workdir / "config.json", to_dict(config))
+    write_checksummed(workdir / "config.json", to_dict(config))
 
 
 @contextmanager
@@ -185,5 +185,5 @@ def write_result(config: Config, workdir: Path, run: RunState, *, best: float, l
         "test_accuracy_best": best,
         "test_accuracy_last": last,
     }
-    write_sealed(workdir / "result.json", result)
+    write_checksummed(workdir / "result.json", result)
     return result

@@ -9,7 +9,7 @@ import pytest
 from bnn_jax.analysis.run_plots import _curves, _diagnostics, _histograms, layer_names, plot_run, series
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.training.config import Config, to_dict
-from bnn_jax.training.run_folder import write_sealed
+from bnn_jax.training.run_folder import write_checksummed
 
 LAYERS = ("block/conv1", "block/conv2", "block/conv10")
 CONFIG = Config("made_up", epochs=2, batch_size=8)
@@ -52,7 +52,7 @@ def diagnostics(*, kernel_saturation=0.0, histogram=True):
 @pytest.fixture
 def run(tmp_path):
     def make(*records, config=CONFIG):
-        write_sealed(tmp_path / "config.json", to_dict(config))
+        write_checksummed(tmp_path / "config.json", to_dict(config))
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         return tmp_path
 

@@ -72,7 +72,7 @@ def opened(data: bytes) -> tuple[dict, bytes]:
     return json.loads(data[8 : 8 + length]), data[8 + length :]
 
 
-def sealed(header: dict, tensors: bytes) -> bytes:
+def checksummed(header: dict, tensors: bytes) -> bytes:
     """A file with this header and tensors, and the right hash."""
 
     def written():
@@ -194,14 +194,14 @@ def forge(rng: np.random.Generator, data: bytes) -> bytes:
     if rng.random() < 0.3:
         entry = header[str(rng.choice([name for name in header if name != "__metadata__"]))]
         entry[str(rng.choice(list(entry)))] = value
-        return sealed(header, tensors)
+        return checksummed(header, tensors)
     metadata = header["__metadata__"]
     key = str(rng.choice([key for key in metadata if key not in ("format", "format_version", "sha256")]))
     if key == "model":
         options = ("name", "width", "options", "input_quantizer", "kernel_quantizer", "kernel_quantizer_options", "new")
         value = json.loads(metadata[key]) | {str(rng.choice(options)): value}
     metadata[key] = json.dumps(value)
-    return sealed(header, tensors)
+    return checksummed(header, tensors)
 
 
 def outcome(path: Path, data: bytes) -> str:

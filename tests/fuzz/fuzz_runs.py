@@ -51,7 +51,7 @@ SPOKEN = (
     r"preempted: \S.*",
     r"error: \S.*",
     r"\S+: (CheckpointWarning|DamagedFileWarning): skipped (checkpoint )?`{workdir}/[^`]+`: \S.*",
-    r"\S+: CheckpointWarning: moved what there was of step .* to `{workdir}/checkpoints/aside-\d+`",
+    r"\S+: CheckpointWarning: moved what there was of step .* to `{workdir}/checkpoints/quarantine-\d+`",
     r"  \S.*",  # the line of code to which a warning points
 )
 """What a process may print, one of these a line."""
@@ -231,13 +231,13 @@ def add_empty_folder(run: Run) -> str:
     return path.name
 
 
-def add_foreign_file(run: Run) -> str:
+def add_unrelated_file(run: Run) -> str:
     path = new_name(run, ["notes.txt", "330", "330.json", "331", "331.json", "331.json.tmp", "tmp"])
     path.write_text("mine")
     return path.name
 
 
-def add_foreign_checkpoint(run: Run) -> str:
+def add_rejected_checkpoint(run: Run) -> str:
     """As a whole, or as another program would leave it, without our manifest."""
     folder, other = run.workdir / "checkpoints", run.workdir.parents[1] / "other" / "checkpoints"
     step, whole = run.chance.choice(checkpoint_steps(other)), run.chance.random() < 0.5
@@ -271,8 +271,8 @@ DISK_FAULTS: dict[str, Callable[[Run], str]] = {
     "deleted file": delete_file,
     "deleted checkpoint": delete_checkpoint,
     "empty folder": add_empty_folder,
-    "foreign file": add_foreign_file,
-    "foreign checkpoint": add_foreign_checkpoint,
+    "unrelated file": add_unrelated_file,
+    "rejected checkpoint": add_rejected_checkpoint,
 }
 
 

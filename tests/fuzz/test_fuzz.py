@@ -58,7 +58,7 @@ def test_a_run_without_any_checkpoint_of_its_own_begins_again(tmp_path, config):
     assert texts == [
         f"skipped checkpoint `{checkpoints}/10`: its manifest is not JSON",
         f"skipped checkpoint `{checkpoints}/5`: its manifest is not JSON",
-        f"moved what there was of step 10, 5 to `{checkpoints}/aside-1`",
+        f"moved what there was of step 10, 5 to `{checkpoints}/quarantine-1`",
     ]
 
     train(replace(config, seed=1), other)
@@ -74,6 +74,6 @@ def test_a_run_without_any_checkpoint_of_its_own_begins_again(tmp_path, config):
     assert texts == [
         f"skipped checkpoint `{checkpoints}/10`: it is of another run, whose `seed` is 1, not 0",
         f"skipped checkpoint `{checkpoints}/5`: it is of another run, whose `seed` is 1, not 0",
-        f"moved what there was of step 10, 5 to `{checkpoints}/aside-1`",
+        f"moved what there was of step 10, 5 to `{checkpoints}/quarantine-1`",
     ]
-    assert sorted(os.listdir(checkpoints)) == ["10", "10.json", "5", "5.json", "aside-1"]
+    assert sorted(os.listdir(checkpoints)) == ["10", "10.json", "5", "5.json", "quarantine-1"]

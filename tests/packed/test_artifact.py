@@ -298,7 +298,7 @@ def forged(change):
 
     def apply(data):
         header, tensors = script.opened(data)
-        return script.sealed(change(header, header["__metadata__"]) or header, tensors)
+        return script.checksummed(change(header, header["__metadata__"]) or header, tensors)
 
     return apply
 

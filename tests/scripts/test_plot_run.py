@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from bnn_jax.training.config import Config, to_dict
-from bnn_jax.training.run_folder import write_sealed
+from bnn_jax.training.run_folder import write_checksummed
 
 ROOT = Path(__file__).parents[2]
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 def test_it_prints_the_pictures_that_it_wrote(tmp_path, subprocess_env):
     run, output = tmp_path / "run", tmp_path / "pictures"
     run.mkdir()
-    write_sealed(run / "config.json", to_dict(Config("made_up", epochs=1, batch_size=8)))
+    write_checksummed(run / "config.json", to_dict(Config("made_up", epochs=1, batch_size=8)))
     record = {"kind": "train", "step": 1, "epoch": 1, "loss": 1.0, "accuracy": 0.5, "learning_rate": 0.1}
     (run / "metrics.jsonl").write_text(json.dumps(record) + "\n")
     command = [sys.executable, "scripts/plot_run.py", str(run), "--output", str(output)]

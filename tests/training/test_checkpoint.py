@@ -313,17 +313,17 @@ def test_flipped_bits_of_a_leaf_are_detected(pair):
     verify_checkpoint(pair, 2)
 
 
-@pytest.mark.parametrize("folder", ["missing", "empty", "foreign"])
+@pytest.mark.parametrize("folder", ["missing", "empty", "unrelated"])
 def test_none_where_there_is_no_checkpoint(tmp_path, folder):
     (tmp_path / "empty").mkdir()
     for name in ("tmp", "abc", "01", "-1", "2.5", "١"):
-        (tmp_path / "foreign" / name).mkdir(parents=True)
-    (tmp_path / "foreign" / "config.json").write_text("{}")
+        (tmp_path / "unrelated" / name).mkdir(parents=True)
+    (tmp_path / "unrelated" / "config.json").write_text("{}")
     assert restore_checkpoint(tmp_path / folder, state_of(0)) is None
     assert checkpoint_steps(tmp_path / folder) == []
 
 
-def test_foreign_names_change_nothing(pair):
+def test_unrelated_names_change_nothing(pair):
     (pair / "abc").mkdir()
     (pair / "tmp").write_text("notes")
     save_checkpoint(pair, 3, state_of(3))
@@ -352,60 +352,60 @@ def test_run_error_when_none_verifies(pair):
 
 
 @pytest.mark.parametrize("name", sorted(set(DAMAGES) - {"other version", "manifest is a folder", "save interrupted"}))
-def test_what_is_damaged_is_set_aside(pair, name):
+def test_what_is_damaged_is_quarantine(pair, name):
     """A run that has nothing left begins again, and can save at every step; the damaged checkpoints are kept."""
     DAMAGES[name][0](pair)
     (pair / "1.json").write_text("{")
-    left = {f"aside-1/{path.relative_to(pair)}" for path in pair.rglob("*")}
+    left = {f"quarantine-1/{path.relative_to(pair)}" for path in pair.rglob("*")}
     with pytest.warns(CheckpointWarning) as caught:
-        assert restore_checkpoint(pair, state_of(0), set_aside=True) is None
+        assert restore_checkpoint(pair, state_of(0), quarantine=True) is None
     texts = [str(warning.message) for warning in caught]
     assert [text.split("`: ")[0] for text in texts[:2]] == [f"skipped checkpoint `{pair}/{step}" for step in (2, 1)]
-    assert texts[2:] == [f"moved what there was of step 2, 1 to `{pair}/aside-1`"]
+    assert texts[2:] == [f"moved what there was of step 2, 1 to `{pair}/quarantine-1`"]
     assert {warning.filename for warning in caught} == {__file__}
-    assert {str(path.relative_to(pair)) for path in pair.rglob("*")} == left | {"aside-1"}
+    assert {str(path.relative_to(pair)) for path in pair.rglob("*")} == left | {"quarantine-1"}
     for step in (1, 2):
         save_checkpoint(pair, step, state_of(step + 5))
-    assert bits_of(restore_checkpoint(pair, state_of(0), set_aside=True).state) == bits_of(state_of(7))
+    assert bits_of(restore_checkpoint(pair, state_of(0), quarantine=True).state) == bits_of(state_of(7))
 
 
-def test_only_what_is_newer_than_the_one_restored_is_set_aside(pair):
+def test_only_what_is_newer_than_the_one_restored_is_quarantine(pair):
     save_checkpoint(pair, 3, state_of(3), keep=3)
     for manifest in ("1.json", "3.json"):
         (pair / manifest).write_text("{")
-    (pair / "aside-1").mkdir()
+    (pair / "quarantine-1").mkdir()
     with pytest.warns(CheckpointWarning) as caught:
-        assert restore_checkpoint(pair, state_of(0), set_aside=True).step == 2
-    assert str(caught[-1].message) == f"moved what there was of step 3 to `{pair}/aside-2`"
-    assert sorted(os.listdir(pair)) == ["1", "1.json", "2", "2.json", "aside-1", "aside-2"]
+        assert restore_checkpoint(pair, state_of(0), quarantine=True).step == 2
+    assert str(caught[-1].message) == f"moved what there was of step 3 to `{pair}/quarantine-2`"
+    assert sorted(os.listdir(pair)) == ["1", "1.json", "2", "2.json", "quarantine-1", "quarantine-2"]
 
 
 @pytest.mark.parametrize("name", ["other version", "manifest is a folder"])
-def test_what_only_cannot_be_read_is_neither_set_aside_nor_forgotten(pair, name):
+def test_what_only_cannot_be_read_is_neither_quarantined_nor_forgotten(pair, name):
     DAMAGES[name][0](pair)
     with pytest.warns(CheckpointWarning, match=DAMAGES[name][1]):
-        assert restore_checkpoint(pair, state_of(0), set_aside=True).step == 1
+        assert restore_checkpoint(pair, state_of(0), quarantine=True).step == 1
     (pair / "1.json").write_text("{")
     before = contents(pair)
     with (
         pytest.warns(CheckpointWarning),
         pytest.raises(RunError, match=rf"none of the 2 checkpoints .* \(step 2: .*{DAMAGES[name][1]}; step 1: its"),
     ):
-        restore_checkpoint(pair, state_of(0), set_aside=True)
+        restore_checkpoint(pair, state_of(0), quarantine=True)
     assert contents(pair) == before
 
 
-def test_foreign_checkpoints_are_passed_over(pair):
+def test_rejected_checkpoints_are_passed_over(pair):
     save_checkpoint(pair, 3, {"another": np.ones(3, np.float32)}, metadata={"saved_at": "elsewhere"}, keep=3)
-    foreign = lambda metadata: "it is theirs" if metadata["saved_at"] == "elsewhere" else None
+    why = lambda metadata: "it is theirs" if metadata["saved_at"] == "elsewhere" else None
     with pytest.warns(CheckpointWarning, match=rf"skipped checkpoint `{pair}/3`: it is theirs$") as caught:
-        assert restore_checkpoint(pair, state_of(0), foreign=foreign).step == 2
+        assert restore_checkpoint(pair, state_of(0), why_rejected=why).step == 2
     assert len(caught) == 1
     with pytest.warns(CheckpointWarning) as caught:
-        assert restore_checkpoint(pair, state_of(0), foreign=foreign, set_aside=True).step == 2
+        assert restore_checkpoint(pair, state_of(0), why_rejected=why, quarantine=True).step == 2
     assert len(caught) == 2
-    assert restore_checkpoint(pair, state_of(0), foreign=foreign).step == 2
-    assert sorted(os.listdir(pair / "aside-1")) == ["3", "3.json"]
+    assert restore_checkpoint(pair, state_of(0), why_rejected=why).step == 2
+    assert sorted(os.listdir(pair / "quarantine-1")) == ["3", "3.json"]
 
 
 def test_a_folder_in_which_nothing_can_be_moved(unprivileged):
@@ -413,9 +413,9 @@ def test_a_folder_in_which_nothing_can_be_moved(unprivileged):
     for step in (1, 2):
         (folder / f"{step}.json").write_text("{")
     become(0o755, folder)
-    expected = rf"cannot move checkpoints to `{folder}/aside-1` \(Permission denied\); make the folder writable"
+    expected = rf"cannot move checkpoints to `{folder}/quarantine-1` \(Permission denied\); make the folder writable"
     with pytest.warns(CheckpointWarning), pytest.raises(RunError, match=expected):
-        restore_checkpoint(folder, state_of(0), set_aside=True)
+        restore_checkpoint(folder, state_of(0), quarantine=True)
 
 
 def test_only_the_step_asked_for_is_tried(pair):

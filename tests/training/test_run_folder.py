@@ -11,7 +11,7 @@ import pytest
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.training.checkpoint import save_checkpoint
 from bnn_jax.training.config import Config, ModelConfig, OptimConfig, to_dict
-from bnn_jax.training.run_folder import DamagedFileWarning, claim_workdir, locked, of_another_run, read_config
+from bnn_jax.training.run_folder import DamagedFileWarning, claim_workdir, locked, read_config, why_rejected
 
 CONFIG = Config("mine", epochs=3, batch_size=8, model=ModelConfig("resnet6"), optim=OptimConfig("sgd"))
 OTHER = replace(CONFIG, seed=7)
@@ -21,23 +21,23 @@ def save(workdir, step, config):
     save_checkpoint(workdir / "checkpoints", step, {"a": np.ones(2, np.float32)}, metadata={"config": to_dict(config)})
 
 
-def test_of_another_run():
+def test_why_rejected():
     as_read = lambda metadata: json.loads(json.dumps(metadata))
-    assert of_another_run(CONFIG, as_read({"config": to_dict(CONFIG), "log": ""})) is None
-    reason = of_another_run(CONFIG, as_read({"config": to_dict(OTHER)}))
+    assert why_rejected(CONFIG, as_read({"config": to_dict(CONFIG), "log": ""})) is None
+    reason = why_rejected(CONFIG, as_read({"config": to_dict(OTHER)}))
     assert reason == "it is of another run, whose `seed` is 7, not 0"
-    assert of_another_run(CONFIG, {}) == "it is of no run: its metadata hold no config"
+    assert why_rejected(CONFIG, {}) == "it is of no run: its metadata hold no config"
 
 
 def test_a_setting_that_came_later_makes_no_other_run():
     """Runs begun before a setting was there go on with its default."""
     values = json.loads(json.dumps(to_dict(CONFIG)))
     del values["data"]["flip"]
-    assert of_another_run(CONFIG, {"config": values}) is None
-    assert of_another_run(replace(CONFIG, data=replace(CONFIG.data, flip=True)), {"config": values}) is not None
+    assert why_rejected(CONFIG, {"config": values}) is None
+    assert why_rejected(replace(CONFIG, data=replace(CONFIG.data, flip=True)), {"config": values}) is not None
 
 
-def test_a_foreign_checkpoint_does_not_take_over_a_run_without_config(tmp_path):
+def test_a_rejected_checkpoint_does_not_take_over_a_run_without_config(tmp_path):
     save(tmp_path, 1, CONFIG)
     save(tmp_path, 2, OTHER)
     (tmp_path / "config.json").write_text("{")
