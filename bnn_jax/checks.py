@@ -36,7 +36,8 @@ def require(
     if callable(holds):
         holds = isinstance(value, jax.core.Tracer) or np.all(holds(np.asarray(value)))
     if not holds:
-        raise error(f"`{argument}` (={value}) {rule}{f'; {advice}' if advice else ''}")
+        shown = repr(value) if isinstance(value, str) else value
+        raise error(f"`{argument}` (={shown}) {rule}{f'; {advice}' if advice else ''}")
 
 
 def require_positive(argument: str, value: Any, advice: str = "") -> None:

@@ -9,7 +9,7 @@ import bnn_jax
 
 PACKAGE = Path(bnn_jax.__file__).parent
 STAGES = (
-    {"errors", "types"},
+    {"errors", "precision", "types"},
     {"checks", "files", "paths"},
     {"schedules"},
     {"estimators"},

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bnn_jax.checks import require_floating
+from bnn_jax.precision import sum_dtype, widened
 
 Elementwise: TypeAlias = Callable[..., Float[Array, "..."]]
 """(x, **parameters) -> an array that broadcasts to x."""
@@ -80,14 +81,14 @@ def make_estimator(
 
     @jax.custom_vjp
     def quantize(x, parameters):
-        return codes(_widened(x), **parameters).astype(x.dtype)
+        return codes(widened(x), **parameters).astype(x.dtype)
 
     def forward(x, parameters):
         return quantize(x, parameters), (x, parameters)
 
     def backward(residuals, cotangent):
         x, parameters = residuals
-        wide, cotangent = _widened(x), _widened(cotangent)
+        wide, cotangent = widened(x), widened(cotangent)
         dparameters = {
             name: _summed_to(cotangent * factors[name](wide, **parameters), value.shape)
             if name in factors
@@ -102,14 +103,9 @@ def make_estimator(
     def estimator(x, **parameters):
         require_floating("x", x)
         x = jnp.asarray(x)
-        dtype = jnp.promote_types(x.dtype, jnp.float32)
-        return quantize(x, {name: _aligned(name, value, x, dtype) for name, value in parameters.items()})
+        return quantize(x, {name: _aligned(name, value, x, sum_dtype(x)) for name, value in parameters.items()})
 
     return estimator
-
-
-def _widened(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def make_sign(

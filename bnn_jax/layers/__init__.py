@@ -6,8 +6,8 @@ from bnn_jax.layers.convolution import conv, scaled_conv
 from bnn_jax.layers.gates import ChannelGate, ChannelInteractions
 from bnn_jax.layers.norm import BatchNorm, batch_norm
 from bnn_jax.layers.pooling import halve, max_pool, mean_pool
-from bnn_jax.layers.precision import widened
 from bnn_jax.layers.scaling import OutputScale
+from bnn_jax.precision import widened
 
 __all__ = [
     "BatchNorm",

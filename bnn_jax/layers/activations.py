@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.layers.precision import widened
+from bnn_jax.precision import widened
 
 
 def _per_channel(module: nn.Module, name: str, value: float, x: Array) -> Array:

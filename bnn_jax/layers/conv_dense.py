@@ -27,7 +27,8 @@ from bnn_jax.layers.frozen import (
     scale_of,
     unpacked,
 )
-from bnn_jax.layers.precision import activation_dtype, dot, holds, widened
+from bnn_jax.layers.precision import activation_dtype, dot, holds
+from bnn_jax.precision import widened
 from bnn_jax.quantizers import Bases, Quantized, Quantizer, bases, dequantize, mark
 from bnn_jax.types import LATENT_KERNEL, Key
 

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from bnn_jax.layers.precision import narrower, sum_dtype
+from bnn_jax.layers.precision import narrower
+from bnn_jax.precision import sum_dtype
 
 Pair: TypeAlias = tuple[int, int]
 Padding: TypeAlias = tuple[Pair, Pair]

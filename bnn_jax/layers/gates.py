@@ -7,7 +7,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from bnn_jax.layers.conv_dense import BinaryDense
-from bnn_jax.layers.precision import widened
+from bnn_jax.precision import widened
 
 Edge = tuple[int, int, int]
 """(source channel, target channel, level)."""

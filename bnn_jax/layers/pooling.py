@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from bnn_jax.bitops import bits
 from bnn_jax.layers.convolution import Padding, Pair
 from bnn_jax.layers.frozen import is_words
-from bnn_jax.layers.precision import widened
+from bnn_jax.precision import widened
 
 
 @jax.named_scope("max_pool")

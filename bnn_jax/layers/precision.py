@@ -11,19 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-
-def widened(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x in float32 at least, in which it meets parameters and is averaged; packed words stay words.
-
-    >>> widened(jnp.ones(2, jnp.bfloat16)).dtype
-    dtype('float32')
-    """
-    return x.astype(sum_dtype(x)) if jnp.issubdtype(x.dtype, jnp.floating) else x
-
-
-def sum_dtype(*operands: Float[Array, "..."]) -> jnp.dtype:
-    """The dtype in which products of `operands` are summed: float32 at least."""
-    return jnp.promote_types(jnp.result_type(*operands), jnp.float32)
+from bnn_jax.precision import sum_dtype
 
 
 def narrower(x: Float[Array, "..."], kernel: Float[Array, "..."]) -> jnp.dtype:

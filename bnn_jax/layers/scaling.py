@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.layers.precision import widened
+from bnn_jax.precision import widened
 
 
 def output_scale_shapes(case: int, output_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.checks import require_positive
+from bnn_jax.checks import require, require_positive
 from bnn_jax.estimators import identity_sign, sign, ste_sign
 from bnn_jax.quantizers.codes import Quantized
 from bnn_jax.quantizers.quantizer import Quantizer
@@ -93,11 +93,10 @@ def xnor(
 
     Reference: Rastegari et al., XNOR-Net, 2016, arXiv:1603.05279.
     """
-    if gradient not in ("exact", "diagonal"):
-        raise ValueError(f"`gradient` (={gradient!r}) must be 'exact' or 'diagonal'; 'exact' is the default")
+    known = gradient in ("exact", "diagonal")
+    require("gradient", gradient, known, "must be 'exact' or 'diagonal'", "'exact' is the default")
     if center:
-        if w.ndim < 2:
-            raise ValueError(f"`center` (=True) needs weights with an axis of input channels; got shape {w.shape}")
+        require("center", center, w.ndim > 1, f"needs weights with an axis of input channels; got shape {w.shape}")
         w = w - w.mean(axis=-2, keepdims=True)
     alpha = mean_magnitude(w)
     if gradient == "exact":

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.quantizers.multibit import check_bits, widened
+from bnn_jax.precision import widened
+from bnn_jax.quantizers.multibit import require_bits, require_codes
 from bnn_jax.types import Key
 
 GradientQuantizer = Callable[[Array, Key], Array]
@@ -24,7 +25,7 @@ def _forward(y, key, bits):
 
 
 def _backward(bits, key, cotangent):
-    wide = cotangent.astype(jnp.promote_types(cotangent.dtype, jnp.float32))
+    wide = widened(cotangent)
     n = 2**bits - 1
     largest = jnp.abs(wide).max(tuple(range(1, wide.ndim)), keepdims=True)
     noise = jax.random.uniform(key, wide.shape, wide.dtype, -0.5, 0.5)
@@ -66,7 +67,7 @@ def dorefa_gradient(y: Float[Array, "batch ..."], key: Key, *, bits: int = 6) ->
 
     Reference: Zhou et al., DoReFa-Net, 2016, arXiv:1606.06160.
     """
-    widened("y", y, bits=bits)
+    require_codes("y", y, bits=bits)
     if y.ndim == 0:
         raise ValueError("`y` (of shape ()) must have the examples on its first axis; add one with `y[None]`")
     return _quantized_backward(y, key, bits)
@@ -80,7 +81,7 @@ def dorefa(*, bits: int = 6) -> GradientQuantizer:
 
     Reference: Zhou et al., DoReFa-Net, 2016, arXiv:1606.06160.
     """
-    check_bits(bits, dtype=jnp.float32)
+    require_bits(bits, dtype=jnp.float32)
     return partial(dorefa_gradient, bits=bits)
 
 

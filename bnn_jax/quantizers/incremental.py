@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bnn_jax.checks import require, require_floating
 from bnn_jax.estimators import sign
+from bnn_jax.precision import widened
 from bnn_jax.quantizers.codes import Bases, Quantized
-from bnn_jax.quantizers.multibit import widened
 from bnn_jax.quantizers.quantizer import Quantizer, State
 
 SHARES = (0.5, 0.75, 0.875, 1.0)
@@ -60,7 +61,8 @@ def incremental(
     Reference: Zhou et al., Incremental Network Quantization, 2017, arXiv:1702.03044.
     """
     _check_options(bits, shares)
-    real = jax.lax.stop_gradient(widened("w", w, bits=1))
+    require_floating("w", w)
+    real = jax.lax.stop_gradient(widened(w))
     frozen = state["frozen"]
     if frozen.shape != w.shape:
         raise ValueError(f"`state` (of shape {frozen.shape}) must have the shape of `w`, {w.shape}")
@@ -101,11 +103,10 @@ def inq(*, bits: int = 5, shares: tuple[float, ...] = SHARES) -> Quantizer:
 
 def _check_options(bits: int, shares: tuple[float, ...]) -> None:
     """Raise a ValueError unless `bits` is from 2 to 6 and `shares` increase up to 1."""
-    if bits not in range(2, 7):
-        raise ValueError(f"`bits` (={bits}) must be a whole number from 2 to 6; 5 is usual")
+    require("bits", bits, bits in range(2, 7), "must be a whole number from 2 to 6", "5 is usual")
     shares = tuple(shares)
-    if not shares or shares[-1] != 1 or any(not a < b for a, b in zip((0, *shares), shares)):
-        raise ValueError(f"`shares` (={shares}) must be positive, increasing and end with 1; {SHARES} is usual")
+    increasing = bool(shares) and shares[-1] == 1 and all(a < b for a, b in zip((0, *shares), shares))
+    require("shares", shares, increasing, "must be positive, increasing and end with 1", f"{SHARES} is usual")
 
 
 def _code_set(bits):

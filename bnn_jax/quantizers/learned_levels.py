@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from bnn_jax.checks import require, require_floating
+from bnn_jax.precision import widened
 from bnn_jax.quantizers.codes import Quantized
-from bnn_jax.quantizers.multibit import straight_through, widened
+from bnn_jax.quantizers.multibit import straight_through
 from bnn_jax.quantizers.quantizer import Quantizer, State
 
 MOMENTUM = 0.9
@@ -49,7 +51,8 @@ def lq_weights(
 
     Reference: Zhang et al., LQ-Nets, 2018, arXiv:1807.10029.
     """
-    wide = widened("w", w, bits=1)
+    require_floating("w", w)
+    wide = widened(w)
     basis = state["basis"]
     if basis.shape[1:] != (1,) * (w.ndim - 1) + w.shape[-1:]:
         raise ValueError(f"`state` (basis {basis.shape}) must hold (K, 1, ..., 1, features) for `w` {w.shape}")
@@ -88,7 +91,8 @@ def lq_activations(x: Float[Array, "..."], state: State, *, train: bool = False)
 
     Reference: Zhang et al., LQ-Nets, 2018, arXiv:1807.10029.
     """
-    wide = widened("x", x, bits=1)
+    require_floating("x", x)
+    wide = widened(x)
     basis = state["basis"]
     if basis.ndim != 1:
         raise ValueError(f"`state` (basis {basis.shape}) must hold one vector (K,) a layer")
@@ -113,8 +117,7 @@ def lq_net(*, bits: int = 2, fan: str = "in") -> Quantizer:
     Reference: Zhang et al., LQ-Nets, 2018, arXiv:1807.10029.
     """
     _check_bits(bits)
-    if fan not in ("in", "out"):
-        raise ValueError(f"`fan` (={fan!r}) must be 'in' or 'out'; 'in' is usual")
+    require("fan", fan, fan in ("in", "out"), "must be 'in' or 'out'", "'in' is usual")
 
     def init_state(key, w):
         n = int(np.prod(w.shape[:-1])) if fan == "in" else int(np.prod(w.shape[:-2])) * w.shape[-1]
@@ -186,5 +189,5 @@ def _updated(state, x, codes, *, axes):
 
 
 def _check_bits(bits):
-    if bits not in range(1, MOST_BITS + 1):
-        raise ValueError(f"`bits` (={bits}) must be a whole number from 1 to {MOST_BITS}; 2 is usual")
+    known = bits in range(1, MOST_BITS + 1)
+    require("bits", bits, known, f"must be a whole number from 1 to {MOST_BITS}", "2 is usual")

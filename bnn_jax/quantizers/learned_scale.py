@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bnn_jax.checks import require
 from bnn_jax.errors import unknown_name
 from bnn_jax.estimators import ste_sign
 from bnn_jax.quantizers.binary import mean_magnitude, xnor
@@ -182,8 +183,8 @@ def proxy_weights(
 
 
 def _proxy_size(shape, mixing):
-    if mixing not in ("fan_in", "features"):
-        raise ValueError(f"`mixing` (={mixing!r}) must be 'fan_in' or 'features'; 'fan_in' is the default")
+    known = mixing in ("fan_in", "features")
+    require("mixing", mixing, known, "must be 'fan_in' or 'features'", "'fan_in' is the default")
     features = shape[-1]
     return features if mixing == "features" else math.prod(shape[:-1])
 

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from bnn_jax.checks import require, require_positive
 from bnn_jax.estimators import make_estimator, ste_sign
+from bnn_jax.precision import widened
 from bnn_jax.quantizers.codes import Quantized
 from bnn_jax.quantizers.quantizer import Quantizer
 from bnn_jax.types import Estimator
@@ -56,7 +57,7 @@ def abc_net(w: Float[Array, "*fan_in features"], *, bases: int = 3, per_channel:
     _check_bases(bases)
     axes = tuple(range(w.ndim - 1 if per_channel else w.ndim))
     # In bfloat16 the fit would lose the small differences of nearly equal bases.
-    x = jax.lax.stop_gradient(w).astype(jnp.promote_types(w.dtype, jnp.float32))
+    x = widened(jax.lax.stop_gradient(w))
     offset, spread = x.mean(axes, keepdims=True), x.std(axes, keepdims=True)
     codes = [_nested_sign(w, offset=offset, shift=u * spread) for u in _evenly_spaced(bases)]
     features = w.shape[-1] if per_channel else 1

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bnn_jax.checks import require, require_floating, require_positive
 from bnn_jax.estimators import sign
+from bnn_jax.precision import widened
 from bnn_jax.quantizers.binary import xnor
 from bnn_jax.quantizers.codes import Bases, Quantized, bases
 from bnn_jax.quantizers.quantizer import Quantizer
@@ -98,7 +100,8 @@ def dorefa_weights(w: Float[Array, "..."], *, bits: int = 2, max_gradient: bool 
 
     Reference: Zhou et al., DoReFa-Net, 2016, arXiv:1606.06160.
     """
-    wide = widened("w", w, bits=bits)
+    require_codes("w", w, bits=bits)
+    wide = widened(w)
     if bits == 1:
         return straight_through(wide, Quantized(sign(wide), jnp.abs(wide).mean()), dtype=w.dtype)
     n = 2**bits - 1
@@ -131,7 +134,8 @@ def dorefa_activations(x: Float[Array, "..."], *, bits: int = 2) -> Quantized:
 
     Reference: Zhou et al., DoReFa-Net, 2016, arXiv:1606.06160.
     """
-    wide = widened("x", x, bits=bits)
+    require_codes("x", x, bits=bits)
+    wide = widened(x)
     n = 2**bits - 1
     codes = jnp.round(n * jnp.clip(wide, 0, 1))
     inside = jnp.where((wide >= 0) & (wide <= 1), wide, 0)
@@ -163,7 +167,8 @@ def wrpn_weights(w: Float[Array, "*fan_in features"], *, bits: int = 2) -> Quant
 
     Reference: Mishra et al., WRPN: Wide Reduced-Precision Networks, 2017, arXiv:1709.01134.
     """
-    wide = widened("w", w, bits=bits)
+    require_codes("w", w, bits=bits)
+    wide = widened(w)
     if bits == 1:
         return xnor(w)
     n = 2 ** (bits - 1) - 1
@@ -213,7 +218,8 @@ def pact_activations(x: Float[Array, "..."], clipping_level: float | Float[Array
 
     Reference: Choi et al., PACT: Parameterized Clipping Activation, 2018, arXiv:1805.06085.
     """
-    wide = widened("x", x, bits=bits)
+    require_codes("x", x, bits=bits)
+    wide = widened(x)
     level = jnp.asarray(clipping_level, wide.dtype)
     if level.ndim:
         raise ValueError(f"`clipping_level` (of shape {level.shape}) must be a scalar, one a layer; give one value")
@@ -232,8 +238,7 @@ def pact(*, bits: int = 2, clipping_level: float = 10.0) -> Quantizer:
 
     Reference: Choi et al., PACT: Parameterized Clipping Activation, 2018, arXiv:1805.06085.
     """
-    if not clipping_level > 0:
-        raise ValueError(f"`clipping_level` (={clipping_level}) must be positive; 8 to 10 is usual")
+    require_positive("clipping_level", clipping_level, "8 to 10 is usual")
     return Quantizer(
         init=lambda key, x: {"clipping_level": jnp.asarray(clipping_level, x.dtype)},
         apply=lambda x, *, clipping_level: pact_activations(x, clipping_level, bits=bits),
@@ -265,9 +270,9 @@ def hwgq(x: Float[Array, "..."], *, bits: int = 2) -> Quantized:
 
     Reference: Cai et al., Deep Learning with Low Precision by Half-wave Gaussian Quantization, 2017, arXiv:1702.00953.
     """
-    if bits not in HWGQ_STEPS:
-        raise ValueError(f"`bits` (={bits}) must be one of {sorted(HWGQ_STEPS)}; 2 is usual")
-    wide = widened("x", x, bits=bits)
+    require("bits", bits, bits in HWGQ_STEPS, f"must be one of {sorted(HWGQ_STEPS)}", "2 is usual")
+    require_codes("x", x, bits=bits)
+    wide = widened(x)
     n, step = 2**bits - 1, HWGQ_STEPS[bits]
     thresholds = [0.0, *((i + 0.5) * step for i in range(1, n))]
     codes = sum((wide > threshold).astype(wide.dtype) for threshold in thresholds)
@@ -275,28 +280,27 @@ def hwgq(x: Float[Array, "..."], *, bits: int = 2) -> Quantized:
     return straight_through(inside, Quantized(codes, jnp.asarray(step, wide.dtype)), dtype=x.dtype)
 
 
-def widened(name: str, x: Float[Array, "..."], *, bits: int) -> Float[Array, "..."]:
-    """x in float32 at least, after the checks that all quantizers with `bits` share.
+def require_bits(bits: Any, *, dtype: jnp.dtype) -> None:
+    """Refuse `bits` that are no whole number of at least 1, or whose codes up to 2^bits - 1 are inexact in `dtype`.
 
     Raises:
-      ValueError: if `bits` is no whole number of at least 1, or x's dtype cannot hold 2^bits - 1 exactly.
-      TypeError: if x, called `name`, is not a floating-point array.
+      ValueError: naming the value, the rule and the way out.
     """
-    if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
-        raise TypeError(f"`{name}` must be a floating-point array; got {jnp.result_type(x)}; convert it with `.astype`")
-    check_bits(bits, dtype=x.dtype)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def check_bits(bits: Any, *, dtype: jnp.dtype) -> None:
-    """Raise a ValueError unless `bits` is a whole number, at least 1, and 2^bits - 1 is exact in `dtype`."""
-    if not isinstance(bits, numbers.Integral):
-        raise ValueError(f"`bits` (={bits}) must be a whole number; 2 is usual")
-    if bits < 1:
-        raise ValueError(f"`bits` (={bits}) must be at least 1; 2 is usual")
+    require("bits", bits, isinstance(bits, numbers.Integral), "must be a whole number", "2 is usual")
+    require("bits", bits, bits >= 1, "must be at least 1", "2 is usual")
     most = jnp.finfo(dtype).nmant + 1
-    if bits > most:
-        raise ValueError(f"`bits` (={bits}) must be at most {most} in {dtype}, or codes are inexact; use a wider dtype")
+    require("bits", bits, bits <= most, f"must be at most {most} in {dtype}, or codes are inexact", "use a wider dtype")
+
+
+def require_codes(argument: str, x: Float[Array, "..."], *, bits: int) -> None:
+    """Refuse an array that is not floating point, or whose dtype cannot hold codes of `bits`.
+
+    Raises:
+      TypeError: naming the argument and its dtype.
+      ValueError: as :func:`require_bits`.
+    """
+    require_floating(argument, x)
+    require_bits(bits, dtype=x.dtype)
 
 
 def unsigned_codes(bits: int) -> Sequence[int]:
@@ -328,7 +332,7 @@ def signed_codes(bits: int) -> Sequence[int]:
 
 
 def _listed(bits, codes):
-    check_bits(bits, dtype=jnp.float64)
+    require_bits(bits, dtype=jnp.float64)
     # 2^24 integers are better not written out.
     return tuple(codes()) if bits <= 8 else codes()
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from bnn_jax.checks import require, require_positive
 from bnn_jax.estimators import CODE_SETS, make_estimator, ternary
+from bnn_jax.precision import widened
 from bnn_jax.quantizers.codes import Quantized
 from bnn_jax.quantizers.quantizer import Quantizer
 
@@ -71,8 +72,8 @@ def trained_ternary(
 
     Reference: Zhu et al., Trained Ternary Quantization, 2017, arXiv:1612.01064.
     """
-    if not isinstance(threshold, jax.core.Tracer) and not 0 <= threshold < 1:
-        raise ValueError(f"`threshold` (={threshold}) must be in [0, 1), a fraction of max|w|; 0.05 is usual")
+    rule = "must be in [0, 1), a fraction of max|w|"
+    require("threshold", threshold, lambda t: (t >= 0) & (t < 1), rule, "0.05 is usual")
     delta = jax.lax.stop_gradient(threshold * jnp.abs(w).max())
     positive, negative = _asymmetric_codes(w, delta, positive_scale, negative_scale)
     return Quantized(positive, positive_scale), Quantized(negative, negative_scale)
@@ -128,7 +129,7 @@ def twn(
     require("threshold", threshold, lambda t: t >= 0, "must be at least 0", "0.7 is usual")
     require_positive("clip_value", clip_value, "1.0 is usual, infinity is the identity")
     axes = tuple(range(w.ndim - 1 if per_channel else w.ndim))
-    magnitude = jax.lax.stop_gradient(jnp.abs(w)).astype(jnp.promote_types(w.dtype, jnp.float32))
+    magnitude = widened(jax.lax.stop_gradient(jnp.abs(w)))
     delta = threshold * magnitude.mean(axes, keepdims=per_channel)
     above = magnitude > delta
     count = above.sum(axes, keepdims=per_channel)
@@ -175,8 +176,7 @@ def _with_running_delta(function: Callable[..., Quantized], threshold: float, mo
     def apply(x, state, *, train=False):
         if not train:
             return function(x, state["delta"]), state
-        wide = jax.lax.stop_gradient(x).astype(jnp.promote_types(x.dtype, jnp.float32))
-        delta = threshold * jnp.abs(wide).mean()
+        delta = threshold * jnp.abs(widened(jax.lax.stop_gradient(x))).mean()
         running = (1 - momentum) * state["delta"] + momentum * delta
         return function(x, delta), {"delta": running.astype(state["delta"].dtype)}
 

@@ -1,0 +1,18 @@
+"""The dtype of sums: float32 at least, whatever narrower dtype the operands have."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Num
+
+
+def sum_dtype(*operands: Float[Array, "..."]) -> jnp.dtype:
+    """The dtype in which products of `operands` are summed: float32 at least."""
+    return jnp.promote_types(jnp.result_type(*operands), jnp.float32)
+
+
+def widened(x: Num[Array, "..."]) -> Num[Array, "..."]:
+    """Return x in float32 at least, in which it meets parameters and is averaged; integers stay as they are.
+
+    >>> [widened(jnp.ones(2, dtype)).dtype.name for dtype in (jnp.bfloat16, jnp.float32, jnp.uint8)]
+    ['float32', 'float32', 'uint8']
+    """
+    return x.astype(sum_dtype(x)) if jnp.issubdtype(x.dtype, jnp.floating) else x
