@@ -39,7 +39,7 @@ class Arguments:
     seeds: tuple[int, ...] = (0, 1, 2)
     tune: bool = False
     """Choose each learning rate on the validation split, the same number of trials for each row."""
-    how: Literal["auto", "sequential", "processes", "vmapped"] = "auto"
+    execution: Literal["auto", "sequential", "processes", "vmapped"] = "auto"
     """One run after another, one process a core, or mapped together on the device; see scripts/sweep.py."""
     jobs: int | None = None
     """Processes at a time; None takes one for each core."""
@@ -92,7 +92,7 @@ def main() -> None:
     use_compilation_cache()
     rows = rows_of(arguments)
     cells = {label: validate(cell) for label, (cell, _) in rows.items()}
-    ways = {"tune": arguments.tune, "how": arguments.how, "processes": arguments.jobs}
+    ways = {"tune": arguments.tune, "execution": arguments.execution, "processes": arguments.jobs}
     results = compare(cells, workdir, seeds=arguments.seeds, **ways)
     images = results["dataset"]
     for row in results["rows"]:

@@ -31,7 +31,7 @@ class Arguments:
     seeds: tuple[int, ...] = (0, 1, 2)
     tune: bool = False
     """Choose each learning rate on the validation split, the same number of trials for each optimizer."""
-    how: Literal["auto", "sequential", "processes", "vmapped"] = "auto"
+    execution: Literal["auto", "sequential", "processes", "vmapped"] = "auto"
     """One run after another, one process a core, or mapped together on the device; see scripts/sweep.py."""
     jobs: int | None = None
     """Processes at a time; None takes one for each core."""
@@ -47,7 +47,7 @@ def main() -> None:
         optimizers=[select_optimizer(config, name) for name in arguments.optimizers],
         losses=dict.fromkeys([load_config(arguments.config).loss, config.loss]),
     )
-    ways = {"tune": arguments.tune, "how": arguments.how, "processes": arguments.jobs}
+    ways = {"tune": arguments.tune, "execution": arguments.execution, "processes": arguments.jobs}
     results = compare(cells, workdir, seeds=arguments.seeds, **ways)
     results = {
         "name": f"compare_{config.name}",

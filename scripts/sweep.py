@@ -31,7 +31,7 @@ class Arguments:
     """Start from the settings that the config keeps for this optimizer."""
     seeds: int = 3
     """How many, counted up from --seed."""
-    how: Literal["auto", "sequential", "processes", "vmapped"] = "auto"
+    execution: Literal["auto", "sequential", "processes", "vmapped"] = "auto"
     """One run after another, one process a core, or mapped together on the device; auto measures, once, where it may
     pay."""
     jobs: int | None = None
@@ -50,7 +50,7 @@ def main() -> None:
     name = f"sweep_{config.name}_{config.optim.name}"
     workdir = arguments.workdir or Path("runs") / name
     use_compilation_cache()
-    ways = {"how": arguments.how, "processes": arguments.jobs, "group_size": arguments.group_size}
+    ways = {"execution": arguments.execution, "processes": arguments.jobs, "group_size": arguments.group_size}
     seeds = range(config.seed, config.seed + arguments.seeds)
     results = {
         "name": name,

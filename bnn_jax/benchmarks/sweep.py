@@ -47,9 +47,9 @@ def benchmark_engine(config: Config, *, seeds: int = 4, on_progress: OnProgress 
         single.append(_in_new_process(config, [seed], None))
         on_progress(seed + 1, seeds + 2, f"single run {seed + 1}: {single[-1]['seconds']:.1f} s")
     found = {"single": single}
-    for done, how in enumerate(("sequential", "processes"), start=seeds + 1):
-        found[how] = _in_new_process(config, list(range(seeds)), how)
-        on_progress(done, seeds + 2, f"{how}: {found[how]['seconds']:.1f} s")
+    for done, execution in enumerate(("sequential", "processes"), start=seeds + 1):
+        found[execution] = _in_new_process(config, list(range(seeds)), execution)
+        on_progress(done, seeds + 2, f"{execution}: {found[execution]['seconds']:.1f} s")
     # Those of its own processes are not known.
     del found["processes"]["compile_seconds"]
     total, compiling = (sum(run[name] for run in single) for name in ("seconds", "compile_seconds"))
@@ -60,9 +60,9 @@ def benchmark_engine(config: Config, *, seeds: int = 4, on_progress: OnProgress 
     }
 
 
-def _in_new_process(config: Config, seeds: Sequence[int], how: str | None) -> dict[str, float]:
+def _in_new_process(config: Config, seeds: Sequence[int], execution: str | None) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
-        job = {"config": to_dict(config), "seeds": seeds, "how": how, "folder": f"{folder}/runs"}
+        job = {"config": to_dict(config), "seeds": seeds, "execution": execution, "folder": f"{folder}/runs"}
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache", "JAX_PLATFORMS": "cpu"}
         command = [sys.executable, "-m", "bnn_jax.benchmarks.sweep", json.dumps(job)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -78,10 +78,10 @@ def _run_job(job: dict[str, Any]) -> dict[str, float]:
     )
     config, folder = validate(from_dict(job["config"])), Path(job["folder"])
     began = time.perf_counter()
-    if job["how"] is None:
+    if job["execution"] is None:
         train(replace(config, seed=job["seeds"][0]), folder)
     else:
-        sweep(config, {}, folder, seeds=job["seeds"], how=job["how"])
+        sweep(config, {}, folder, seeds=job["seeds"], execution=job["execution"])
     return {"seconds": time.perf_counter() - began, "compile_seconds": sum(compiling)}
 
 
@@ -101,7 +101,8 @@ def benchmark_vmapped(config: Config, *, members: int = 8, repeats: int = 5) -> 
     times = time_steps(validate(config), CIFAR, members=members, steps=steps, repeats=repeats)
     sizes = {"model": config.model.name, "width": config.model.width, "batch_size": config.batch_size}
     per_second = {
-        f"{how}_images_per_second": 1e3 * config.batch_size / times[f"{how}_ms"] for how in ("sequential", "vmapped")
+        f"{execution}_images_per_second": 1e3 * config.batch_size / times[f"{execution}_ms"]
+        for execution in ("sequential", "vmapped")
     }
     ratio = times["sequential_ms"] / times["vmapped_ms"]
     return sizes | {"members": members, **per_second, "vmapped_over_sequential": ratio, **times}

@@ -132,7 +132,7 @@ def run_stages(
             workdir / stage.name,
             dataset=data,
             on_progress=lambda done, total, text, label=label: on_progress(done, total, f"{label}  {text}"),
-            carried=None if carried is None else carried.variables,
+            warm_start=None if carried is None else carried.variables,
             teacher=teacher,
             stage=record,
             **training,

@@ -39,7 +39,7 @@ def compare(
     *,
     seeds: Sequence[int],
     tune: bool = False,
-    how: str = "auto",
+    execution: str = "auto",
     processes: int | None = None,
 ) -> dict[str, Any]:
     """Train every cell with every seed; finished runs are not run again.
@@ -50,7 +50,7 @@ def compare(
       seeds: of the runs.
       tune: choose each learning rate from `tune_learning_rates` by the best validation accuracy within
         `config.tune_epochs`, the same number of trials for each row, with a seed of its own.
-      how: auto, sequential, processes or vmapped, see :func:`bnn_jax.sweeps.engine.run_all`.
+      execution: auto, sequential, processes or vmapped, see :func:`bnn_jax.sweeps.engine.run_all`.
       processes: at most so many at a time.
 
     Returns:
@@ -70,7 +70,7 @@ def compare(
         )
     shared = next(iter(cells.values()))
     dataset = load_data(shared.data)
-    ways = {"how": how, "processes": processes, "datasets": {shared.data: dataset}}
+    ways = {"execution": execution, "processes": processes, "datasets": {shared.data: dataset}}
     tuning = None
     if tune:
         tuning, cells = _tune(cells, workdir / "tuning", ways)

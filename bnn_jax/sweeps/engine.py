@@ -10,7 +10,7 @@ from jax.errors import JaxRuntimeError
 from bnn_jax.data import Dataset, ImageStream
 from bnn_jax.errors import RunError, UsageError, unknown_name
 from bnn_jax.sweeps.processes import run_in_processes
-from bnn_jax.sweeps.throughput import choose_how
+from bnn_jax.sweeps.throughput import choose_execution
 from bnn_jax.sweeps.whole_run import program_key, train_together, why_not_whole
 from bnn_jax.training.checkpoint import checkpoint_steps
 from bnn_jax.training.config import Config, DataConfig
@@ -38,7 +38,7 @@ Datasets = dict[DataConfig, Dataset | ImageStream]
 def run_all(
     runs: Sequence[Run],
     *,
-    how: str = "auto",
+    execution: str = "auto",
     processes: int | None = None,
     group_size: int | None = None,
     datasets: Datasets | None = None,
@@ -51,13 +51,13 @@ def run_all(
     * vmapped: runs that differ only in seed, learning rate, momentum, weight decay and strength of the regularizer are
       one program, :func:`bnn_jax.sweeps.whole_run.train_together`; a group that does not fit in the device's memory
       is halved.
-    * auto: what :func:`bnn_jax.sweeps.throughput.choose_how` measures for the largest such group.
+    * auto: what :func:`bnn_jax.sweeps.throughput.choose_execution` measures for the largest such group.
 
     Ctrl-C and SIGTERM save what is under way; the same call goes on there.
 
     Args:
       runs: their configs are validated first.
-      how: one of the four.
+      execution: one of the four.
       processes: at most so many at a time; None takes one for each core.
       group_size: at most so many runs in a program; None sets no limit.
       datasets: that are loaded already, to which those that are loaded here are added.
@@ -74,16 +74,16 @@ def run_all(
     for argument, value in (("processes", processes), ("group_size", group_size)):
         if value is not None and value < 1:
             raise UsageError(f"`{argument}` (={value}) must be at least 1; leave it out for as many as there can be")
-    if how not in ("auto", *RUNNERS):
-        raise unknown_name("how", how, ("auto", *RUNNERS))
+    if execution not in ("auto", *RUNNERS):
+        raise unknown_name("execution", execution, ("auto", *RUNNERS))
     runs = [run._replace(config=validate(run.config), workdir=Path(run.workdir)) for run in runs]
     datasets = {} if datasets is None else datasets
     missing = [run for run in runs if recorded_result(run) is None]
     if missing:
-        if how == "auto":
-            how, why = _choose(missing, group_size, datasets)
-            tell(f"{len(missing)} runs, {how}: {why}")
-        RUNNERS[how](missing, datasets, processes=processes, group_size=group_size)
+        if execution == "auto":
+            execution, why = _choose(missing, group_size, datasets)
+            tell(f"{len(missing)} runs, {execution}: {why}")
+        RUNNERS[execution](missing, datasets, processes=processes, group_size=group_size)
     return [recorded_result(run) for run in runs]
 
 
@@ -135,7 +135,7 @@ def _run_in_processes(runs: list[Run], datasets: Datasets, *, processes: int | N
 def _run_vmapped(runs: list[Run], datasets: Datasets, *, group_size: int | None, **_) -> None:
     for run in runs:
         if (reason := why_not_whole(run.config)) is not None:
-            raise UsageError(f"`how` (='vmapped') does not go with {reason}; choose sequential or processes")
+            raise UsageError(f"`execution` (='vmapped') does not go with {reason}; choose sequential or processes")
     for (_, epochs), group in _groups(runs, datasets).items():
         if epochs is None:
             # Saved in the midst of an epoch, by the loop, which alone can go on there.
@@ -186,7 +186,7 @@ def _choose(runs: list[Run], group_size: int | None, datasets: Datasets) -> tupl
     group = max(_groups(runs, datasets).values(), key=len)
     config = group[0].config
     info = image_info(_dataset(config, datasets))
-    return choose_how(config, info, members=min(len(group), group_size or len(group)))
+    return choose_execution(config, info, members=min(len(group), group_size or len(group)))
 
 
 RUNNERS = {"sequential": _run_sequentially, "processes": _run_in_processes, "vmapped": _run_vmapped}

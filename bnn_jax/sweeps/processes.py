@@ -36,8 +36,8 @@ def run_in_processes(runs: Sequence[Any], *, processes: int | None = None, on_pr
     """
     if jax.default_backend() != "cpu":
         raise UsageError(
-            f"`how` (='processes') is for the CPU, and this is {jax.default_backend()}; choose vmapped or sequential, "
-            "or set JAX_PLATFORMS=cpu"
+            f"`execution` (='processes') is for the CPU, and this is {jax.default_backend()}; choose vmapped or "
+            "sequential, or set JAX_PLATFORMS=cpu"
         )
     waiting = queue.SimpleQueue()
     for run in runs:

@@ -22,7 +22,7 @@ MOST_MEMBERS = 8
 """As many runs as the measurement maps together."""
 
 
-def choose_how(config: Config, info: ImageInfo, *, members: int) -> tuple[str, str]:
+def choose_execution(config: Config, info: ImageInfo, *, members: int) -> tuple[str, str]:
     """How to train `members` runs that differ from `config` only in seed and hyper-parameters, and why.
 
     On the CPU one after another: there vmap turns the convolutions into grouped ones, which take several times as long.
@@ -43,8 +43,11 @@ def choose_how(config: Config, info: ImageInfo, *, members: int) -> tuple[str, s
     if measured is None:
         measured = time_steps(config, info, members=members)
         _keep_times(kept | {key: measured})
-    how = "vmapped" if measured["vmapped_ms"] < measured["sequential_ms"] else "sequential"
-    return how, f"{measured['sequential_ms']:.3g} ms a step, {measured['vmapped_ms']:.3g} ms with {members} runs mapped"
+    execution = "vmapped" if measured["vmapped_ms"] < measured["sequential_ms"] else "sequential"
+    return (
+        execution,
+        f"{measured['sequential_ms']:.3g} ms a step, {measured['vmapped_ms']:.3g} ms with {members} runs mapped",
+    )
 
 
 def time_steps(

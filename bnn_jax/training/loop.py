@@ -74,7 +74,7 @@ def train(
     *,
     dataset: Dataset | ImageStream | None = None,
     on_progress: OnProgress = silent,
-    carried: Any | None = None,
+    warm_start: Any | None = None,
     teacher: Teacher | None = None,
     devices: Mesh | None = None,
     workers: int = 0,
@@ -91,8 +91,8 @@ def train(
       workdir: folder of the run, made if missing.
       dataset: the loaded data of `config.data`, to load them once for several runs.
       on_progress: called after every jitted call.
-      carried: variables of the network that start from given values, as :func:`bnn_jax.training.step.init_state` takes
-        them; without meaning for a run that is resumed.
+      warm_start: variables of the network to start from, as :func:`bnn_jax.training.step.init_state` takes them;
+        without meaning for a run that is resumed.
       teacher: for the losses of `config.distillation`, and needed by them; see `bnn_jax.stages.stage`.
       devices: to divide each batch among, by :func:`bnn_jax.training.devices.make_devices`; a run can be resumed on
         others.  With several processes all of them call this with the same arguments.
@@ -120,7 +120,7 @@ def train(
             programs = programs_of(config, dataset, teacher=teacher, devices=devices)
             feed = make_feed(config, programs, dataset, workers=workers, strict=strict)
             save = partial(_save, config, workdir, stage)
-            run = initial_state(programs, config.seed, carried=carried)
+            run = initial_state(programs, config.seed, warm_start=warm_start)
             run = place_state(on_first_process(partial(_restore, config, workdir, run)), devices)
             run = _train_epochs(config, workdir, programs, feed, run, save, on_progress, asked)
             result = _finish(config, workdir, feed, run)

@@ -79,7 +79,7 @@ def make_programs(
 ) -> Programs:
     """The programs of `config` on `examples` training examples; one set for all seeds and hyper-parameters.
 
-    * ``init(seed, carried=None)``
+    * ``init(seed, warm_start=None)``
     * ``train(state, images, labels, order, hyper, first=0, count=None, teacher_variables=None)``: on the whole set and
       the indices `order` [steps, batch] of the batches' examples
     * ``train_on_batches(state, images, labels, hyper, first=0, count=None, teacher_variables=None)``: on images
@@ -188,14 +188,14 @@ def programs_of(
     )
 
 
-def initial_state(programs: Programs, seed: int, *, carried: Any | None = None) -> RunState:
-    """The state of a run before its first step; the variables `carried`, if any, start from given values.
+def initial_state(programs: Programs, seed: int, *, warm_start: Any | None = None) -> RunState:
+    """The state of a run before its first step; the variables `warm_start`, if any, start from given values.
 
     Raises:
       UsageError: if network, quantizers and images do not go together.
     """
     try:
-        train = programs.init(np.uint32(seed), carried)
+        train = programs.init(np.uint32(seed), warm_start)
     except (ValueError, TypeError) as error:
         raise UsageError(f"the network cannot be built: {error}") from None
     return RunState(train, _best_so_far(train))
@@ -206,6 +206,6 @@ def _best_so_far(train: TrainState) -> Best:
 
 
 def state_shapes(programs: Programs) -> RunState:
-    """Shapes and dtypes of a run's state, at no cost; of a run that carries nothing over."""
+    """Shapes and dtypes of a run's state, at no cost; of a run without a warm start."""
     train = programs.init.eval_shape(np.uint32(0))
     return RunState(train, jax.eval_shape(_best_so_far, train))

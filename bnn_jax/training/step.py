@@ -25,21 +25,21 @@ EVALUATION_BATCH = 250
 """Rounded up to a multiple of the devices that share a batch."""
 
 
-def init_state(experiment: Experiment, seed: Int[Array, ""], carried: Any | None = None) -> TrainState:
+def init_state(experiment: Experiment, seed: Int[Array, ""], warm_start: Any | None = None) -> TrainState:
     """The state before the first step; every initialised weight is inside its box.
 
     Args:
       seed: of the initialisation and of all that is random in training.
-      carried: variables, as collections of nested dicts, that start from given values instead; what they leave out is
-        initialised, the parameters and states of quantizers from the carried kernels.
+      warm_start: variables to start from instead, as collections of nested dicts; what they leave out is initialised,
+        the parameters and states of quantizers from the given kernels.
     """
     init_key, run_key = jax.random.split(jax.random.key(seed))
     images = jnp.zeros((1, *experiment.info.shape))
-    if carried is None:
+    if warm_start is None:
         model_state = dict(experiment.model.init(init_key, images, train=False))
     else:
         rngs = {"params": init_key}
-        model_state = dict(experiment.model.apply(carried, images, train=False, mutable=True, rngs=rngs)[1])
+        model_state = dict(experiment.model.apply(warm_start, images, train=False, mutable=True, rngs=rngs)[1])
     params = model_state.pop("params")
     return TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -45,7 +45,7 @@ def test_a_diverged_run_is_told_and_not_run_again(compared):
 
 def test_processes_give_what_one_after_another_gives(compared, tmp_path):
     runs = [Run(label, config, tmp_path / label) for label, config in CELLS.items()]
-    for found, row in zip(run_all(runs, how="processes", processes=2), compared[1]["rows"], strict=True):
+    for found, row in zip(run_all(runs, execution="processes", processes=2), compared[1]["rows"], strict=True):
         wanted = row["runs"][0]
         assert found.keys() == wanted.keys()
         for name in ("validation_accuracy_best", "test_accuracy_best", "test_accuracy_last", "train_loss_last"):
@@ -56,7 +56,7 @@ def test_processes_give_what_one_after_another_gives(compared, tmp_path):
 def test_an_error_in_a_process_is_the_error_of_the_sweep(tmp_path):
     config = replace(CONFIG, data=DataConfig("digits", validation_examples=5000))
     with pytest.raises(UsageError, match="validation_examples"):
-        run_all([Run("run", config, tmp_path)], how="processes")
+        run_all([Run("run", config, tmp_path)], execution="processes")
 
 
 def test_the_grid_has_every_combination_and_typed_values():
@@ -102,7 +102,7 @@ def test_axes_that_make_no_grid(argv, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"how": "vmaped"}, r"`how` \(='vmaped'\) is not known; did you mean 'vmapped'\?"),
+        ({"execution": "vmaped"}, r"`execution` \(='vmaped'\) is not known; did you mean 'vmapped'\?"),
         ({"processes": 0}, r"`processes` \(=0\) must be at least 1; leave it out"),
         ({"group_size": 0}, r"`group_size` \(=0\) must be at least 1; leave it out"),
     ],
@@ -142,7 +142,7 @@ def test_groups_are_of_one_program_and_fit_in_memory(tmp_path, groups, group_siz
     other = replace(CONFIG, loss="multiclass_hinge")
     configs = [*(replace(CONFIG, seed=seed) for seed in range(5)), other]
     runs = [Run(f"run {index}", config, tmp_path / str(index)) for index, config in enumerate(configs)]
-    found = run_all(runs, how="vmapped", group_size=group_size)
+    found = run_all(runs, execution="vmapped", group_size=group_size)
     assert groups == sizes
     assert [run["seed"] for run in found] == [0, 1, 2, 3, 4, 0]
 
@@ -154,18 +154,18 @@ def test_the_device_decides_once_what_auto_is(monkeypatch, tmp_path):
         measured.append(members)
         return {"sequential_ms": 3.0, "vmapped_ms": 1.0}
 
-    assert throughput.choose_how(CONFIG, info, members=8)[0] == "sequential"
+    assert throughput.choose_execution(CONFIG, info, members=8)[0] == "sequential"
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(throughput, "time_steps", time_steps)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for members in (8, 20, 1, 2):
-        how, why = throughput.choose_how(CONFIG, info, members=members)
-        assert how == ("sequential" if members == 1 else "vmapped")
+        execution, why = throughput.choose_execution(CONFIG, info, members=members)
+        assert execution == ("sequential" if members == 1 else "vmapped")
     assert why == "3 ms a step, 1 ms with 2 runs mapped"
     assert measured == [8, 2]
     assert len(json.loads((tmp_path / "bnn_jax" / "sweep_times.json").read_text())) == 2
     (tmp_path / "bnn_jax" / "sweep_times.json").write_text("damaged")
-    assert throughput.choose_how(CONFIG, info, members=8)[0] == "vmapped"
+    assert throughput.choose_execution(CONFIG, info, members=8)[0] == "vmapped"
     assert measured == [8, 2, 8]
 
 
@@ -173,7 +173,7 @@ def test_times_of_steps_alone_and_mapped():
     info = ImageInfo((8, 8, 1), 10, (8.0,), (5.0,))
     config = replace(CONFIG, batch_size=4, model=replace(CONFIG.model, width=2))
     found = throughput.time_steps(config, info, members=2, steps=2, repeats=3)
-    seconds = {how: sorted(times)[1] for how, times in found["seconds"].items()}
+    seconds = {execution: sorted(times)[1] for execution, times in found["seconds"].items()}
     assert found["sequential_ms"] == pytest.approx(1e3 * seconds["sequential"] / 2)
     assert found["vmapped_ms"] == pytest.approx(1e3 * seconds["vmapped"] / 4)
 
