@@ -1,53 +1,23 @@
-r"""2-D convolutions of two-valued codes from their packed bits, NHWC and HWIO.
+r"""The windows of 2-D convolutions on packed bits, NHWC and HWIO.
 
-The words of a patch are those of its pixels, joined without gaps; a matrix product of bits does the rest.  On GPU and
-TPU :func:`binary_conv_general_dilated` unpacks the codes to bfloat16 for the convolution of the matrix units instead,
-while frozen layers multiply their patches there as int8 codes; neither was measured.
+The words of a patch are those of its pixels, joined without gaps; a matrix product of bits does the rest, in
+:func:`bnn_jax.bitops.planes.conv_product`.  What the padding adds at the borders is a sum of weights.
 """
 
 from collections.abc import Sequence
-from functools import partial, reduce
+from functools import reduce
 from math import prod
 from operator import or_
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int32, UInt32
 
-from bnn_jax.bitops.bits import WORD_BITS, require_words, unpack, word_count
-from bnn_jax.bitops.matmul import xor_counts
+from bnn_jax.bitops.bits import WORD_BITS, require_words, word_count
 
 Pair: TypeAlias = tuple[int, int]
-Padding: TypeAlias = str | Sequence[Pair]
-
-
-class Geometry(NamedTuple):
-    """Where the windows of a convolution lie: in the order that the functions of this file take it."""
-
-    kernel_size: Pair
-    window_strides: Pair
-    padding: Sequence[Pair]
-    rhs_dilation: Pair
-
-
-def explicit_padding(padding: Padding, shape: Pair, kernel_size: Pair, strides: Pair, dilation: Pair) -> list[Pair]:
-    """[(top, bottom), (left, right)] of "SAME", "VALID" or of such pairs themselves.
-
-    Raises:
-      ValueError: if `padding` is another word.
-
-    >>> explicit_padding("SAME", (8, 8), (3, 3), (2, 2), (1, 1))
-    [(0, 1), (0, 1)]
-    """
-    if not isinstance(padding, str):
-        return [(int(low), int(high)) for low, high in padding]
-    if padding.upper() not in ("SAME", "VALID"):
-        raise ValueError(f"`padding` (={padding!r}) must be SAME, VALID or ((top, bottom), (left, right))")
-    reach = [(k - 1) * d + 1 for k, d in zip(kernel_size, dilation)]
-    return lax.padtype_to_pads(shape, reach, strides, padding.upper())
 
 
 def out_shape(shape: Pair, kernel_size: Pair, strides: Pair, padding: Sequence[Pair], dilation: Pair) -> Pair:
@@ -158,107 +128,3 @@ def border_sums(
     # on most shapes.
     table = jnp.dot(patterns.astype(np.float32), sums, precision=lax.Precision.HIGHEST).astype(jnp.int32)
     return table[which.ravel()]
-
-
-def binary_conv_general_dilated(
-    lhs: UInt32[Array, "batch height width words"],
-    rhs: UInt32[Array, "fan_in_words features"],
-    window_strides: Pair,
-    padding: Padding,
-    rhs_dilation: Pair = (1, 1),
-    *,
-    kernel_size: Pair,
-    channels: int,
-    feature_group_count: int = 1,
-    pad_value: int = 0,
-) -> Int32[Array, "batch h w features"]:
-    r"""`jax.lax.conv_general_dilated` of packed codes -1/+1, NHWC and HWIO; exact.
-
-    y[b,h,w,f] = sum_{i,j,c} x[b, h s + i d - p, w s + j d - p, c] k[i,j,c,f],  x outside the image = pad_value
-               = n - 2 popcount(patch xor filter) + (1 + pad_value) sum of the weights of the taps outside,
-    n = kernel height * kernel width * channels; the bits 0 of the padding count as -1 in the popcount.
-
-    Args:
-      lhs: words of each pixel, packed along the channels; with groups (batch, height, width, groups * words), each
-        group's channels packed for themselves.
-      rhs: every filter's fan-in, flattened in the order (kernel height, kernel width, channel) and packed without gaps.
-      padding: "SAME", "VALID" or ((top, bottom), (left, right)); negative numbers crop.
-      kernel_size: (height, width).
-      channels: of the image, over all groups.
-      pad_value: 0, +1 or -1.
-
-    Raises:
-      ValueError: if the words are not uint32 or do not hold the channels and the fan-in, the groups do not divide the
-        channels and the features, or `pad_value` is another.
-    """
-    _check(lhs, rhs, kernel_size, channels, feature_group_count, pad_value)
-    geometry = Geometry(
-        tuple(kernel_size),
-        tuple(window_strides),
-        explicit_padding(padding, lhs.shape[1:3], kernel_size, window_strides, rhs_dilation),
-        tuple(rhs_dilation),
-    )
-    options = {"geometry": geometry, "channels": channels, "groups": feature_group_count, "pad_value": pad_value}
-    return lax.platform_dependent(lhs, rhs, cpu=partial(word_conv, **options), default=partial(unit_conv, **options))
-
-
-def word_conv(lhs, rhs, *, geometry: Geometry, channels: int, groups: int, pad_value: int):
-    """The convolution from the bits themselves."""
-    channels, features = channels // groups, rhs.shape[1]
-    shape, out = lhs.shape[1:3], (lhs.shape[0], *out_shape(lhs.shape[1:3], *geometry))
-    lhs = jnp.moveaxis(lhs.reshape(*lhs.shape[:3], groups, -1), 3, 0)
-    words = patch_words(lhs.reshape(-1, *lhs.shape[2:]), channels, *geometry)
-    if groups == 1:
-        counts = xor_counts(words, rhs)
-    else:
-        rows = [word.reshape(groups, -1) for word in words]
-        counts = jax.vmap(xor_counts, (0, 1), 1)(rows, rhs.reshape(rhs.shape[0], groups, -1))
-    y = (prod(geometry.kernel_size) * channels - 2 * counts).reshape(*out, features)
-    taps = outside(shape, *geometry)
-    if pad_value == -1 or not taps.any():
-        return y
-    return y + (1 + pad_value) * border_sums(rhs, geometry.kernel_size, channels, taps).reshape(1, *out[1:], features)
-
-
-def unit_conv(lhs, rhs, *, geometry: Geometry, channels: int, groups: int, pad_value: int):
-    """The same from the codes in bfloat16, summed in float32: exact below a fan-in of 2^24, for matrix units."""
-    codes = [
-        2 * bits.astype(jnp.bfloat16) - 1
-        for bits in (
-            unpack(lhs.reshape(*lhs.shape[:3], groups, -1), channels // groups).reshape(*lhs.shape[:3], channels),
-            unpack(rhs, prod(geometry.kernel_size) * channels // groups, 0),
-        )
-    ]
-    pads = ((0, 0, 0), *((low, high, 0) for low, high in geometry.padding), (0, 0, 0))
-    return lax.conv_general_dilated(
-        lax.pad(codes[0], jnp.bfloat16(pad_value), pads),
-        codes[1].reshape(*geometry.kernel_size, channels // groups, -1),
-        geometry.window_strides,
-        "VALID",
-        rhs_dilation=geometry.rhs_dilation,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-        preferred_element_type=jnp.float32,
-    ).astype(jnp.int32)
-
-
-def _check(lhs, rhs, kernel_size, channels, groups, pad_value):
-    require_words("lhs", lhs)
-    require_words("rhs", rhs)
-    if pad_value not in (-1, 0, 1):
-        raise ValueError(f"`pad_value` (={pad_value!r}) must be 0, +1 or -1")
-    if groups < 1 or channels % groups or rhs.shape[1] % groups:
-        raise ValueError(
-            f"`feature_group_count` (={groups}) must divide the {channels} channels and the {rhs.shape[1]} features"
-        )
-    if lhs.shape[-1] != groups * word_count(channels // groups):
-        raise ValueError(
-            f"`channels` (={channels}) in {groups} groups take {groups * word_count(channels // groups)} words a "
-            f"pixel; got {lhs.shape[-1]} in `lhs`"
-        )
-    size = prod(kernel_size) * channels // groups
-    if rhs.shape[0] != word_count(size):
-        raise ValueError(
-            f"`rhs` has {rhs.shape[0]} words a filter; `kernel_size` (={kernel_size}) and {channels // groups} "
-            f"channels take {word_count(size)}"
-        )

@@ -115,7 +115,7 @@ def bit_planes(codes: Float[Array, "..."], values: Values) -> list[Bool[Array, "
 
 def pack_codes(codes: Float[Array, "*fan_in features"], values: Values) -> UInt32[Array, "planes words features"]:
     """The planes of a kernel's codes, packed along the flattened fan-in."""
-    rows = codes.reshape(-1, codes.shape[-1])
+    rows = codes.reshape(math.prod(codes.shape[:-1]), codes.shape[-1])
     return jnp.stack([pack(plane, axis=0) for plane in bit_planes(rows, values)])
 
 

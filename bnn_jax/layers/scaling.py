@@ -1,7 +1,5 @@
 r"""Learned output scales: what XNOR-Net++ puts in the place of the analytic ones."""
 
-import math
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -35,15 +33,6 @@ def output_scale_shapes(case: int, output_shape: tuple[int, ...]) -> dict[str, t
         3: per_feature | {"spatial_scale": (height, width, 1)},
         4: per_feature | {"row_scale": (height, 1, 1), "column_scale": (1, width, 1)},
     }[case]
-
-
-def output_scale_size(case: int, output_shape: tuple[int, ...]) -> int:
-    """How many parameters the scale adds to a layer whose outputs have `output_shape`, without the batch.
-
-    >>> [output_scale_size(case, (8, 6, 32)) for case in (1, 2, 3, 4)]
-    [32, 1536, 80, 46]
-    """
-    return sum(math.prod(shape) for shape in output_scale_shapes(case, output_shape).values())
 
 
 class OutputScale(nn.Module):

@@ -1,4 +1,4 @@
-"""Matrix products of packed codes: equal to the integer product for every schedule, shape and order of axes."""
+"""Counts of differing bits: equal for every tiling, on matrix units, exported; bad words are refused."""
 
 from functools import partial
 
@@ -6,76 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import export, lax
+from jax import export
 
 from bnn_jax.bitops import matmul
-from bnn_jax.bitops.matmul import binary_dot_general, xor_counts
-
-
-def random_codes(*shape, seed=0):
-    return np.random.default_rng(seed).choice([-1, 1], shape)
-
-
-def packed(codes, axis=-1):
-    """Words along the axis, by an independent packer."""
-    bits = np.moveaxis(codes > 0, axis, -1)
-    bits = np.pad(bits, [(0, 0)] * (bits.ndim - 1) + [(0, -bits.shape[-1] % 32)])
-    words = np.packbits(np.ascontiguousarray(bits), axis=-1, bitorder="little").view(np.uint32)
-    return jnp.asarray(np.moveaxis(words, -1, axis))
-
-
-PLAIN = (((1,), (0,)), ((), ()))
-
-# One word, one row, one column, no row, no column, and both sides of the rules' bounds.
-SHAPES = [
-    (3, 5, 4),
-    (1, 1, 1),
-    (1, 300, 7),
-    (2, 33, 70),
-    (1, 1152, 2),
-    (7, 1185, 5),
-    (3, 64, 1030),
-    (0, 40, 3),
-    (3, 40, 0),
-]
-
-
-@pytest.mark.parametrize(("m", "k", "n"), SHAPES)
-def test_the_product_is_that_of_the_integers(m, k, n):
-    x, w = random_codes(m, k), random_codes(k, n, seed=1)
-    y = jax.jit(partial(binary_dot_general, dimension_numbers=PLAIN, size=k))(packed(x), packed(w, 0))
-    assert y.dtype == jnp.int32
-    np.testing.assert_array_equal(y, x @ w)
-
-
-@pytest.mark.parametrize(
-    ("lhs", "rhs", "dimension_numbers"),
-    [
-        ((3, 40), (40, 5), (((1,), (0,)), ((), ()))),
-        ((40, 3), (5, 40), (((0,), (1,)), ((), ()))),
-        ((2, 3, 40), (40, 5), (((2,), (0,)), ((), ()))),
-        ((2, 3, 40), (2, 40, 5), (((2,), (1,)), ((0,), (0,)))),
-        ((3, 2, 40, 4), (2, 5, 4, 40), (((2,), (3,)), ((1, 3), (0, 2)))),
-        ((40,), (40,), (((0,), (0,)), ((), ()))),
-    ],
-)
-def test_axes_are_those_of_lax_dot_general(lhs, rhs, dimension_numbers):
-    (left, right), _ = dimension_numbers
-    x, w = random_codes(*lhs), random_codes(*rhs, seed=1)
-    product = jax.jit(partial(binary_dot_general, dimension_numbers=dimension_numbers, size=40))
-    y = product(packed(x, left[0]), packed(w, right[0]))
-    expected = lax.dot_general(x.astype(np.float32), w.astype(np.float32), dimension_numbers)
-    assert y.shape == expected.shape
-    np.testing.assert_array_equal(y, expected)
-
-
-def test_rows_may_come_as_a_sequence_of_columns():
-    a, b = packed(random_codes(6, 90)), packed(random_codes(90, 4), 0)
-    np.testing.assert_array_equal(jax.jit(xor_counts)(list(a.T), b), jax.jit(xor_counts)(a, b))
-
-
-# All words at once; steps that leave none, one and two words over; tiles that divide the columns and that do not.
-SCHEDULES = [(0, 0), (9, 0), (3, 0), (5, 0), (4, 0), (3, 2), (4, 3), (5, 8)]
+from bnn_jax.bitops.matmul import xor_counts
 
 
 def counts_of(m, words, n):
@@ -83,23 +17,33 @@ def counts_of(m, words, n):
     return jnp.asarray(a), jnp.asarray(b), np.bitwise_count(a[:, :, None] ^ b).sum(1)
 
 
-@pytest.mark.parametrize(("step", "tile"), SCHEDULES)
-def test_every_schedule_counts_the_same(step, tile):
+def test_rows_may_come_as_a_sequence_of_columns():
+    a, b, expected = counts_of(6, 3, 4)
+    np.testing.assert_array_equal(jax.jit(xor_counts)(list(a.T), b), expected)
+    np.testing.assert_array_equal(jax.jit(xor_counts)(a, b), expected)
+
+
+# All words at once; blocks that leave none, one and two words over; that divide the columns and that do not.
+TILINGS = [(0, 0), (9, 0), (3, 0), (5, 0), (4, 0), (3, 2), (4, 3), (5, 8)]
+
+
+@pytest.mark.parametrize(("block_words", "block_columns"), TILINGS)
+def test_every_tiling_counts_the_same(block_words, block_columns):
     a, b, expected = counts_of(5, 6, 4)
-    counts = jax.jit(matmul.scheduled_counts, static_argnums=2)(a.T, b, matmul.Schedule(step, tile))
-    np.testing.assert_array_equal(counts, expected)
+    count = partial(matmul.tiled_counts, block_words=block_words, block_columns=block_columns)
+    np.testing.assert_array_equal(jax.jit(count)(a.T, b), expected)
 
 
-def test_the_rules_cover_every_shape():
+def test_there_is_a_tiling_for_every_shape():
     for words in (1, 36, 37, 10**6):
         for columns in (1, 256, 257, 512, 513, 1024, 1025, 10**6):
-            assert matmul.schedule_of(words, columns) in {rule.schedule for rule in matmul.RULES}
+            assert matmul.tiling_of(words, columns) in matmul.TILINGS
 
 
 def test_the_product_on_matrix_units_counts_the_same():
     a, b, expected = counts_of(6, 3, 4)
-    np.testing.assert_array_equal(jax.jit(matmul.unit_counts)(a.T, b), expected)
-    np.testing.assert_array_equal(jax.jit(matmul.unit_counts)(list(a.T), b), expected)
+    np.testing.assert_array_equal(jax.jit(matmul.matrix_unit_counts)(a.T, b), expected)
+    np.testing.assert_array_equal(jax.jit(matmul.matrix_unit_counts)(list(a.T), b), expected)
 
 
 def test_an_exported_product_takes_any_number_of_rows():
@@ -128,22 +72,6 @@ def words(*shape):
         (lambda: xor_counts(words(2, 0), words(0, 5)), r"`b` \(no words\) must have at least one row"),
         (lambda: xor_counts(jnp.zeros((2, 3)), words(3, 5)), r"`a` \(dtype=float32\) must be packed words"),
         (lambda: xor_counts(words(2, 3), jnp.zeros((3, 5))), r"`b` \(dtype=float32\) must be packed words"),
-        (
-            lambda: binary_dot_general(words(2, 3), words(3, 5), PLAIN, size=97),
-            r"`size` \(=97\) takes 4 words along the contracting axes; got 3 in `lhs` and 3 in `rhs`",
-        ),
-        (
-            lambda: binary_dot_general(words(2, 3), words(2, 3), (((0, 1), (0, 1)), ((), ())), size=64),
-            "must contract one axis, the packed one",
-        ),
-        (
-            lambda: binary_dot_general(words(2, 1, 3), words(3, 3, 5), (((2,), (1,)), ((0,), (0,))), size=96),
-            "must pair batch axes of equal sizes",
-        ),
-        (
-            lambda: binary_dot_general(jnp.zeros((2, 3)), words(3, 5), PLAIN, size=96),
-            r"`lhs` \(dtype=float32\) must be packed words",
-        ),
     ],
 )
 def test_bad_input_is_refused(call, text):
