@@ -1,15 +1,15 @@
-"""What reports are made of: text, tables and numbers, and files that are replaced as a whole."""
+"""What reports are made of: text, numbers, tables in Markdown and in the terminal."""
 
 import json
-import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bnn_jax.analysis.plots import is_number
 from bnn_jax.errors import RunError, UsageError
+from bnn_jax.files import replacing
 
 
 @contextmanager
@@ -55,13 +55,9 @@ def _finite_or_none(value: Any) -> Any:
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` write a draft beside `path` that then takes its name, so that a reader never meets half of a file."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    """Let `write` write a draft that then takes the name `path`."""
+    with replacing(path) as draft:
         write(draft)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def provenance_section(provenance: dict[str, Any]) -> str:
@@ -109,3 +105,34 @@ def markdown_table(header: list[str], rows: list[list[str]], *, numbers_from: in
     """A table in Markdown, its columns from `numbers_from` on aligned to the right."""
     rule = ["---" if column < numbers_from else "---:" for column in range(len(header))]
     return "\n".join(f"| {' | '.join(map(inline, cells))} |" for cells in (header, rule, *rows))
+
+
+def print_table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    title: str = "",
+    texts: Collection[int] = (0,),
+    bold: int | None = None,
+) -> None:
+    """Print a table to the terminal, not wider than 100 columns.
+
+    Args:
+      header: of each column, a line break in it where there may be one.
+      rows: the cells, as they are: no markup.
+      title: above the table.
+      texts: the columns that are words, aligned to the left; the others are numbers.
+      bold: the row to emphasize.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE, title=Text(title) if title else None, padding=(0, 1, 0, 0))
+    for column, name in enumerate(header):
+        table.add_column(Text(name), justify="left" if column in texts else "right", overflow="fold")
+    for index, cells in enumerate(rows):
+        table.add_row(*map(Text, cells), style="bold green" if index == bold else "")
+    console = Console()
+    Console(width=min(100, console.width)).print(table)

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from bnn_jax.analysis.documents import print_table
+from bnn_jax.checks import require
 from bnn_jax.data import ImageStream, batches, open_stream, prefetch
 from bnn_jax.data.synthetic import write_synthetic_imagenet
 from bnn_jax.errors import UsageError
@@ -104,7 +106,11 @@ def benchmark_input(
       UsageError: for a number that is out of range.
     """
     workers = sorted(set(workers) | {1})
-    _check(workers, batch_size, steps, gpu_images_per_second)
+    require("workers", workers[0], workers[0] >= 0, "must not be negative", "0 stands for threads", error=UsageError)
+    require("batch_size", batch_size, batch_size >= 1, "must be at least 1", error=UsageError)
+    require("steps", steps, steps >= 1, "must be at least 1", error=UsageError)
+    rate = gpu_images_per_second
+    require("gpu_images_per_second", rate, rate > 0, "must be positive", error=UsageError)
     step_seconds = batch_size / gpu_images_per_second
     with ExitStack() as stack:
         if data_dir is None:
@@ -159,12 +165,24 @@ def _run(opened: ImageStream, workers: int, batch_size: int, steps: int, step_se
         return fed_loop(ready, step), start
 
 
-def _check(workers: list[int], batch_size: int, steps: int, gpu_images_per_second: float) -> None:
-    for name, value, holds, rule in (
-        ("workers", workers[0], workers[0] >= 0, "must not be negative; 0 stands for threads"),
-        ("batch_size", batch_size, batch_size >= 1, "must be at least 1"),
-        ("steps", steps, steps >= 1, "must be at least 1"),
-        ("gpu_images_per_second", gpu_images_per_second, gpu_images_per_second > 0, "must be positive"),
-    ):
-        if not holds:
-            raise UsageError(f"`{name}` (={value}) {rule}")
+def print_input(found: dict[str, Any]) -> None:
+    """Print the table of :func:`benchmark_input`, and how many cores the GPU would need."""
+    rows = [
+        (
+            str(row["workers"] or "threads"),
+            f"{row['images_per_second']:.0f}",
+            f"{row['start_seconds']:.1f}",
+            f"{row['fed_images_per_second']:.0f}",
+            f"{100 * row['waiting_share']:.1f}",
+        )
+        for row in found["rows"]
+    ]
+    title = f"images from disk, {found['preprocessing']}, batch {found['batch_size']}, {found['steps']} steps"
+    print_table(
+        ("workers", "images/s", "first batch\nafter s", "beside a step:\nimages/s", "waiting\n%"), rows, title=title
+    )
+    print(
+        f"{found['gpu']}: ResNet-18 trains on {found['gpu_images_per_second']:.0f} images/s, a step of "
+        f"{found['step_ms']:.1f} ms; at {found['images_per_second_per_core']:.0f} images/s a core that takes "
+        f"{found['cores_needed']:.1f} cores (here: {found['cores']})"
+    )

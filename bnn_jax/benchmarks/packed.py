@@ -15,14 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from bnn_jax.analysis.documents import print_table
 from bnn_jax.analysis.plots import COLOURS, DOTS_PER_INCH, STYLE
 from bnn_jax.analysis.provenance import installed_versions
-from bnn_jax.benchmarks.benchmark import interleaved_seconds
 from bnn_jax.bitops.bits import pack
 from bnn_jax.bitops.matmul import WIDE_VECTORS
 from bnn_jax.bitops.planes import PackedBase, conv_product, dense_product, pack_codes
 from bnn_jax.models.build import build_model
 from bnn_jax.packed import freeze, save
+from bnn_jax.timing import interleaved_seconds, median_ms
 from bnn_jax.training.progress import OnProgress, silent
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def _medians(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str,
     for name in [name for _ in range(ROUNDS) for name in functions]:
         time.sleep(PAUSE_SECONDS)
         seconds[name] += interleaved_seconds({name: functions[name]}, repeats=calls[name])[name]
-    return {name: 1e3 * float(np.median(times)) for name, times in seconds.items()}
+    return {name: median_ms(times) for name, times in seconds.items()}
 
 
 def _products(
@@ -306,6 +307,29 @@ NAMES = {
     "int8": "XLA int8",
     "trained": "trained network, float32",
 }
+
+
+def print_packed(found: dict[str, Any]) -> None:
+    """Print the tables of :func:`benchmark_packed`, memory, file sizes and the mean ratios."""
+    shapes = {
+        "matmul": lambda row: "x".join(map(str, row["shape"])),
+        "conv": lambda row: f"{row['side']}^2 {row['channels']}->{row['features']}, batch {row['batch']}",
+        "network": lambda row: f"{row['name']} {row['side']}^2, batch {row['batch']}",
+    }
+    for kind, shape_of in shapes.items():
+        measure = "ms" if kind == "network" else "gmacs"
+        who = [name for name in NAMES if any(name in row[measure] for row in found[kind])]
+        rows = [
+            (shape_of(row), *(f"{row[measure][name]:.3g}" if name in row[measure] else "" for name in who))
+            for row in found[kind]
+        ]
+        unit = "ms a batch" if kind == "network" else "10^9 multiply-accumulates a second"
+        print_table(("shape", *(NAMES[name].replace(" ", "\n", 1) for name in who)), rows, title=f"{kind}: {unit}")
+    for row in found["network"]:
+        memory = ", ".join(f"{NAMES[who]} {size / 1e6:.1f}" for who, size in row["peak_memory"].items())
+        print(f"{row['name']} batch {row['batch']}: file {row['file_bytes'] / 1e6:.3f} MB; peak memory in MB: {memory}")
+    for name, ratios in found["summary"].items():
+        print(f"{name}: geometric mean {ratios['geometric_mean']:.2f}, {ratios['worst']:.2f} to {ratios['best']:.2f}")
 
 
 def plot_packed(found: dict[str, Any], path: str | Path) -> Path:

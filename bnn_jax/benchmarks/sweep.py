@@ -13,17 +13,16 @@ from typing import Any
 
 import jax
 
+from bnn_jax.benchmarks.training import CIFAR10
 from bnn_jax.errors import RunError
 from bnn_jax.sweeps.comparison import sweep
 from bnn_jax.sweeps.throughput import time_steps
 from bnn_jax.training.config import Config, from_dict, to_dict
-from bnn_jax.training.experiment import ImageInfo
 from bnn_jax.training.loop import train
 from bnn_jax.training.progress import OnProgress, silent
 from bnn_jax.training.validation import validate
 
 COMPILING = "/jax/core/compile/backend_compile_duration"
-CIFAR = ImageInfo((32, 32, 3), 10, (125.3, 123.0, 113.9), (63.0, 62.1, 66.7))
 
 
 def benchmark_engine(config: Config, *, seeds: int = 4, on_progress: OnProgress = silent) -> dict[str, Any]:
@@ -98,7 +97,7 @@ def benchmark_vmapped(config: Config, *, members: int = 8, repeats: int = 5) -> 
       :func:`bnn_jax.sweeps.throughput.time_steps` measured.
     """
     steps = 2 if jax.default_backend() == "cpu" else 20
-    times = time_steps(validate(config), CIFAR, members=members, steps=steps, repeats=repeats)
+    times = time_steps(validate(config), CIFAR10, members=members, steps=steps, repeats=repeats)
     sizes = {"model": config.model.name, "width": config.model.width, "batch_size": config.batch_size}
     per_second = {
         f"{execution}_images_per_second": 1e3 * config.batch_size / times[f"{execution}_ms"]
@@ -106,6 +105,22 @@ def benchmark_vmapped(config: Config, *, members: int = 8, repeats: int = 5) -> 
     }
     ratio = times["sequential_ms"] / times["vmapped_ms"]
     return sizes | {"members": members, **per_second, "vmapped_over_sequential": ratio, **times}
+
+
+def benchmark_sweep(
+    engine_config: Config, config: Config, *, repeats: int = 5, on_progress: OnProgress = silent
+) -> dict[str, Any]:
+    """:func:`benchmark_engine` of one config and :func:`benchmark_vmapped` of another, by the names of the two."""
+    engine = benchmark_engine(engine_config, on_progress=on_progress)
+    return {"engine": engine, "vmapped": benchmark_vmapped(config, repeats=repeats)}
+
+
+def print_sweep(found: dict[str, Any]) -> None:
+    """Print the numbers of :func:`benchmark_sweep`."""
+    for part in found.values():
+        for name, value in part.items():
+            if isinstance(value, float):
+                print(f"{name:34} {value:10.3f}")
 
 
 if __name__ == "__main__":

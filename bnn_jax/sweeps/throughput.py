@@ -1,8 +1,6 @@
 """Whether this device trains several runs faster when vmap maps them together, measured once and kept."""
 
 import json
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 
 from bnn_jax.files import write_atomically
 from bnn_jax.paths import cache_folder
+from bnn_jax.timing import interleaved_seconds, median_ms
 from bnn_jax.training.config import Config
 from bnn_jax.training.experiment import ImageInfo, hyper_parameters
 from bnn_jax.training.programs import make_programs
@@ -79,24 +78,12 @@ def time_steps(
         "sequential": partial(programs.train, states[0], images, labels, orders[0], hyper),
         "vmapped": partial(mapped, together, images, labels, orders, hyper),
     }
-    seconds = _interleaved(calls, repeats=repeats)
+    seconds = interleaved_seconds(calls, repeats=repeats)
     return {
-        "sequential_ms": 1e3 * float(np.median(seconds["sequential"])) / steps,
-        "vmapped_ms": 1e3 * float(np.median(seconds["vmapped"])) / steps / members,
+        "sequential_ms": median_ms(seconds["sequential"]) / steps,
+        "vmapped_ms": median_ms(seconds["vmapped"]) / steps / members,
         "seconds": seconds,
     }
-
-
-def _interleaved(calls: dict[str, Callable[[], Any]], *, repeats: int) -> dict[str, list[float]]:
-    for call in calls.values():
-        jax.block_until_ready(call())
-    seconds = {name: [] for name in calls}
-    for _ in range(repeats):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            jax.block_until_ready(call())
-            seconds[name].append(time.perf_counter() - began)
-    return seconds
 
 
 def _what_decides(config: Config, info: ImageInfo) -> tuple[Any, ...]:

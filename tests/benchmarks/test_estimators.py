@@ -12,12 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bnn_jax.benchmarks import benchmark
-from bnn_jax.benchmarks.benchmark import (
+from bnn_jax.benchmarks import estimators
+from bnn_jax.benchmarks.estimators import (
     benchmark_estimators,
     compiled_temporaries,
     estimator_arguments,
-    interleaved_seconds,
     value_and_pullback,
 )
 from bnn_jax.estimators import ESTIMATORS, STOCHASTIC, rbnn_sign, ste_sign
@@ -69,28 +68,9 @@ def test_the_ratio_is_the_estimator_over_the_straight_through_one(monkeypatch):
         assert repeats == 4
         return {"ste_sign": [2.0, 2.0, 90.0, 2.0], "estimator": [3.0, 50.0, 3.0, 3.0]}
 
-    monkeypatch.setattr(benchmark, "interleaved_seconds", made_up)
+    monkeypatch.setattr(estimators, "interleaved_seconds", made_up)
     row = benchmark_estimators(values=50, repeats=4)["elementwise"]["approx_sign"]
     assert (row["ms"], row["ste_sign_ms"], row["ratio"]) == (3000, 2000, 1.5)
-
-
-def test_calls_take_turns_and_the_first_of_each_is_not_timed(monkeypatch):
-    now, order = 0.0, []
-
-    def taking(name, seconds):
-        def call():
-            nonlocal now
-            # The first call stands for the one that compiles.
-            now += seconds if name in order else 1000.0
-            order.append(name)
-            return jnp.zeros(())
-
-        return call
-
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: now)
-    seconds = interleaved_seconds({"a": taking("a", 0.25), "b": taking("b", 4.0)}, repeats=3)
-    assert seconds == {"a": [0.25] * 3, "b": [4.0] * 3}
-    assert order == ["a", "b"] * 4
 
 
 def test_value_and_pullback_are_both_outputs():
