@@ -201,8 +201,7 @@ def main() -> None:
 
 
 def _options_of(name: str) -> tuple[str, ...]:
-    constructor = MODELS.get(name)
-    return tuple(inspect.signature(constructor).parameters) if constructor else ()
+    return tuple(inspect.signature(MODELS[name].constructor).parameters) if name in MODELS else ()
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ SIDES = {"alexnet_xnor": 63, "alexnet_dorefa": 44, "binaryduo_vgg7": 32, "lenet"
 
 def small(name: str) -> ModelConfig:
     """A small instance of the network `name`, with its published quantizers."""
-    taken = inspect.signature(MODELS[name]).parameters
+    taken = inspect.signature(MODELS[name].constructor).parameters
     options = {option: value for option, value in SHRUNK.items() if option in taken}
     if "densenet" in name:
         options |= REDUCTION
@@ -41,7 +41,7 @@ def small(name: str) -> ModelConfig:
 
 def instance(name: str) -> str:
     """What decides the small network: names with the same text are the same network."""
-    settings, constructor = small(name), MODELS[name]
+    settings, constructor = small(name), MODELS[name].constructor
     fixed = {} if not isinstance(constructor, partial) else constructor.keywords
     fixed = {option: value for option, value in fixed.items() if option not in (*settings.options, "width")}
     function = constructor.func if isinstance(constructor, partial) else constructor

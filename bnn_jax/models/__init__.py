@@ -50,129 +50,85 @@ from bnn_jax.models.resnet_large import (
 )
 from bnn_jax.models.vgg import bnn_plus_vgg, vgg_small
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    "lenet": LeNet,
-    "bnn_convnet": bnn_convnet,
-    "binaryconnect_convnet": binaryconnect_convnet,
-    "mnist_mlp": mnist_mlp,
-    "vgg_small": vgg_small,
-    "bnn_plus_vgg": bnn_plus_vgg,
-    "alexnet_xnor": alexnet_xnor,
-    "alexnet_dorefa": alexnet_dorefa,
-    "bnn_plus_alexnet": bnn_plus_alexnet,
-    "resnet6": resnet6,
-    "resnet20": resnet20,
-    "resnet18": resnet18,
-    "resnet34": resnet34,
-    "bnn_resnet18": xnor_resnet18,
-    "xnor_resnet18": xnor_resnet18,
-    "xnor_resnet34": xnor_resnet34,
-    "xnor_pp_resnet18": xnor_pp_resnet18,
-    "tbn_resnet18": tbn_resnet18,
-    "tbn_resnet34": tbn_resnet34,
-    "bireal18": bireal18,
-    "bireal34": bireal34,
-    "bireal_resnet20": bireal_resnet20,
-    "ebireal18": ebireal18,
-    "ebireal34": ebireal34,
-    "ftbnn_resnet18": ftbnn_resnet18,
-    "irnet_resnet18": irnet_resnet18,
-    "irnet_resnet20": irnet_resnet20,
-    "irnet_resnet34": irnet_resnet34,
-    "reactnet18": reactnet18,
-    "reactnet_resnet20": reactnet_resnet20,
-    "reactnet18_bn_free": reactnet18_bn_free,
-    "reactnet_a": reactnet_a,
-    "real_to_binary_resnet18": real_to_binary_resnet18,
-    "real_to_binary_baseline_resnet18": real_to_binary_baseline_resnet18,
-    "cinet_resnet18": cinet_resnet18,
-    "dgrl_resnet18": dgrl_resnet18,
-    "binaryduo_vgg7": binaryduo_vgg7,
-    "binaryduo_resnet18": binaryduo_resnet18,
-    "bnas_a": bnas_a,
-    "bnas_e": bnas_e,
-    "binary_densenet28": binary_densenet28,
-    "binary_densenet37": binary_densenet37,
-    "binary_densenet45": binary_densenet45,
-    "binary_densenet51": binary_densenet51,
-    "binary_densenet69": binary_densenet69,
-    "igp_densenet51": igp_densenet51,
-    "igp_densenet69": igp_densenet69,
-    "igp_resnet21": igp_resnet21,
-    "igp_resnet37": igp_resnet37,
-    "igp_resnet41": igp_resnet41,
-    "igp_resnet69": igp_resnet69,
+
+class ModelEntry(NamedTuple):
+    """A network, and the quantizers with which it was published.
+
+    Attributes:
+      constructor: makes the network, in its published size unless told otherwise.
+      input_quantizer, kernel_quantizer: by their names in ACTIVATION_QUANTIZERS and WEIGHT_QUANTIZERS.
+      input_quantizer_options, kernel_quantizer_options: of their functions.
+    """
+
+    constructor: Callable[..., nn.Module]
+    input_quantizer: str = "full_precision"
+    kernel_quantizer: str = "full_precision"
+    input_quantizer_options: Mapping[str, Any] = {}
+    kernel_quantizer_options: Mapping[str, Any] = {}
+
+
+_SIGNS = ("ste_sign", "binary")
+_XNOR = ("ste_sign", "xnor", {}, {"center": True})
+_TBN = ("tbn", "magnitude_aware", {"threshold": 0.4}, {"estimator": "identity_sign"})
+_BNN_PLUS = ("swish_sign", "bnn_plus", {}, {"initial": "percentile75"})
+_BI_REAL = ("approx_sign", "magnitude_aware")
+_IR_NET = ("ede_sign", "libra_pb")
+_REACT = ("rsign", "magnitude_aware")
+_DENSE = ("ste_sign", "binary", {"clip_value": 1.3}, {"clip_value": 1.3})
+
+MODELS: dict[str, ModelEntry] = {
+    "lenet": ModelEntry(LeNet, "full_precision", "binary"),
+    "bnn_convnet": ModelEntry(bnn_convnet, *_SIGNS),
+    "binaryconnect_convnet": ModelEntry(binaryconnect_convnet, "full_precision", "binary_connect"),
+    "mnist_mlp": ModelEntry(mnist_mlp, *_SIGNS),
+    "vgg_small": ModelEntry(vgg_small, *_IR_NET),
+    "bnn_plus_vgg": ModelEntry(bnn_plus_vgg, *_BNN_PLUS),
+    "alexnet_xnor": ModelEntry(alexnet_xnor, *_XNOR),
+    "alexnet_dorefa": ModelEntry(alexnet_dorefa, "dorefa", "dorefa", {"bits": 2}, {"bits": 1}),
+    "bnn_plus_alexnet": ModelEntry(bnn_plus_alexnet, *_BNN_PLUS),
+    "resnet6": ModelEntry(resnet6, "ste_sign", "xnor"),
+    "resnet20": ModelEntry(resnet20, "ste_sign", "xnor"),
+    "resnet18": ModelEntry(resnet18, "full_precision", "full_precision"),
+    "resnet34": ModelEntry(resnet34, "full_precision", "full_precision"),
+    "bnn_resnet18": ModelEntry(xnor_resnet18, *_SIGNS),
+    "xnor_resnet18": ModelEntry(xnor_resnet18, *_XNOR),
+    "xnor_resnet34": ModelEntry(xnor_resnet34, *_XNOR),
+    "xnor_pp_resnet18": ModelEntry(xnor_pp_resnet18, *_SIGNS),
+    "tbn_resnet18": ModelEntry(tbn_resnet18, *_TBN),
+    "tbn_resnet34": ModelEntry(tbn_resnet34, *_TBN),
+    "bireal18": ModelEntry(bireal18, *_BI_REAL),
+    "bireal34": ModelEntry(bireal34, *_BI_REAL),
+    "bireal_resnet20": ModelEntry(bireal_resnet20, *_BI_REAL),
+    "ebireal18": ModelEntry(ebireal18, *_BI_REAL),
+    "ebireal34": ModelEntry(ebireal34, *_BI_REAL),
+    "ftbnn_resnet18": ModelEntry(ftbnn_resnet18, *_BI_REAL),
+    "irnet_resnet18": ModelEntry(irnet_resnet18, *_IR_NET),
+    "irnet_resnet20": ModelEntry(irnet_resnet20, *_IR_NET),
+    "irnet_resnet34": ModelEntry(irnet_resnet34, *_IR_NET),
+    "reactnet18": ModelEntry(reactnet18, *_REACT),
+    "reactnet_resnet20": ModelEntry(reactnet_resnet20, *_REACT),
+    "reactnet18_bn_free": ModelEntry(reactnet18_bn_free, "rsign", "bn_free"),
+    "reactnet_a": ModelEntry(reactnet_a, *_REACT),
+    "real_to_binary_resnet18": ModelEntry(real_to_binary_resnet18, *_SIGNS),
+    "real_to_binary_baseline_resnet18": ModelEntry(real_to_binary_baseline_resnet18, *_SIGNS),
+    "cinet_resnet18": ModelEntry(cinet_resnet18, *_SIGNS),
+    "dgrl_resnet18": ModelEntry(dgrl_resnet18, *_BI_REAL),
+    "binaryduo_vgg7": ModelEntry(binaryduo_vgg7, "coupled", "full_precision"),
+    "binaryduo_resnet18": ModelEntry(binaryduo_resnet18, "coupled", "dorefa", {}, {"bits": 1}),
+    "bnas_a": ModelEntry(bnas_a, *_XNOR),
+    "bnas_e": ModelEntry(bnas_e, *_XNOR),
+    "binary_densenet28": ModelEntry(binary_densenet28, *_DENSE),
+    "binary_densenet37": ModelEntry(binary_densenet37, *_DENSE),
+    "binary_densenet45": ModelEntry(binary_densenet45, *_DENSE),
+    "binary_densenet51": ModelEntry(binary_densenet51, *_DENSE),
+    "binary_densenet69": ModelEntry(binary_densenet69, *_DENSE),
+    "igp_densenet51": ModelEntry(igp_densenet51, *_DENSE),
+    "igp_densenet69": ModelEntry(igp_densenet69, *_DENSE),
+    "igp_resnet21": ModelEntry(igp_resnet21, *_BI_REAL),
+    "igp_resnet37": ModelEntry(igp_resnet37, *_BI_REAL),
+    "igp_resnet41": ModelEntry(igp_resnet41, *_BI_REAL),
+    "igp_resnet69": ModelEntry(igp_resnet69, *_BI_REAL),
 }
+"""name -> a network of the literature; its size, options and quantizers can be set one by one."""
 
-
-class Published(NamedTuple):
-    """The quantizers with which a network was published, by their names in the tables, and their options."""
-
-    input_quantizer: str
-    kernel_quantizer: str
-    input_options: Mapping[str, Any] = {}
-    kernel_options: Mapping[str, Any] = {}
-
-
-_BI_REAL = Published("approx_sign", "magnitude_aware")
-_DENSE = Published("ste_sign", "binary", input_options={"clip_value": 1.3}, kernel_options={"clip_value": 1.3})
-
-PUBLISHED_QUANTIZERS: dict[str, Published] = {
-    "lenet": Published("full_precision", "binary"),
-    "bnn_convnet": Published("ste_sign", "binary"),
-    "binaryconnect_convnet": Published("full_precision", "binary_connect"),
-    "mnist_mlp": Published("ste_sign", "binary"),
-    "vgg_small": Published("ede_sign", "libra_pb"),
-    "bnn_plus_vgg": Published("swish_sign", "bnn_plus", kernel_options={"initial": "percentile75"}),
-    "alexnet_xnor": Published("ste_sign", "xnor", kernel_options={"center": True}),
-    "alexnet_dorefa": Published("dorefa", "dorefa", input_options={"bits": 2}, kernel_options={"bits": 1}),
-    "bnn_plus_alexnet": Published("swish_sign", "bnn_plus", kernel_options={"initial": "percentile75"}),
-    "resnet6": Published("ste_sign", "xnor"),
-    "resnet20": Published("ste_sign", "xnor"),
-    "resnet18": Published("full_precision", "full_precision"),
-    "resnet34": Published("full_precision", "full_precision"),
-    "bnn_resnet18": Published("ste_sign", "binary"),
-    "xnor_resnet18": Published("ste_sign", "xnor", kernel_options={"center": True}),
-    "xnor_resnet34": Published("ste_sign", "xnor", kernel_options={"center": True}),
-    "xnor_pp_resnet18": Published("ste_sign", "binary"),
-    "tbn_resnet18": Published(
-        "tbn", "magnitude_aware", input_options={"threshold": 0.4}, kernel_options={"estimator": "identity_sign"}
-    ),
-    "tbn_resnet34": Published(
-        "tbn", "magnitude_aware", input_options={"threshold": 0.4}, kernel_options={"estimator": "identity_sign"}
-    ),
-    "bireal18": _BI_REAL,
-    "bireal34": _BI_REAL,
-    "bireal_resnet20": _BI_REAL,
-    "ebireal18": _BI_REAL,
-    "ebireal34": _BI_REAL,
-    "ftbnn_resnet18": _BI_REAL,
-    "irnet_resnet18": Published("ede_sign", "libra_pb"),
-    "irnet_resnet20": Published("ede_sign", "libra_pb"),
-    "irnet_resnet34": Published("ede_sign", "libra_pb"),
-    "reactnet18": Published("rsign", "magnitude_aware"),
-    "reactnet_resnet20": Published("rsign", "magnitude_aware"),
-    "reactnet18_bn_free": Published("rsign", "bn_free"),
-    "reactnet_a": Published("rsign", "magnitude_aware"),
-    "real_to_binary_resnet18": Published("ste_sign", "binary"),
-    "real_to_binary_baseline_resnet18": Published("ste_sign", "binary"),
-    "cinet_resnet18": Published("ste_sign", "binary"),
-    "dgrl_resnet18": _BI_REAL,
-    "binaryduo_vgg7": Published("coupled", "full_precision"),
-    "binaryduo_resnet18": Published("coupled", "dorefa", kernel_options={"bits": 1}),
-    "bnas_a": Published("ste_sign", "xnor", kernel_options={"center": True}),
-    "bnas_e": Published("ste_sign", "xnor", kernel_options={"center": True}),
-    "binary_densenet28": _DENSE,
-    "binary_densenet37": _DENSE,
-    "binary_densenet45": _DENSE,
-    "binary_densenet51": _DENSE,
-    "binary_densenet69": _DENSE,
-    "igp_densenet51": _DENSE,
-    "igp_densenet69": _DENSE,
-    "igp_resnet21": _BI_REAL,
-    "igp_resnet37": _BI_REAL,
-    "igp_resnet41": _BI_REAL,
-    "igp_resnet69": _BI_REAL,
-}
-
-__all__ = ["MODELS", "PUBLISHED_QUANTIZERS", "LeNet", "Published", "ResNet", "resnet6", "resnet20"]
+__all__ = ["MODELS", "LeNet", "ModelEntry", "ResNet", "resnet6", "resnet20"]

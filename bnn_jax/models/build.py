@@ -1,7 +1,7 @@
 """build_model: a network of the table from names, numbers and options, as a config or a file states them."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from bnn_jax.errors import unknown_name
-from bnn_jax.models import MODELS, PUBLISHED_QUANTIZERS
+from bnn_jax.models import MODELS, ModelEntry
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, make_quantizer
 from bnn_jax.types import LATENT_KERNEL
 
@@ -18,15 +18,28 @@ LARGEST = {"width": 2**16, "num_classes": 2**20, "image_shape": 2**10, "options"
 """Bounds of what decides how long a network takes to trace, see :func:`check_extent`."""
 
 
+def entry_of(network: str | ModelEntry | Callable[..., nn.Module]) -> ModelEntry:
+    """The entry of a network: that of a name in MODELS, or a new one, in full precision, for what makes a network.
+
+    Raises:
+      UsageError: for a name that is not in MODELS; the nearest is named.
+    """
+    if isinstance(network, str):
+        if network not in MODELS:
+            raise unknown_name("name", network, MODELS)
+        return MODELS[network]
+    return network if isinstance(network, ModelEntry) else ModelEntry(network)
+
+
 def quantizer_settings(
-    name: str,
+    name: str | ModelEntry | Callable[..., nn.Module],
     *,
     input_quantizer: str | None = None,
     input_quantizer_options: Mapping[str, Any] = {},
     kernel_quantizer: str | None = None,
     kernel_quantizer_options: Mapping[str, Any] = {},
 ) -> dict[str, Any]:
-    """The quantizers of the network `name` by their names: those given, else those it was published with.
+    """The quantizers of a network by their names: those given, else those it was published with.
 
     Options that are given go before the published ones.
 
@@ -37,13 +50,13 @@ def quantizer_settings(
     {'input_quantizer': 'tbn', 'input_quantizer_options': {'threshold': 0.5},
      'kernel_quantizer': 'xnor', 'kernel_quantizer_options': {}}
     """
-    published = PUBLISHED_QUANTIZERS[name]
+    published = entry_of(name)
     if input_quantizer is None:
         input_quantizer = published.input_quantizer
-        input_quantizer_options = {**published.input_options, **input_quantizer_options}
+        input_quantizer_options = {**published.input_quantizer_options, **input_quantizer_options}
     if kernel_quantizer is None:
         kernel_quantizer = published.kernel_quantizer
-        kernel_quantizer_options = {**published.kernel_options, **kernel_quantizer_options}
+        kernel_quantizer_options = {**published.kernel_quantizer_options, **kernel_quantizer_options}
     return {
         "input_quantizer": input_quantizer,
         "input_quantizer_options": dict(input_quantizer_options),
@@ -53,7 +66,7 @@ def quantizer_settings(
 
 
 def build_model(
-    name: str,
+    name: str | ModelEntry | Callable[..., nn.Module],
     *,
     num_classes: int,
     width: int | None = None,
@@ -61,10 +74,11 @@ def build_model(
     options: Mapping[str, Any] = {},
     **quantizers: Any,
 ) -> nn.Module:
-    """The network `name` of MODELS.
+    """A network from names, numbers and options.
 
     Args:
-      name: in MODELS.
+      name: in MODELS; or an entry as there, or what makes the network: a module's class or a function with the
+        arguments `num_classes`, `input_quantizer` and `kernel_quantizer`.
       num_classes: of the logits.
       width: of the network's own unit; None takes the published width.
       input_scaling: XNOR-Net's map K.
@@ -83,16 +97,14 @@ def build_model(
     >>> build_model("bireal_resnet20", num_classes=10, options={"stage_sizes": 2}).stage_sizes
     (2,)
     """
-    if name not in MODELS:
-        raise unknown_name("name", name, MODELS)
-    named = quantizer_settings(name, **quantizers)
-    taken = inspect.signature(MODELS[name]).parameters
+    constructor, named = entry_of(name).constructor, quantizer_settings(name, **quantizers)
+    taken = inspect.signature(constructor).parameters
     several = {option for option in options if option in taken and isinstance(taken[option].default, tuple)}
     options = {
         option: (value,) if option in several and not isinstance(value, tuple | list) else value
         for option, value in options.items()
     }
-    return MODELS[name](
+    return constructor(
         num_classes=num_classes,
         input_quantizer=make_quantizer(
             ACTIVATION_QUANTIZERS, named["input_quantizer"], **named["input_quantizer_options"]

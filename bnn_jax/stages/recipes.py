@@ -279,7 +279,7 @@ def _network(
     model = base.model
     own = model.name.startswith(family)
     name = model.name if own else default
-    known = inspect.signature(MODELS[name]).parameters
+    known = inspect.signature(MODELS[name].constructor).parameters
     taken = {key: value for key, value in model.options.items() if own or key in {"stage_sizes", "stem"} & set(known)}
     return ModelConfig(
         name,
@@ -293,7 +293,7 @@ def _network(
 
 def _stem(model: ModelConfig) -> str:
     """The stem of a network, for its teacher: stages that are matched have to be of the same size."""
-    return model.options.get("stem", inspect.signature(MODELS[model.name]).parameters["stem"].default)
+    return model.options.get("stem", inspect.signature(MODELS[model.name].constructor).parameters["stem"].default)
 
 
 def _real(model: ModelConfig) -> ModelConfig:

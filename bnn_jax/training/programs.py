@@ -109,7 +109,7 @@ def _named_functions(model: ModelConfig) -> tuple[Any, ...]:
         options.get("estimator") for options in (model.input_quantizer_options, model.kernel_quantizer_options)
     )
     return (
-        MODELS[model.name],
+        MODELS[model.name].constructor,
         ACTIVATION_QUANTIZERS[model.input_quantizer],
         WEIGHT_QUANTIZERS[model.kernel_quantizer],
         *(ESTIMATORS.get(name) for name in (model.input_quantizer, *estimators)),

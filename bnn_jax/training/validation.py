@@ -127,7 +127,7 @@ def _check_options(model: ModelConfig) -> None:
             make_quantizer(table, name, **options)
         except (ValueError, TypeError) as error:
             raise UsageError(f"{name} cannot be made: {error}") from None
-    taken = inspect.signature(MODELS[model.name]).parameters.keys()
+    taken = inspect.signature(MODELS[model.name].constructor).parameters.keys()
     known = taken - {"parent", "name", "num_classes", *vars(model)}
     for option in model.options:
         if option not in known:

@@ -13,7 +13,7 @@ BINARY = WEIGHT_QUANTIZERS["binary"]()
 
 
 def parameters_of(shape=(32, 32, 3), **arguments):
-    model = MODELS["lenet"](num_classes=10, **arguments)
+    model = MODELS["lenet"].constructor(num_classes=10, **arguments)
     images = jnp.zeros((1, *shape))
     return jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))["params"]
 
@@ -31,7 +31,7 @@ def parameters_of(shape=(32, 32, 3), **arguments):
 )
 def test_weight_bits_of_the_survey(bits, arguments):
     """So, A Survey of Gradient Estimators, table: bits of the convolution weights."""
-    model = MODELS["lenet"](num_classes=10, **arguments)
+    model = MODELS["lenet"].constructor(num_classes=10, **arguments)
     assert account_model(model, (32, 32, 3)).convolution_bits == bits
 
 
@@ -58,7 +58,7 @@ def pool(x):
 
 @pytest.mark.parametrize("size", [16, 19])
 def test_logits_equal_a_numpy_network(size):
-    model = MODELS["lenet"](num_classes=4, width=3, kernel_quantizer=BINARY)
+    model = MODELS["lenet"].constructor(num_classes=4, width=3, kernel_quantizer=BINARY)
     images = np.random.default_rng(0).normal(size=(2, size, size, 3))
     variables = model.init(jax.random.key(0), jnp.asarray(images, jnp.float32), train=False)
     logits, intermediates = model.apply(variables, jnp.asarray(images, jnp.float32), train=False)
@@ -74,7 +74,7 @@ def test_logits_equal_a_numpy_network(size):
 
 
 def test_binary_inputs_leave_the_image_real():
-    model = MODELS["lenet"](
+    model = MODELS["lenet"].constructor(
         num_classes=4, kernel_quantizer=BINARY, input_quantizer=ACTIVATION_QUANTIZERS["ste_sign"](), extra_layers=1
     )
     images = jnp.asarray(np.random.default_rng(1).normal(size=(2, 32, 32, 3)), jnp.float32)

@@ -122,7 +122,7 @@ def test_training_in_bfloat16_keeps_up_with_float32():
 
     Single steps differ by more: a rounded activation near 0 has another sign, in either of the two.
     """
-    model = MODELS["resnet6"](
+    model = MODELS["resnet6"].constructor(
         num_classes=5,
         width=8,
         input_quantizer=ACTIVATION_QUANTIZERS["ste_sign"](),

@@ -16,7 +16,7 @@ XNOR = {
 
 
 def variables_of(name, shape, **arguments):
-    model = MODELS[name](num_classes=10, **arguments)
+    model = MODELS[name].constructor(num_classes=10, **arguments)
     return model, jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((2, *shape)), train=False))
 
 

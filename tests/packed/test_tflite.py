@@ -291,7 +291,7 @@ NETWORKS = {
 
 def network(name):
     settings, given = NETWORKS[name]
-    return MODELS[name](num_classes=10, **settings, **given)
+    return MODELS[name].constructor(num_classes=10, **settings, **given)
 
 
 @pytest.mark.parametrize("name", LAYERS)
