@@ -20,7 +20,7 @@ The stages, in the order data flows; a file imports only from stages above it:
 """
 
 from bnn_jax.data import load_dataset
-from bnn_jax.estimators import ESTIMATORS, approx_sign, identity_sign, make_sign, sign, ste_sign
+from bnn_jax.estimators import ESTIMATORS, Estimator, approx_sign, identity_sign, make_sign, sign, ste_sign
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense
 from bnn_jax.losses import LOSSES, cross_entropy, multiclass_hinge, smoothed_multiclass_hinge
 from bnn_jax.models import MODELS
@@ -51,6 +51,7 @@ __all__ = [
     "BatchNorm",
     "BinaryConv",
     "BinaryDense",
+    "Estimator",
     "Quantized",
     "Quantizer",
     "approx_sign",

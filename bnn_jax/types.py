@@ -21,10 +21,8 @@ Schedule: TypeAlias = Callable[[Any], Any]
 Metrics: TypeAlias = Mapping[str, Array]
 
 
-class Estimator(Protocol):
-    """A step function with a chosen derivative: x -> integer codes, most often -1/+1, of x's shape and dtype."""
-
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]: ...
+EstimatorFunction: TypeAlias = Callable[..., Float[Array, "..."]]
+"""A step function with a chosen derivative: (x, **parameters) -> integer codes of x's shape and dtype."""
 
 
 class LossFunction(Protocol):

@@ -18,12 +18,14 @@ from bnn_jax.analysis.accounting import account_model
 from bnn_jax.analysis.provenance import provenance
 from bnn_jax.analysis.report import print_table, write_report
 from bnn_jax.errors import exit_code_of, unknown_name
-from bnn_jax.estimators import CODE_SETS, ESTIMATORS
+from bnn_jax.estimators import ESTIMATORS
 from bnn_jax.sweeps.comparison import compare
 from bnn_jax.training.config import Config, Settings, parse
 from bnn_jax.training.experiment import make_model
 from bnn_jax.training.programs import use_compilation_cache
 from bnn_jax.training.validation import validate
+
+SIGNS = [name for name, estimator in ESTIMATORS.items() if estimator.code_set == (-1, 1)]
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ def estimator_rows(config: Config, estimators: tuple[str, ...], quantizes: str) 
     """A row for each estimator, of the sign family, in its place of `config`."""
     rows, config = {}, validate(config)
     for name in estimators:
-        if CODE_SETS.get(name) != (-1, 1):
-            raise unknown_name("estimators", name, [n for n in ESTIMATORS if CODE_SETS[n] == (-1, 1)])
+        if name not in SIGNS:
+            raise unknown_name("estimators", name, SIGNS)
         model = config.model
         if quantizes != "kernels":
             model = replace(model, input_quantizer=name, input_quantizer_options={})
@@ -87,7 +89,7 @@ def estimators_of(cells: dict[str, Config]) -> list[str]:
     used = []
     for cell in cells.values():
         used += [cell.model.input_quantizer, cell.model.kernel_quantizer_options.get("estimator", "ste_sign")]
-    return [name for name in dict.fromkeys(used) if CODE_SETS.get(name) == (-1, 1)]
+    return [name for name in dict.fromkeys(used) if name in SIGNS]
 
 
 def main() -> None:

@@ -16,14 +16,11 @@ from scipy import integrate, stats
 
 from bnn_jax import estimators as package
 from bnn_jax.estimators import (
-    CODE_SETS,
-    ESTIMATOR_SCHEDULES,
     ESTIMATORS,
-    STOCHASTIC,
-    TRAINABLE,
+    Estimator,
+    as_estimator,
     dir_sign,
     ede_schedule,
-    estimator_named,
     fda_schedule,
     fda_sign,
     gumbel_schedule,
@@ -37,7 +34,8 @@ from bnn_jax.estimators import (
     swish_sign,
 )
 
-SIGNS = [name for name, codes in CODE_SETS.items() if codes == (-1, 1)]
+SIGNS = [name for name, estimator in ESTIMATORS.items() if estimator.code_set == (-1, 1)]
+TRAINED = [(name, parameter) for name, estimator in ESTIMATORS.items() for parameter in estimator.trainable]
 
 
 def sigmoid(z):
@@ -206,11 +204,12 @@ def published_codes(name, x, delta=0.4, threshold=0.0):
 
 
 def test_every_entry_of_the_tables_has_its_law():
-    assert set(ESTIMATORS) == {law.name for law in LAWS if not law.parameters} == set(CODE_SETS)
-    options = {name: set(inspect.signature(function).parameters) - {"x"} for name, function in ESTIMATORS.items()}
-    assert {name for name in ESTIMATORS if "key" in options[name]} == STOCHASTIC
-    assert all(set(TRAINABLE[name]) <= options[name] for name in TRAINABLE)
-    assert all(set(ESTIMATOR_SCHEDULES[name](0.5)) <= options[name] for name in ESTIMATOR_SCHEDULES)
+    assert set(ESTIMATORS) == {law.name for law in LAWS if not law.parameters}
+    for estimator in ESTIMATORS.values():
+        options = set(inspect.signature(estimator.apply).parameters) - {"x"}
+        assert estimator.stochastic == ("key" in options)
+        assert set(estimator.trainable) <= options
+        assert estimator.schedule is None or set(estimator.schedule(0.5)) <= options
 
 
 @EVERY
@@ -220,7 +219,7 @@ def test_forward_is_the_published_step(law):
     codes = np.asarray(law.estimator(jnp.asarray(x)))
     np.testing.assert_array_equal(codes, published_codes(law.name, x, **given))
     assert codes.dtype == np.float32
-    assert set(np.unique(codes)) == set(CODE_SETS[law.name])
+    assert set(np.unique(codes)) == set(ESTIMATORS[law.name].code_set)
 
 
 @pytest.mark.parametrize("name", SIGNS)
@@ -317,22 +316,20 @@ def codes_and_gradients(law):
 def test_any_input_gets_a_code_that_rises_with_it_and_a_linear_gradient(law, x, g):
     x = np.sort(np.resize(x, 200))
     codes, slope, scaled = codes_and_gradients(law)(x, np.float32(g))
-    assert set(np.unique(codes)) <= set(CODE_SETS[law.name])
+    assert set(np.unique(codes)) <= set(ESTIMATORS[law.name].code_set)
     assert (np.diff(codes) >= 0).all()
     assert np.isfinite(slope).all()
     np.testing.assert_allclose(scaled, g * np.asarray(slope), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ESTIMATOR_SCHEDULES)
+@pytest.mark.parametrize("name", [name for name, estimator in ESTIMATORS.items() if estimator.schedule])
 def test_a_new_schedule_value_does_not_recompile(name):
-    x = jnp.linspace(-0.9, 0.9, 31)
-    slope = jax.jit(
-        lambda x, progress: derivative_of(partial(ESTIMATORS[name], **ESTIMATOR_SCHEDULES[name](progress)), x)
-    )
+    x, estimator = jnp.linspace(-0.9, 0.9, 31), ESTIMATORS[name]
+    slope = jax.jit(lambda x, progress: derivative_of(partial(estimator, **estimator.schedule(progress)), x))
     early, late = slope(x, 0.0), slope(x, 1.0)
     assert slope._cache_size() == 1
     assert late[15] > early[15] + 0.5  # sharper at zero
-    expected = derivative_of(partial(ESTIMATORS[name], **ESTIMATOR_SCHEDULES[name](1.0)), x)
+    expected = derivative_of(partial(estimator, **estimator.schedule(1.0)), x)
     np.testing.assert_allclose(late, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -359,7 +356,7 @@ POINTS = {"swish_sign": {"beta": 3.0}, "heaviside": {"width": 0.8, "threshold": 
 
 
 @pytest.mark.parametrize("shape", [(), (1, 3), (3,), (5, 1), (5, 3)])
-@pytest.mark.parametrize(("name", "parameter"), [(name, p) for name in TRAINABLE for p in TRAINABLE[name]])
+@pytest.mark.parametrize(("name", "parameter"), TRAINED)
 def test_trained_parameters_receive_the_derivative_of_the_surrogate(name, parameter, shape):
     x, g = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
     centre, h = POINTS[name][parameter], 1e-6
@@ -383,9 +380,9 @@ def test_trained_parameters_receive_the_derivative_of_the_surrogate(name, parame
 
 UNTRAINED = [
     (name, parameter.name)
-    for name, function in ESTIMATORS.items()
-    for parameter in inspect.signature(function).parameters.values()
-    if type(parameter.default) is float and parameter.name not in TRAINABLE.get(name, ())
+    for name, estimator in ESTIMATORS.items()
+    for parameter in inspect.signature(estimator.apply).parameters.values()
+    if type(parameter.default) is float and parameter.name not in estimator.trainable
 ]
 
 
@@ -548,9 +545,10 @@ def test_scales_and_sharpness_must_be_positive(name, parameter, value):
         (lambda x: rbnn_schedule(0.5, t_min=0), r"`t_min` \(=0\) must be positive; 0\.1 is usual"),
         (lambda x: gumbel_schedule(0.5, end=-1), r"`end` \(=-1\) must be positive"),
         (
-            lambda x: estimator_named("swishsign"),
+            lambda x: as_estimator("swishsign"),
             r"`estimator` \(='swishsign'\) is not known; did you mean 'swish_sign'\?",
         ),
+        (lambda x: as_estimator(3), r"`estimator` \(=3\) must be a name, an Estimator or a function x -> codes"),
     ],
 )
 def test_error_texts(call, text):
@@ -558,8 +556,11 @@ def test_error_texts(call, text):
         call(jnp.ones(3))
 
 
-def test_estimator_named_finds_every_entry():
-    assert all(estimator_named(name) is function for name, function in ESTIMATORS.items())
+def test_a_name_a_record_and_a_function_stand_for_the_same_estimator():
+    for name, estimator in ESTIMATORS.items():
+        assert as_estimator(name) is as_estimator(estimator) is as_estimator(estimator.apply) is estimator
+    own = lambda x: jnp.sign(x)
+    assert as_estimator(own) == Estimator(own, (-1, 1), None, (), False)
 
 
 @pytest.mark.parametrize("estimator", [sign, *ESTIMATORS.values()])

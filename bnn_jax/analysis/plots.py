@@ -123,7 +123,7 @@ def plot_estimators(names: Sequence[str], path: str | Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from bnn_jax.estimators import estimator_named
+    from bnn_jax.estimators import as_estimator
 
     x = np.linspace(-2.5, 2.5, 2001, dtype=np.float32)
     columns = min(4, len(names))
@@ -133,7 +133,7 @@ def plot_estimators(names: Sequence[str], path: str | Path) -> Path:
         FigureCanvasAgg(figure)
         panels = np.atleast_1d(figure.subplots(rows, columns, sharex=True)).ravel()
         for name, axes in zip(names, panels):
-            estimator = estimator_named(name)
+            estimator = as_estimator(name)
             derivative = np.asarray(jax.grad(lambda x, estimator=estimator: estimator(x).sum())(jnp.asarray(x)))
             axes.axhline(0, color="#DDDDDD", linewidth=0.7)
             axes.plot(x, np.asarray(estimator(jnp.asarray(x))), color="#888888", linewidth=1.2)

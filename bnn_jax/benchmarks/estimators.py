@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bnn_jax.analysis.documents import print_table
-from bnn_jax.estimators import ESTIMATOR_SCHEDULES, ESTIMATORS, STOCHASTIC
+from bnn_jax.estimators import ESTIMATORS
 from bnn_jax.timing import interleaved_seconds, median_ms
 from bnn_jax.training.progress import OnProgress, silent
 
@@ -32,9 +32,10 @@ def compiled_temporaries(program: jax.stages.Compiled, x: Array) -> float:
 
 def estimator_arguments(name: str) -> dict[str, Float[Array, ""]]:
     """Every number that an estimator takes: from its schedule half-way through training, else its default."""
-    parameters = inspect.signature(ESTIMATORS[name]).parameters.values()
+    estimator = ESTIMATORS[name]
+    parameters = inspect.signature(estimator.apply).parameters.values()
     numbers = {p.name: jnp.float32(p.default) for p in parameters if type(p.default) is float}
-    return numbers | (ESTIMATOR_SCHEDULES[name](0.5) if name in ESTIMATOR_SCHEDULES else {})
+    return numbers | (estimator.schedule(0.5) if estimator.schedule else {})
 
 
 def benchmark_estimators(
@@ -59,7 +60,8 @@ def benchmark_estimators(
     x, g = (jax.random.normal(key, (values,)) for key in jax.random.split(jax.random.key(0)))
     cases = {name: (name, estimator_arguments(name)) for name in ESTIMATORS}
     key = {"key": jax.random.key(1)}
-    keyed = {f"{name} with key": (name, estimator_arguments(name) | key) for name in sorted(STOCHASTIC)}
+    stochastic = [name for name, estimator in ESTIMATORS.items() if estimator.stochastic]
+    keyed = {f"{name} with key": (name, estimator_arguments(name) | key) for name in stochastic}
     found = {"values": values, "repeats": repeats, "elementwise": {}, "other": {}, "seconds": {}}
 
     def compiled(name: str, arguments: dict) -> tuple[jax.stages.Compiled, Callable[[], Any]]:

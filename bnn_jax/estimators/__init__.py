@@ -1,16 +1,13 @@
-r"""Step functions with a chosen derivative, and the tables that name them.
+r"""Step functions with a chosen derivative, and the table that names them.
 
 The true derivative of a step is zero almost everywhere, so each function here has two formulas: the forward value, its
 integer codes, and the backward factor that stands in for the derivative.  Most are the two-valued :func:`sign`.
 A new one is its derivative: ``my_sign = make_sign(lambda x: ...)``.
 """
 
-from collections.abc import Callable
-
-from jaxtyping import Array
-
+from bnn_jax.checks import require
 from bnn_jax.errors import unknown_name
-from bnn_jax.estimators.definition import make_estimator, make_sign, sign
+from bnn_jax.estimators.definition import Estimator, EstimatorLike, make_estimator, make_sign, sign
 from bnn_jax.estimators.levels import coupled_ternary, heaviside, ternary
 from bnn_jax.estimators.scheduled import (
     dir_sign,
@@ -33,81 +30,63 @@ from bnn_jax.estimators.signs import (
     swish_sign,
     tanh_sign,
 )
-from bnn_jax.types import Estimator
 
 ESTIMATORS: dict[str, Estimator] = {
-    "identity_sign": identity_sign,
-    "ste_sign": ste_sign,
-    "approx_sign": approx_sign,
-    "tanh_sign": tanh_sign,
-    "cosh_sign": cosh_sign,
-    "swish_sign": swish_sign,
-    "ede_sign": ede_sign,
-    "rbnn_sign": rbnn_sign,
-    "gumbel_sign": gumbel_sign,
-    "dir_sign": dir_sign,
-    "long_tailed_sign": long_tailed_sign,
-    "fda_sign": fda_sign,
-    "state_aware_sign": state_aware_sign,
-    "heaviside": heaviside,
-    "coupled_ternary": coupled_ternary,
-    "ternary": ternary,
+    "identity_sign": Estimator(identity_sign),
+    "ste_sign": Estimator(ste_sign),
+    "approx_sign": Estimator(approx_sign),
+    "tanh_sign": Estimator(tanh_sign),
+    "cosh_sign": Estimator(cosh_sign),
+    "swish_sign": Estimator(swish_sign, trainable=("beta",)),
+    "ede_sign": Estimator(ede_sign, schedule=ede_schedule),
+    "rbnn_sign": Estimator(rbnn_sign, schedule=rbnn_schedule),
+    "gumbel_sign": Estimator(gumbel_sign, schedule=gumbel_schedule, stochastic=True),
+    "dir_sign": Estimator(dir_sign, schedule=ede_schedule),
+    "long_tailed_sign": Estimator(long_tailed_sign),
+    "fda_sign": Estimator(fda_sign, schedule=fda_schedule),
+    "state_aware_sign": Estimator(state_aware_sign),
+    "heaviside": Estimator(heaviside, code_set=(0, 1), trainable=("width", "threshold")),
+    "coupled_ternary": Estimator(coupled_ternary, code_set=(0, 1, 2)),
+    "ternary": Estimator(ternary, code_set=(-1, 0, 1)),
 }
 
-CODE_SETS: dict[str, tuple[int, ...]] = {
-    **{name: (-1, 1) for name in ESTIMATORS if name.endswith("_sign")},
-    "heaviside": (0, 1),
-    "coupled_ternary": (0, 1, 2),
-    "ternary": (-1, 0, 1),
-}
-"""The values that the estimator's output can have."""
 
-ESTIMATOR_SCHEDULES: dict[str, Callable[..., dict[str, Array]]] = {
-    "ede_sign": ede_schedule,
-    "rbnn_sign": rbnn_schedule,
-    "gumbel_sign": gumbel_schedule,
-    "dir_sign": ede_schedule,
-    "fda_sign": fda_schedule,
-}
-"""progress in [0, 1] -> the parameters of the estimator at that point of training; the others have no schedule."""
+def as_estimator(estimator: EstimatorLike) -> Estimator:
+    """Return the record of an estimator.
 
-STOCHASTIC: frozenset[str] = frozenset({"gumbel_sign"})
-"""The estimators that take a random `key`."""
-
-TRAINABLE: dict[str, tuple[str, ...]] = {
-    "swish_sign": ("beta",),
-    "heaviside": ("width", "threshold"),
-}
-"""The parameters of an estimator that receive a gradient; all others receive zero."""
-
-
-def estimator_named(name: str) -> Estimator:
-    """The entry of ESTIMATORS.
+    Args:
+      estimator: a name in ESTIMATORS, a record, or a function x -> codes.  A function of the table has the table's
+        record; any other has the codes -1/+1, no schedule and nothing to train: give an :class:`Estimator` for more.
 
     Raises:
-      ValueError: for an unknown `name`, with the nearest known one.
+      ValueError: for an unknown name (the nearest is named), or what is none of the three.
 
-    >>> estimator_named("ste_sign") is ste_sign
+    >>> as_estimator("ede_sign") is as_estimator(ede_sign) is ESTIMATORS["ede_sign"]
     True
+    >>> as_estimator(make_sign(lambda x: 1.0)).code_set
+    (-1, 1)
     """
-    if name not in ESTIMATORS:
-        raise unknown_name("estimator", name, ESTIMATORS)
-    return ESTIMATORS[name]
+    if isinstance(estimator, Estimator):
+        return estimator
+    if isinstance(estimator, str):
+        if estimator not in ESTIMATORS:
+            raise unknown_name("estimator", estimator, ESTIMATORS)
+        return ESTIMATORS[estimator]
+    require("estimator", estimator, callable(estimator), "must be a name, an Estimator or a function x -> codes")
+    return next((record for record in ESTIMATORS.values() if record.apply is estimator), Estimator(estimator))
 
 
 __all__ = [
-    "CODE_SETS",
     "ESTIMATORS",
-    "ESTIMATOR_SCHEDULES",
-    "STOCHASTIC",
-    "TRAINABLE",
+    "Estimator",
+    "EstimatorLike",
     "approx_sign",
+    "as_estimator",
     "cosh_sign",
     "coupled_ternary",
     "dir_sign",
     "ede_schedule",
     "ede_sign",
-    "estimator_named",
     "fda_schedule",
     "fda_sign",
     "gumbel_schedule",

@@ -1,8 +1,8 @@
-r"""The two-valued sign, and how an estimator is made from its forward and its backward formula."""
+r"""The two-valued sign, the record of an estimator, and how one is made from its forward and its backward formula."""
 
 from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,40 @@ from jaxtyping import Array, Float
 
 from bnn_jax.checks import require_floating
 from bnn_jax.precision import sum_dtype, widened
+from bnn_jax.types import EstimatorFunction
 
 Elementwise: TypeAlias = Callable[..., Float[Array, "..."]]
 """(x, **parameters) -> an array that broadcasts to x."""
+
+
+class Estimator(NamedTuple):
+    """A step function with a chosen derivative, and what training has to know about it.
+
+    It is called as its function is.
+
+    Attributes:
+      apply: (x, **parameters) -> codes of x's shape and dtype.
+      code_set: the values that a code can have, in increasing order.
+      schedule: progress in [0, 1] -> the parameters at that point of training; None where they stay as they are.
+      trainable: the parameters that receive a gradient; all others receive zero.
+      stochastic: whether `apply` takes a random `key`.
+
+    >>> Estimator(lambda x: (x > 0).astype(x.dtype), code_set=(0, 1))(jnp.array([-1.0, 2.0]))
+    Array([0., 1.], dtype=float32)
+    """
+
+    apply: EstimatorFunction
+    code_set: tuple[int, ...] = (-1, 1)
+    schedule: Callable[..., dict[str, Array]] | None = None
+    trainable: tuple[str, ...] = ()
+    stochastic: bool = False
+
+    def __call__(self, x: Float[Array, "..."], **parameters: Any) -> Float[Array, "..."]:
+        return self.apply(x, **parameters)
+
+
+EstimatorLike: TypeAlias = str | Estimator | EstimatorFunction
+"""What stands for an estimator: a name in ESTIMATORS, a record, or a function with the codes -1/+1."""
 
 
 def sign(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -52,7 +83,7 @@ def make_estimator(
     derivative: Elementwise,
     *,
     parameter_derivatives: Mapping[str, Elementwise] | None = None,
-) -> Elementwise:
+) -> EstimatorFunction:
     r"""An estimator from its codes and its derivative.
 
     Forward   q(x) = codes(x, **parameters)
@@ -110,7 +141,7 @@ def make_estimator(
 
 def make_sign(
     derivative: Elementwise, *, parameter_derivatives: Mapping[str, Elementwise] | None = None
-) -> Elementwise:
+) -> EstimatorFunction:
     r"""A sign estimator from its derivative.
 
     Forward   q(x) = sign(x)
@@ -123,7 +154,8 @@ def make_sign(
         others receive a zero cotangent.
 
     Returns:
-      The estimator, called as ``estimator(x, **parameters)``; its output has x's shape and dtype.
+      The estimator, called as ``estimator(x, **parameters)``; its output has x's shape and dtype.  Wherever the name
+      of an estimator is taken it is taken too; with a schedule or a trained parameter, as an :class:`Estimator`.
 
     >>> triangle_sign = make_sign(lambda x, width: jnp.maximum(0.0, 1.0 - jnp.abs(x) / width))
     >>> jax.grad(lambda x: triangle_sign(x, width=2.0))(1.0)

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
+from bnn_jax.checks import require
 from bnn_jax.errors import unknown_name
-from bnn_jax.estimators import CODE_SETS, ESTIMATORS
+from bnn_jax.estimators import ESTIMATORS, EstimatorLike
 from bnn_jax.quantizers.activations import coupled, decouple, decoupled, rsign, sparse, unbalanced
 from bnn_jax.quantizers.binary import binary, binary_connect, full_latent, magnitude_aware, post_training, xnor
 from bnn_jax.quantizers.certainty import c_sign
 from bnn_jax.quantizers.codes import Bases, Mark, Quantized, bases, dequantize, mark, read_mark, validate
-from bnn_jax.quantizers.gradients import GRADIENT_QUANTIZERS, dorefa_gradient
+from bnn_jax.quantizers.gradients import GRADIENT_QUANTIZERS, GradientQuantizer, dorefa_gradient
 from bnn_jax.quantizers.incremental import inq
 from bnn_jax.quantizers.learned_levels import lq_net, lq_net_activations
 from bnn_jax.quantizers.learned_scale import learned_scale, proxy, state_aware
@@ -26,12 +27,15 @@ from bnn_jax.quantizers.multibit import (
     wrpn_activations,
     wrpn_weights,
 )
-from bnn_jax.quantizers.quantizer import Quantizer, check_options, of_bits, stateless, with_estimator
+from bnn_jax.quantizers.quantizer import Quantizer, check_options, of_bits, stateless, takes_array, with_estimator
 from bnn_jax.quantizers.standardized import bn_free, libra_pb, rbnn
 from bnn_jax.quantizers.ternary import tbn, tbn_v2, trained_ternary, ttq, twn
 
-QuantizerTable = Mapping[str, Callable[..., Quantizer | None]]
-"""name -> function of keyword options that makes the quantizer; None is full precision."""
+QuantizerTable: TypeAlias = Mapping[str, Callable[..., Quantizer | GradientQuantizer | None]]
+"""name -> factory, a function of keyword options that makes the quantizer; None is full precision."""
+
+QuantizerLike: TypeAlias = EstimatorLike | Quantizer | GradientQuantizer | Callable[..., Quantizer] | None
+"""What stands for a quantizer, see :func:`make_quantizer`."""
 
 WEIGHT_QUANTIZERS: QuantizerTable = {
     "full_precision": lambda: None,
@@ -60,7 +64,11 @@ WEIGHT_QUANTIZERS: QuantizerTable = {
 
 ACTIVATION_QUANTIZERS: QuantizerTable = {
     "full_precision": lambda: None,
-    **{name: partial(with_estimator, binary, name) for name in ESTIMATORS if CODE_SETS[name] == (-1, 1)},
+    **{
+        name: partial(with_estimator, binary, record)
+        for name, record in ESTIMATORS.items()
+        if record.code_set == (-1, 1)
+    },
     "rsign": rsign,
     "unbalanced": unbalanced,
     "sparse": sparse,
@@ -78,21 +86,45 @@ ACTIVATION_QUANTIZERS: QuantizerTable = {
 }
 
 
-def make_quantizer(table: QuantizerTable, name: str, **options: Any) -> Quantizer | None:
-    """The quantizer that `table` names, with options of its function.
+def make_quantizer(
+    table: QuantizerTable, quantizer: QuantizerLike, *, argument: str = "quantizer", **options: Any
+) -> Quantizer | GradientQuantizer | None:
+    """Return the quantizer that a name, or what the name would stand for, means.
+
+    Args:
+      table: WEIGHT_QUANTIZERS, ACTIVATION_QUANTIZERS or GRADIENT_QUANTIZERS.
+      quantizer: a name in `table`; a factory, a function of options alone; a quantizer; None for full precision.  An
+        estimator, a record or a function x -> codes, stands for :func:`binary` with it.
+      argument: what the user calls it, for errors.
+      **options: of the factory or the estimator.
 
     Raises:
-      ValueError: for an unknown name or option; the nearest is named.
+      ValueError: for an unknown name or option (the nearest is named), or what is none of these.
 
     >>> import jax.numpy as jnp
     >>> quantizer = make_quantizer(ACTIVATION_QUANTIZERS, "ste_sign", clip_value=1.25)
     >>> quantizer.apply(jnp.array([-0.5, 0.5])).codes
     Array([-1.,  1.], dtype=float32)
+    >>> make_quantizer(ACTIVATION_QUANTIZERS, ESTIMATORS["heaviside"]).code_set
+    (0, 1)
     """
-    if name not in table:
-        raise unknown_name("quantizer", name, table)
-    check_options(table[name], options)
-    return table[name](**options)
+    factory = _factory_of(table, quantizer, argument)
+    check_options(factory, options)
+    return factory(**options)
+
+
+def _factory_of(table: QuantizerTable, quantizer: QuantizerLike, argument: str) -> Callable[..., Any]:
+    if isinstance(quantizer, str):
+        if quantizer not in table:
+            raise unknown_name(argument, quantizer, table)
+        return table[quantizer]
+    if quantizer is None or isinstance(quantizer, Quantizer):
+        return lambda: quantizer
+    rule = "must be a name, a quantizer, an estimator, or a function of options that makes a quantizer"
+    require(argument, quantizer, callable(quantizer), rule)
+    if not takes_array(quantizer):
+        return quantizer
+    return (lambda: quantizer) if table is GRADIENT_QUANTIZERS else partial(with_estimator, binary, quantizer)
 
 
 __all__ = [
@@ -103,6 +135,7 @@ __all__ = [
     "Mark",
     "Quantized",
     "Quantizer",
+    "QuantizerLike",
     "bases",
     "binary",
     "decouple",

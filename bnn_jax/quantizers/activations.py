@@ -7,17 +7,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bnn_jax.checks import require
-from bnn_jax.estimators import CODE_SETS, approx_sign, coupled_ternary, heaviside, make_estimator
+from bnn_jax.estimators import ESTIMATORS, EstimatorLike, approx_sign, coupled_ternary, heaviside, make_estimator
 from bnn_jax.quantizers.binary import binary
 from bnn_jax.quantizers.codes import Quantized
 from bnn_jax.quantizers.quantizer import Quantizer, with_estimator
-from bnn_jax.types import Estimator
+from bnn_jax.types import EstimatorFunction
 
 _half_step = make_estimator(lambda x: jnp.where(x < 0.5, 0, 1), lambda x: (x >= 0) & (x <= 1))
 
 
 def shifted_sign(
-    x: Float[Array, "..."], *, shift: float | Float[Array, "..."], estimator: Estimator = approx_sign
+    x: Float[Array, "..."], shift: float | Float[Array, "..."], *, estimator: EstimatorFunction = approx_sign
 ) -> Quantized:
     r"""Sign above a shifted threshold: codes -1/+1, scale 1.
 
@@ -41,28 +41,21 @@ def shifted_sign(
     return binary(x - shift, estimator=estimator)
 
 
-def rsign(estimator: str | Estimator = "approx_sign", **options: Any) -> Quantizer:
+def rsign(estimator: EstimatorLike = "approx_sign", **options: Any) -> Quantizer:
     r"""RSign of ReActNet: the quantizer of :func:`shifted_sign`; it owns `shift`, a value a channel, 0 at the start.
 
     Args:
-      estimator: name in ESTIMATORS, or a function x -> codes.
+      estimator: its name, record or function.
       **options: of the estimator, and `trainable`, as :func:`with_estimator` takes them.
 
     Reference: Liu et al., ReActNet, 2020, arXiv:2003.03488.
     """
-    plain = with_estimator(binary, estimator, **options)
-
-    def init(key, x):
-        parameters = plain.init(key, x) if plain.init else {}
-        return {"shift": jnp.zeros(_per_channel(x), x.dtype), **parameters}
-
-    def apply(x, *, shift, **given):
-        return plain.apply(x - shift, **given)
-
-    return Quantizer(apply=apply, init=init, wants=plain.wants, code_set=plain.code_set)
+    return with_estimator(
+        shifted_sign, estimator, init=lambda key, x: {"shift": jnp.zeros(_per_channel(x), x.dtype)}, **options
+    )
 
 
-def unbalanced(*, threshold: float = 0.5, estimator: str | Estimator = "ste_sign", **options: Any) -> Quantizer:
+def unbalanced(*, threshold: float = 0.5, estimator: EstimatorLike = "ste_sign", **options: Any) -> Quantizer:
     r"""Sign above a fixed threshold, which leaves fewer activations at +1 than at -1.
 
     Forward   codes = sign(x - threshold), scale 1
@@ -74,7 +67,7 @@ def unbalanced(*, threshold: float = 0.5, estimator: str | Estimator = "ste_sign
 
     Args:
       threshold: of either sign; may be traced.
-      estimator: name in ESTIMATORS, or a function x -> codes.
+      estimator: its name, record or function.
       **options: of the estimator, and `trainable`, as :func:`with_estimator` takes them.
 
     >>> unbalanced().apply(jnp.array([0.0, 0.4, 0.5])).codes
@@ -134,7 +127,7 @@ def sparse(*, rho: float = 0.3) -> Quantizer:
         return {"threshold": jnp.zeros(_per_channel(x), x.dtype), "width": jnp.ones(_per_channel(x), x.dtype)}
 
     apply = lambda x, **parameters: sparse_step(x, rho=rho, **parameters)
-    return Quantizer(apply=apply, init=init, code_set=CODE_SETS["heaviside"])
+    return Quantizer(apply=apply, init=init, code_set=ESTIMATORS["heaviside"].code_set)
 
 
 def coupled(x: Float[Array, "..."]) -> Quantized:

@@ -10,10 +10,10 @@ from bnn_jax.checks import require, require_positive
 from bnn_jax.estimators import identity_sign, sign, ste_sign
 from bnn_jax.quantizers.codes import Quantized
 from bnn_jax.quantizers.quantizer import Quantizer
-from bnn_jax.types import Estimator, Key
+from bnn_jax.types import EstimatorFunction, Key
 
 
-def binary(x: Float[Array, "..."], *, estimator: Estimator = ste_sign) -> Quantized:
+def binary(x: Float[Array, "..."], *, estimator: EstimatorFunction = ste_sign) -> Quantized:
     r"""Plain sign: codes sign(x), scale 1; for activations and for weights without a scale.
 
     Forward   codes = sign(x)
@@ -63,7 +63,7 @@ without_scale.defvjp(lambda codes, scale: (codes, scale), _without_scale_backwar
 def xnor(
     w: Float[Array, "*fan_in features"],
     *,
-    estimator: Estimator = ste_sign,
+    estimator: EstimatorFunction = ste_sign,
     center: bool = False,
     gradient: Literal["exact", "diagonal"] = "exact",
 ) -> Quantized:
@@ -108,7 +108,7 @@ def xnor(
 
 
 def magnitude_aware(
-    w: Float[Array, "*fan_in features"], *, estimator: Estimator = ste_sign, scaled_gradient: bool = False
+    w: Float[Array, "*fan_in features"], *, estimator: EstimatorFunction = ste_sign, scaled_gradient: bool = False
 ) -> Quantized:
     r"""Sign with the mean magnitude of each filter as a scale that the backward pass leaves out (Bi-Real, ReActNet).
 
@@ -226,7 +226,7 @@ def post_training(*, scaled: bool = False) -> Quantizer:
 
 
 def full_latent(
-    w: Float[Array, "*fan_in features"], *, train: bool = False, estimator: Estimator = ste_sign
+    w: Float[Array, "*fan_in features"], *, train: bool = False, estimator: EstimatorFunction = ste_sign
 ) -> tuple[Quantized, Float[Array, "*fan_in features"] | None]:
     r"""One latent kernel for two branches: the binary network's, and a real-valued one that helps to train it (FULW).
 

@@ -1,17 +1,15 @@
 r"""Binary weights that keep their sign while it is uncertain (UaBNN)."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from bnn_jax.estimators import sign, ste_sign
+from bnn_jax.estimators import EstimatorLike, sign, ste_sign
 from bnn_jax.quantizers.binary import mean_magnitude, without_scale
 from bnn_jax.quantizers.codes import Quantized
-from bnn_jax.quantizers.quantizer import Quantizer, State, with_parameters
-from bnn_jax.types import Estimator
+from bnn_jax.quantizers.quantizer import Quantizer, State, with_estimator
+from bnn_jax.types import EstimatorFunction
 
 
 def dead_band(w: Float[Array, "..."], threshold: Float[Array, ""]) -> Float[Array, ""]:
@@ -31,7 +29,7 @@ def c_sign_weights(
     progress: float | Array = 1.0,
     start: float = 0.5,
     end: float = 1.0,
-    estimator: Estimator = ste_sign,
+    estimator: EstimatorFunction = ste_sign,
 ) -> tuple[Quantized, State]:
     r"""Certainty-sign: a weight near zero keeps its previous binary value; the band shrinks while training (UaBNN).
 
@@ -84,21 +82,19 @@ def _check_thresholds(start, end):
         raise ValueError(f"`start` and `end` (={start}, {end}) must satisfy 0 < start <= end <= 1; 0.5 and 1 are usual")
 
 
-def c_sign(
-    estimator: str | Estimator = "ste_sign", *, start: float = 0.5, end: float = 1.0, **estimator_options
-) -> Quantizer:
+def c_sign(estimator: EstimatorLike = "ste_sign", *, start: float = 0.5, end: float = 1.0, **options) -> Quantizer:
     """The quantizer of :func:`c_sign_weights`; its state starts from the signs of the first weights.
 
     Raises:
       ValueError: for an unknown estimator or option, or if `start` and `end` are not in order.
     """
     _check_thresholds(start, end)
-    return with_parameters(
-        partial(c_sign_weights, start=start, end=end),
-        None,
+    return with_estimator(
+        c_sign_weights,
         estimator,
-        estimator_options,
         init_state=lambda key, w: {"codes": jax.lax.stop_gradient(sign(w)), "progress": jnp.zeros((), jnp.float32)},
         wants=("train", "progress"),
-        own_options=("start", "end"),
+        start=start,
+        end=end,
+        **options,
     )

@@ -85,4 +85,7 @@ def dorefa(*, bits: int = 6) -> GradientQuantizer:
     return partial(dorefa_gradient, bits=bits)
 
 
-GRADIENT_QUANTIZERS: Mapping[str, Callable[..., GradientQuantizer]] = {"dorefa": dorefa}
+GRADIENT_QUANTIZERS: Mapping[str, Callable[..., GradientQuantizer | None]] = {
+    "full_precision": lambda: None,
+    "dorefa": dorefa,
+}

@@ -11,11 +11,11 @@ from jaxtyping import Array, Float
 
 from bnn_jax.checks import require
 from bnn_jax.errors import unknown_name
-from bnn_jax.estimators import ste_sign
+from bnn_jax.estimators import EstimatorLike, ste_sign
 from bnn_jax.quantizers.binary import mean_magnitude, xnor
 from bnn_jax.quantizers.codes import Quantized
-from bnn_jax.quantizers.quantizer import Quantizer, with_parameters
-from bnn_jax.types import Estimator
+from bnn_jax.quantizers.quantizer import Quantizer, with_estimator
+from bnn_jax.types import EstimatorFunction
 
 
 def _quantile(share):
@@ -39,7 +39,7 @@ def learned_scale_weights(
     w: Float[Array, "*fan_in features"],
     scale: Float[Array, "*ones features"],
     *,
-    estimator: Estimator = ste_sign,
+    estimator: EstimatorFunction = ste_sign,
 ) -> Quantized:
     r"""Sign with one learned scale a filter (XNOR-Net++ case 1, BNN+).
 
@@ -61,10 +61,10 @@ def learned_scale_weights(
 
 
 def learned_scale(
-    estimator: str | Estimator = "ste_sign",
+    estimator: EstimatorLike = "ste_sign",
     *,
     initial: Literal["ones", "mean", "median", "percentile75"] = "ones",
-    **estimator_options,
+    **options,
 ) -> Quantizer:
     """The quantizer of :func:`learned_scale_weights`; it owns `scale`, which starts as INITIAL_SCALES[initial].
 
@@ -76,12 +76,12 @@ def learned_scale(
     """
     if initial not in INITIAL_SCALES:
         raise unknown_name("initial", initial, INITIAL_SCALES)
-    return with_parameters(
+    return with_estimator(
         learned_scale_weights,
-        lambda key, w: {"scale": INITIAL_SCALES[initial](w)},
         estimator,
-        estimator_options,
-        own_options=("initial",),
+        init=lambda key, w: {"scale": INITIAL_SCALES[initial](w)},
+        factory_options=("initial",),
+        **options,
     )
 
 
@@ -90,7 +90,7 @@ def state_aware_weights(
     positive_scale: Float[Array, ""],
     negative_scale: Float[Array, ""],
     *,
-    estimator: Estimator = ste_sign,
+    estimator: EstimatorFunction = ste_sign,
 ) -> tuple[Quantized, Quantized]:
     r"""Two learned values a layer, one for each state of a weight (SA-BNN).
 
@@ -123,18 +123,18 @@ def state_aware_weights(
     return Quantized(positive, positive_scale.astype(w.dtype)), Quantized(negative, negative_scale.astype(w.dtype))
 
 
-def state_aware(estimator: str | Estimator = "ste_sign", **estimator_options) -> Quantizer:
+def state_aware(estimator: EstimatorLike = "ste_sign", **options) -> Quantizer:
     """The quantizer of :func:`state_aware_weights`; it owns `positive_scale` and `negative_scale`, both 1 at the start.
 
     Raises:
       ValueError: for an unknown estimator or option.
     """
-    return with_parameters(
+    return with_estimator(
         state_aware_weights,
-        lambda key, w: {"positive_scale": jnp.ones((), w.dtype), "negative_scale": jnp.ones((), w.dtype)},
         estimator,
-        estimator_options,
+        init=lambda key, w: {"positive_scale": jnp.ones((), w.dtype), "negative_scale": jnp.ones((), w.dtype)},
         code_set=((0, 1), (-1, 0)),
+        **options,
     )
 
 
@@ -143,7 +143,7 @@ def proxy_weights(
     basis: Float[Array, "size size"],
     *,
     mixing: Literal["fan_in", "features"] = "fan_in",
-    estimator: Estimator = ste_sign,
+    estimator: EstimatorFunction = ste_sign,
 ) -> Quantized:
     r"""Binarize a learned linear combination of the latent weights (ProxyBNN).
 
@@ -190,20 +190,20 @@ def _proxy_size(shape, mixing):
 
 
 def proxy(
-    estimator: str | Estimator = "ste_sign",
+    estimator: EstimatorLike = "ste_sign",
     *,
     mixing: Literal["fan_in", "features"] = "fan_in",
-    **estimator_options,
+    **options,
 ) -> Quantizer:
     """The quantizer of :func:`proxy_weights`; it owns `basis`, the identity at the start.
 
     Raises:
       ValueError: for an unknown estimator or option.
     """
-    return with_parameters(
-        partial(proxy_weights, mixing=mixing),
-        lambda key, w: {"basis": jnp.eye(_proxy_size(w.shape, mixing), dtype=w.dtype)},
+    return with_estimator(
+        proxy_weights,
         estimator,
-        estimator_options,
-        own_options=("mixing",),
+        init=lambda key, w: {"basis": jnp.eye(_proxy_size(w.shape, mixing), dtype=w.dtype)},
+        mixing=mixing,
+        **options,
     )

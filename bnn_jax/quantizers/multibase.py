@@ -10,7 +10,7 @@ from bnn_jax.estimators import make_estimator, ste_sign
 from bnn_jax.precision import widened
 from bnn_jax.quantizers.codes import Quantized
 from bnn_jax.quantizers.quantizer import Quantizer
-from bnn_jax.types import Estimator
+from bnn_jax.types import EstimatorFunction
 
 RIDGE = 1e-8
 
@@ -147,7 +147,7 @@ def abc_net_activations(*, bases: int = 3, spread: float = 1.0) -> Quantizer:
 
 
 def residual_binary(
-    x: Float[Array, "batch ..."], *, bases: int = 2, per_example: bool = True, estimator: Estimator = ste_sign
+    x: Float[Array, "batch ..."], *, bases: int = 2, per_example: bool = True, estimator: EstimatorFunction = ste_sign
 ) -> tuple[Quantized, ...]:
     r"""Activations binarized again and again, each base the sign of what the bases before it leave.
 

@@ -1,17 +1,18 @@
 r"""The form in which layers take quantizers: functions, and what they want to be called with."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from bnn_jax.checks import require
 from bnn_jax.errors import unknown_name
-from bnn_jax.estimators import CODE_SETS, ESTIMATOR_SCHEDULES, STOCHASTIC, TRAINABLE, estimator_named
+from bnn_jax.estimators import Estimator, EstimatorLike, as_estimator
 from bnn_jax.quantizers.codes import Bases
-from bnn_jax.types import Estimator, Key
+from bnn_jax.types import Key
 
 State: TypeAlias = dict[str, Array]
 
@@ -76,112 +77,88 @@ def of_bits(
 
 
 def with_estimator(
-    function: Callable[..., Bases],
-    estimator: str | Estimator = "ste_sign",
+    function: Callable[..., Any],
+    estimator: EstimatorLike = "ste_sign",
     *,
     trainable: bool = False,
+    init: Callable[[Key, Array], dict[str, Array]] | None = None,
+    init_state: Callable[[Key, Array], State] | None = None,
+    wants: tuple[str, ...] = (),
     code_set: CodeSet | None = None,
+    factory_options: tuple[str, ...] = (),
     **options,
 ) -> Quantizer:
-    """The quantizer of a function (x, *, estimator, ...) -> Quantized, with an estimator of the table or one's own.
+    """The quantizer of a function (x[, state], *, estimator, ...) -> Bases[, state], with an estimator of any kind.
 
     An estimator with a schedule follows the progress of training, a stochastic one gets a fresh key in every step.
 
     Args:
-      function: takes the estimator by keyword.
-      estimator: name in ESTIMATORS, or a function x -> codes.
+      function: takes the estimator by keyword, and so its learned parameters and what it wants.
+      estimator: name in ESTIMATORS, record, or function x -> codes.
       trainable: learn the estimator's trainable parameter, from the given value on.
-      code_set: the values of the codes, see :class:`Quantizer`; by default those of the estimator in CODE_SETS, and
-        -1/+1 for an estimator of one's own.
-      **options: of `function` and of the estimator; an estimator's parameter that is given has no schedule.
+      init: (key, x) -> the learned parameters of `function`; the estimator's are added.
+      init_state: (key, x) -> the state of `function`.
+      wants: what `function` itself takes of "train", "progress" and "key".
+      code_set: the values of the codes, see :class:`Quantizer`; by default those of the estimator.
+      factory_options: names of options that the caller takes itself, for the error that names the nearest.
+      **options: keyword-only ones of `function`, and of the estimator, whose schedule they go before.
 
     Raises:
       ValueError: for an unknown estimator or option (the nearest is named), or one that has nothing to train.
-
-    Reference: the schedules are those of the estimators.
     """
-    name = estimator if isinstance(estimator, str) else getattr(estimator, "__name__", "")
-    estimate = estimator_named(estimator) if isinstance(estimator, str) else estimator
-    own = set(inspect.signature(function).parameters)
-    fixed = {option: value for option, value in options.items() if option not in own}
-    check_options(estimate, fixed, also=own)
-    options = {option: value for option, value in options.items() if option in own}
-    schedule = ESTIMATOR_SCHEDULES.get(name)
-    learned = TRAINABLE.get(name, ()) if trainable else ()
-    if trainable and not learned:
-        raise ValueError(f"`trainable` (=True) needs an estimator with a trainable parameter; {name} has none")
-    wants = ("progress",) * (schedule is not None) + ("key",) * (name in STOCHASTIC)
+    record, parameters = as_estimator(estimator), inspect.signature(function).parameters
+    own = {p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY} - {"estimator", *wants}
+    fixed = {name: value for name, value in options.items() if name not in own}
+    check_options(record, fixed, also=own | {"trainable", *factory_options})
+    options = {name: value for name, value in options.items() if name in own}
+    learned = record.trainable if trainable else ()
+    require("trainable", trainable, learned or not trainable, "needs an estimator with a trainable parameter")
 
-    def init(key, x):
-        defaults = inspect.signature(estimate).parameters
-        return {p: jnp.asarray(fixed.get(p, defaults[p].default), x.dtype) for p in learned}
+    def all_parameters(key, x):
+        defaults = inspect.signature(record.apply).parameters
+        trained = {name: jnp.asarray(fixed.get(name, defaults[name].default), x.dtype) for name in learned}
+        return (init(key, x) if init else {}) | trained
 
-    def apply(x, *, progress=None, key=None, **parameters):
-        scheduled = {} if schedule is None or progress is None else schedule(progress)
-        drawn = {"key": key} if name in STOCHASTIC else {}
-        given = scheduled | fixed | parameters | drawn
-        return function(x, estimator=partial(estimate, **given), **options)
+    def apply(x, *state, **given):
+        progress = given.get("progress")
+        scheduled = {} if record.schedule is None or progress is None else record.schedule(progress)
+        trained = {name: given[name] for name in learned if name in given}
+        drawn = {"key": given.get("key")} if record.stochastic else {}
+        own_arguments = {name: value for name, value in given.items() if name in parameters}
+        estimate = partial(record.apply, **(scheduled | fixed | trained | drawn))
+        return function(x, *state, estimator=estimate, **options, **own_arguments)
 
-    code_set = CODE_SETS.get(name, (-1, 1)) if code_set is None else code_set
-    return Quantizer(apply=apply, init=init if learned else None, wants=wants, code_set=code_set)
-
-
-def with_parameters(
-    function: Callable[..., Any],
-    init: Callable[[Key, Array], dict[str, Array]] | None,
-    estimator: str | Estimator,
-    estimator_options: dict[str, Any],
-    *,
-    init_state: Callable[[Key, Array], State] | None = None,
-    wants: tuple[str, ...] = (),
-    own_options: tuple[str, ...] = (),
-    code_set: CodeSet | None = None,
-) -> Quantizer:
-    """The quantizer of a function (w[, state], *, estimator, ...) with learned parameters or a state of its own.
-
-    As :func:`with_estimator`, which serves functions without any.
-
-    Args:
-      function: takes the estimator, its learned parameters and what it wants by keyword.
-      init: (key, w) -> the learned parameters of `function`; the estimator's are added.
-      estimator: name in ESTIMATORS, or a function x -> codes.
-      estimator_options: options of the estimator, and `trainable`.
-      init_state: (key, w) -> the state of `function`.
-      wants: what `function` itself takes of "train", "progress" and "key".
-      own_options: names of the method's other options, for the error that names the nearest.
-      code_set: the values of the codes, by default the estimator's.
-
-    Raises:
-      ValueError: for an unknown estimator or option; the nearest is named.
-    """
-    estimate = estimator_named(estimator) if isinstance(estimator, str) else estimator
-    check_options(estimate, estimator_options, also={"trainable", *own_options})
-    codes = with_estimator(lambda x, *, estimator: estimator(x), estimator, **estimator_options)
-    own = inspect.signature(function).parameters
-
-    def all_parameters(key, w):
-        return (init(key, w) if init else {}) | (codes.init(key, w) if codes.init else {})
-
-    def apply(w, *state, **given):
-        to_function = {name: value for name, value in given.items() if name in own}
-        to_estimator = {name: value for name, value in given.items() if name not in own or name in codes.wants}
-        return function(w, *state, estimator=lambda x: codes.apply(x, **to_estimator), **to_function)
-
+    of_estimator = ("progress",) * (record.schedule is not None) + ("key",) * record.stochastic
     return Quantizer(
         apply=apply,
-        init=all_parameters if init or codes.init else None,
+        init=all_parameters if init or learned else None,
         init_state=init_state,
-        wants=tuple(dict.fromkeys((*wants, *codes.wants))),
-        code_set=codes.code_set if code_set is None else code_set,
+        wants=tuple(dict.fromkeys((*wants, *of_estimator))),
+        code_set=record.code_set if code_set is None else code_set,
     )
 
 
-def check_options(function: Callable, options: dict[str, Any], *, also: set[str] = frozenset()) -> None:
+def check_options(function: Callable, options: Mapping[str, Any], *, also: Set[str] = frozenset()) -> None:
     """Raise a ValueError that names the nearest option, if `function` does not take one of `options`."""
-    parameters = inspect.signature(function).parameters.values()
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+    parameters = _parameters(function)
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return
-    known = {p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY} | also
+    known = ({p.name for p in parameters[takes_array(function) :]} | also) - {"key"}
     for option in options:
+        require("option", option, bool(known), "is given to what takes no options", "leave it out")
         if option not in known:
-            raise unknown_name("option", option, (known | also) - {"x", "w", "key"})
+            raise unknown_name("option", option, known)
+
+
+def takes_array(function: Callable) -> bool:
+    """Whether a function has an array for its first argument, as estimators have, and factories of quantizers have not.
+
+    >>> takes_array(lambda x, *, width=1.0: x), takes_array(lambda *, bits=2: None)
+    (True, False)
+    """
+    first = next(iter(_parameters(function)), None)
+    return first is not None and first.kind is first.POSITIONAL_OR_KEYWORD and first.default is first.empty
+
+
+def _parameters(function: Callable) -> list[inspect.Parameter]:
+    return list(inspect.signature(function.apply if isinstance(function, Estimator) else function).parameters.values())

@@ -10,11 +10,11 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from bnn_jax.checks import require_positive
-from bnn_jax.estimators import sign, ste_sign
+from bnn_jax.estimators import EstimatorLike, sign, ste_sign
 from bnn_jax.quantizers.binary import magnitude_aware, mean_magnitude
 from bnn_jax.quantizers.codes import Quantized
-from bnn_jax.quantizers.quantizer import Quantizer, State, with_parameters
-from bnn_jax.types import Estimator
+from bnn_jax.quantizers.quantizer import Quantizer, State, with_estimator
+from bnn_jax.types import EstimatorFunction
 
 
 def standardize(
@@ -53,7 +53,9 @@ def _power_of_two(magnitude):
     return jnp.ldexp(jnp.ones_like(exponent), exponent.astype(jnp.int32)).astype(magnitude.dtype)
 
 
-def libra_pb(w: Float[Array, "*fan_in features"], *, estimator: Estimator = ste_sign, shift: bool = True) -> Quantized:
+def libra_pb(
+    w: Float[Array, "*fan_in features"], *, estimator: EstimatorFunction = ste_sign, shift: bool = True
+) -> Quantized:
     r"""Sign of balanced, standardized weights, scaled by a power of two (Libra parameter binarization of IR-Net).
 
     Forward   w^ = (w_f - mean(w_f)) / std(w_f)  with the unbiased deviation,
@@ -93,7 +95,7 @@ def bn_free_weights(
     gamma: float | Array = 1.0,
     epsilon: float = 1e-5,
     scaled_gradient: bool = False,
-    estimator: Estimator = ste_sign,
+    estimator: EstimatorFunction = ste_sign,
 ) -> Quantized:
     r"""Binary weights for networks without batch normalization, from scaled weight standardization.
 
@@ -128,12 +130,12 @@ def bn_free_weights(
 
 
 def bn_free(
-    estimator: str | Estimator = "ste_sign",
+    estimator: EstimatorLike = "ste_sign",
     *,
     gamma: float = 1.0,
     epsilon: float = 1e-5,
     scaled_gradient: bool = False,
-    **estimator_options,
+    **options,
 ) -> Quantizer:
     """The quantizer of :func:`bn_free_weights`; it owns `gain`, one at the start.
 
@@ -141,12 +143,14 @@ def bn_free(
       ValueError: for an unknown estimator or option, or a `gamma` that is not positive.
     """
     require_positive("gamma", gamma, "1.0 is usual")
-    return with_parameters(
-        partial(bn_free_weights, gamma=gamma, epsilon=epsilon, scaled_gradient=scaled_gradient),
-        lambda key, w: {"gain": jnp.ones_like(mean_magnitude(w))},
+    return with_estimator(
+        bn_free_weights,
         estimator,
-        estimator_options,
-        own_options=("gamma", "epsilon", "scaled_gradient"),
+        init=lambda key, w: {"gain": jnp.ones_like(mean_magnitude(w))},
+        gamma=gamma,
+        epsilon=epsilon,
+        scaled_gradient=scaled_gradient,
+        **options,
     )
 
 
@@ -228,7 +232,7 @@ def rbnn_weights(
     period_steps: int = 1,
     sweeps: int = 3,
     detach_rotation: bool = False,
-    estimator: Estimator = ste_sign,
+    estimator: EstimatorFunction = ste_sign,
 ) -> tuple[Quantized, State]:
     r"""Sign of weights turned towards the corners of the cube {-1, +1}^n (RBNN).
 
@@ -279,12 +283,12 @@ def rbnn_weights(
 
 
 def rbnn(
-    estimator: str | Estimator = "rbnn_sign",
+    estimator: EstimatorLike = "rbnn_sign",
     *,
     period_steps: int = 1,
     sweeps: int = 3,
     detach_rotation: bool = False,
-    **estimator_options,
+    **options,
 ) -> Quantizer:
     """The quantizer of :func:`rbnn_weights`.
 
@@ -306,12 +310,14 @@ def rbnn(
         left, right = (jax.random.orthogonal(k, n) for k, n in zip(keys, nearest_factors(math.prod(w.shape[:-1]))))
         return {"left": left, "right": right, "calls": jnp.zeros((), jnp.int32)}
 
-    return with_parameters(
-        partial(rbnn_weights, period_steps=period_steps, sweeps=sweeps, detach_rotation=detach_rotation),
-        init,
+    return with_estimator(
+        rbnn_weights,
         estimator,
-        estimator_options,
+        init=init,
         init_state=init_state,
         wants=("train",),
-        own_options=("period_steps", "sweeps", "detach_rotation"),
+        period_steps=period_steps,
+        sweeps=sweeps,
+        detach_rotation=detach_rotation,
+        **options,
     )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bnn_jax.checks import require, require_positive
-from bnn_jax.estimators import CODE_SETS, make_estimator, ternary
+from bnn_jax.estimators import ESTIMATORS, make_estimator, ternary
 from bnn_jax.precision import widened
 from bnn_jax.quantizers.codes import Quantized
 from bnn_jax.quantizers.quantizer import Quantizer
@@ -185,7 +185,7 @@ def _with_running_delta(function: Callable[..., Quantized], threshold: float, mo
         apply=apply,
         init_state=lambda key, x: {"delta": jnp.array(0.7979 * threshold, jnp.float32)},
         wants=("train",),
-        code_set=CODE_SETS["ternary"],
+        code_set=ESTIMATORS["ternary"].code_set,
     )
 
 

@@ -19,10 +19,10 @@ from bnn_jax.benchmarks.estimators import (
     estimator_arguments,
     value_and_pullback,
 )
-from bnn_jax.estimators import ESTIMATORS, STOCHASTIC, rbnn_sign, ste_sign
+from bnn_jax.estimators import ESTIMATORS, rbnn_sign, ste_sign
 
 ROOT = Path(__file__).parents[2]
-KEYED = {f"{name} with key" for name in STOCHASTIC}
+KEYED = {f"{name} with key" for name, estimator in ESTIMATORS.items() if estimator.stochastic}
 
 
 @pytest.fixture(scope="module")

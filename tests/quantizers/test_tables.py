@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bnn_jax import regularizers
-from bnn_jax.estimators import ESTIMATORS
+from bnn_jax.estimators import ESTIMATORS, Estimator, ede_sign, make_sign, swish_sign
 from bnn_jax.layers import BinaryConv, OutputScale
 from bnn_jax.optim import OPTIMIZERS, scale_latent_updates
 from bnn_jax.quantizers import (
@@ -25,6 +25,7 @@ from bnn_jax.quantizers import (
     validate,
     with_estimator,
 )
+from bnn_jax.quantizers.learned_scale import learned_scale
 
 SIGN, TERNARY, TWO_BITS = (-1, 1), (-1, 0, 1), (0, 1, 2, 3)
 ONE_SIDED = ((0, 1), (-1, 0))
@@ -52,7 +53,7 @@ WEIGHT_CODES = {
     "inq": tuple(sorted({0, *(sign * 2**n for sign in (-1, 1) for n in range(8))})),
 }
 ACTIVATION_CODES = {
-    **{name: SIGN for name in ESTIMATORS if name.endswith("_sign")},
+    **{name: SIGN for name, estimator in ESTIMATORS.items() if estimator.code_set == SIGN},
     "rsign": SIGN,
     "unbalanced": SIGN,
     "sparse": (0, 1),
@@ -205,6 +206,48 @@ def test_an_unknown_quantizer_is_named_with_the_nearest(table):
 def test_an_unknown_option_is_named_with_the_nearest(table, name, option, nearest):
     with pytest.raises(ValueError, match=rf"`option` \(='{option}'\) is not known; did you mean '{nearest}'\?"):
         make_quantizer(table, name, **{option: 1})
+
+
+def test_whatever_a_name_stands_for_is_taken_where_the_name_is():
+    """A name, a factory, a quantizer, an estimator as record or function, None."""
+    x = jnp.linspace(-2, 2, 12).reshape(3, 4)
+    soft = make_sign(lambda x, width: jnp.maximum(1 - jnp.abs(x) / width, 0))
+    scaled = Estimator(lambda x: jnp.where(x > 0, 1.0, 0.0), code_set=(0, 1))
+
+    def slopes(quantizer):
+        return jax.grad(lambda x: dequantize(quantizer.apply(x)).sum())(x)
+
+    make = partial(make_quantizer, ACTIVATION_QUANTIZERS)
+    named = slopes(make("swish_sign", beta=2.0))
+    for same in (swish_sign, ESTIMATORS["swish_sign"], ACTIVATION_QUANTIZERS["swish_sign"]):
+        np.testing.assert_array_equal(slopes(make(same, beta=2.0)), named)
+    np.testing.assert_allclose(slopes(make(soft, width=3.0)), np.maximum(1 - np.abs(x) / 3, 0), rtol=1e-6)
+    assert make(scaled).code_set == (0, 1)
+    assert make(ede_sign).wants == make("ede_sign").wants == ("progress",)
+    quantizer = make("hwgq", bits=1)
+    assert make(quantizer) is quantizer
+    weights = make_quantizer(WEIGHT_QUANTIZERS, partial(learned_scale, initial="mean"))
+    np.testing.assert_allclose(weights.init(jax.random.key(0), x)["scale"], np.abs(x).mean(0, keepdims=True), rtol=1e-6)
+    identity = lambda y, key: y
+    assert make_quantizer(GRADIENT_QUANTIZERS, identity) is identity
+    assert make_quantizer(GRADIENT_QUANTIZERS, "dorefa", bits=3)(x, jax.random.key(0)) is x
+    for table in (WEIGHT_QUANTIZERS, ACTIVATION_QUANTIZERS, GRADIENT_QUANTIZERS):
+        assert make_quantizer(table, None) is make_quantizer(table, "full_precision") is None
+
+
+@pytest.mark.parametrize(
+    ("value", "options", "text"),
+    [
+        (3, {}, r"`input_quantizer` \(=3\) must be a name, a quantizer, an estimator, or a function of options"),
+        ("hwgc", {}, r"`input_quantizer` \(='hwgc'\) is not known; did you mean 'hwgq'\?"),
+        (swish_sign, {"beat": 1.0}, r"`option` \(='beat'\) is not known; did you mean 'beta'\?"),
+        (None, {"bits": 2}, r"`option` \(='bits'\) is given to what takes no options; leave it out"),
+        (stateless(binary), {"bits": 2}, r"`option` \(='bits'\) is given to what takes no options; leave it out"),
+    ],
+)
+def test_errors_of_what_stands_for_no_quantizer(value, options, text):
+    with pytest.raises(ValueError, match=text):
+        make_quantizer(ACTIVATION_QUANTIZERS, value, argument="input_quantizer", **options)
 
 
 def test_bits_below_one():
