@@ -2,17 +2,17 @@
 
 The stages, in the order data flows; a file imports only from stages above it:
 
-    schedules     step -> value                                   SCHEDULES
+    schedules     step -> value                                   SCHEDULES, make_schedule
     estimators    step functions with a chosen derivative         ESTIMATORS, make_sign
     quantizers    real tensor -> integer codes and a scale        WEIGHT_QUANTIZERS, ACTIVATION_QUANTIZERS
     tracing       a computation as a graph                        bnn_jax.tracing.trace
     packed        XNOR and popcount on words of 32 bits           bnn_jax.bitops.bits, .matmul, .conv, .planes
     layers        Flax layers on codes                            BinaryConv, BinaryDense, BatchNorm
     models        networks by name                                MODELS
-    losses        (logits, labels) -> a loss for each example     LOSSES
+    losses        (logits, labels) -> a loss for each example     LOSSES, make_loss
     distillation  student and teacher -> a loss                   DISTILLATION_LOSSES
     regularizers  latent weights and scales -> a penalty          REGULARIZERS
-    optim         Deep Frank-Wolfe with a box, and its peers      deep_frank_wolfe, OPTIMIZERS
+    optim         Deep Frank-Wolfe with a box, and its peers      deep_frank_wolfe, OPTIMIZERS, make_optimizer
     data          image sets in memory, augmentation inside jit   load_dataset
     training      config -> train(config, workdir) -> result      bnn_jax.training.loop.train
     packed        networks frozen to bits, their file             freeze, verify, save, load of bnn_jax.packed
@@ -22,7 +22,7 @@ The stages, in the order data flows; a file imports only from stages above it:
 from bnn_jax.data import load_dataset
 from bnn_jax.estimators import ESTIMATORS, Estimator, approx_sign, identity_sign, make_sign, sign, ste_sign
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense
-from bnn_jax.losses import LOSSES, cross_entropy, multiclass_hinge, smoothed_multiclass_hinge
+from bnn_jax.losses import LOSSES, cross_entropy, make_loss, multiclass_hinge, smoothed_multiclass_hinge
 from bnn_jax.models import MODELS
 from bnn_jax.optim import OPTIMIZERS, bop, deep_frank_wolfe, keep_in_box, latent_box, make_optimizer, push_to_bounds
 from bnn_jax.quantizers import (
@@ -36,7 +36,7 @@ from bnn_jax.quantizers import (
     with_estimator,
 )
 from bnn_jax.regularizers import REGULARIZERS
-from bnn_jax.schedules import SCHEDULES
+from bnn_jax.schedules import SCHEDULES, make_schedule
 
 __all__ = [
     "ACTIVATION_QUANTIZERS",
@@ -62,8 +62,10 @@ __all__ = [
     "keep_in_box",
     "latent_box",
     "load_dataset",
+    "make_loss",
     "make_optimizer",
     "make_quantizer",
+    "make_schedule",
     "make_sign",
     "multiclass_hinge",
     "push_to_bounds",

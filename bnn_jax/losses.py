@@ -1,11 +1,16 @@
 r"""Losses: (logits, labels) -> one value for each example."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 from jaxtyping import Array, Float
 
+from bnn_jax.checks import check_options, look_up, require, require_positive
 from bnn_jax.types import Labels, Logits, LossFunction
 
 
@@ -36,8 +41,7 @@ def label_smoothed_cross_entropy(logits: Logits, labels: Labels, *, smoothing: f
 
     Reference: Szegedy et al., Rethinking the Inception Architecture for Computer Vision, 2016, arXiv:1512.00567.
     """
-    if not 0 <= smoothing < 1:
-        raise ValueError(f"`smoothing` (={smoothing}) must be in [0, 1); 0.1 is usual")
+    require("smoothing", smoothing, lambda s: (s >= 0) & (s < 1), "must be in [0, 1)", "0.1 is usual")
     one_hot = jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype)
     wanted = (1 - smoothing) * one_hot + smoothing / logits.shape[1]
     return -(wanted * jax.nn.log_softmax(logits)).sum(axis=1)
@@ -65,31 +69,74 @@ def multiclass_hinge(logits: Logits, labels: Labels) -> Float[Array, "batch"]:
     return jnp.take_along_axis(margins, active[:, None], axis=1)[:, 0]
 
 
-def smoothed_multiclass_hinge(logits: Logits, labels: Labels) -> Float[Array, "batch"]:
+def smoothed_multiclass_hinge(logits: Logits, labels: Labels, *, temperature: float = 1.0) -> Float[Array, "batch"]:
     r"""Multi-class hinge loss along a smoothed dual direction, for Deep Frank-Wolfe.
 
-    Forward   L_i = sum_c xi_ic b_ic with xi_i = softmax(f_i), b as in :func:`multiclass_hinge`; where that sum is
+    Forward   L_i = sum_c xi_ic b_ic with xi_i = softmax(f_i / T), b as in :func:`multiclass_hinge`; where that sum is
               negative, xi_i is the vertex of the maximiser, and L_i the hinge loss itself
     Backward  xi_i - e_y: xi is held constant
 
     The softmax gives every class a share of the gradient; the vertex keeps the direction one of ascent in the dual.
+
+    Args:
+      temperature: T > 0, the paper's is 1; the higher, the more equal are the shares.
+
+    Raises:
+      ValueError: for another `temperature`.
 
     >>> smoothed_multiclass_hinge(jnp.array([[0.0, 0.0]]), jnp.array([0]))
     Array([0.5], dtype=float32)
 
     Reference: Berrada, Zisserman, Kumar, Deep Frank-Wolfe for Neural Network Optimization, 2019, arXiv:1811.07591.
     """
+    require_positive("temperature", temperature, "1 is usual")
     margins = augmented_margins(logits, labels)
-    smoothed = (lax.stop_gradient(jax.nn.softmax(logits)) * margins).sum(axis=1)
+    smoothed = (lax.stop_gradient(jax.nn.softmax(logits / temperature)) * margins).sum(axis=1)
     return jnp.where(lax.stop_gradient(smoothed) < 0, multiclass_hinge(logits, labels), smoothed)
 
 
-LOSSES: dict[str, LossFunction] = {
-    "cross_entropy": cross_entropy,
-    "label_smoothed_cross_entropy": label_smoothed_cross_entropy,
-    "multiclass_hinge": multiclass_hinge,
-    "smoothed_multiclass_hinge": smoothed_multiclass_hinge,
+class Loss(NamedTuple):
+    """A loss as a training step uses it.
+
+    Attributes:
+      apply: (logits, labels, **options) -> one loss for each example; what is differentiated.
+      piecewise_linear: whether Deep Frank-Wolfe's step size is exact for it.
+      monitored: (logits, labels) -> the loss that is reported; None reports the loss itself.
+    """
+
+    apply: Callable[..., Float[Array, "batch"]]
+    piecewise_linear: bool = False
+    monitored: LossFunction | None = None
+
+
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": Loss(cross_entropy),
+    "label_smoothed_cross_entropy": Loss(label_smoothed_cross_entropy),
+    "multiclass_hinge": Loss(multiclass_hinge, piecewise_linear=True),
+    "smoothed_multiclass_hinge": Loss(smoothed_multiclass_hinge, piecewise_linear=True, monitored=multiclass_hinge),
 }
 
-PIECEWISE_LINEAR = ("multiclass_hinge", "smoothed_multiclass_hinge")
-"""The losses for which Deep Frank-Wolfe's step size is exact."""
+
+def make_loss(loss: str | Loss | LossFunction, **options: Any) -> Loss:
+    """A loss of the table with its options set.
+
+    Args:
+      loss: name in LOSSES, a :class:`Loss`, or a function (logits, labels) -> one loss for each example.
+      **options: keyword arguments of its function.
+
+    Returns:
+      The record; its `apply` and `monitored` take logits and labels alone.
+
+    Raises:
+      ValueError: for a name or an option that is not known (the nearest is named), or a value out of range.
+
+    >>> make_loss("label_smoothed_cross_entropy", smoothing=0.0).apply(jnp.array([[0.0, 0.0]]), jnp.array([1]))
+    Array([0.6931472], dtype=float32)
+    """
+    found = look_up("loss", loss, LOSSES)
+    found = found if isinstance(found, Loss) else Loss(found)
+    check_options("options", found.apply, options)
+    apply = partial(found.apply, **options) if options else found.apply
+    if options:  # to refuse bad ones here, not in the first step
+        jax.eval_shape(apply, jax.ShapeDtypeStruct((1, 2), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32))
+    return found._replace(apply=apply, monitored=found.monitored or apply)

@@ -1,11 +1,12 @@
 r"""Schedules: step -> value, for learning rates and for the sharpness of estimators alike."""
 
 from collections.abc import Callable
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
+from bnn_jax.checks import check_options, look_up, require, require_positive
 from bnn_jax.types import Schedule
 
 
@@ -41,8 +42,7 @@ def exponential(value: float, total_steps: int, *, final_share: float = 1e-3) ->
 
     Reference: Courbariaux, Bengio, David, BinaryConnect, 2015, arXiv:1511.00363.
     """
-    if not isinstance(final_share, jax.core.Tracer) and not final_share > 0:
-        raise ValueError(f"`final_share` (={final_share}) must be positive; 1e-3 is usual")
+    require_positive("final_share", final_share, "1e-3 is usual")
     return lambda step: value * final_share ** (step / total_steps)
 
 
@@ -59,17 +59,36 @@ def staircase(value: float, total_steps: int, *, stages: int = 5, factor: float 
 
     Reference: Darabi et al., BNN+: Improved Binary Network Training, 2018, arXiv:1812.11800.
     """
-    if stages < 1:
-        raise ValueError(f"`stages` (={stages}) must be at least 1; 5 is usual")
-    if not isinstance(factor, jax.core.Tracer) and not factor > 0:
-        raise ValueError(f"`factor` (={factor}) must be positive; 0.1 is usual")
+    require("stages", stages, stages >= 1, "must be at least 1", "5 is usual")
+    require_positive("factor", factor, "0.1 is usual")
     return lambda step: value * factor ** jnp.clip(step * stages // total_steps, 0, stages - 1)
 
 
-SCHEDULES: dict[str, Callable[[float, int], Schedule]] = {
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "constant": constant,
     "cosine": cosine,
     "linear": linear,
     "exponential": exponential,
     "staircase": staircase,
 }
+"""name -> (value, total_steps, **options) -> schedule."""
+
+
+def make_schedule(schedule: str | Callable[..., Schedule], value: float, total_steps: int, **options: Any) -> Schedule:
+    """A schedule of the table.
+
+    Args:
+      schedule: name in SCHEDULES, or a function like those of the table.
+      value: at the first step; may be traced.
+      total_steps: of the training.
+      **options: keyword arguments of the function.
+
+    Raises:
+      ValueError: for a name or an option that is not known (the nearest is named), or a value out of range.
+
+    >>> print(f"{make_schedule('staircase', 1.0, 30, stages=3, factor=0.5)(20):.2f}")
+    0.25
+    """
+    factory = look_up("schedule", schedule, SCHEDULES)
+    check_options("options", factory, options)
+    return factory(value, total_steps, **options)

@@ -10,10 +10,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import hinge_loss, log_loss
 
-from bnn_jax.losses import LOSSES, PIECEWISE_LINEAR, augmented_margins, label_smoothed_cross_entropy
+from bnn_jax.losses import (
+    LOSSES,
+    augmented_margins,
+    cross_entropy,
+    label_smoothed_cross_entropy,
+    make_loss,
+    multiclass_hinge,
+    smoothed_multiclass_hinge,
+)
 
 EXAMPLES, CLASSES = 64, 7
-JITTED = {name: jax.jit(loss) for name, loss in LOSSES.items()}
+JITTED = {name: jax.jit(loss.apply) for name, loss in LOSSES.items()}
 
 
 def random_batch(seed: int, scale: float = 2.0):
@@ -101,7 +109,7 @@ def test_the_hinge_is_zero_exactly_where_the_margin_is_one(logits, labels):
 
 
 def gradient_of(name, logits, labels):
-    return np.asarray(jax.jit(jax.grad(lambda f: LOSSES[name](f, labels).sum()))(logits))
+    return np.asarray(jax.jit(jax.grad(lambda f: LOSSES[name].apply(f, labels).sum()))(logits))
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "label_smoothed_cross_entropy", "multiclass_hinge"])
@@ -178,16 +186,16 @@ def test_the_dtype_is_kept(name, dtype):
 def test_batches_are_independent_examples_under_vmap(name):
     logits, labels = random_batch(5)
     together = JITTED[name](logits, labels)
-    each = jax.jit(jax.vmap(lambda f, y: LOSSES[name](f[None], y[None])[0]))(logits, labels)
+    each = jax.jit(jax.vmap(lambda f, y: LOSSES[name].apply(f[None], y[None])[0]))(logits, labels)
     np.testing.assert_allclose(each, together, rtol=2e-6)
 
 
 def test_label_smoothing_is_the_mean_over_labels_and_0_is_none():
     """(1 - s) of the label's cross-entropy and s of the mean over all labels'."""
     logits, labels = random_batch(7)
-    of_label = lambda y: np.asarray(LOSSES["cross_entropy"](logits, np.full(EXAMPLES, y)), np.float64)
+    of_label = lambda y: np.asarray(cross_entropy(logits, np.full(EXAMPLES, y)), np.float64)
     mean = np.mean([of_label(y) for y in range(CLASSES)], axis=0)
-    plain = np.asarray(LOSSES["cross_entropy"](logits, labels), np.float64)
+    plain = np.asarray(cross_entropy(logits, labels), np.float64)
     found = label_smoothed_cross_entropy(logits, labels, smoothing=0.3)
     np.testing.assert_allclose(found, 0.7 * plain + 0.3 * mean, rtol=1e-5)
     np.testing.assert_allclose(label_smoothed_cross_entropy(logits, labels, smoothing=0.0), plain, rtol=1e-6)
@@ -204,7 +212,7 @@ def test_large_logits_stay_finite(name):
     np.testing.assert_allclose(gradient, [[0, 0, 0], [-1, 1, 0]], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", PIECEWISE_LINEAR)
+@pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if loss.piecewise_linear])
 def test_value_and_gradient_of_a_piecewise_linear_loss_are_a_piece_of_the_hinge(name):
     """Deep Frank-Wolfe reads (gradient, value) as the piece value + gradient.(f' - f): a lower bound of the hinge."""
     logits, labels = random_batch(6)
@@ -213,3 +221,42 @@ def test_value_and_gradient_of_a_piecewise_linear_loss_are_a_piece_of_the_hinge(
         shift = np.random.default_rng(seed).normal(size=logits.shape)
         moved = [scalar_twin("multiclass_hinge", f, y) for f, y in zip(logits + shift, labels)]
         assert np.all(value + (gradient * shift).sum(axis=1) <= np.array(moved) + 1e-5)
+
+
+def test_the_temperature_of_the_smoothed_hinge_divides_the_logits_of_the_softmax_alone():
+    logits, labels = random_batch(8, scale=1.0)
+    xi = scipy.special.softmax(logits.astype(np.float64) / 3.0, axis=1)
+    margins = np.asarray(augmented_margins(logits, labels), np.float64)
+    expected = np.where((xi * margins).sum(axis=1) < 0, margins.max(axis=1), (xi * margins).sum(axis=1))
+    found = smoothed_multiclass_hinge(logits, labels, temperature=3.0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(
+        smoothed_multiclass_hinge(logits, labels, temperature=1.0), smoothed_multiclass_hinge(logits, labels)
+    )
+
+
+def test_a_loss_is_made_from_a_name_a_record_or_a_function():
+    logits, labels = random_batch(9)
+    smoothed = make_loss("label_smoothed_cross_entropy", smoothing=0.3)
+    expected = label_smoothed_cross_entropy(logits, labels, smoothing=0.3)
+    for found in (smoothed, make_loss(label_smoothed_cross_entropy, smoothing=0.3), make_loss(smoothed)):
+        np.testing.assert_array_equal(found.apply(logits, labels), expected)
+        np.testing.assert_array_equal(found.monitored(logits, labels), expected)
+    hinge = make_loss(LOSSES["smoothed_multiclass_hinge"], temperature=2.0)
+    assert hinge.piecewise_linear
+    np.testing.assert_array_equal(hinge.monitored(logits, labels), multiclass_hinge(logits, labels))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("hinge", {}, r"`loss` \(='hinge'\) is not known; did you mean 'multiclass_hinge'\?"),
+        ("label_smoothed_cross_entropy", {"smooth": 0.1}, r"`options` \(='smooth'\) .* did you mean 'smoothing'\?"),
+        ("label_smoothed_cross_entropy", {"smoothing": 1.0}, r"`smoothing` \(=1\.0\) must be in \[0, 1\)"),
+        ("smoothed_multiclass_hinge", {"temperature": -1.0}, r"`temperature` \(=-1\.0\) must be positive; 1 is usual"),
+        ("cross_entropy", {"temperature": 1.0}, r"`options` \(='temperature'\) is not known; there is no option"),
+    ],
+)
+def test_what_no_loss_can_be_made_of_is_refused(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_loss(name, **options)

@@ -1,14 +1,15 @@
 """Optimizers as optax transforms, and the table that names those a comparison can run."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import optax
 from optax import contrib
 
+from bnn_jax.checks import Rule, check_options, look_up, require
 from bnn_jax.optim.bnew import PushToBoundsState, push_to_bounds
-from bnn_jax.optim.bop import BopState, bop, bop_on_latent
+from bnn_jax.optim.bop import BopState, bop, bop_on_latent, check_rate
 from bnn_jax.optim.deep_frank_wolfe import DeepFrankWolfeState, deep_frank_wolfe
 from bnn_jax.optim.latent import (
     Box,
@@ -24,7 +25,7 @@ from bnn_jax.types import Params, Schedule
 
 
 class Settings(NamedTuple):
-    """What an optimizer of the table is made from; see :func:`make_optimizer`."""
+    """What every optimizer of the table is made from; see :func:`make_optimizer`."""
 
     learning_rate: Schedule
     momentum: float
@@ -32,6 +33,24 @@ class Settings(NamedTuple):
     box: Box | Callable[[Params], Box]
     total_steps: int | None
     scale_latent: bool
+
+
+class Optimizer(NamedTuple):
+    """An optimizer, and what it goes with.
+
+    Attributes:
+      make: (settings, **options) -> transform; refuses options out of range.
+      takes_scale_latent: whether it can scale the updates of latent weights layer by layer.
+      takes_inner_steps: whether several steps can be made on each linearised problem.
+      exact_step: whether its step size is exact for a piecewise linear loss, which then is all that it can minimize.
+      latent_box: the rule for the bounds of the latent weights, (lower, upper) or None.
+    """
+
+    make: Callable[..., optax.GradientTransformation]
+    takes_scale_latent: bool = False
+    takes_inner_steps: bool = False
+    exact_step: bool = False
+    latent_box: Rule | None = None
 
 
 def _decayed(params: Params) -> Params:
@@ -48,65 +67,103 @@ def _decay(settings: Settings) -> optax.GradientTransformation:
     return optax.add_decayed_weights(settings.weight_decay, mask=_decayed)
 
 
-def _adamw(settings: Settings) -> optax.GradientTransformation:
-    return optax.adamw(settings.learning_rate, b1=settings.momentum, weight_decay=settings.weight_decay, mask=_decayed)
+def _adamw(settings: Settings, *, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
+    require("b2", b2, lambda b: (b >= 0) & (b < 1), "must be in [0, 1)", "0.999 is usual")
+    require("eps", eps, lambda e: e >= 0, "must not be negative", "1e-8 is usual")
+    decay = {"weight_decay": settings.weight_decay, "mask": _decayed}
+    return optax.adamw(settings.learning_rate, b1=settings.momentum, b2=b2, eps=eps, **decay)
 
 
-def _dfw(settings):
+def _dfw(settings: Settings, *, epsilon: float = 1e-5) -> optax.GradientTransformation:
     return deep_frank_wolfe(
         settings.learning_rate,
         settings.momentum,
         settings.weight_decay,
         box=settings.box,
         weight_decay_mask=_decayed,
+        epsilon=epsilon,
     )
 
 
-def _adam(settings):
-    return _boxed(settings, _adamw(settings))
+def _adam(settings: Settings, *, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
+    return _boxed(settings, _adamw(settings, b2=b2, eps=eps))
 
 
-def _sgd(settings):
-    return _boxed(settings, _decay(settings), optax.sgd(settings.learning_rate, momentum=settings.momentum))
+def _sgd(settings: Settings, *, nesterov: bool = False) -> optax.GradientTransformation:
+    sgd = optax.sgd(settings.learning_rate, momentum=settings.momentum, nesterov=nesterov)
+    return _boxed(settings, _decay(settings), sgd)
 
 
-def _polyak_sgd(settings):
-    # The step size min(max_learning_rate, L / |g|^2) has no schedule; `scaling` has, so the bound moves into it.
+def _polyak_sgd(settings: Settings, *, f_min: float = 0.0) -> optax.GradientTransformation:
+    # The bound of the step size (L - f_min) / |g|^2 has no schedule; `scaling` has, so the bound moves into it.
     peak = settings.learning_rate(0)
-    polyak = optax.polyak_sgd(max_learning_rate=peak, scaling=lambda step: settings.learning_rate(step) / peak)
+    polyak = optax.polyak_sgd(peak, scaling=lambda step: settings.learning_rate(step) / peak, f_min=f_min)
     return _boxed(settings, _decay(settings), polyak, optax.trace(settings.momentum))
 
 
-def _momo(settings):
-    return _boxed(
-        settings, contrib.momo(settings.learning_rate, beta=settings.momentum, weight_decay=settings.weight_decay)
+def _momo(
+    settings: Settings, *, lower_bound: float = 0.0, adapt_lower_bound: bool = False
+) -> optax.GradientTransformation:
+    momo = contrib.momo(
+        settings.learning_rate,
+        beta=settings.momentum,
+        weight_decay=settings.weight_decay,
+        lower_bound=lower_bound,
+        adapt_lower_bound=adapt_lower_bound,
     )
+    return _boxed(settings, momo)
 
 
-def _bop(settings):
+def _bop(settings: Settings, *, threshold: float = 1e-6, adaptivity_rate: float = 1e-4) -> optax.GradientTransformation:
+    check_rate(adaptivity_rate)
     peak = settings.learning_rate(0)
-    return bop_on_latent(_adamw(settings), adaptivity_rate=lambda step: 1e-4 * settings.learning_rate(step) / peak)
+
+    def decayed(step):
+        return adaptivity_rate * settings.learning_rate(step) / peak
+
+    return bop_on_latent(_adamw(settings), threshold=threshold, adaptivity_rate=decayed)
 
 
-def _bnew(settings):
+def _bnew(
+    settings: Settings,
+    *,
+    rate: float = 1e-4,
+    steps_per_epoch: int = 1,
+    freeze_from: float = 0.98,
+    order: str = "before",
+) -> optax.GradientTransformation:
     if settings.box is None or settings.total_steps is None:
         raise ValueError("`box` and `total_steps` must be given for bnew, which pushes to the bounds step by step")
-    return optax.chain(_adamw(settings), push_to_bounds(settings.box, total_steps=settings.total_steps))
+    push = push_to_bounds(
+        settings.box,
+        total_steps=settings.total_steps,
+        rate=rate,
+        steps_per_epoch=steps_per_epoch,
+        freeze_from=freeze_from,
+        order=order,
+    )
+    return optax.chain(_adamw(settings), push)
 
 
-OPTIMIZERS: dict[str, Callable[[Settings], optax.GradientTransformation]] = {
-    "dfw": _dfw,
-    "adam": _adam,
-    "sgd": _sgd,
-    "polyak_sgd": _polyak_sgd,
-    "momo": _momo,
-    "bop": _bop,
-    "bnew": _bnew,
+OPTIMIZERS: dict[str, Optimizer] = {
+    "dfw": Optimizer(_dfw, takes_inner_steps=True, exact_step=True),
+    "adam": Optimizer(_adam, takes_scale_latent=True),
+    "sgd": Optimizer(_sgd, takes_scale_latent=True),
+    "polyak_sgd": Optimizer(_polyak_sgd, takes_scale_latent=True),
+    "momo": Optimizer(_momo, takes_scale_latent=True),
+    "bop": Optimizer(
+        _bop,
+        latent_box=Rule(
+            lambda box: box is None or box[0] <= -1 <= 1 <= box[1],
+            "must contain -1 and 1 for bop, whose weights are those",
+        ),
+    ),
+    "bnew": Optimizer(_bnew, latent_box=Rule(lambda box: box is not None, "must not be None for bnew")),
 }
 
 
 def make_optimizer(
-    name: str,
+    optimizer: str | Optimizer,
     *,
     learning_rate: Schedule,
     momentum: float = 0.9,
@@ -114,30 +171,41 @@ def make_optimizer(
     box: Box | Callable[[Params], Box] = None,
     total_steps: int | None = None,
     scale_latent: bool = False,
+    **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """An optimizer of the table, with every weight kept inside its box.
 
     All are called as ``update(gradient, state, params, value=loss)``.
 
     Args:
-      name: "dfw" (:func:`deep_frank_wolfe`), "adam" (decoupled weight decay), "sgd", "polyak_sgd", "momo", "bop"
-        (:func:`bop` on the latent weights, its adaptivity rate 1e-4 decayed like the learning rate, adam on the rest)
-        or "bnew" (adam and :func:`push_to_bounds`).
+      optimizer: an :class:`Optimizer`, or one of these names, with its options and their defaults
+
+        dfw         :func:`deep_frank_wolfe`: epsilon 1e-5
+        adam        with decoupled weight decay: b2 0.999, eps 1e-8
+        sgd         nesterov False
+        polyak_sgd  f_min 0, the loss at the optimum
+        momo        lower_bound 0 of the loss, adapt_lower_bound False
+        bop         :func:`bop` on the latent weights, adam on the rest: threshold 1e-6, adaptivity_rate 1e-4, which is
+                    decayed like the learning rate
+        bnew        adam and :func:`push_to_bounds`: rate 1e-4, steps_per_epoch 1, freeze_from 0.98, order before
       learning_rate: schedule; for dfw the proximal eta, for polyak_sgd and momo the upper bound of the step size.
       momentum: Nesterov's for dfw, heavy-ball for sgd and polyak_sgd, beta1 of adam, beta of momo.
       weight_decay: on all weights but the latent ones; momo's own decays all.
       box: of the latent weights, as :func:`latent_box`, or None.
       total_steps: of the training; for bnew.
       scale_latent: BinaryConnect's layer-wise learning-rate scale, for adam, sgd, polyak_sgd and momo.
+      **options: of the optimizer, as above.
 
     Raises:
-      KeyError: if `name` is not in OPTIMIZERS.
-      ValueError: if bnew lacks `box` or `total_steps`.
+      ValueError: for a name or an option that is not known (the nearest is named), a value out of range, or bnew
+        without `box` or `total_steps`.
 
     References: Kingma and Ba, Adam, 2015; Loizou et al., Stochastic Polyak Step-size, 2021; Schaipp et al., MoMo, 2024.
     """
+    found = look_up("optimizer", optimizer, OPTIMIZERS)
+    check_options("options", found.make, options)
     settings = Settings(learning_rate, momentum, weight_decay, box, total_steps, scale_latent)
-    return optax.with_extra_args_support(OPTIMIZERS[name](settings))
+    return optax.with_extra_args_support(found.make(settings, **options))
 
 
 __all__ = [
@@ -145,6 +213,7 @@ __all__ = [
     "BopState",
     "Box",
     "DeepFrankWolfeState",
+    "Optimizer",
     "PushToBoundsState",
     "bop",
     "bop_on_latent",

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int
 
+from bnn_jax.checks import require
 from bnn_jax.optim.latent import Box, clip_displacement, land_inside, resolve_box
 from bnn_jax.types import Params
 
@@ -72,16 +73,12 @@ def push_to_bounds(
 
     Reference: Paren, Poudel, Training Binarized Neural Networks the Easy Way, BMVC 2022.
     """
-    for argument, value, holds, rule in (
-        ("total_steps", total_steps, lambda steps: steps >= 1, "must be at least 1"),
-        ("steps_per_epoch", steps_per_epoch, lambda steps: steps >= 1, "must be at least 1"),
-        ("rate", rate, lambda r: r >= 0, "must not be negative; 1e-4 is usual"),
-        ("freeze_from", freeze_from, lambda share: 0 <= share <= 1, "must be in [0, 1], a share of `total_steps`"),
-    ):
-        if not isinstance(value, jax.core.Tracer) and not holds(value):
-            raise ValueError(f"`{argument}` (={value}) {rule}")
-    if order not in ORDERS:
-        raise ValueError(f'`order` (={order!r}) must be "before" or "after" the step of the optimizer')
+    require("total_steps", total_steps, lambda steps: steps >= 1, "must be at least 1")
+    require("steps_per_epoch", steps_per_epoch, lambda steps: steps >= 1, "must be at least 1")
+    require("rate", rate, lambda r: r >= 0, "must not be negative", "1e-4 is usual")
+    share = "must be in [0, 1], a share of `total_steps`"
+    require("freeze_from", freeze_from, lambda f: (f >= 0) & (f <= 1), share)
+    require("order", repr(order), order in ORDERS, 'must be "before" or "after" the step of the optimizer')
 
     def init_fn(params):
         _finite_box(box, params)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from bnn_jax.checks import require
 from bnn_jax.estimators import sign
 from bnn_jax.optim.latent import is_latent
 from bnn_jax.types import Params, Schedule
@@ -26,9 +27,10 @@ class BopState(NamedTuple):
     flips: Int[Array, ""]
 
 
-def _refuse(argument: str, value, holds, rule: str) -> None:
-    if not isinstance(value, jax.core.Tracer) and not holds(value):
-        raise ValueError(f"`{argument}` (={value}) {rule}")
+def check_rate(adaptivity_rate: float | Array) -> None:
+    """Refuse an adaptivity rate that is not in [0, 1]."""
+    rule = "must be in [0, 1]"
+    require("adaptivity_rate", adaptivity_rate, lambda g: (g >= 0) & (g <= 1), rule, "1e-4 is usual")
 
 
 def bop(
@@ -71,9 +73,9 @@ def bop(
     Reference: Helwegen et al., Latent Weights Do Not Exist: Rethinking Binarized Neural Network Optimization, 2019,
     arXiv:1906.02107.
     """
-    _refuse("threshold", threshold, lambda tau: tau >= 0, "must not be negative; 1e-6 is usual")
+    require("threshold", threshold, lambda tau: tau >= 0, "must not be negative", "1e-6 is usual")
     if not callable(adaptivity_rate):
-        _refuse("adaptivity_rate", adaptivity_rate, lambda g: 0 <= g <= 1, "must be in [0, 1]; 1e-4 is usual")
+        check_rate(adaptivity_rate)
 
     def init_fn(params):
         momentum = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.promote_types(w.dtype, jnp.float32)), params)

@@ -21,6 +21,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from bnn_jax.checks import require, require_positive
 from bnn_jax.optim.latent import Box, clip_displacement, land_inside, resolve_box
 from bnn_jax.types import Params, Schedule
 
@@ -207,10 +208,11 @@ def deep_frank_wolfe(
     box is that of Paren et al., Binary Neural Networks, Oxford, whose text gives the primal problem alone: the exact
     search, the momentum and the projection after it are this library's.
     """
-    _require("learning_rate", learning_rate, lambda eta: eta > 0, "must be positive; 1.0 is a good first choice")
-    _require("momentum", momentum, lambda mu: 0 <= mu < 1, "must be in [0, 1)")
-    _require("weight_decay", weight_decay, lambda decay: decay >= 0, "must not be negative")
-    _require("epsilon", epsilon, lambda e: e >= 0, "must not be negative")
+    if not callable(learning_rate):
+        require_positive("learning_rate", learning_rate, "1.0 is a good first choice")
+    require("momentum", momentum, lambda mu: (mu >= 0) & (mu < 1), "must be in [0, 1)")
+    require("weight_decay", weight_decay, lambda decay: decay >= 0, "must not be negative")
+    require("epsilon", epsilon, lambda e: e >= 0, "must not be negative")
 
     def init_fn(params):
         resolve_box(box, params)
@@ -276,11 +278,6 @@ def deep_frank_wolfe(
         return treedef.unflatten(new_updates), new_state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _require(argument, value, holds, rule) -> None:
-    if isinstance(value, (int, float)) and not holds(value):
-        raise ValueError(f"`{argument}` (={value}) {rule}")
 
 
 def _decay_of_leaves(weight_decay, mask, params) -> list[Array]:

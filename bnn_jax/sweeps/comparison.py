@@ -7,7 +7,8 @@ from typing import Any
 
 from bnn_jax.data import Dataset, ImageStream
 from bnn_jax.errors import UsageError
-from bnn_jax.losses import PIECEWISE_LINEAR
+from bnn_jax.losses import LOSSES
+from bnn_jax.optim import OPTIMIZERS
 from bnn_jax.sweeps.engine import Run, run_all
 from bnn_jax.sweeps.grid import grid_cells
 from bnn_jax.training.config import Config, OptimConfig, flatten, to_dict
@@ -28,7 +29,7 @@ def optimizer_cells(config: Config, *, optimizers: Sequence[OptimConfig], losses
         replace(config, optim=optim, loss=loss)
         for loss in losses
         for optim in optimizers
-        if loss == losses[0] or optim.name != "dfw" or loss in PIECEWISE_LINEAR
+        if loss == losses[0] or not OPTIMIZERS[optim.name].exact_step or LOSSES[loss].piecewise_linear
     ]
     return {cell.optim.name if cell.loss == losses[0] else f"{cell.optim.name}-{cell.loss}": cell for cell in cells}
 

@@ -13,10 +13,20 @@ from typing import Annotated, Any, TypeAlias
 
 import tyro
 
+from bnn_jax.checks import Rule
 from bnn_jax.errors import UsageError, unknown_name
 
-Options: TypeAlias = dict[str, int | float | bool | str | tuple[int, ...] | tuple[float, ...]]
-"""Keyword arguments of a function that another setting names."""
+Options: TypeAlias = Annotated[
+    dict[str, int | float | bool | str | tuple[int, ...] | tuple[float, ...]],
+    tyro.conf.arg(metavar="[OPTION VALUE ...]"),
+]
+"""Keyword arguments of what another setting names."""
+
+
+POSITIVE = Rule(lambda value: value > 0, "must be positive")
+NOT_NEGATIVE = Rule(lambda value: value >= 0, "must not be negative")
+AT_LEAST_1 = Rule(lambda value: value >= 1, "must be at least 1")
+"""Rules of fields; bnn_jax.training.validation checks them wherever a value is not None."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,7 @@ class DataConfig:
     """Taken from the training split; None takes the set's default share."""
     split_seed: int = 0
     """The split is the same for every run seed."""
-    crop_padding: int = 0
+    crop_padding: Annotated[int, NOT_NEGATIVE] = 0
     """Zero pixels around the image before a random crop of the old size."""
     flip: bool = False
     """Random horizontal flip."""
@@ -39,10 +49,12 @@ class DataConfig:
     """Read batches from disk while training, for a set that does not fit in memory."""
     preprocessing: str = "none"
     """How images of any size are cropped and resized, for stream: a name in PREPROCESSING, as random_resized_crop."""
-    image_size: int | None = None
+    image_size: Annotated[int | None, AT_LEAST_1] = None
     """Height and width after the preprocessing; None takes 224."""
-    lighting_std: float = 0.0
-    """Of the random colour that is added to an RGB image; 0.1 is usual for ImageNet."""
+    lighting_std: Annotated[float, NOT_NEGATIVE._replace(sentence="must not be negative; 0 switches lighting off")] = (
+        0.0
+    )
+    """Standard deviation of the random colour that is added to an RGB image; 0.1 is usual for ImageNet."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +62,20 @@ class ModelConfig:
     """Which network; the quantizers make it binary, ternary or full precision."""
 
     name: str = "resnet20"
-    width: int | None = None
-    """Of the network's own unit, most often the filters of its first stage; None takes the published width."""
+    width: Annotated[int | None, AT_LEAST_1] = None
+    """Size of the network in its own unit, most often the filters of its first stage; None takes the published one."""
     input_quantizer: str | None = None
-    """None takes the one with which the network was published; full_precision turns quantization off."""
+    """What quantizes the inputs of layers; None takes the quantizer with which the network was published,
+    full_precision leaves them real."""
     input_quantizer_options: Options = field(default_factory=dict, hash=False)
-    """Of its function, as: bits 2 scale 0.5"""
+    """Keyword arguments of the input quantizer, as: bits 2 scale 0.5"""
     kernel_quantizer: str | None = None
-    """Likewise."""
+    """What quantizes the weights of layers; None takes the quantizer with which the network was published,
+    full_precision leaves them real."""
     kernel_quantizer_options: Options = field(default_factory=dict, hash=False)
-    """Likewise."""
+    """Keyword arguments of the kernel quantizer, as: estimator approx_sign"""
     input_scaling: bool = False
-    """XNOR-Net's map K."""
+    """Multiply the outputs of each layer by XNOR-Net's map K, the mean magnitude of the inputs."""
     options: Options = field(default_factory=dict, hash=False)
     """What else this network's constructor takes, as: extra_layers 1"""
 
@@ -71,18 +85,25 @@ class OptimConfig:
     """An optimizer and its settings."""
 
     name: str = "dfw"
-    learning_rate: float = 1.0
+    learning_rate: Annotated[float, POSITIVE] = 1.0
     """Proximal eta of dfw; upper bound of the step size for polyak_sgd and momo."""
-    momentum: float = 0.9
-    weight_decay: float = 0.0
+    momentum: Annotated[float, Rule(lambda value: 0 <= value < 1, "must be in [0, 1)")] = 0.9
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.0
     """Not applied to latent weights, except by momo."""
+    options: Options = field(default_factory=dict, hash=False)
+    """What else this optimizer takes, as: threshold 1e-6 adaptivity_rate 1e-4 for bop."""
     schedule: str = "constant"
-    """constant, cosine, linear, exponential or staircase."""
-    latent_box: tuple[float, float] | None = (-1.0, 1.0)
+    """How the learning rate falls: constant, cosine, linear, exponential or staircase."""
+    schedule_options: Options = field(default_factory=dict, hash=False)
+    """Keyword arguments of the schedule, as: stages 3 factor 0.2 for staircase, final_share 1e-2 for exponential."""
+    latent_box: Annotated[
+        tuple[float, float] | None,
+        Rule(lambda box: len(box) == 2 and box[0] < box[1], "must be (lower, upper) with lower < upper"),
+    ] = (-1.0, 1.0)
     """Bounds of the latent weights; None leaves them free."""
     scale_latent: bool = False
     """BinaryConnect's layer-wise scale of the latent weights' updates; for adam, sgd, polyak_sgd and momo."""
-    inner_steps: int = 1
+    inner_steps: Annotated[int, AT_LEAST_1] = 1
     """Frank-Wolfe steps on each linearised problem; for dfw."""
     train_only: tuple[str, ...] = ()
     """Shell-style patterns of the parameters to train, as *norm*; the others are frozen; none trains all."""
@@ -96,11 +117,11 @@ class DistillationConfig:
 
     losses: dict[str, float] = field(default_factory=dict, hash=False)
     """Weights of what is added to the loss, as: attention 30 knowledge 3; nothing without a teacher."""
-    label_weight: float = 1.0
+    label_weight: Annotated[float, NOT_NEGATIVE] = 1.0
     """Weight of the loss of the labels."""
-    temperature: float = 1.0
-    """Of knowledge, where 1 is usual, and of similarity, where 0.2 is."""
-    queue_size: int = 4096
+    temperature: Annotated[float, POSITIVE] = 1.0
+    """Divides the logits: of knowledge, where 1 is usual, and of similarity, where 0.2 is."""
+    queue_size: Annotated[int, AT_LEAST_1] = 4096
     """Keys that similarity compares with; 65536 in S2-BNN."""
 
 
@@ -108,11 +129,19 @@ class DistillationConfig:
 class DiagnosticsConfig:
     """What is recorded of the inside of the network while it trains; nothing by default, at no cost."""
 
-    every_steps: int = 0
+    every_steps: Annotated[
+        int,
+        Rule(
+            lambda value: value == 0 or value >= 2,
+            "must be 0, which records none, or at least 2, in which a weight can flip and flip back",
+        ),
+    ] = 0
     """A record at the end of the jitted call (see scan_steps) in which as many steps have passed; 0 records none."""
-    histogram_bins: int = 20
-    """Of the latent weights, over their box."""
-    mismatch_coordinates: int = 4
+    histogram_bins: Annotated[int, AT_LEAST_1._replace(sentence="must be at least 1; 20 is usual")] = 20
+    """Bins of the histograms of latent weights, over their box."""
+    mismatch_coordinates: Annotated[
+        int, NOT_NEGATIVE._replace(sentence="must not be negative; 0 leaves the comparison out")
+    ] = 4
     """Weights of each layer that compare gradient and flip, at a forward pass each; 0 leaves the comparison out."""
 
 
@@ -121,31 +150,40 @@ class Config:
     """One run, complete: the same config and seed give the same parameters, bit for bit, on the same machine."""
 
     name: str
-    epochs: int
-    batch_size: int
-    seed: int = 0
-    """Of the initialisation, the order of examples and the augmentation."""
+    epochs: Annotated[int, AT_LEAST_1]
+    batch_size: Annotated[int, AT_LEAST_1]
+    seed: Annotated[int, Rule(lambda value: 0 <= value < 2**32, "must be in [0, 2^32)")] = 0
+    """Decides the initialisation, the order of examples and the augmentation."""
     loss: str = "smoothed_multiclass_hinge"
-    precision: str = "float32"
-    """Of the activations while training: float32 or bfloat16; weights, statistics and sums are float32 either way."""
+    """A name in LOSSES; dfw takes multiclass_hinge or smoothed_multiclass_hinge."""
+    loss_options: Options = field(default_factory=dict, hash=False)
+    """Keyword arguments of the loss, as: smoothing 0.2 for label_smoothed_cross_entropy, temperature 2.0 for
+    smoothed_multiclass_hinge."""
+    precision: Annotated[str, Rule(lambda value: value in ("float32", "bfloat16"), "must be float32 or bfloat16")] = (
+        "float32"
+    )
+    """Dtype of the activations while training, float32 or bfloat16; weights, statistics and sums are float32 either
+    way."""
     regularizer: str = "none"
-    """Of the latent weights, added to the loss; not for dfw."""
-    regularizer_strength: float = 1e-6
-    """Lambda, of the sum over weights."""
+    """What is added to the loss for the latent weights, as manhattan; not for dfw."""
+    regularizer_strength: Annotated[float, NOT_NEGATIVE] = 1e-6
+    """Lambda, by which the regularizer's sum over weights is multiplied."""
     regularizer_schedule: str = "constant"
-    """Of lambda, one of those of the learning rate."""
+    """How lambda falls: constant, cosine, linear, exponential or staircase."""
+    regularizer_schedule_options: Options = field(default_factory=dict, hash=False)
+    """Keyword arguments of lambda's schedule, as: final_share 1e-2 for exponential."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     optimizers: Annotated[tuple[OptimConfig, ...], tyro.conf.Suppress] = ()
     """The settings that a comparison uses, one for each optimizer."""
-    tune_epochs: int = 1
+    tune_epochs: Annotated[int, AT_LEAST_1] = 1
     """Epochs of each trial of --tune."""
-    scan_steps: int = 50
+    scan_steps: Annotated[int, AT_LEAST_1] = 50
     """At most so many training steps in one jitted call; between calls, which end within about three seconds where a
     step does, progress shows and an interrupt saves."""
-    checkpoint_every_epochs: int = 1
+    checkpoint_every_epochs: Annotated[int, AT_LEAST_1] = 1
     diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
 
 
@@ -230,7 +268,7 @@ def from_dict(values: dict[str, Any]) -> Config:
                 value = build(types[key], value, f"{prefix}{key}.")
             elif key == "optimizers":
                 value = tuple(build(OptimConfig, item, "optimizers.") for item in value)
-            elif types[key] == Options:
+            elif typing.get_origin(types[key]) is dict:
                 value = {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
             made[key] = tuple(value) if isinstance(value, list) else value
         return dataclass_type(**made)

@@ -46,7 +46,7 @@ def _checks(experiment: Experiment, names: list[str], state: TrainState, images:
         modules.clear()
         with nn.intercept_methods(note):
             (logits, _), _ = forward(experiment, state, params, x, key)
-        return experiment.loss(logits, labels).mean(), flags
+        return experiment.loss.apply(logits, labels).mean(), flags
 
     (value, flags), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
     checks = [(f"the parameter {_path(path)}", _finite(leaf)) for path, leaf in _leaves(state.params)]

@@ -10,15 +10,15 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from bnn_jax.losses import LOSSES
+from bnn_jax.losses import Loss, make_loss
 from bnn_jax.models.build import build_model
 from bnn_jax.optim import latent_box, make_optimizer
 from bnn_jax.optim.frozen import train_only
 from bnn_jax.regularizers import REGULARIZERS, penalty
-from bnn_jax.schedules import SCHEDULES
+from bnn_jax.schedules import make_schedule
 from bnn_jax.training.config import Config, DataConfig, DiagnosticsConfig, DistillationConfig, ModelConfig
 from bnn_jax.training.diagnostics import histogram_bounds
-from bnn_jax.types import LossFunction, Params
+from bnn_jax.types import Params
 
 HyperParameters: TypeAlias = dict[str, float | Array]
 """Those that are arguments of the training program: `learning_rate`, `momentum`, `weight_decay` of the optimizer, and
@@ -38,7 +38,7 @@ class Experiment(NamedTuple):
     """The functions that a training step is made of."""
 
     model: nn.Module
-    loss: LossFunction
+    loss: Loss
     optimizer: optax.GradientTransformationExtraArgs
     box: Callable[[Params], Any] | None
     learning_rate: Callable[[Array], Array]
@@ -86,7 +86,7 @@ def make_experiment(
     model = make_model(config.model, num_classes=info.num_classes)
     optim = config.optim
     box = latent_box(*optim.latent_box) if optim.latent_box else None
-    schedule = SCHEDULES[optim.schedule](optim.learning_rate, total_steps)
+    schedule = make_schedule(optim.schedule, optim.learning_rate, total_steps, **optim.schedule_options)
     optimizer = make_optimizer(
         optim.name,
         learning_rate=schedule,
@@ -95,11 +95,12 @@ def make_experiment(
         box=box,
         total_steps=total_steps,
         scale_latent=optim.scale_latent,
+        **optim.options,
     )
     optimizer = train_only(optimizer, optim.train_only) if optim.train_only else optimizer
     return Experiment(
         model=model,
-        loss=LOSSES[config.loss],
+        loss=make_loss(config.loss, **config.loss_options),
         optimizer=optimizer,
         box=box,
         learning_rate=schedule,
@@ -121,6 +122,7 @@ def _make_penalty(config: Config, total_steps: int) -> Callable[[Params, Array],
     """(params, step) -> the regularizer's share of the objective."""
     if config.regularizer == "none":
         return None
-    strength = SCHEDULES[config.regularizer_schedule](config.regularizer_strength, total_steps)
+    options = config.regularizer_schedule_options
+    strength = make_schedule(config.regularizer_schedule, config.regularizer_strength, total_steps, **options)
     regularizer = REGULARIZERS[config.regularizer]
     return lambda params, step: strength(step) * penalty(params, regularizer)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from bnn_jax.data import augment, normalize
 from bnn_jax.distillation import Outputs, distilled, enqueue, initial_keys
 from bnn_jax.layers import widened
-from bnn_jax.losses import augmented_margins, multiclass_hinge, smoothed_multiclass_hinge
+from bnn_jax.losses import augmented_margins
 from bnn_jax.optim import DeepFrankWolfeState
 from bnn_jax.training.devices import data_shards, keep_sharding, shard_batch
 from bnn_jax.training.diagnostics import COLLECTION, count_flips, diagnose, no_flips, tap_quantizers
@@ -64,7 +64,7 @@ def _objective(
     experiment: Experiment, labels: Labels, taught: Outputs | None, keys: Array | None, outputs: Outputs
 ) -> tuple[Array, dict[str, Array]]:
     """What is differentiated, less the regularizer, and the parts that a teacher adds."""
-    loss = experiment.loss(outputs.logits, labels).mean()
+    loss = experiment.loss.apply(outputs.logits, labels).mean()
     if taught is None:
         return loss, {}
     settings = experiment.distillation
@@ -151,9 +151,8 @@ def train_step(
         added, decay = jax.value_and_grad(experiment.penalty)(state.params, state.step)
         gradient = jax.tree.map(jnp.add, gradient, decay)
     updates, opt_state = experiment.optimizer.update(gradient, state.opt_state, state.params, value=objective, **inner)
-    monitored = multiclass_hinge if experiment.loss is smoothed_multiclass_hinge else experiment.loss
     metrics = {
-        "loss": monitored(logits, labels).mean(),
+        "loss": experiment.loss.monitored(logits, labels).mean(),
         "objective": objective,
         "accuracy": (logits.argmax(axis=1) == labels).mean(),
         "learning_rate": jnp.asarray(experiment.learning_rate(state.step), jnp.float32),
@@ -185,7 +184,7 @@ def diagnose_step(experiment: Experiment, state: TrainState, images: Images, lab
     def loss(params):
         with tap_quantizers():
             (logits, _), updated = forward(experiment, state, params, x, key, COLLECTION)
-        return experiment.loss(logits, labels).mean(), updated.get(COLLECTION, {})
+        return experiment.loss.apply(logits, labels).mean(), updated.get(COLLECTION, {})
 
     return diagnose(
         loss,
@@ -258,8 +257,7 @@ def evaluate(
         x = normalize(images[indices], mean=experiment.info.mean, std=experiment.info.std)
         x = shard_batch(x, experiment.devices)
         logits, _ = experiment.model.apply({"params": params} | model_state, x, train=False)
-        monitored = multiclass_hinge if experiment.loss is smoothed_multiclass_hinge else experiment.loss
-        losses = jnp.where(counted, monitored(logits, labels[indices]), 0)
+        losses = jnp.where(counted, experiment.loss.monitored(logits, labels[indices]), 0)
         correct = counted & (logits.argmax(axis=1) == labels[indices])
         return (totals[0] + losses.sum(), totals[1] + correct.sum()), None
 

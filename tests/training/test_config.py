@@ -3,11 +3,15 @@
 import dataclasses
 import runpy
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from bnn_jax.errors import UsageError
+from bnn_jax.losses import multiclass_hinge, smoothed_multiclass_hinge
 from bnn_jax.training.config import (
     Config,
     DataConfig,
@@ -20,6 +24,8 @@ from bnn_jax.training.config import (
     select_optimizer,
     to_dict,
 )
+from bnn_jax.training.experiment import ImageInfo, make_experiment
+from bnn_jax.training.programs import make_programs
 from bnn_jax.training.validation import validate
 
 ROOT = Path(__file__).parents[2]
@@ -117,6 +123,59 @@ def changed(**changes):
             {"optim__name": "bop", "optim__latent_box": (-0.5, 0.5)},
             r"`optim\.latent_box` \(=\(-0\.5, 0\.5\)\) must contain -1 and 1 for bop",
         ),
+        (
+            {"optim__name": "bop", "optim__options": {"treshold": 1e-6}},
+            r"`optim\.options` \(='treshold'\) is not known; did you mean 'threshold'\?",
+        ),
+        (
+            {"optim__name": "bop", "optim__options": {"threshold": -1.0}},
+            r"^bop cannot be made: `threshold` \(=-1\.0\) must not be negative; 1e-6 is usual$",
+        ),
+        (
+            {"optim__name": "bop", "optim__options": {"adaptivity_rate": 2}},
+            r"^bop cannot be made: `adaptivity_rate` \(=2\) must be in \[0, 1\]; 1e-4 is usual$",
+        ),
+        (
+            {"optim__name": "bnew", "optim__options": {"order": "between"}},
+            r"""^bnew cannot be made: `order` \(='between'\) must be "before" or "after" the step of the optimizer$""",
+        ),
+        ({"optim__options": {"epsilon": "small"}}, r"^`epsilon` \(='small'\) must be a number$"),
+        (
+            {"optim__name": "adam", "loss": "cross_entropy", "optim__options": {"b2": 1.0}},
+            r"^adam cannot be made: `b2` \(=1\.0\) must be in \[0, 1\); 0\.999 is usual$",
+        ),
+        (
+            {"optim__name": "sgd", "loss": "cross_entropy", "optim__options": {"nesterov": 1}},
+            r"^`nesterov` \(=1\) must be True or False$",
+        ),
+        (
+            {"optim__schedule_options": {"stages": 3}},
+            r"^`optim\.schedule_options` \(='stages'\) is not known; there is no option to set, leave it out$",
+        ),
+        (
+            {"optim__schedule": "staircase", "optim__schedule_options": {"stage": 3}},
+            r"`optim\.schedule_options` \(='stage'\) is not known; did you mean 'stages'\?",
+        ),
+        (
+            {"optim__schedule": "staircase", "optim__schedule_options": {"stages": 0}},
+            r"^staircase cannot be made: `stages` \(=0\) must be at least 1; 5 is usual$",
+        ),
+        (
+            {"optim__schedule": "staircase", "optim__schedule_options": {"stages": 2.5}},
+            r"^`stages` \(=2\.5\) must be a whole number$",
+        ),
+        (
+            {"regularizer_schedule": "exponential", "regularizer_schedule_options": {"final_share": 0.0}},
+            r"^exponential cannot be made: `final_share` \(=0\.0\) must be positive; 1e-3 is usual$",
+        ),
+        (
+            {"loss_options": {"temperature": 0.0}},
+            r"^smoothed_multiclass_hinge cannot be made: `temperature` \(=0\.0\) must be positive; 1 is usual$",
+        ),
+        (
+            {"loss_options": {"smoothing": 0.2}},
+            r"`loss_options` \(='smoothing'\) is not known; choose one of: temperature",
+        ),
     ],
 )
 def test_what_cannot_run_is_refused(changes, message):
@@ -139,17 +198,71 @@ def test_overrides_from_the_command_line():
 
 
 @pytest.mark.parametrize(
-    ("words", "value"),
+    ("option", "words", "value"),
     [
-        (["extra_layers", "1"], {"extra_layers": 1}),
-        (["stage_sizes", "1", "2"], {"stage_sizes": (1, 2)}),
-        (["reduction", "2.7", "2.2"], {"reduction": (2.7, 2.2)}),
+        ("model.options", "extra_layers 1", {"extra_layers": 1}),
+        ("model.options", "stage_sizes 1 2", {"stage_sizes": (1, 2)}),
+        ("model.options", "reduction 2.7 2.2", {"reduction": (2.7, 2.2)}),
+        ("optim.options", "epsilon 1e-4", {"epsilon": 1e-4}),
+        ("optim.schedule-options", "stages 3 factor 0.2", {"stages": 3, "factor": 0.2}),
+        ("loss-options", "temperature 2.0", {"temperature": 2.0}),
+        ("regularizer-schedule-options", "final_share 0.5", {"final_share": 0.5}),
     ],
 )
-def test_options_of_networks_on_the_command_line_and_in_json(words, value):
-    config = parse(Arguments, argv=["--model.options", *words]).settings
-    assert repr(config.model.options) == repr(value)  # 1 is equal to 1.0, but no size
+def test_options_on_the_command_line_and_in_json(option, words, value):
+    config = parse(Arguments, argv=[f"--{option}", *words.split()]).settings
+    assert repr(attrgetter(option.replace("-", "_"))(config)) == repr(value)  # 1 is equal to 1.0, but no size
     assert from_dict(to_dict(config)) == config
+
+
+def test_a_config_of_an_earlier_version_has_no_options():
+    values = to_dict(CONFIG)
+    for key in ("loss_options", "regularizer_schedule_options"):
+        assert values.pop(key) == {}
+    for optim in (values["optim"], *values["optimizers"]):
+        assert optim.pop("options") == optim.pop("schedule_options") == {}
+    assert from_dict(values) == CONFIG
+
+
+def test_options_reach_what_they_are_for():
+    """The experiment of a config with options is made of the functions with these options."""
+    config = changed(
+        optim__options={"epsilon": 10.0},
+        optim__schedule="staircase",
+        optim__schedule_options={"stages": 2, "factor": 0.5},
+        loss_options={"temperature": 3.0},
+        model__name="lenet",
+    )
+    info = ImageInfo((8, 8, 1), 10, (0.5,), (0.5,))
+    experiment = make_experiment(validate(config), info, total_steps=10)
+    assert [float(experiment.learning_rate(step)) for step in (0, 4, 5, 9)] == [1.0, 1.0, 0.5, 0.5]
+    logits, labels = jnp.array([[0.3, 0.5, -1.0]]), jnp.array([2])
+    expected = smoothed_multiclass_hinge(logits, labels, temperature=3.0)
+    np.testing.assert_array_equal(experiment.loss.apply(logits, labels), expected)
+    np.testing.assert_array_equal(experiment.loss.monitored(logits, labels), multiclass_hinge(logits, labels))
+    w = {"kernel": jnp.ones(1)}
+    _, state = experiment.optimizer.update(w, experiment.optimizer.init(w), w, value=jnp.array(1.0))
+    assert float(state.gamma) == pytest.approx(1 / 11)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optim__options": {"epsilon": 1e-4}},
+        {"optim__schedule": "staircase", "optim__schedule_options": {"factor": 0.5}},
+        {"loss_options": {"temperature": 2.0}},
+        {"regularizer_schedule_options": {"final_share": 0.5}, "regularizer_schedule": "exponential"},
+    ],
+    ids=lambda changes: min(changes),
+)
+def test_other_options_are_another_program(changes):
+    """Options do not enter hashes, for they are dicts; equal hashes are compared."""
+    info = ImageInfo((8, 8, 1), 10, (0.5,), (0.5,))
+    default = changed(**{key: value for key, value in changes.items() if "options" not in key}, model__name="lenet")
+    other = changed(**changes, model__name="lenet")
+    assert hash(default) == hash(other)
+    programs = [make_programs(config, info, examples=16) for config in (default, other, default, other)]
+    assert programs[0] is programs[2] is not programs[1] is programs[3]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from bnn_jax.data import Dataset, Split
 from bnn_jax.errors import UsageError
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense
-from bnn_jax.losses import LOSSES
+from bnn_jax.losses import cross_entropy
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, make_quantizer
 from bnn_jax.training.checkpoint import restore_checkpoint
 from bnn_jax.training.config import Config, DiagnosticsConfig, ModelConfig, OptimConfig
@@ -332,7 +332,7 @@ def test_saturation_balance_and_mismatch_of_training(trained):
                 mutable=["batch_stats", "intermediates"],
                 capture_intermediates=lambda module, _: isinstance(module, BatchNorm),
             )
-            return LOSSES["cross_entropy"](logits, trained["labels"]).mean(), captured["intermediates"]
+            return cross_entropy(logits, trained["labels"]).mean(), captured["intermediates"]
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
