@@ -121,7 +121,7 @@ def check_options(argument: str, function: Callable, options: Mapping[str, Any])
             raise unknown_name(argument, name, defaults)
         for kinds, takes, rule in _KINDS:
             if isinstance(defaults[name], kinds):
-                require(name, repr(value), takes(value), rule, error=UsageError)
+                require(name, value, takes(value), rule, error=UsageError)
                 break
 
 

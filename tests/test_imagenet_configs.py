@@ -81,7 +81,7 @@ def test_the_stages_that_a_header_names_can_start(recipe, name):
         ),
         (
             DataConfig("mnist", preprocessing="resize_crop"),
-            r"`data.preprocessing` \(=resize_crop\) is for images that are read from disk; set `data.stream`",
+            r"`data.preprocessing` \(='resize_crop'\) is for images that are read from disk; set `data.stream`",
         ),
         (
             DataConfig("mnist", stream=True, image_size=64),

@@ -78,7 +78,7 @@ def push_to_bounds(
     require("rate", rate, lambda r: r >= 0, "must not be negative", "1e-4 is usual")
     share = "must be in [0, 1], a share of `total_steps`"
     require("freeze_from", freeze_from, lambda f: (f >= 0) & (f <= 1), share)
-    require("order", repr(order), order in ORDERS, 'must be "before" or "after" the step of the optimizer')
+    require("order", order, order in ORDERS, 'must be "before" or "after" the step of the optimizer')
 
     def init_fn(params):
         _finite_box(box, params)

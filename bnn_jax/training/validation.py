@@ -169,7 +169,7 @@ def _check_exact_step(config: Config) -> None:
     for argument, value, holds, rule in (
         (
             "loss",
-            repr(config.loss),
+            config.loss,
             LOSSES[config.loss].piecewise_linear,
             f"does not go with {name}, {exact}; choose {linear}, or another optimizer",
         ),
@@ -191,7 +191,7 @@ def _check_exact_step(config: Config) -> None:
 
 def _check_distillation(taught: DistillationConfig) -> None:
     for name, weight in taught.losses.items():
-        _require("distillation.losses", f"{name} {weight}", weight > 0, f"must have positive weights; leave {name} out")
+        _require("distillation.losses", {name: weight}, weight > 0, f"must have positive weights; leave {name} out")
     _require(
         "distillation.label_weight",
         taught.label_weight,

@@ -105,14 +105,14 @@ def changed(**changes):
         ),
         (
             {"distillation__losses": {"attention": 0.0}, "optim__name": "adam", "loss": "cross_entropy"},
-            r"`distillation\.losses` \(=attention 0\.0\) must have positive weights; leave attention out",
+            r"`distillation\.losses` \(={'attention': 0\.0}\) must have positive weights; leave attention out",
         ),
         ({"distillation__losses": {"attention": 1.0}}, r"`distillation\.losses` \(=.*\) do not go with dfw"),
         ({"distillation__label_weight": 0.0}, r"`distillation\.label_weight` \(=0\.0\) must be 1 without"),
         ({"distillation__label_weight": -1.0}, r"`distillation\.label_weight` \(=-1\.0\) must not be negative"),
         ({"distillation__temperature": 0.0}, r"`distillation\.temperature` \(=0\.0\) must be positive"),
         ({"distillation__queue_size": 0}, r"`distillation\.queue_size` \(=0\) must be at least 1"),
-        ({"regularizer": "tang"}, r"`regularizer` \(=tang\) does not go with dfw"),
+        ({"regularizer": "tang"}, r"`regularizer` \(='tang'\) does not go with dfw"),
         ({"regularizer_strength": -1.0}, r"`regularizer_strength` \(=-1\.0\) must not be negative"),
         ({"optim__scale_latent": True}, r"`optim\.scale_latent` \(=True\) is for adam, sgd, polyak_sgd and momo"),
         (
