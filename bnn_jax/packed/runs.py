@@ -9,7 +9,7 @@ import flax.linen as nn
 from bnn_jax.data import Dataset, ImageStream
 from bnn_jax.errors import UsageError
 from bnn_jax.packed.freezing import freeze
-from bnn_jax.stages.stage import load_network
+from bnn_jax.stages.teachers import load_network
 from bnn_jax.training.config import Config, ModelConfig
 from bnn_jax.training.experiment import make_model
 from bnn_jax.training.input_pipeline import load_data

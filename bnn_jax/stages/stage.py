@@ -1,30 +1,26 @@
 """Training in stages: each one an ordinary run that may start from, and be taught by, a run before it.
 
 A workdir holds a folder a stage, each that of an ordinary run (see `bnn_jax.training.loop`) and `stage.json`: from
-which variables, named by their hash, the stage started, which of them were carried over, and who taught it.
+which variables, named by their hash, the stage started, which of them it took over, and who taught it.
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from flax.traverse_util import flatten_dict
-
+from bnn_jax.checks import look_up
 from bnn_jax.data import Dataset, ImageStream
 from bnn_jax.errors import UsageError, unknown_name
-from bnn_jax.stages.warm_start import TRANSFERS, Carried, Transfer, Variables
-from bnn_jax.training.checkpoint import restore_checkpoint
+from bnn_jax.stages.teachers import fingerprint, load_network
+from bnn_jax.stages.warm_start import TRANSFERS, Transfer, Variables, WarmStart
 from bnn_jax.training.config import Config
 from bnn_jax.training.input_pipeline import load_data
 from bnn_jax.training.loop import train
 from bnn_jax.training.programs import Teacher, programs_of, state_shapes
 from bnn_jax.training.progress import OnProgress, silent
-from bnn_jax.training.run_folder import read_config, recorded, why_rejected, write_checksummed
+from bnn_jax.training.run_folder import recorded, write_checksummed
 from bnn_jax.training.validation import validate
 
 
@@ -36,9 +32,9 @@ class Stage:
       name: of the stage and of its folder.
       config: the run, complete: its own network, quantizers, optimizer, epochs and losses.
       initialise_from: name of an earlier stage, or folder of a finished run; None starts from random weights.
-      teacher: likewise, of the network that teaches the losses of `config.distillation`; it sees the same images, in
-        evaluation mode, and does not change.
-      transfer: how variables are carried over: a name of TRANSFERS, or a function.
+      teacher: name of an earlier stage, or folder of a finished run, whose network teaches the losses of
+        `config.distillation`; it sees the same images, in evaluation mode, and does not change.
+      transfer: how variables are taken over: a name of TRANSFERS, or a function.
       which: variables of `initialise_from` and `teacher`: "best", those of the best validation epoch, or "last".
     """
 
@@ -124,15 +120,16 @@ def run_stages(
             return None if name is None else load_network(_folder_of(name, names, workdir), data, which=which)
 
         origin, teacher = of_stage(stage.initialise_from), of_stage(stage.teacher)
-        carried = None if origin is None else carry(stage, origin.variables, data)
-        record = _claim(stage, workdir / stage.name, origin, teacher, carried)
-        announce(f"{label}: {_describe(stage, carried)}")
+        start = None if origin is None else _warm_start(stage, origin.variables, data)
+        record = _record_of(stage, origin, teacher, start)
+        _write_record(stage, workdir / stage.name, record)
+        announce(f"{label}: {_describe(stage, start)}")
         results[stage.name] = train(
             stage.config,
             workdir / stage.name,
             dataset=data,
             on_progress=lambda done, total, text, label=label: on_progress(done, total, f"{label}  {text}"),
-            warm_start=None if carried is None else carried.variables,
+            warm_start=None if start is None else start.variables,
             teacher=teacher,
             stage=record,
             **training,
@@ -158,93 +155,63 @@ def replace_stage(stages: Sequence[Stage], name: str, folder: str | Path) -> lis
     ]
 
 
-def load_network(
-    folder: str | Path, dataset: Dataset | ImageStream, *, which: Literal["best", "last"] = "best"
-) -> Teacher:
-    """The network of a run: its settings and variables.
-
-    Args:
-      folder: of the run.
-      dataset: with the image shape and classes that it was trained for.
-      which: the variables of the best validation epoch, or those of the newest checkpoint.
-
-    Raises:
-      UsageError: if there is no run, no checkpoint, or it was trained for images or classes of another kind.
-    """
-    folder = Path(folder)
-    config = read_config(folder)
-    like = state_shapes(programs_of(config, dataset))
-    restored = restore_checkpoint(folder / "checkpoints", like, why_rejected=partial(why_rejected, config))
-    if restored is None:
-        raise UsageError(f"`folder` (={folder}) holds no checkpoint yet; train it first")
-    found = restored.state.best if which == "best" else restored.state.train
-    return Teacher(config.model, {"params": found.params, **found.model_state})
-
-
-def carry(stage: Stage, source: Variables, dataset: Dataset | ImageStream) -> Carried:
+def _warm_start(stage: Stage, source: Variables, dataset: Dataset | ImageStream) -> WarmStart:
     """What `stage` takes over from the variables `source`.
 
     Raises:
       UsageError: if that is nothing.
     """
-    programs = programs_of(stage.config, dataset)
-    like = state_shapes(programs).train
-    transfer = TRANSFERS[stage.transfer] if isinstance(stage.transfer, str) else stage.transfer
-    carried = transfer(source, {"params": like.params, **like.model_state})
-    if not carried.names:
-        name, reason = next(iter(carried.initialised.items()))
+    like = state_shapes(programs_of(stage.config, dataset)).train
+    transfer = look_up("transfer", stage.transfer, TRANSFERS)
+    start = transfer(source, {"params": like.params, **like.model_state})
+    if not start.names:
+        name, reason = next(iter(start.initialised.items()))
         raise UsageError(
-            f"`initialise_from` (={stage.initialise_from!r}) of stage {stage.name!r} has nothing to carry over: no "
+            f"`initialise_from` (={stage.initialise_from!r}) of stage {stage.name!r} has nothing to take over: no "
             f"variable agrees in name and shape, {name} is {reason}; choose networks of one family and width"
         )
-    return carried
-
-
-def fingerprint(variables: Variables) -> str:
-    """SHA-256 of the variables: names, dtypes, shapes and bits.
-
-    >>> a, b = ({"params": {"w": np.array([x])}} for x in (0.0, -0.0))
-    >>> fingerprint(a) == fingerprint(a), fingerprint(a) == fingerprint(b)
-    (True, False)
-    """
-    digest = hashlib.sha256()
-    for name, leaf in sorted(flatten_dict(variables, sep="/").items()):
-        array = np.asarray(leaf)
-        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+    return start
 
 
 def _folder_of(name: str, names: Sequence[str], workdir: Path) -> Path:
     return workdir / name if name in names else Path(name)
 
 
-def _describe(stage: Stage, carried: Carried | None) -> str:
-    if carried is None:
-        start = "starts from random weights"
+def _describe(stage: Stage, start: WarmStart | None) -> str:
+    if start is None:
+        said = "starts from random weights"
     else:
-        start = f"takes {len(carried.names)} variables from {stage.initialise_from}"
-        start += f", {len(carried.initialised)} are initialised" if carried.initialised else ""
-    return start + (f"; taught by {stage.teacher}" if stage.teacher else "")
+        said = f"takes {len(start.names)} variables from {stage.initialise_from}"
+        said += f", {len(start.initialised)} are initialised" if start.initialised else ""
+    return said + (f"; taught by {stage.teacher}" if stage.teacher else "")
 
 
-def _claim(stage: Stage, folder: Path, origin: Teacher | None, teacher: Teacher | None, carried: Carried | None):
-    """Compare with the `stage.json` that is there, or write it; return what it holds."""
+def _record_of(
+    stage: Stage, origin: Teacher | None, teacher: Teacher | None, start: WarmStart | None
+) -> dict[str, Any]:
+    """What `stage.json` holds."""
 
     def run(name, network):
         hashed = None if network is None else fingerprint(network.variables)
         return None if network is None else {"run": name, "which": stage.which, "sha256": hashed}
 
-    record = {
+    named = isinstance(stage.transfer, str)
+    return {
         "initialise_from": run(stage.initialise_from, origin),
-        "transfer": stage.transfer
-        if isinstance(stage.transfer, str)
-        else getattr(stage.transfer, "__name__", "function"),
+        "transfer": stage.transfer if named else getattr(stage.transfer, "__name__", "function"),
         "teacher": run(stage.teacher, teacher),
-        "carried": None if carried is None else list(carried.names),
-        "initialised": None if carried is None else carried.initialised,
-        "unused": None if carried is None else list(carried.unused),
+        "carried": None if start is None else list(start.names),
+        "initialised": None if start is None else start.initialised,
+        "unused": None if start is None else list(start.unused),
     }
+
+
+def _write_record(stage: Stage, folder: Path, record: dict[str, Any]) -> None:
+    """Write `stage.json`, or compare with the one that is there.
+
+    Raises:
+      UsageError: if `folder` holds a run that is no stage, or a stage that was begun from something else.
+    """
     begun = recorded(folder, "stage")
     if not begun and (folder / "config.json").exists():
         raise UsageError(f"`workdir` holds a run in {folder} that is no stage; choose another `--workdir`")
@@ -258,7 +225,6 @@ def _claim(stage: Stage, folder: Path, origin: Teacher | None, teacher: Teacher 
         )
     folder.mkdir(parents=True, exist_ok=True)
     write_checksummed(folder / "stage.json", record)
-    return record
 
 
 def _short(value: Any) -> str:

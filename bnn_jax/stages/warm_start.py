@@ -1,4 +1,4 @@
-"""What a run takes over from an earlier one: functions from its variables to those that start from given values."""
+"""Warm starts: functions from the variables of an earlier network to those that a new one starts from."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,14 +15,14 @@ Variables: TypeAlias = Mapping[str, Any]
 """Collections ("params", "batch_stats", ...) of nested dicts of arrays."""
 
 
-class Carried(NamedTuple):
-    """What a stage takes over from another one.
+class WarmStart(NamedTuple):
+    """What a network starts from that takes over variables of an earlier one.
 
     Attributes:
-      variables: those that start from given values, as collections of nested dicts.
+      variables: those that are taken over, as collections of nested dicts.
       names: of these variables, as params/stem/kernel.
-      initialised: name -> reason, of the variables that start as in any run.
-      unused: names of the earlier stage's variables that the new network has no place for.
+      initialised: name -> why it is not taken over, of the variables that are initialised as in any run.
+      unused: names of the earlier network's variables that the new one has no place for.
     """
 
     variables: Variables
@@ -31,12 +31,12 @@ class Carried(NamedTuple):
     unused: tuple[str, ...]
 
 
-Transfer: TypeAlias = Callable[[Variables, Variables], Carried]
-"""(variables of the earlier network, shapes of the new one's) -> what is carried over."""
+Transfer: TypeAlias = Callable[[Variables, Variables], WarmStart]
+"""(variables of the earlier network, shapes of the new one's) -> what the new one starts from."""
 
 
-def by_name(source: Variables, target: Variables, *, leave_out: Sequence[str] = ()) -> Carried:
-    """Carry over each variable that has the same name and shape in both networks.
+def by_name(source: Variables, target: Variables, *, leave_out: Sequence[str] = ()) -> WarmStart:
+    """Take over each variable that has the same name and shape in both networks.
 
     The `kernel` of a full-precision layer and the `latent_kernel` of a quantized one are the same name.
 
@@ -47,8 +47,8 @@ def by_name(source: Variables, target: Variables, *, leave_out: Sequence[str] = 
 
     >>> source = {"params": {"conv": {"kernel": jnp.ones(2)}, "head": {"bias": jnp.ones(3)}}}
     >>> target = {"params": {"conv": {"latent_kernel": jnp.zeros(2)}, "head": {"bias": jnp.zeros(4)}}}
-    >>> carried = by_name(source, target)
-    >>> print(carried.names, carried.initialised)
+    >>> start = by_name(source, target)
+    >>> print(start.names, start.initialised)
     ('params/conv/latent_kernel',) {'params/head/bias': 'of shape (3,), here (4,)'}
     """
     given, wanted = flatten_dict(source, sep="/"), flatten_dict(target, sep="/")
@@ -65,7 +65,7 @@ def by_name(source: Variables, target: Variables, *, leave_out: Sequence[str] = 
             found[name] = given[origin]
             used.add(origin)
     variables = unflatten_dict(found, sep="/")
-    return Carried(variables, tuple(found), initialised, tuple(name for name in given if name not in used))
+    return WarmStart(variables, tuple(found), initialised, tuple(name for name in given if name not in used))
 
 
 def _other_kernel(name: str) -> str:
@@ -73,32 +73,32 @@ def _other_kernel(name: str) -> str:
     return f"{layer}/{ {'kernel': LATENT_KERNEL, LATENT_KERNEL: 'kernel'}.get(last, last) }"
 
 
-def normalized(source: Variables, target: Variables) -> Carried:
-    """Carry over :func:`by_name`, every latent kernel divided by its largest magnitude, as TTQ starts.
+def normalized(source: Variables, target: Variables) -> WarmStart:
+    """Take over :func:`by_name`, every latent kernel divided by its largest magnitude, as TTQ starts.
 
     Reference: Zhu et al., Trained Ternary Quantization, 2017, arXiv:1612.01064.
     """
-    carried = by_name(source, target)
-    flat = flatten_dict(carried.variables, sep="/")
+    start = by_name(source, target)
+    flat = flatten_dict(start.variables, sep="/")
     for name, kernel in flat.items():
         if name.endswith(f"/{LATENT_KERNEL}"):
             flat[name] = kernel / jnp.maximum(jnp.abs(kernel).max(), jnp.finfo(kernel.dtype).tiny)
-    return carried._replace(variables=unflatten_dict(flat, sep="/"))
+    return start._replace(variables=unflatten_dict(flat, sep="/"))
 
 
-def decoupled(source: Variables, target: Variables) -> Carried:
-    """Carry over a coupled BinaryDuo network, decoupled: the new network computes what the old one did.
+def decoupled(source: Variables, target: Variables) -> WarmStart:
+    """Take over a coupled BinaryDuo network, decoupled: the new network computes what the old one did.
 
     Raises:
       UsageError: if a variable of the new network would have to be initialised.
 
     Reference: Kim et al., BinaryDuo, 2020, arXiv:2002.06517.
     """
-    carried = by_name(decouple_variables(source), target)
-    if carried.initialised:
-        name, reason = next(iter(carried.initialised.items()))
-        raise UsageError(f"`transfer` (='decoupled') must carry over every variable, but {name} is {reason}")
-    return carried
+    start = by_name(decouple_variables(source), target)
+    if start.initialised:
+        name, reason = next(iter(start.initialised.items()))
+        raise UsageError(f"`transfer` (='decoupled') must take over every variable, but {name} is {reason}")
+    return start
 
 
 TRANSFERS: dict[str, Transfer] = {
@@ -107,4 +107,4 @@ TRANSFERS: dict[str, Transfer] = {
     "normalized": normalized,
     "decoupled": decoupled,
 }
-"""The ways in which a stage starts from another one."""
+"""name -> how a stage takes over the variables of another one."""

@@ -15,7 +15,8 @@ import pytest
 
 from bnn_jax.data import Dataset, Split
 from bnn_jax.stages.recipes import RECIPES, bnn_plus
-from bnn_jax.stages.stage import check_stages, load_network, run_stages
+from bnn_jax.stages.stage import check_stages, run_stages
+from bnn_jax.stages.teachers import load_network
 from bnn_jax.stages.warm_start import by_name
 from bnn_jax.training.config import Config, ModelConfig, OptimConfig
 from bnn_jax.training.experiment import ImageInfo, make_experiment, make_model
@@ -184,9 +185,9 @@ def test_networks_teachers_and_predecessors_fit(recipe):
         assert {f"distillation_{name}" for name in stage.config.distillation.losses} <= set(metrics)
         variables[stage.name] = {"params": state.params, **state.model_state}
         if stage.initialise_from is not None and stage.transfer != "decoupled":
-            carried = by_name(variables[stage.initialise_from], variables[stage.name])
-            assert carried.unused == ()
-            assert all("quantizer" in name for name in carried.initialised)
+            start = by_name(variables[stage.initialise_from], variables[stage.name])
+            assert start.unused == ()
+            assert all("quantizer" in name for name in start.initialised)
 
 
 @pytest.fixture(scope="module")

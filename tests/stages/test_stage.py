@@ -1,4 +1,4 @@
-"""Stages: what is carried over, who teaches, that resuming changes no bit, and what is refused."""
+"""Stages: what is taken over, who teaches, that resuming changes no bit, and what is refused."""
 
 import json
 import shutil
@@ -14,7 +14,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from bnn_jax.data import Dataset, Split
 from bnn_jax.errors import UsageError
 from bnn_jax.optim import OPTIMIZERS
-from bnn_jax.stages.stage import Stage, fingerprint, load_network, replace_stage, run_stages
+from bnn_jax.stages.stage import Stage, replace_stage, run_stages
+from bnn_jax.stages.teachers import fingerprint, load_network
 from bnn_jax.stages.warm_start import TRANSFERS, by_name
 from bnn_jax.training.config import Config, DistillationConfig, ModelConfig, OptimConfig
 from bnn_jax.training.experiment import ImageInfo, make_experiment
@@ -250,7 +251,7 @@ def test_a_pattern_that_matches_nothing_is_refused(dataset, tmp_path):
         train(config, tmp_path, dataset=dataset)
 
 
-# ---- what is carried over
+# ---- what is taken over
 
 
 def shapes_of(model, classes=3):
@@ -276,22 +277,22 @@ def nested(flat):
 def test_wider_layers_are_initialised_and_reported():
     _, source = shapes_of(REAL)
     _, target = shapes_of(replace(MODEL, options={"stage_sizes": (2,)}), classes=5)
-    carried = by_name(nested(filled(source)), target)
-    assert carried.initialised["params/head/kernel"] == "of shape (4, 3), here (4, 5)"
-    assert carried.initialised["params/stage1_block2/conv1/latent_kernel"] == "not there"
-    assert set(carried.unused) == {"params/head/kernel", "params/head/bias"}
-    assert set(carried.names) | set(carried.initialised) == set(flatten_dict(target, sep="/"))
+    start = by_name(nested(filled(source)), target)
+    assert start.initialised["params/head/kernel"] == "of shape (4, 3), here (4, 5)"
+    assert start.initialised["params/stage1_block2/conv1/latent_kernel"] == "not there"
+    assert set(start.unused) == {"params/head/kernel", "params/head/bias"}
+    assert set(start.names) | set(start.initialised) == set(flatten_dict(target, sep="/"))
     left_out = TRANSFERS["without_head"](nested(filled(source)), source)
     assert left_out.initialised == {"params/head/kernel": "left out", "params/head/bias": "left out"}
 
 
-def test_learned_scales_start_from_the_carried_kernel():
+def test_learned_scales_start_from_the_kernel_that_is_taken_over():
     """BNN+ starts its scales at the median magnitude of the pretrained filters, not of random ones."""
     _, source = shapes_of(REAL)
     source = filled(source)
     experiment, target = shapes_of(replace(MODEL, kernel_quantizer="bnn_plus"))
-    carried = by_name(nested(source), target)
-    state = init_state(experiment, jnp.uint32(3), carried.variables)
+    start = by_name(nested(source), target)
+    state = init_state(experiment, jnp.uint32(3), start.variables)
     layer = state.params["stage1_block1"]["conv1"]
     kernel = np.asarray(source["params/stage1_block1/conv1/kernel"])
     np.testing.assert_array_equal(layer["latent_kernel"], kernel)
@@ -304,20 +305,20 @@ def test_ternary_training_starts_from_kernels_of_magnitude_one():
     _, source = shapes_of(REAL)
     source = filled(source, value=-3.0)
     _, target = shapes_of(replace(MODEL, kernel_quantizer="ttq"))
-    carried = flatten_dict(TRANSFERS["normalized"](nested(source), target).variables, sep="/")
+    start = flatten_dict(TRANSFERS["normalized"](nested(source), target).variables, sep="/")
     kernel = np.asarray(source["params/stage1_block1/conv2/kernel"], np.float64)
     np.testing.assert_allclose(
-        carried["params/stage1_block1/conv2/latent_kernel"], kernel / np.abs(kernel).max(), rtol=1e-6
+        start["params/stage1_block1/conv2/latent_kernel"], kernel / np.abs(kernel).max(), rtol=1e-6
     )
-    np.testing.assert_array_equal(carried["params/stem/kernel"], source["params/stem/kernel"])
+    np.testing.assert_array_equal(start["params/stem/kernel"], source["params/stem/kernel"])
 
 
-def test_nothing_to_carry_over_is_an_error(finished, dataset, tmp_path):
+def test_nothing_to_take_over_is_an_error(finished, dataset, tmp_path):
     workdir, _, _ = finished
     stage = Stage("lost", CONFIG, str(workdir / "real"), transfer=lambda source, target: by_name({}, target))
     with pytest.raises(
         UsageError,
-        match=r"`initialise_from` \(=.*\) of stage 'lost' has nothing to carry over: .* params/.* is not there",
+        match=r"`initialise_from` \(=.*\) of stage 'lost' has nothing to take over: .* params/.* is not there",
     ):
         run_stages([stage], tmp_path, dataset=dataset)
 
