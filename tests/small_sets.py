@@ -1,25 +1,53 @@
-"""Small image sets on disk for tests, in the layout of TFDS."""
+"""Small image sets on disk for tests, in the layout of TFDS, and what splits of them hold."""
 
 import gzip
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
+from bnn_jax.data import Dataset, Split
 from bnn_jax.data.prepare import MNIST_FILES, write_array_record
 
 
-def write_mnist(folder: Path, *, train: int = 95, test: int = 15) -> None:
+def write_idx(path: Path, values: np.ndarray, *, shape: tuple[int, ...] | None = None) -> None:
+    """A gzipped idx file of bytes, whose header says `shape`, by default the true one."""
+    shape = values.shape if shape is None else shape
+    header = bytes([0, 0, 8, len(shape)]) + b"".join(size.to_bytes(4, "big") for size in shape)
+    path.write_bytes(gzip.compress(header + values.tobytes()))
+
+
+def mnist_archives(folder: Path, train: Split, test: Split) -> list[Path]:
+    """The four files of an MNIST-like download in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / name for name in MNIST_FILES]
+    for path, values in zip(paths, (train.images[..., 0], train.labels, test.images[..., 0], test.labels)):
+        write_idx(path, values)
+    return paths
+
+
+def write_mnist(folder: Path, *, train: int = 95, test: int = 15, seed: int = 0) -> tuple[Split, Split]:
     """A tiny set in MNIST's layout; the first two pixels of an image tell its number."""
     made = []
     for count, first in ((train, 0), (test, 1000)):
-        images = np.random.default_rng(first).integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        images[:, 0, 0], images[:, 0, 1] = divmod(first + np.arange(count), 256)
-        made += [images, (np.arange(count) % 10).astype(np.uint8)]
+        images = np.random.default_rng(first + seed).integers(0, 256, (count, 28, 28, 1), dtype=np.uint8)
+        images[:, 0, 0, 0], images[:, 0, 1, 0] = divmod(first + np.arange(count), 256)
+        made.append(Split(images, (np.arange(count) % 10).astype(np.uint8)))
     downloads = folder / "downloads"
-    downloads.mkdir(parents=True)
-    for name, values in zip(MNIST_FILES, made):
-        sizes = b"".join(size.to_bytes(4, "big") for size in values.shape)
-        (downloads / name).write_bytes(gzip.compress(bytes([0, 0, 8, values.ndim]) + sizes + values.tobytes()))
-    write_array_record("mnist", [downloads / name for name in MNIST_FILES], data_dir=folder)
+    write_array_record("mnist", mnist_archives(downloads, *made), data_dir=folder)
     shutil.rmtree(downloads)
+    return tuple(made)
+
+
+def contents(*splits: Split) -> Counter:
+    """How often each image with its label occurs."""
+    return Counter(
+        (image.tobytes(), int(label)) for split in splits for image, label in zip(split.images, split.labels)
+    )
+
+
+def same_splits(a: Dataset, b: Dataset) -> bool:
+    """Whether two sets are divided alike, image by image."""
+    pairs = [(getattr(a, name), getattr(b, name)) for name in ("train", "validation", "test")]
+    return all(np.array_equal(x.images, y.images) and np.array_equal(x.labels, y.labels) for x, y in pairs)

@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Shaped
 
+from bnn_jax.checks import require
 from bnn_jax.types import Images, Key
 
 EIGENVALUES = (0.2175, 0.0188, 0.0045)
@@ -59,8 +60,7 @@ def random_crop(
     Reference: He et al., Deep Residual Learning for Image Recognition, 2016, arXiv:1512.03385, section 4.2 (padding 4).
     """
     _check_batch(images)
-    if operator.index(padding) < 0:
-        raise ValueError(f"`padding` (={padding}) must not be negative; 0 switches the crop off")
+    require("padding", padding, operator.index(padding) >= 0, "must not be negative", "0 switches the crop off")
     if padding == 0:
         return images
     padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
@@ -114,8 +114,7 @@ def lighting(
             f"`images` has {images.shape[-1]} channels and `pixel_std` shape {np.shape(pixel_std)}; lighting is for "
             "RGB, three of each"
         )
-    if std < 0:
-        raise ValueError(f"`std` (={std}) must not be negative; 0 switches lighting off")
+    require("std", std, std >= 0, "must not be negative", "0 switches lighting off")
     weights = std * jax.random.normal(key, (images.shape[0], 3)) * jnp.asarray([EIGENVALUES])
     colours = 255 * (weights @ jnp.asarray(EIGENVECTORS).T) / jnp.asarray([pixel_std], jnp.float32)
     return images + colours[:, None, None, :].astype(images.dtype)

@@ -27,6 +27,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
+from bnn_jax.checks import require
 from bnn_jax.data.records import Records, read_batch
 from bnn_jax.errors import RunError, UsageError
 
@@ -58,8 +59,7 @@ def padded_order(
     """
     order = np.arange(count) if np.ndim(count) == 0 else np.asarray(count)
     for name, value in (("count", len(order)), ("batch", batch), ("multiple", multiple)):
-        if value < 1:
-            raise ValueError(f"`{name}` (={value}) must be at least 1")
+        require(name, value, value >= 1, "must be at least 1")
     size = -(-batch // multiple) * multiple
     rows = np.full((-(-len(order) // size), size), -1, np.int32)
     rows.flat[: len(order)] = order
@@ -106,7 +106,7 @@ def batches(
     Raises:
       ValueError: for an order or numbers that do not go together.
       UsageError: if Grain is not installed; from the iterator, as :func:`bnn_jax.data.records.read_batch`.
-      RunError: from the iterator, likewise.
+      RunError: from the iterator, as :func:`bnn_jax.data.records.read_batch`.
     """
     order = np.asarray(order)
     _check(order, len(records), seed, epoch, workers, first_step, process_index, process_count)
@@ -138,8 +138,7 @@ def _check(order, examples, seed, epoch, workers, first_step, process_index, pro
             f"must divide the {order.shape[1]} columns of `order`; make it with padded_order(..., multiple)",
         ),
     ):
-        if not holds:
-            raise ValueError(f"`{name}` (={value}) {rule}")
+        require(name, value, holds, rule)
     if order.size and not -1 <= order.min() <= order.max() < examples:
         raise ValueError(
             f"`order` has indices {order.min()} to {order.max()}; the split has 0 to {examples - 1}, -1 is none"

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from queue import SimpleQueue
 from typing import Any
 
+from bnn_jax.checks import require
+
 
 class Prefetch:
     """An iterator that runs ahead in a thread, made by :func:`prefetch`.
@@ -75,8 +77,7 @@ def prefetch(source: Iterable[Any], put: Callable[[Any], Any], *, depth: int = 2
     ...     print(list(squares))
     [1, 4, 9]
     """
-    if depth < 1:
-        raise ValueError(f"`depth` (={depth}) must be at least 1; 2 is usual")
+    require("depth", depth, depth >= 1, "must be at least 1", "2 is usual")
     return Prefetch(source, put, depth)
 
 

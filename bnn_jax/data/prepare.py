@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bnn_jax.errors import RunError, UsageError
+from bnn_jax.files import replacing
 
 
 class CifarArchive(NamedTuple):
@@ -152,23 +153,20 @@ def fetch(url: str, path: Path, *, sha256: str, report: Callable[[str], None] = 
             )
         return
     report(f"downloading {url}")
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with urllib.request.urlopen(url, timeout=60) as response, part.open("wb") as file:
-            shutil.copyfileobj(response, file, 1 << 20)
-        if (found := _sha256(part)) != sha256:
-            raise RunError(
-                f"what {url} sent is not the official file (SHA-256 {found}, official {sha256}); "
-                "it was cut short or changed: run again"
-            )
-        os.replace(part, path)
+        with replacing(path) as draft:
+            with urllib.request.urlopen(url, timeout=60) as response, draft.open("wb") as file:
+                shutil.copyfileobj(response, file, 1 << 20)
+            if (found := _sha256(draft)) != sha256:
+                raise RunError(
+                    f"what {url} sent is not the official file (SHA-256 {found}, official {sha256}); "
+                    "it was cut short or changed: run again"
+                )
     except (OSError, http.client.HTTPException) as error:
         raise RunError(
             f"downloading {url} failed ({error}); "
             f"fetch it on a machine with a network, put it at {path}, and run the same command again"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _sha256(path: Path) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
+from bnn_jax.checks import require
 from bnn_jax.data.prepare import default_data_dir
 from bnn_jax.data.tfds_folder import decode_tfds_folder, files_of, find_tfds_folder
 from bnn_jax.errors import RunError, UsageError
@@ -126,8 +127,8 @@ def whole_number(argument: str, value: Any, *, at_least: int) -> int:
         number = operator.index(value)
     except TypeError:
         number = None
-    if number is None or isinstance(value, bool) or number < at_least:
-        raise UsageError(f"`{argument}` (={value!r}) must be a whole number, at least {at_least}")
+    holds = number is not None and not isinstance(value, bool) and number >= at_least
+    require(argument, value, holds, f"must be a whole number, at least {at_least}", error=UsageError)
     return number
 
 
@@ -228,10 +229,8 @@ def split_off_validation(
 
 
 def _check_validation_count(count: int, most: int) -> None:
-    if not 1 <= count <= most:
-        raise UsageError(
-            f"`validation_examples` (={count}) must be 1 to {most}, so that training and validation both have examples"
-        )
+    rule = f"must be 1 to {most}, so that training and validation both have examples"
+    require("validation_examples", count, 1 <= count <= most, rule, error=UsageError)
 
 
 def _take(split: Split, indices: np.ndarray) -> Split:

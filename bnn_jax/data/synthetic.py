@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from bnn_jax.checks import require
 from bnn_jax.data.prepare import import_tfds, write_examples
 from bnn_jax.data.sources import permutation
 from bnn_jax.errors import UsageError
@@ -51,7 +52,7 @@ def write_synthetic_imagenet(
       corrupt: files of each split that are cut short.
       grey, cmyk: shares of each split in these colour spaces, rounded up.
       short_side: the least and the greatest length of the shorter side, in pixels.
-      aspect: of width / height, likewise; drawn uniformly in the logarithm.
+      aspect: the least and the greatest width / height; drawn uniformly in the logarithm.
       seed: of sizes, noise and places.
 
     Returns:
@@ -164,5 +165,4 @@ def _check(sizes, classes, corrupt, grey, cmyk, short_side, aspect, seed) -> Non
         ("short_side", short_side, 1 <= short_side[0] <= short_side[1], "must be two lengths, the lesser one first"),
         ("aspect", aspect, 0 < aspect[0] <= aspect[1], "must be two positive ratios, the lesser one first"),
     ):
-        if not holds:
-            raise UsageError(f"`{name}` (={value}) {rule}")
+        require(name, value, holds, rule, error=UsageError)

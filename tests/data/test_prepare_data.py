@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import io
 import re
-import subprocess
 import sys
 import tarfile
 import urllib.error
@@ -13,31 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_sets import contents, mnist_archives, write_idx
 
-from bnn_jax.data import load_dataset, prepare, prepare_dataset
+from bnn_jax.data import Split, load_dataset, prepare, prepare_dataset
 from bnn_jax.data.prepare import ARCHIVES, CIFAR_ARCHIVES, MNIST_FILES, default_data_dir, fetch, write_array_record
 from bnn_jax.errors import RunError, UsageError
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_data.py"
 
 
 def random_set(count, shape, num_classes, seed):
     rng = np.random.default_rng(seed)
-    return rng.integers(0, 256, (count, *shape), dtype=np.uint8), rng.integers(0, num_classes, count, dtype=np.uint8)
-
-
-def write_idx(path, values, *, shape=None):
-    shape = values.shape if shape is None else shape
-    header = bytes([0, 0, 8, len(shape)]) + b"".join(size.to_bytes(4, "big") for size in shape)
-    path.write_bytes(gzip.compress(header + values.tobytes()))
-
-
-def mnist_archives(folder, train, test):
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / name for name in MNIST_FILES]
-    for path, values in zip(paths, (train[0][..., 0], train[1], test[0][..., 0], test[1])):
-        write_idx(path, values)
-    return paths
+    images = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
+    return Split(images, rng.integers(0, num_classes, count, dtype=np.uint8))
 
 
 def cifar_records(images, *labels):
@@ -59,26 +44,21 @@ def write_tar(path, members):
 
 def cifar10_members(train, test):
     folder = "cifar-10-batches-bin"
-    parts = [slice(i * len(train[1]) // 5, (i + 1) * len(train[1]) // 5) for i in range(5)]
+    parts = [slice(i * len(train) // 5, (i + 1) * len(train) // 5) for i in range(5)]
     batches = {
-        f"{folder}/data_batch_{i}.bin": cifar_records(train[0][part], train[1][part])
+        f"{folder}/data_batch_{i}.bin": cifar_records(train.images[part], train.labels[part])
         for i, part in enumerate(parts, start=1)
     }
     names = "\n".join(f"class {i}" for i in range(10)) + "\n\n"
-    return batches | {f"{folder}/test_batch.bin": cifar_records(*test), f"{folder}/batches.meta.txt": names.encode()}
-
-
-def examples(*splits):
-    """The images with their labels, in an order of their own."""
-    return sorted((image.tobytes(), int(label)) for images, labels in splits for image, label in zip(images, labels))
+    return batches | {
+        f"{folder}/test_batch.bin": cifar_records(test.images, test.labels),
+        f"{folder}/batches.meta.txt": names.encode(),
+    }
 
 
 def assert_holds(dataset, train, test):
-    found_train, found_validation, found_test = (
-        (split.images, split.labels) for split in (dataset.train, dataset.validation, dataset.test)
-    )
-    assert examples(found_train, found_validation) == examples(train)
-    assert examples(found_test) == examples(test)
+    assert contents(dataset.train, dataset.validation) == contents(train)
+    assert contents(dataset.test) == contents(test)
 
 
 def test_cifar10_comes_back_pixel_by_pixel(tmp_path):
@@ -93,17 +73,17 @@ def test_cifar10_comes_back_pixel_by_pixel(tmp_path):
 
 
 def test_cifar100_keeps_the_fine_label(tmp_path):
-    (train, fine), (test, test_fine) = random_set(12, (32, 32, 3), 100, 2), random_set(5, (32, 32, 3), 100, 3)
+    train, test = random_set(12, (32, 32, 3), 100, 2), random_set(5, (32, 32, 3), 100, 3)
     members = {
-        "cifar-100-binary/train.bin": cifar_records(train, fine // 5, fine),
-        "cifar-100-binary/test.bin": cifar_records(test, test_fine // 5, test_fine),
+        "cifar-100-binary/train.bin": cifar_records(train.images, train.labels // 5, train.labels),
+        "cifar-100-binary/test.bin": cifar_records(test.images, test.labels // 5, test.labels),
         "cifar-100-binary/coarse_label_names.txt": "\n".join(f"c{i}" for i in range(20)).encode(),
         "cifar-100-binary/fine_label_names.txt": "\n".join(f"f{i}" for i in range(100)).encode(),
     }
     archive = write_tar(tmp_path / "cifar-100-binary.tar.gz", members)
     write_array_record("cifar100", [archive], data_dir=tmp_path)
     dataset = load_dataset("cifar100", data_dir=tmp_path, cache_dir=tmp_path / "cache")
-    assert_holds(dataset, (train, fine), (test, test_fine))
+    assert_holds(dataset, train, test)
     assert dataset.num_classes == 100
 
 
@@ -124,8 +104,8 @@ def test_the_set_is_the_one_tfds_itself_reads(tmp_path):
     assert len(source) == 10
     for example in source:
         index = int(re.fullmatch(rb"train_(\d{5})", example["id"]).group(1))
-        np.testing.assert_array_equal(example["image"], train[0][index])
-        assert example["label"] == train[1][index]
+        np.testing.assert_array_equal(example["image"], train.images[index])
+        assert example["label"] == train.labels[index]
 
 
 @pytest.fixture
@@ -154,7 +134,7 @@ def test_prepare_downloads_verifies_and_writes(mnist_server, tmp_path):
     assert lines == [*downloads, f"writing {folder}"]
     dataset = load_dataset("mnist", data_dir=tmp_path / "sets", cache_dir=tmp_path / "cache")
     assert_holds(dataset, train, test)
-    assert not list((tmp_path / "sets").rglob("*.part"))
+    assert not list((tmp_path / "sets").rglob("*.tmp"))
 
     lines.clear()
     assert prepare_dataset("mnist", data_dir=tmp_path / "sets", report=lines.append) == folder
@@ -333,12 +313,14 @@ def test_an_unknown_name_ends_the_script_with_one_sentence(tmp_path, run_here):
     assert re.fullmatch(r"error: `name` \(='cifar1'\) must be one of .* did you mean 'cifar10'\?.*\n", found.stderr)
 
 
-def test_a_failed_download_ends_the_script_with_one_sentence(tmp_path, subprocess_env):
+def test_a_failed_download_ends_the_script_with_one_sentence(tmp_path, monkeypatch, run_here):
     # Port 9 answers nobody: the script meets a machine without network wherever the test runs.
-    proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
-    no_exceptions = {"no_proxy": "", "NO_PROXY": ""}
-    command = [sys.executable, "-W", "error", SCRIPT, "cifar10", "--data-dir", tmp_path]
-    found = subprocess.run(command, env=subprocess_env | proxies | no_exceptions, capture_output=True, text=True)
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setattr(urllib.request, "_opener", None)  # It keeps the proxies that it found first.
+    found = run_here("prepare_data", "cifar10", "--data-dir", tmp_path)
     assert found.returncode == 1
     message = r"error: downloading https://\S*/cifar-10-binary.tar.gz failed \(.*refused.*put it at.*\n"
     assert re.fullmatch(message, found.stderr)

@@ -5,23 +5,11 @@ from collections import Counter
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
+from small_sets import contents, same_splits
 
 from bnn_jax.data import Split, load_dataset
 from bnn_jax.data.sources import permutation, pixel_statistics, stratified
 from bnn_jax.errors import RunError, UsageError
-
-
-def content(*splits):
-    """How often each image with its label occurs."""
-    return Counter(
-        (image.tobytes(), int(label)) for split in splits for image, label in zip(split.images, split.labels)
-    )
-
-
-def same(a, b):
-    pairs = [(getattr(a, name), getattr(b, name)) for name in ("train", "validation", "test")]
-    return all(np.array_equal(x.images, y.images) and np.array_equal(x.labels, y.labels) for x, y in pairs)
-
 
 # -- digits
 
@@ -33,7 +21,7 @@ def test_digits_are_those_of_scikit_learn_divided_60_20_20():
         pixels = bytes(int(value * 255 / 16 + 0.5) for value in image.ravel())
         expected[pixels, int(target)] += 1
     splits = (digits.train, digits.validation, digits.test)
-    assert content(*splits) == expected
+    assert contents(*splits) == expected
     assert [split.images.shape for split in splits] == [(n, 8, 8, 1) for n in (1079, 359, 359)]
     assert all(split.images.dtype == np.uint8 and split.labels.dtype == np.int32 for split in splits)
     assert (digits.train.images.min(), digits.train.images.max()) == (0, 255)
@@ -51,8 +39,8 @@ def test_digits_keep_their_test_split_whatever_the_validation_split():
 
 
 def test_the_split_depends_on_the_seed_alone():
-    assert same(load_dataset("digits", split_seed=3), load_dataset("digits", split_seed=3))
-    assert not same(load_dataset("digits", split_seed=3), load_dataset("digits", split_seed=4))
+    assert same_splits(load_dataset("digits", split_seed=3), load_dataset("digits", split_seed=3))
+    assert not same_splits(load_dataset("digits", split_seed=3), load_dataset("digits", split_seed=4))
 
 
 def pcg64(state, increment, count):
@@ -107,7 +95,7 @@ def test_npz_is_divided_without_loss_or_overlap(tmp_path):
     made = arrays()
     dataset = load_dataset(str(npz(tmp_path)))
     train = Split(made["train_images"], made["train_labels"])
-    assert content(dataset.train, dataset.validation) == content(train)
+    assert contents(dataset.train, dataset.validation) == contents(train)
     assert (len(dataset.train.labels), len(dataset.validation.labels)) == (36, 4)
     np.testing.assert_array_equal(dataset.test.images, made["test_images"])
     np.testing.assert_array_equal(dataset.test.labels, made["test_labels"])
@@ -220,7 +208,7 @@ def test_a_damaged_npz_is_refused_or_harmless(tmp_path):
     for position in range(0, len(whole), 7):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x55]) + whole[position + 1 :])
         try:
-            assert same(load_dataset(str(path)), expected)
+            assert same_splits(load_dataset(str(path)), expected)
         except RunError as error:
             assert str(path) in str(error)
             refused += 1

@@ -1,52 +1,19 @@
 """TFDS folders, tiny ones written here: what is decoded, what is refused, and the cache in between."""
 
-import gzip
 import io
 import logging
 import os
 import shutil
 import subprocess
 import sys
-from collections import Counter
 
 import numpy as np
 import pytest
+from small_sets import contents, same_splits, write_mnist
 
-from bnn_jax.data import Split, load_dataset, prepare, sources
-from bnn_jax.data.prepare import MNIST_FILES, write_array_record
+from bnn_jax.data import load_dataset, prepare, sources
 from bnn_jax.data.tfds_folder import find_tfds_folder
 from bnn_jax.errors import RunError, UsageError
-
-
-def content(*splits):
-    """How often each image with its label occurs."""
-    return Counter(
-        (image.tobytes(), int(label)) for split in splits for image, label in zip(split.images, split.labels)
-    )
-
-
-def same(a, b):
-    pairs = [(getattr(a, name), getattr(b, name)) for name in ("train", "validation", "test")]
-    return all(np.array_equal(x.images, y.images) and np.array_equal(x.labels, y.labels) for x, y in pairs)
-
-
-def write_mnist(folder, *, train=60, test=15, seed=0):
-    """A tiny set in MNIST's layout in the data folder `folder`; its images and labels."""
-    rng = np.random.default_rng(seed)
-    made = [
-        rng.integers(0, 256, (train, 28, 28), dtype=np.uint8),
-        rng.integers(0, 10, train, dtype=np.uint8),
-        rng.integers(0, 256, (test, 28, 28), dtype=np.uint8),
-        rng.integers(0, 10, test, dtype=np.uint8),
-    ]
-    downloads = folder / "downloads"
-    downloads.mkdir(parents=True, exist_ok=True)
-    for name, values in zip(MNIST_FILES, made):
-        sizes = b"".join(size.to_bytes(4, "big") for size in values.shape)
-        (downloads / name).write_bytes(gzip.compress(bytes([0, 0, 8, values.ndim]) + sizes + values.tobytes()))
-    write_array_record("mnist", [downloads / name for name in MNIST_FILES], data_dir=folder)
-    shutil.rmtree(downloads)
-    return made
 
 
 @pytest.fixture
@@ -61,14 +28,10 @@ def load_mnist(sets, **options):
 
 
 def test_a_tfds_set_is_loaded_exactly(tmp_path):
-    train_images, train_labels, test_images, test_labels = write_mnist(tmp_path / "sets", train=95)
+    train, test = write_mnist(tmp_path / "sets")
     dataset = load_mnist(tmp_path / "sets")
-    train, test = (
-        Split(train_images[..., None], train_labels),
-        Split(test_images[..., None], test_labels),
-    )
-    assert content(dataset.train, dataset.validation) == content(train)
-    assert content(dataset.test) == content(test)
+    assert contents(dataset.train, dataset.validation) == contents(train)
+    assert contents(dataset.test) == contents(test)
     assert dataset.train.images.shape == (86, 28, 28, 1) and dataset.validation.labels.shape == (9,)
     assert (dataset.name, dataset.num_classes, dataset.note) == ("mnist", 10, "MNIST (PNG; TFDS 3.0.1)")
 
@@ -88,7 +51,7 @@ def test_images_stored_as_jpeg_are_reported(tmp_path, monkeypatch):
 
 def test_images_of_differing_sizes_are_refused(tmp_path, monkeypatch):
     png = prepare._png
-    monkeypatch.setattr(prepare, "_png", lambda image: png(image[: 20 + image[0, 0, 0] % 8]))
+    monkeypatch.setattr(prepare, "_png", lambda image: png(image[: 20 + image[0, 1, 0] % 8]))
     write_mnist(tmp_path / "sets")
     with pytest.raises(
         UsageError, match=r"train split of .*mnist/3.0.1 differ in size: \(2\d, 28\) at index 0, .* strea"
@@ -101,20 +64,20 @@ def test_the_second_load_reads_the_cache(sets, monkeypatch):
     assert [path.name for path in (sets.parent / "cache").iterdir()] == ["mnist-3.0.1.npz"]
     monkeypatch.setattr(sources, "decode_tfds_folder", lambda name, folder: pytest.fail("decoded again"))
     second = load_mnist(sets, split_seed=1)
-    assert same(first, second)
+    assert same_splits(first, second)
     assert (first.mean, first.std, first.num_classes, first.note) == (
         second.mean,
         second.std,
         second.num_classes,
         second.note,
     )
-    assert not same(first, load_mnist(sets, split_seed=2))
+    assert not same_splits(first, load_mnist(sets, split_seed=2))
 
 
 def test_the_cache_is_an_npz_that_can_be_given_by_path(sets):
     dataset = load_mnist(sets)
     carried = load_dataset(str(sets.parent / "cache" / "mnist-3.0.1.npz"))
-    assert same(dataset, carried)
+    assert same_splits(dataset, carried)
     assert carried.note == dataset.note
 
 
@@ -152,19 +115,18 @@ def test_a_spoilt_cache_is_made_anew(spoil, warning, sets, caplog):
     cache = sets.parent / "cache" / "mnist-3.0.1.npz"
     spoil(cache)
     caplog.clear()
-    assert same(load_mnist(sets), expected)
+    assert same_splits(load_mnist(sets), expected)
     assert len(caplog.messages) == 1 and warning in caplog.messages[0]
     caplog.clear()
-    assert same(load_mnist(sets), expected)
+    assert same_splits(load_mnist(sets), expected)
     assert caplog.messages == []
 
 
 def test_the_cache_follows_its_source(sets, caplog):
     load_mnist(sets)
     shutil.rmtree(sets / "mnist")
-    _, _, test_images, _ = write_mnist(sets, seed=1)
-    dataset = load_mnist(sets)
-    assert {image.tobytes() for image in dataset.test.images} == {image.tobytes() for image in test_images}
+    _, test = write_mnist(sets, seed=1)
+    assert contents(load_mnist(sets).test) == contents(test)
     assert "was not made from the files in" in caplog.text
     caplog.clear()
     shard = next((sets / "mnist" / "3.0.1").glob("*train*"))
@@ -216,7 +178,7 @@ def replace_in(path, old, new):
         ("dataset_info.json", '"array_record"', '"tfrecord"', UsageError, "stored as tfrecord, which needs TensorFlow"),
         ("dataset_info.json", '"name": "test"', '"name": "rest"', UsageError, "has no split 'test', only .*rest"),
         ("dataset_info.json", "{", "", RunError, "cannot be read as a TFDS folder"),
-        ("dataset_info.json", '"60"', '"61"', RunError, "the train split of .* is damaged .*copy or prepare the set"),
+        ("dataset_info.json", '"95"', '"96"', RunError, "the train split of .* is damaged .*copy or prepare the set"),
         ("features.json", '"uint8"', '"uint16"', UsageError, "are uint16 of shape .* 8-bit grey or RGB is read"),
         (
             "features.json",
