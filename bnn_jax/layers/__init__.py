@@ -1,7 +1,8 @@
 """Flax Linen layers that compute on integer codes."""
 
 from bnn_jax.layers.activations import PReLU, RPReLU
-from bnn_jax.layers.conv_dense import BinaryConv, BinaryDense
+from bnn_jax.layers.binary_conv import BinaryConv
+from bnn_jax.layers.binary_dense import BinaryDense
 from bnn_jax.layers.convolution import conv, scaled_conv
 from bnn_jax.layers.gates import ChannelGate, ChannelInteractions
 from bnn_jax.layers.norm import BatchNorm, batch_norm

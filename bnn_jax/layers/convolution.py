@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from bnn_jax.checks import require
 from bnn_jax.layers.precision import narrower
 from bnn_jax.precision import sum_dtype
 
@@ -36,8 +37,8 @@ def resolve_padding(
     if isinstance(padding, int):
         return ((padding, padding), (padding, padding))
     if isinstance(padding, str):
-        if padding.upper() not in ("SAME", "VALID"):
-            raise ValueError(f"`padding` (={padding!r}) must be SAME, VALID, an int or ((top, bottom), (left, right))")
+        known = padding.upper() in ("SAME", "VALID")
+        require("padding", padding, known, "must be SAME, VALID, an int or ((top, bottom), (left, right))")
         window = tuple((k - 1) * d + 1 for k, d in zip(kernel_size, dilation))
         return tuple(lax.padtype_to_pads(shape, window, strides, padding.upper()))
     return tuple((int(low), int(high)) for low, high in padding)

@@ -1,12 +1,12 @@
-"""What a layer does to be frozen, and what it needs to run frozen: its part in :func:`bnn_jax.packed.freeze`."""
+"""What a layer does to be frozen and compared: its part in :func:`bnn_jax.packed.freeze` and `verify`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from bnn_jax.bitops.planes import PackedBase, PackedKernel, Values, pack_codes, unpack_codes
+from bnn_jax.bitops.planes import PackedBase, PackedKernel, Values, input_words, pack_codes
 from bnn_jax.quantizers import Quantized, Quantizer
 
 PACKED = "packed"
@@ -27,8 +27,10 @@ def is_recording(module: nn.Module) -> bool:
     return module.is_mutable_collection(PRODUCTS) and not module.is_mutable_collection("params")
 
 
-def code_sets(quantizer: Quantizer, bases: int) -> list[Values]:
-    """The code set of each base; () for real numbers."""
+def code_sets(quantizer: Quantizer | None, bases: int) -> list[Values]:
+    """The code set of each of so many bases; () for real numbers."""
+    if quantizer is None:
+        return [()] * bases
     nested = quantizer.code_set and isinstance(quantizer.code_set[0], Sequence)
     return [tuple(values) for values in (quantizer.code_set if nested else [quantizer.code_set] * bases)]
 
@@ -59,9 +61,11 @@ def scale_of(base: PackedBase, dtype: jnp.dtype) -> Array:
     return jnp.asarray(base.constant if base.scale is None else base.scale, dtype)
 
 
-def unpacked(base: PackedBase, shape: tuple[int, ...], dtype: jnp.dtype) -> Quantized:
-    """A packed base as numbers."""
-    return Quantized(unpack_codes(base, shape, dtype), scale_of(base, dtype))
+def record(layer: nn.Module, codes: Array, values: Values, product: Callable[[], Array]) -> None:
+    """Put packed input codes of `values` and their integer product into the collection "products", if it is mutable."""
+    if values and is_recording(layer):
+        layer.sow(PRODUCTS, "words", input_words(codes, values))
+        layer.sow(PRODUCTS, "integers", product().astype(jnp.int32))
 
 
 def is_words(x: Array) -> bool:

@@ -6,15 +6,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from bnn_jax.layers.conv_dense import BinaryDense
+from bnn_jax.layers.arguments import require_of_layer
+from bnn_jax.layers.binary_dense import BinaryDense
 from bnn_jax.precision import widened
 
 Edge = tuple[int, int, int]
 """(source channel, target channel, level)."""
-
-
-def _where(module: nn.Module) -> str:
-    return repr("/".join(module.path) or module.name)
 
 
 class ChannelGate(nn.Module):
@@ -50,18 +47,14 @@ class ChannelGate(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        for argument, value in (("features", self.features), ("reduction", self.reduction)):
-            if value < 1:
-                raise ValueError(f"`{argument}` (={value!r}) must be positive in layer {self.name!r}")
+        require_of_layer(self, "features", self.features, lambda n: n >= 1, "must be positive")
+        require_of_layer(self, "reduction", self.reduction, lambda n: n >= 1, "must be positive")
 
     @nn.compact
     def __call__(self, z: Float[Array, "batch height width channels"]) -> Float[Array, "batch 1 1 features"]:
         squeezed = z.shape[-1] // self.reduction
-        if squeezed < 1:
-            raise ValueError(
-                f"`reduction` (={self.reduction}) leaves a gate with no channels of the {z.shape[-1]} inputs of layer "
-                f"{_where(self)}; it must be at most {z.shape[-1]}"
-            )
+        rule = f"must be at most {z.shape[-1]}, the number of the gate's inputs,"
+        require_of_layer(self, "reduction", self.reduction, squeezed >= 1, rule, "8 is the paper's")
         options = {"kernel_init": nn.initializers.he_normal(), "param_dtype": self.param_dtype}
         hidden = nn.relu(BinaryDense(squeezed, name="squeeze", **options)(z.mean((1, 2))))
         return nn.sigmoid(BinaryDense(self.features, name="expand", **options)(hidden))[:, None, None, :]
@@ -105,27 +98,21 @@ class ChannelInteractions(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.thresholds or min(self.thresholds) <= 0:
-            raise ValueError(
-                f"`thresholds` (={self.thresholds!r}) must be one or more positive numbers in layer {self.name!r}; "
-                "(200,) is the authors'"
-            )
+        positive = len(self.thresholds) > 0 and min(self.thresholds) > 0
+        rule, advice = "must be one or more positive numbers", "(200,) is the authors'"
+        require_of_layer(self, "thresholds", self.thresholds, positive, rule, advice)
+        most = len(self.thresholds)
         for edge in self.edges:
-            if len(edge) != 3 or not all(isinstance(part, int | np.integer) for part in edge):
-                raise ValueError(f"`edges` (with {edge!r}) must be (source, target, level) in layer {self.name!r}")
-            if abs(edge[2]) > len(self.thresholds):
-                raise ValueError(
-                    f"`edges` (with {edge!r}) must have levels from -{len(self.thresholds)} to {len(self.thresholds)} "
-                    f"in layer {self.name!r}; give more `thresholds` for more levels"
-                )
+            whole = len(edge) == 3 and all(isinstance(part, int | np.integer) for part in edge)
+            require_of_layer(self, "edges", edge, whole, "must be (source, target, level)")
+            rule, advice = f"must have levels from -{most} to {most}", "give more `thresholds` for more levels"
+            require_of_layer(self, "edges", edge, abs(edge[2]) <= most, rule, advice)
 
     @nn.compact
     def __call__(self, y: Float[Array, "... channels"]) -> Float[Array, "... channels"]:
         for edge in self.edges:
-            if not 0 <= min(edge[:2]) <= max(edge[:2]) < y.shape[-1]:
-                raise ValueError(
-                    f"`edges` (with {edge!r}) must join channels from 0 to {y.shape[-1] - 1} in layer {_where(self)}"
-                )
+            inside = 0 <= min(edge[:2]) <= max(edge[:2]) < y.shape[-1]
+            require_of_layer(self, "edges", edge, inside, f"must join channels from 0 to {y.shape[-1] - 1}")
         return (widened(y) + lax.stop_gradient(self._correction(widened(y)))).astype(y.dtype) if self.edges else y
 
     def _correction(self, y):

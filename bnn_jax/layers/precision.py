@@ -46,8 +46,8 @@ def dot(x: Float[Array, "batch inputs"], kernel: Float[Array, "inputs features"]
     r"""x @ kernel, multiplied in the narrower of their dtypes and summed in float32 at least.
 
     Forward   y = x @ kernel, exact for integers up to 2^24
-    Backward  exact: dL/dx in x's dtype, dL/dkernel in the kernel's, summed likewise; dL/dy is rounded to the narrower
-              dtype before
+    Backward  exact: dL/dx in x's dtype, dL/dkernel in the kernel's, summed in float32 too; dL/dy is rounded to the
+              narrower dtype before
 
     >>> dot(jnp.ones((1, 1000), jnp.bfloat16), jnp.ones((1000, 1)))
     Array([[1000.]], dtype=float32)

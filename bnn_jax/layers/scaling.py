@@ -4,6 +4,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bnn_jax.checks import require
+from bnn_jax.layers.arguments import require_of_layer
 from bnn_jax.precision import widened
 
 
@@ -18,12 +20,11 @@ def output_scale_shapes(case: int, output_shape: tuple[int, ...]) -> dict[str, t
     >>> output_scale_shapes(4, (8, 6, 32))
     {'scale': (1, 1, 32), 'row_scale': (8, 1, 1), 'column_scale': (1, 6, 1)}
     """
-    if case not in (1, 2, 3, 4):
-        raise ValueError(f"`case` (={case!r}) must be 1, 2, 3 or 4; 4 was the best in the paper, 1 fits every size")
-    if case > 1 and len(output_shape) != 3:
-        raise ValueError(
-            f"`case` (={case}) needs outputs with height, width and features; got {output_shape}; use case 1"
-        )
+    require(
+        "case", case, case in (1, 2, 3, 4), "must be 1, 2, 3 or 4", "4 was the best in the paper, 1 fits every size"
+    )
+    rule = f"needs outputs with height, width and features, not of shape {output_shape}"
+    require("case", case, case == 1 or len(output_shape) == 3, rule, "use case 1")
     per_feature = {"scale": (1,) * (len(output_shape) - 1) + tuple(output_shape[-1:])}
     if case == 1:
         return per_feature
@@ -81,8 +82,6 @@ class OutputScale(nn.Module):
     def _check_size(self, name, shape):
         if self.has_variable("params", name):
             initialized = jnp.shape(self.get_variable("params", name))
-            if initialized != shape:
-                raise ValueError(
-                    f"`{name}` (of shape {initialized}) must fit the outputs, shape {shape}: a scale of case "
-                    f"{self.case} is tied to the size of initialization; use case 1 for other resolutions"
-                )
+            rule = f"was initialized for other outputs: {name} has the shape {initialized}, and not {shape},"
+            advice = "use case 1, which fits every size"
+            require_of_layer(self, "case", self.case, initialized == shape, rule, advice)

@@ -51,7 +51,9 @@ class Net(nn.Module):
 
 
 def test_gate_errors():
-    message = r"`reduction` \(=8\) leaves a gate with no channels of the 7 inputs of layer 'gate'; it must be at most 7"
+    message = (
+        r"`reduction` \(=8\) must be at most 7, the number of the gate's inputs, in layer 'gate'; 8 is the paper's"
+    )
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(Net().init, jax.random.key(0), jnp.zeros((1, 2, 2, 7)))
     with pytest.raises(ValueError, match=r"`reduction` \(=0\) must be positive in layer 'gate'"):
@@ -112,11 +114,11 @@ def test_the_gradient_is_the_identity_to_the_target_alone():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"edges": ((0, 4, 1),)}, r"`edges` \(with \(0, 4, 1\)\) must join channels from 0 to 3 in layer 'ci'"),
-        ({"edges": ((-1, 0, 1),)}, r"`edges` \(with \(-1, 0, 1\)\) must join channels from 0 to 3"),
+        ({"edges": ((0, 4, 1),)}, r"`edges` \(=\(0, 4, 1\)\) must join channels from 0 to 3 in layer 'ci'"),
+        ({"edges": ((-1, 0, 1),)}, r"`edges` \(=\(-1, 0, 1\)\) must join channels from 0 to 3"),
         ({"edges": ((0, 1, 2),)}, r"must have levels from -1 to 1 in layer 'ci'; give more `thresholds`"),
-        ({"edges": ((0, 1),)}, r"`edges` \(with \(0, 1\)\) must be \(source, target, level\) in layer 'ci'"),
-        ({"edges": ((0, 1, 0.04),)}, r"`edges` \(with \(0, 1, 0.04\)\) must be \(source, target, level\)"),
+        ({"edges": ((0, 1),)}, r"`edges` \(=\(0, 1\)\) must be \(source, target, level\) in layer 'ci'"),
+        ({"edges": ((0, 1, 0.04),)}, r"`edges` \(=\(0, 1, 0.04\)\) must be \(source, target, level\)"),
         ({"thresholds": ()}, r"`thresholds` \(=\(\)\) must be one or more positive numbers in layer 'ci'"),
         ({"thresholds": (0,)}, r"`thresholds` \(=\(0,\)\) must be one or more positive numbers"),
     ],

@@ -104,7 +104,7 @@ def test_marks_lower_to_nothing(monkeypatch):
         return [operation for operation in re.findall(r"stablehlo\.(\w+)", text) if operation != "constant"]
 
     marked = lowered()
-    monkeypatch.setattr("bnn_jax.layers.conv_dense.mark", lambda x, place, values=None: x)
+    monkeypatch.setattr("bnn_jax.layers.operands.mark", lambda x, place, values=None: x)
     assert marked == lowered()
     assert "convolution" in marked
 

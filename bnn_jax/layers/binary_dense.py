@@ -1,0 +1,79 @@
+r"""Dense layer on integer codes; see :mod:`bnn_jax.layers.binary_conv` for what decides its precision."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32
+
+from bnn_jax.bitops.planes import PackedBase, dense_product
+from bnn_jax.layers.arguments import require_of_layer
+from bnn_jax.layers.frozen import packed_kernel, record
+from bnn_jax.layers.operands import InputBase, Phase, finish, operands
+from bnn_jax.layers.packed_call import packed_call
+from bnn_jax.layers.precision import dot
+from bnn_jax.quantizers import Quantized, Quantizer
+from bnn_jax.types import Key
+
+
+class BinaryDense(nn.Module):
+    r"""Dense layer on integer codes, scales after.
+
+    y = sum over bases of scale_x scale_w (codes_x @ codes_w)  [+ bias]
+
+    Attributes: as those of :class:`bnn_jax.layers.BinaryConv` of the same name.
+
+    Raises:
+      ValueError: when the layer is built with `features` < 1.
+
+    Reference: Hubara et al., Binarized Neural Networks, 2016, arXiv:1602.02830.
+    """
+
+    features: int
+    input_quantizer: Quantizer | None = None
+    kernel_quantizer: Quantizer | None = None
+    gradient_quantizer: Callable[[Array, Key], Array] | None = None
+    use_bias: bool = False
+    kernel_init: nn.initializers.Initializer = nn.initializers.glorot_uniform()
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_of_layer(self, "features", self.features, lambda n: n >= 1, "must be positive")
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch inputs"], *, train: bool = False, progress: Array | float = 1.0
+    ) -> Float[Array, "batch features"]:
+        phase = Phase(train, progress)
+        packed = packed_kernel(self)
+        if packed is not None:
+            return packed_call(self, x, packed, phase)
+        inputs, kernel = operands(self, x, (x.shape[-1], self.features), phase)
+        y = sum(self.product(a, w) for a in inputs for w in kernel)
+        return self.finished(y, x, phase)
+
+    @nn.nowrap
+    def product(self, x: InputBase, kernel: Quantized) -> Float[Array, "batch features"]:
+        """Multiply one base of the inputs with one of the kernel: scale_x scale_w (codes_x @ codes_w)."""
+        y = dot(x.codes, kernel.codes)
+        record(self, x.codes, x.values, lambda: y)
+        return self.scaled(y, x.scale, kernel.scale)
+
+    @nn.nowrap
+    def product_on_bits(
+        self, x: InputBase, kernel: PackedBase, shape: tuple[int, ...]
+    ) -> Int32[Array, "batch features"]:
+        """Multiply the codes of one base of the inputs with those of a packed one of a kernel of `shape`."""
+        return dense_product(x.codes, kernel, values=x.values, shape=shape)
+
+    @nn.nowrap
+    def scaled(self, y: Array, input_scale: Array, kernel_scale: Array) -> Array:
+        """Multiply a product of codes by its scales, in an order that decides the rounding."""
+        return input_scale * kernel_scale * y
+
+    @nn.nowrap
+    def finished(self, y: Array, x: Array, phase: Phase) -> Float[Array, "batch features"]:
+        """Add the bias to the sum of the products, see :func:`finish`."""
+        return finish(self, y, x, phase)
