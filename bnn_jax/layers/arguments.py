@@ -7,6 +7,14 @@ import flax.linen as nn
 
 from bnn_jax.checks import require
 from bnn_jax.layers.convolution import Pair
+from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, GRADIENT_QUANTIZERS, WEIGHT_QUANTIZERS, make_quantizer
+
+QUANTIZERS = {
+    "input_quantizer": ACTIVATION_QUANTIZERS,
+    "kernel_quantizer": WEIGHT_QUANTIZERS,
+    "gradient_quantizer": GRADIENT_QUANTIZERS,
+}
+"""Argument of a layer -> the table whose names it takes."""
 
 
 def pair(value: int | Pair) -> Pair:
@@ -16,6 +24,16 @@ def pair(value: int | Pair) -> Pair:
     ((3, 3), (1, 2))
     """
     return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def make_quantizers(layer: nn.Module) -> None:
+    """Put quantizers in the place of the names, estimators and factories that a layer was given.
+
+    Raises:
+      ValueError: for an unknown name; the nearest is named.
+    """
+    for argument, table in QUANTIZERS.items():
+        setattr(layer, argument, make_quantizer(table, getattr(layer, argument), argument=argument))
 
 
 def require_of_layer(

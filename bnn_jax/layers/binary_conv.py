@@ -5,21 +5,18 @@ the latent weights, in the parameter `latent_kernel`; a full-precision one in `k
 kernel among its variables (:func:`bnn_jax.packed.freeze`) computes on bits, with the same integers as result.
 """
 
-from collections.abc import Callable
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
 from bnn_jax.bitops.planes import PackedBase, conv_product
-from bnn_jax.layers.arguments import pair, require_of_layer
+from bnn_jax.layers.arguments import make_quantizers, pair, require_of_layer
 from bnn_jax.layers.convolution import Padding, Pair, conv, resolve_padding, scaled_conv
 from bnn_jax.layers.frozen import packed_kernel, record
 from bnn_jax.layers.operands import InputBase, Phase, finish, operands
 from bnn_jax.layers.packed_call import packed_call
-from bnn_jax.quantizers import Quantized, Quantizer
-from bnn_jax.types import Key
+from bnn_jax.quantizers import Quantized, QuantizerLike
 
 
 class BinaryConv(nn.Module):
@@ -32,11 +29,12 @@ class BinaryConv(nn.Module):
       kernel_size, strides, kernel_dilation: pairs (height, width); a number stands for two equal ones.
       padding: "SAME", "VALID", an int or ((top, bottom), (left, right)).
       pad_value: 0, +1 or -1, the value of the padded inputs after quantization.
-      input_quantizer, kernel_quantizer: from `bnn_jax.quantizers`; None is full precision.
+      input_quantizer, kernel_quantizer: of `bnn_jax.quantizers`, or the name of one in ACTIVATION_QUANTIZERS and
+        WEIGHT_QUANTIZERS, or an estimator, as "ste_sign" or a function that `make_sign` made; None is full precision.
       input_scaling: multiply by XNOR-Net's map K = mean_c|x| * ones/(kernel area), held constant in the backward pass;
         the authors' own release leaves it out, and so does the default.
       gradient_quantizer: (y, key) -> y whose backward pass quantizes the gradient, as
-        `bnn_jax.quantizers.dorefa_gradient`; in training only.
+        `bnn_jax.quantizers.dorefa_gradient`, or its name in GRADIENT_QUANTIZERS; in training only.
       use_bias: add a bias per feature.
       dtype: of sums, scales and bias.  Activations have it too, or the dtype of the inputs where that is narrower: of
         bfloat16 images a network makes bfloat16 activations.  Codes are multiplied in the activations' dtype, in which
@@ -59,9 +57,9 @@ class BinaryConv(nn.Module):
     padding: str | int | Padding = "SAME"
     kernel_dilation: int | Pair = (1, 1)
     pad_value: int = 0
-    input_quantizer: Quantizer | None = None
-    kernel_quantizer: Quantizer | None = None
-    gradient_quantizer: Callable[[Array, Key], Array] | None = None
+    input_quantizer: QuantizerLike = None
+    kernel_quantizer: QuantizerLike = None
+    gradient_quantizer: QuantizerLike = None
     input_scaling: bool = False
     use_bias: bool = False
     kernel_init: nn.initializers.Initializer = nn.initializers.glorot_uniform()
@@ -71,6 +69,7 @@ class BinaryConv(nn.Module):
     def __post_init__(self):
         for argument in ("kernel_size", "strides", "kernel_dilation"):
             setattr(self, argument, pair(getattr(self, argument)))
+        make_quantizers(self)
         super().__post_init__()
         require_of_layer(self, "features", self.features, lambda n: n >= 1, "must be positive")
         require_of_layer(self, "strides", self.strides, lambda n: n >= 1, "must be positive")

@@ -1,19 +1,16 @@
 r"""Dense layer on integer codes; see :mod:`bnn_jax.layers.binary_conv` for what decides its precision."""
 
-from collections.abc import Callable
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from bnn_jax.bitops.planes import PackedBase, dense_product
-from bnn_jax.layers.arguments import require_of_layer
+from bnn_jax.layers.arguments import make_quantizers, require_of_layer
 from bnn_jax.layers.frozen import packed_kernel, record
 from bnn_jax.layers.operands import InputBase, Phase, finish, operands
 from bnn_jax.layers.packed_call import packed_call
 from bnn_jax.layers.precision import dot
-from bnn_jax.quantizers import Quantized, Quantizer
-from bnn_jax.types import Key
+from bnn_jax.quantizers import Quantized, QuantizerLike
 
 
 class BinaryDense(nn.Module):
@@ -30,15 +27,16 @@ class BinaryDense(nn.Module):
     """
 
     features: int
-    input_quantizer: Quantizer | None = None
-    kernel_quantizer: Quantizer | None = None
-    gradient_quantizer: Callable[[Array, Key], Array] | None = None
+    input_quantizer: QuantizerLike = None
+    kernel_quantizer: QuantizerLike = None
+    gradient_quantizer: QuantizerLike = None
     use_bias: bool = False
     kernel_init: nn.initializers.Initializer = nn.initializers.glorot_uniform()
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
     def __post_init__(self):
+        make_quantizers(self)
         super().__post_init__()
         require_of_layer(self, "features", self.features, lambda n: n >= 1, "must be positive")
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.signal import correlate
 
+from bnn_jax.estimators import ESTIMATORS, ste_sign
 from bnn_jax.layers import BinaryConv, BinaryDense
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 
@@ -181,6 +182,29 @@ def test_dense_layer():
     np.testing.assert_allclose(y, signs(x) @ signs(kernel) * np.abs(kernel).mean(0), rtol=1e-5, atol=1e-6)
     y, params = apply(BinaryDense(4), x)
     np.testing.assert_allclose(y, x @ np.asarray(params["kernel"]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", [BinaryConv, BinaryDense])
+@pytest.mark.parametrize("inputs", ["ste_sign", ESTIMATORS["ste_sign"], ste_sign, SIGN], ids=type)
+def test_a_name_an_estimator_a_function_and_a_quantizer_are_taken(layer, inputs):
+    x = images((2, 4, 4, 3)) if layer is BinaryConv else images((2, 4))
+    y, params = apply(layer(5, input_quantizer=inputs, kernel_quantizer="xnor"), x)
+    expected, wanted = apply(layer(5, input_quantizer=SIGN, kernel_quantizer=XNOR), x)
+    np.testing.assert_array_equal(y, expected)
+    assert params.keys() == wanted.keys() == {"latent_kernel"}
+
+
+def test_a_gradient_quantizer_has_a_name_too():
+    assert BinaryDense(1, gradient_quantizer="dorefa").gradient_quantizer is not None
+    with pytest.raises(ValueError, match=r"`kernel_quantizer` \(='xnorr'\) .*did you mean 'xnor'"):
+        BinaryDense(1, kernel_quantizer="xnorr")
+
+
+def test_a_number_stands_for_two_equal_ones():
+    layer = BinaryConv(2, kernel_size=3, strides=2, kernel_dilation=2)
+    assert (layer.kernel_size, layer.strides, layer.kernel_dilation) == ((3, 3), (2, 2), (2, 2))
+    y, _ = apply(layer, images())
+    np.testing.assert_array_equal(y, apply(layer.clone(strides=(2, 2)), images())[0])
 
 
 @pytest.mark.parametrize(
