@@ -22,8 +22,8 @@ from bnn_jax.packed import PackedModel, save, to_stablehlo, write_tflite
 from bnn_jax.packed.artifact import rounded
 from bnn_jax.packed.runs import freeze_run
 from bnn_jax.training.config import DataConfig
+from bnn_jax.training.epoch import EVALUATION_BATCH
 from bnn_jax.training.programs import use_compilation_cache
-from bnn_jax.training.step import EVALUATION_BATCH
 
 
 @dataclass(frozen=True)

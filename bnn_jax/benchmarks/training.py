@@ -9,6 +9,7 @@ import numpy as np
 
 from bnn_jax.timing import interleaved_seconds, median_ms
 from bnn_jax.training.config import Config, select_optimizer
+from bnn_jax.training.epoch import Batches
 from bnn_jax.training.experiment import ImageInfo, hyper_parameters
 from bnn_jax.training.programs import make_programs
 
@@ -40,7 +41,7 @@ def benchmark_training(config: Config, *, repeats: int = 20, scan_repeats: int =
         def run():
             nonlocal state
             for row in rows:
-                state, metrics = programs.train(state, images, labels, row, hyper_parameters(settings))
+                state, metrics = programs.train(state, Batches(images, labels, row), hyper_parameters(settings))
             return state, metrics
 
         return run

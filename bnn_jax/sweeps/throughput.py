@@ -14,8 +14,10 @@ from bnn_jax.files import write_atomically
 from bnn_jax.paths import cache_folder
 from bnn_jax.timing import interleaved_seconds, median_ms
 from bnn_jax.training.config import Config
+from bnn_jax.training.epoch import Batches
 from bnn_jax.training.experiment import ImageInfo, hyper_parameters
-from bnn_jax.training.programs import make_programs
+from bnn_jax.training.members import stack
+from bnn_jax.training.programs import make_programs, over_members
 
 MOST_MEMBERS = 8
 """As many runs as the measurement maps together."""
@@ -72,11 +74,12 @@ def time_steps(
     orders = jnp.asarray(np.stack([rng.permutation(examples).reshape(steps, -1) for _ in range(members)]), jnp.int32)
     hyper = hyper_parameters(config)
     states = [programs.init(np.uint32(seed)) for seed in range(members)]
-    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    mapped = jax.jit(jax.vmap(programs.train, in_axes=(0, None, None, 0, None)))
+    first, count = np.int32(0), np.int32(steps)
+    alone = (states[0], Batches(images, labels, orders[0]), hyper, first, count)
+    together = (stack(states), Batches(images, labels, orders), stack([hyper] * members), first, count)
     calls = {
-        "sequential": partial(programs.train, states[0], images, labels, orders[0], hyper),
-        "vmapped": partial(mapped, together, images, labels, orders, hyper),
+        "sequential": partial(programs.train, *alone),
+        "vmapped": partial(over_members(programs).train, *together),
     }
     seconds = interleaved_seconds(calls, repeats=repeats)
     return {

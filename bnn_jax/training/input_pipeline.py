@@ -11,47 +11,32 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from bnn_jax.data import Dataset, ImageStream, batches, load_dataset, open_stream, padded_order, prefetch
-from bnn_jax.data.batching import Batches
+from bnn_jax.data import Dataset, ImageStream, batches, batching, load_dataset, open_stream, padded_order, prefetch
 from bnn_jax.training.config import Config, DataConfig
 from bnn_jax.training.devices import columns_reader, data_shards, place_batch, place_columns, replicate
+from bnn_jax.training.epoch import EVALUATION_BATCH, Batches
 from bnn_jax.training.programs import Programs
-from bnn_jax.training.state import TrainState
-from bnn_jax.training.step import EVALUATION_BATCH
-from bnn_jax.types import Images, Labels, Metrics, Params
+from bnn_jax.types import Params
 
-BLOCK_BYTES = 2**28
-"""Of images that go to the device together, where they are read while it trains; two more blocks are on the way."""
+BYTES_AT_ONCE = 2**28
+"""Of images that go to the device together, where they are read while it trains; twice as many are on the way."""
 
 
 class SkippedExampleWarning(UserWarning):
     """An image was left out; the text names it and the reason."""
 
 
-class Block(NamedTuple):
-    """Batches of an epoch that are on the device.
+class InputPipeline(NamedTuple):
+    """The data of a run, on their way to the device.
 
     Attributes:
-      train: (state, hyper, first, count) -> (state, metrics of each), see `bnn_jax.training.programs`.
-      batch: number of a batch -> its images and labels.
-      rows: numbers of the batches to train on, in this block's own count.
-    """
-
-    train: Callable[..., tuple[TrainState, Metrics]]
-    batch: Callable[[int], tuple[Images, Labels]]
-    rows: range
-
-
-class Feed(NamedTuple):
-    """The data of a run.
-
-    Attributes:
-      blocks: (indices of the examples of each batch of the epoch, epoch, batches to leave out) -> the blocks in order,
-        a generator to be closed.
+      batches: (indices of the examples of each batch of the epoch, epoch, number of batches to leave out) -> parts of
+        the epoch in order, each with the numbers, in its own count, of the batches to train on; a generator to be
+        closed.
       evaluate: (parameters, model state, name of a split) -> `loss`, `accuracy` and `examples` counted.
     """
 
-    blocks: Callable[[Int[np.ndarray, "steps batch"], int, int], Generator[Block]]
+    batches: Callable[[Int[np.ndarray, "... steps batch"], int, int], Generator[tuple[Batches, range]]]
     evaluate: Callable[[Params, Any, str], dict[str, np.ndarray]]
 
 
@@ -67,45 +52,44 @@ def load_data(data: DataConfig) -> Dataset | ImageStream:
     return load_dataset(data.name, **where)
 
 
-def make_feed(
+def make_input_pipeline(
     config: Config, programs: Programs, dataset: Dataset | ImageStream, *, workers: int = 0, strict: bool = False
-) -> Feed:
-    """The feed of a run from its data.
+) -> InputPipeline:
+    """The input pipeline of a run from its data.
 
     Args:
-      config: decides how many batches a block has, and what is random in preprocessing.
+      config: decides how many batches go to the device together, and what is random in preprocessing.
       workers: processes that read a stream; 0 takes threads.
       strict: refuse corrupt images of a stream instead of leaving them out with a warning.
     """
     if isinstance(dataset, ImageStream):
-        return _feed_from_stream(config, programs, dataset, workers=workers, strict=strict)
-    return _feed_from_memory(programs, dataset)
+        return _from_stream(config, programs, dataset, workers=workers, strict=strict)
+    return _from_memory(programs, dataset)
 
 
-def _feed_from_memory(programs: Programs, dataset: Dataset) -> Feed:
+def _from_memory(programs: Programs, dataset: Dataset) -> InputPipeline:
     """Of a set that fits in the memory of each device, to which the training split goes once."""
-    whole = (dataset.train.images, dataset.train.labels)
-    images, labels = replicate(whole, programs.devices)
+    whole = replicate((dataset.train.images, dataset.train.labels), programs.devices)
 
-    def blocks(order, epoch, begun):
-        train = partial(programs.train, images=images, labels=labels, order=replicate(order, programs.devices))
-        batch = lambda row: replicate(tuple(part[order[row]] for part in whole), programs.devices)
-        yield Block(train, batch, range(begun, len(order)))
+    def epoch_batches(order, epoch, begun):
+        yield Batches(*whole, replicate(order, programs.devices)), range(begun, order.shape[-2])
 
     def evaluate(params, model_state, name):
         split = getattr(dataset, name)
         arrays = replicate((split.images, split.labels), programs.devices)
         return jax.device_get(programs.evaluate(params, model_state, *arrays))
 
-    return Feed(blocks, evaluate)
+    return InputPipeline(epoch_batches, evaluate)
 
 
-def _feed_from_stream(config: Config, programs: Programs, stream: ImageStream, *, workers: int, strict: bool) -> Feed:
-    """Of a set on disk: while a block is trained on, the next ones are read and go to the device."""
+def _from_stream(
+    config: Config, programs: Programs, stream: ImageStream, *, workers: int, strict: bool
+) -> InputPipeline:
+    """Of a set on disk: while some batches are trained on, the next ones are read and go to the device."""
     devices = programs.devices
     index, count = columns_reader(devices)
     tell_skipped = _teller_of_skipped()
-    size = max(1, min(config.scan_steps, programs.steps_per_epoch, BLOCK_BYTES // _batch_bytes(config, stream)))
+    size = max(1, min(config.scan_steps, programs.steps_per_epoch, BYTES_AT_ONCE // _batch_bytes(config, stream)))
 
     def read(name, order, *, epoch, training, first_step=0):
         return batches(
@@ -122,13 +106,11 @@ def _feed_from_stream(config: Config, programs: Programs, stream: ImageStream, *
             strict=strict,
         )
 
-    def blocks(order, epoch, begun):
+    def epoch_batches(order, epoch, begun):
         source = _Stacked(read("train", order, epoch=epoch, training=True, first_step=begun), size)
         with prefetch(source, lambda found: (found[0], place_columns(found[1], devices))) as found:
-            for rows, (images, labels) in found:
-                train = partial(programs.train_on_batches, images=images, labels=labels)
-                batch = lambda row, images=images, labels=labels: (images[row], labels[row])
-                yield Block(train, batch, range(rows))
+            for steps, (images, labels) in found:
+                yield Batches(images, labels), range(steps)
 
     def evaluate(params, model_state, name):
         order = padded_order(len(getattr(stream, name)), EVALUATION_BATCH, data_shards(devices))
@@ -140,7 +122,7 @@ def _feed_from_stream(config: Config, programs: Programs, stream: ImageStream, *
         means = np.float32(totals[:2] / max(totals[2], 1))
         return {"loss": means[0], "accuracy": means[1], "examples": np.int32(totals[2])}
 
-    return Feed(blocks, evaluate)
+    return InputPipeline(epoch_batches, evaluate)
 
 
 def _batch_bytes(config: Config, stream: ImageStream) -> int:
@@ -148,12 +130,12 @@ def _batch_bytes(config: Config, stream: ImageStream) -> int:
 
 
 class _Stacked:
-    """An iterator of (batches, their images and labels as arrays [size, ...]), which may be closed by another thread.
+    """An iterator of (number of batches, images and labels as arrays [size, ...]), which another thread may close.
 
-    The last block is filled up with empty batches.
+    Where fewer batches are left they are filled up with empty ones.
     """
 
-    def __init__(self, source: Batches, size: int):
+    def __init__(self, source: batching.Batches, size: int):
         self._source, self._size = source, size
         self.close = source.close
 
@@ -161,12 +143,12 @@ class _Stacked:
         return self
 
     def __next__(self) -> tuple[int, tuple[np.ndarray, np.ndarray]]:
-        block = list(islice(self._source, self._size))
-        if not block:
+        read = list(islice(self._source, self._size))
+        if not read:
             raise StopIteration
-        empty = tuple(np.zeros_like(part) for part in block[0])
-        images, labels = (np.stack(part) for part in zip(*block, *[empty] * (self._size - len(block))))
-        return len(block), (images, labels)
+        empty = tuple(np.zeros_like(part) for part in read[0])
+        images, labels = (np.stack(part) for part in zip(*read, *[empty] * (self._size - len(read))))
+        return len(read), (images, labels)
 
 
 def _teller_of_skipped() -> Callable[[str, int, str], None]:

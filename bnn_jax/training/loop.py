@@ -6,20 +6,19 @@ same functions in the same order, and process 0 alone reads and writes the workd
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from bnn_jax.data import Dataset, ImageStream
-from bnn_jax.errors import Preempted, RunError, UsageError
+from bnn_jax.errors import Preempted, UsageError
 from bnn_jax.training.checkpoint import checkpoint_steps, restore_checkpoint
 from bnn_jax.training.config import Config, to_dict
 from bnn_jax.training.devices import (
@@ -31,41 +30,33 @@ from bnn_jax.training.devices import (
     to_host,
 )
 from bnn_jax.training.diagnostics import no_flips
-from bnn_jax.training.experiment import hyper_parameters
-from bnn_jax.training.input_pipeline import Feed, load_data, make_feed
+from bnn_jax.training.epoch import Batches, epoch
+from bnn_jax.training.experiment import HyperParameters, hyper_parameters
+from bnn_jax.training.input_pipeline import InputPipeline, load_data, make_input_pipeline
 from bnn_jax.training.interrupts import interrupts
-from bnn_jax.training.metrics import (
-    append_metrics,
-    diagnostics_record,
-    first_non_finite,
-    read_metrics,
-    step_records,
-    unpack_log,
-    write_file,
+from bnn_jax.training.members import (
+    Diverged,
+    Member,
+    check_together,
+    claim,
+    resume,
+    save,
+    stack,
+    steps_done,
+    unstack,
+    write_results,
 )
-from bnn_jax.training.programs import Teacher, initial_state, programs_of, state_shapes
+from bnn_jax.training.metrics import diagnostics_record, first_non_finite, step_records
+from bnn_jax.training.pace import Pace
+from bnn_jax.training.programs import Programs, Teacher, initial_state, over_members, programs_of, state_shapes
 from bnn_jax.training.progress import OnProgress, silent
-from bnn_jax.training.run_folder import (
-    claim_workdir,
-    locked,
-    read_checksummed,
-    read_config,
-    save_run,
-    why_rejected,
-    write_result,
-)
-from bnn_jax.training.state import Best, RunState
+from bnn_jax.training.run_folder import read_config, why_rejected
+from bnn_jax.training.state import Best, RunState, TrainState
 from bnn_jax.training.validation import validate
-
-LONGEST_CALL = 3.0
-"""Seconds of a jitted call, after which progress shows and a run can be stopped and saved."""
+from bnn_jax.types import Images, Labels
 
 Asked: TypeAlias = Callable[[], type[KeyboardInterrupt] | None]
 """The exception with which the run shall end, None before."""
-
-
-class Diverged(RunError):
-    """A metric became infinite or not a number."""
 
 
 def train(
@@ -96,7 +87,8 @@ def train(
       teacher: for the losses of `config.distillation`, and needed by them; see `bnn_jax.stages.stage`.
       devices: to divide each batch among, by :func:`bnn_jax.training.devices.make_devices`; a run can be resumed on
         others.  With several processes all of them call this with the same arguments.
-      workers, strict: of data that are read while training, see :func:`bnn_jax.training.input_pipeline.make_feed`.
+      workers, strict: of data that are read while training, see
+        :func:`bnn_jax.training.input_pipeline.make_input_pipeline`.
       stage: what a checkpoint keeps of the stage that the run is, see `bnn_jax.stages.stage`.
 
     Returns:
@@ -111,120 +103,102 @@ def train(
     config, workdir = validate(config), Path(workdir)
     _check_teacher(config, teacher)
     check_batch_size(config.batch_size, devices)
-    with interrupts(partial(_last_saved, workdir)) as asked_here, ExitStack() as held, ended_with_the_others():
+    start = {"warm_start": warm_start, "teacher": teacher, "devices": devices}
+    reading = {"dataset": dataset, "workers": workers, "strict": strict}
+    (result,) = _train([Member(config, workdir, stage)], on_progress, **start, **reading)
+    if isinstance(result, Diverged):
+        raise result
+    return result
+
+
+def train_together(
+    configs: Sequence[Config],
+    workdirs: Sequence[str | Path],
+    *,
+    dataset: Dataset | None = None,
+    on_progress: OnProgress = silent,
+) -> list[dict[str, Any] | Diverged]:
+    """Train runs that differ in seed and hyper-parameters as one program that vmap maps over them.
+
+    Each has the folder, and ends with the result, that :func:`train` would leave, and saves when it would.  A run whose
+    metrics cease to be finite takes nothing from the others.  `step_time_ms` is the time of a step of all of them
+    divided by their number.
+
+    Args:
+      configs: validated.
+      workdirs: one for each.
+      dataset: of all of them, loaded.
+      on_progress: called after every jitted call, with the steps of all runs.
+
+    Returns:
+      Of each run its result, or the error that says why it diverged.
+
+    Raises:
+      UsageError: for configs of different programs, or settings that cannot be mapped; for a `workdir` of another
+        config, or runs that were saved at different steps.
+      RunError: if the disk is full.
+    """
+    check_together(configs)
+    members = [Member(config, Path(workdir)) for config, workdir in zip(configs, workdirs, strict=True)]
+    return _train(members, on_progress, dataset=dataset)
+
+
+class _Job(NamedTuple):
+    """What stays the same from the first epoch to the last."""
+
+    members: list[Member]
+    programs: Programs
+    pipeline: InputPipeline
+    hyper: HyperParameters
+    pace: Pace
+    asked: Asked
+    on_progress: OnProgress
+
+    @property
+    def config(self) -> Config:
+        """Of the first member; seed and hyper-parameters aside, that of all."""
+        return self.members[0].config
+
+
+def _train(
+    members: list[Member],
+    on_progress: OnProgress,
+    *,
+    dataset: Dataset | ImageStream | None,
+    warm_start: Any | None = None,
+    teacher: Teacher | None = None,
+    devices: Mesh | None = None,
+    **reading: Any,
+) -> list[dict[str, Any] | Diverged]:
+    """Claim the folders, train from where the runs are to the end of their last epoch, write the results."""
+    config, workdir = members[0].config, members[0].workdir
+    with interrupts(partial(_last_saved, workdir)) as asked_here, ExitStack() as locks, ended_with_the_others():
         asked = _agreed(asked_here)
         _check_same(config)
-        result = on_first_process(partial(_claim, config, workdir, held))
-        if result is None:
+        results = on_first_process(partial(claim, members, locks))
+        if results is None:
             dataset = load_data(config.data) if dataset is None else dataset
             programs = programs_of(config, dataset, teacher=teacher, devices=devices)
-            feed = make_feed(config, programs, dataset, workers=workers, strict=strict)
-            save = partial(_save, config, workdir, stage)
-            run = initial_state(programs, config.seed, warm_start=warm_start)
-            run = place_state(on_first_process(partial(_restore, config, workdir, run)), devices)
-            run = _train_epochs(config, workdir, programs, feed, run, save, on_progress, asked)
-            result = _finish(config, workdir, feed, run)
+            starts = [initial_state(programs, member.config.seed, warm_start=warm_start) for member in members]
+            run = place_state(stack(on_first_process(partial(resume, members, starts))), devices)
+            programs = programs if len(members) == 1 else over_members(programs)
+            pipeline = make_input_pipeline(config, programs, dataset, **reading)
+            hyper = stack([hyper_parameters(member.config) for member in members])
+            pace = Pace(config.scan_steps, len(members))
+            try:
+                results = _run_epochs(_Job(members, programs, pipeline, hyper, pace, asked, on_progress), run)
+            except Diverged:
+                results = [member.diverged for member in members]
         ending = asked()
         if ending is not None:
             raise ending(f"the run in {workdir} is finished")
-    return result
-
-
-def _claim(config: Config, workdir: Path, held: ExitStack) -> dict[str, Any] | None:
-    """The result of a run that is finished; else None, and its folder is locked while it is `held`."""
-    claim_workdir(config, workdir)
-    result = read_checksummed(workdir / "result.json")
-    if result is None:
-        held.enter_context(locked(workdir))
-    return result
+    return results
 
 
 def _check_same(config: Config) -> None:
     differs = to_dict(config) != on_first_process(partial(to_dict, config))
     if largest(float(differs)):
         raise UsageError("the config of a process differs from that of process 0; start all with the same files")
-
-
-def _agreed(asked: Asked) -> Asked:
-    """What one of the processes at least is asked for."""
-    endings = (None, KeyboardInterrupt, Preempted)
-    return lambda: endings[int(largest(endings.index(asked())))]
-
-
-def _restore(config: Config, workdir: Path, run: RunState) -> RunState:
-    """The state of the newest good checkpoint, and its log as `metrics.jsonl`; else `run` and an empty one."""
-    why = partial(why_rejected, config)
-    restored = restore_checkpoint(workdir / "checkpoints", run, why_rejected=why, quarantine=True)
-    log = "" if restored is None else unpack_log(restored.metadata["log"])
-    write_file(workdir / "metrics.jsonl", log)
-    return run if restored is None else restored.state
-
-
-def _train_epochs(config, workdir, programs, feed, run, save, on_progress, asked) -> RunState:
-    """From where `run` is to the end of the last epoch, saving on the way.
-
-    Raises:
-      KeyboardInterrupt, Preempted: what `asked` asks for, when the state is saved.
-    """
-    steps_per_epoch = programs.steps_per_epoch
-    pace = _Pace(config.scan_steps)
-    for epoch in range(int(run.train.step) // steps_per_epoch + 1, config.epochs + 1):
-        begun = int(run.train.step) % steps_per_epoch
-        order = np.asarray(programs.order(run.train.seed, np.int32(epoch)))
-        rows = on_first_process(partial(_records_of, workdir, epoch)) if begun else []
-        with closing(feed.blocks(order, epoch, begun)) as blocks:
-            for block in blocks:
-                done = block.rows.start
-                while done < block.rows.stop:
-                    ending = asked()
-                    if ending is not None:
-                        save(run)
-                        raise ending(_saved_text(run))
-                    count = min(block.rows.stop - done, pace.steps, _until_record(config, run))
-                    run, records = _train_steps(config, workdir, programs, run, block, done, count, epoch, pace)
-                    done, rows = done + count, rows + records
-                    if _until_record(config, run) == 0:
-                        run = _record_diagnostics(workdir, programs, run, block.batch(done - 1), epoch)
-                    text = f"epoch {epoch}/{config.epochs}  loss {records[-1]['loss']:.3f}  {pace.text}"
-                    on_progress(int(run.train.step), config.epochs * steps_per_epoch, text)
-        run = _end_epoch(workdir, programs, feed, run, epoch, rows, pace)
-        if asked() is not None or epoch % config.checkpoint_every_epochs == 0 or epoch == config.epochs:
-            save(run)
-    return run
-
-
-def _records_of(workdir: Path, epoch: int) -> list[dict[str, Any]]:
-    records = read_metrics(workdir / "metrics.jsonl")
-    return [record for record in records if record["kind"] == "train" and record["epoch"] == epoch]
-
-
-def _append(workdir: Path, records: list[dict[str, Any]]) -> None:
-    on_first_process(partial(append_metrics, workdir / "metrics.jsonl", records))
-
-
-class _Pace:
-    """How many steps a jitted call makes: as many as end within :data:`LONGEST_CALL`, `most` at most."""
-
-    def __init__(self, most: int):
-        self.most = most
-        self.steps = 1  # the first call, which compiles, tells little of what a step takes
-        self.seconds: list[float] = []
-
-    def took(self, seconds: float) -> None:
-        seconds = largest(seconds)  # all make calls of the same length
-        self.seconds.append(seconds)
-        self.steps = max(1, min(self.most, int(LONGEST_CALL / seconds)))
-
-    @property
-    def text(self) -> str:
-        return f"{1e3 * self.seconds[-1]:.1f} ms/step"
-
-
-def _until_record(config: Config, run: RunState) -> int:
-    """Steps until the next record of diagnostics."""
-    if run.train.flips is None:
-        return config.scan_steps
-    return config.diagnostics.every_steps - int(run.train.flips.steps)
 
 
 def _check_teacher(config: Config, teacher: Teacher | None) -> None:
@@ -238,67 +212,117 @@ def _check_teacher(config: Config, teacher: Teacher | None) -> None:
         raise UsageError("`distillation.losses` (={}) must name what to learn from the teacher; or leave it out")
 
 
-def _train_steps(config, workdir, programs, run, block, first, count, epoch, pace):
-    """A few steps in one jitted call: the next state and their records, which are also in `metrics.jsonl`."""
-    first_step = int(run.train.step) + 1
-    began = time.perf_counter()
-    hyper = hyper_parameters(config)
-    state, stacked = block.train(run.train, hyper=hyper, first=np.int32(first), count=np.int32(count))
-    stacked = {name: np.asarray(values)[first : first + count] for name, values in stacked.items()}
-    pace.took((time.perf_counter() - began) / count)
-    records = step_records(stacked, first_step=first_step, epoch=epoch)
-    bad = first_non_finite(records)
-    if bad is not None:
-        step, metric, value = bad
-        _append(workdir, [r for r in records if r["step"] < step])
-        before, _ = block.train(run.train, hyper=hyper, first=np.int32(first), count=np.int32(step - first_step))
-        where = programs.locate(before, *block.batch(first + step - first_step))
-        raise Diverged(
-            f"`{metric}` became {value} at step {step} (epoch {epoch}) of {workdir}"
-            f"{f', first in {where}' if where else ''}; lower `optim.learning_rate` "
-            f"(={config.optim.learning_rate}); the last good checkpoint is kept"
-        )
-    _append(workdir, records)
-    return run.replace(train=state), records
+def _agreed(asked: Asked) -> Asked:
+    """What one of the processes at least is asked for."""
+    endings = (None, KeyboardInterrupt, Preempted)
+    return lambda: endings[int(largest(endings.index(asked())))]
 
 
-def _record_diagnostics(workdir, programs, run, batch, epoch) -> RunState:
-    """Measure on the batch of the last step, write the record, count flips from zero again."""
-    found = jax.device_get(programs.diagnose(run.train, *batch))
-    _append(workdir, [diagnostics_record(found, step=int(run.train.step), epoch=epoch)])
-    flips = place_state(no_flips(run.train.params), programs.devices)
-    return run.replace(train=run.train.replace(flips=flips))
-
-
-def _end_epoch(workdir, programs, feed, run, epoch, rows, pace) -> RunState:
-    """Evaluate on the validation split, write the record, remember the best variables."""
-    found = feed.evaluate(run.train.params, run.train.model_state, "validation")
-    record = {
-        "kind": "evaluation",
-        "step": int(run.train.step),
-        "epoch": epoch,
-        "validation_loss": float(found["loss"]),
-        "validation_accuracy": float(found["accuracy"]),
-        "train_loss": float(np.mean([r["loss"] for r in rows])),
-        "train_accuracy": float(np.mean([r["accuracy"] for r in rows])),
-        "step_time_ms": 1e3 * float(np.median(pace.seconds[1:] or pace.seconds or [0.0])),
-        **{name: float(value) for name, value in programs.bounds(run.train.params).items()},
+def _run_epochs(job: _Job, run: RunState) -> list[dict[str, Any] | Diverged]:
+    """Train to the end of the last epoch, saving on the way; evaluate on the test split; write the results."""
+    config, programs = job.config, job.programs
+    parts = {"evaluate": partial(job.pipeline.evaluate, name="validation"), "end": programs.end_epoch}
+    for number in range(steps_done(run.train) // programs.steps_per_epoch + 1, config.epochs + 1):
+        run, _, evaluation = epoch(run, number, train=partial(_train_epoch, job, run.best), **parts)
+        _record_evaluation(job, evaluation, number)
+        if job.asked() is not None or number % config.checkpoint_every_epochs == 0 or number == config.epochs:
+            save(job.members, run)
+    accuracies = {
+        name: job.pipeline.evaluate(variables.params, variables.model_state, "test")["accuracy"]
+        for name, variables in (("best", run.best), ("last", run.train))
     }
-    _append(workdir, [record])
-    if record["validation_accuracy"] <= float(run.best.accuracy):
-        return run
-    best = Best(run.train.params, run.train.model_state, jnp.asarray(found["accuracy"]), jnp.asarray(epoch, jnp.int32))
-    return run.replace(best=best)
+    return write_results(job.members, to_host(run), accuracies)
 
 
-def _finish(config: Config, workdir: Path, feed: Feed, run: RunState) -> dict[str, Any]:
-    """Evaluate on the test split, once for the best variables and once for the last; write result.json."""
+def _train_epoch(job: _Job, best: Best, state: TrainState, number: int) -> tuple[TrainState, None]:
+    """Make the steps of an epoch that are left, in jitted calls, recording them.
 
-    def test_accuracy(variables):
-        return float(feed.evaluate(variables.params, variables.model_state, "test")["accuracy"])
+    Raises:
+      KeyboardInterrupt, Preempted: what is asked for, when the state is saved.
+      Diverged: when every member has.
+    """
+    done, every_steps = steps_done(state), job.config.diagnostics.every_steps
+    begun = done % job.programs.steps_per_epoch
+    for member in job.members:
+        member.begin_epoch(number, midway=begun > 0)
+    order = np.asarray(job.programs.epoch_permutation(state.seed, np.int32(number)))
+    with closing(job.pipeline.batches(order, number, begun)) as parts:
+        for batches, first, count in job.pace.calls(parts, done=done, every_steps=every_steps):
+            ending = job.asked()
+            if ending is not None:
+                save(job.members, RunState(state, best))
+                raise ending(f"saved at step {steps_done(state)}; the same command resumes there")
+            state = _train_steps(job, state, batches, first, count, number)
+            if every_steps and steps_done(state) % every_steps == 0:
+                state = _record_diagnostics(job, state, batches.at(np.int32(first + count - 1)), number)
+            _show_progress(job, state, number)
+    return state, None
 
-    accuracies = {"best": test_accuracy(run.best), "last": test_accuracy(run.train)}
-    return on_first_process(partial(write_result, config, workdir, run, **accuracies))
+
+def _train_steps(job: _Job, state: TrainState, batches: Batches, first: int, count: int, number: int) -> TrainState:
+    """Make some steps in one jitted call, and record them: of a run that diverges those before."""
+    done, began = steps_done(state), time.perf_counter()
+    after, metrics = job.programs.train(state, batches, job.hyper, np.int32(first), np.int32(count))
+    metrics = {name: np.asarray(values)[..., first : first + count] for name, values in metrics.items()}
+    job.pace.took(time.perf_counter() - began, count)
+    for index, member, own in _going_on(job, metrics):
+        records = step_records(own, first_step=done + 1, epoch=number)
+        bad = first_non_finite(records)
+        if bad is not None:
+            good = bad[0] - 1 - done
+            before, _ = job.programs.train(state, batches, job.hyper, np.int32(first), np.int32(good))
+            layer = _first_non_finite_layer(job, index, before, batches, first + good)
+            member.diverged, records = _diverged(member, *bad, number, layer), records[:good]
+        member.record(records)
+    if all(member.diverged for member in job.members):
+        raise job.members[-1].diverged
+    return after
+
+
+def _going_on(job: _Job, tree: Any) -> list[tuple[int, Member, Any]]:
+    """Of each member that has not diverged its number, itself and its part of a tree."""
+    parts = unstack(tree, len(job.members))
+    each = zip(range(len(parts)), job.members, parts, strict=True)
+    return [(index, member, own) for index, member, own in each if member.diverged is None]
+
+
+def _first_non_finite_layer(job: _Job, index: int, state: TrainState, batches: Batches, row: int) -> str | None:
+    if len(job.members) > 1:
+        state = unstack(to_host(state), len(job.members))[index]
+        batches = batches._replace(order=batches.order[index])
+    return job.programs.first_non_finite_layer(state, *batches.at(np.int32(row)))
+
+
+def _diverged(member: Member, step: int, metric: str, value: float, number: int, layer: str | None) -> Diverged:
+    return Diverged(
+        f"`{metric}` became {value} at step {step} (epoch {number}) of {member.workdir}"
+        f"{f', first in {layer}' if layer else ''}; lower `optim.learning_rate` "
+        f"(={member.config.optim.learning_rate}); the last good checkpoint is kept"
+    )
+
+
+def _record_diagnostics(job: _Job, state: TrainState, batch: tuple[Images, Labels], number: int) -> TrainState:
+    """Measure on the batch of the last step, write the record, count flips from zero again."""
+    (member,) = job.members
+    found = jax.device_get(job.programs.diagnose(state, *batch))
+    member.record([diagnostics_record(found, step=steps_done(state), epoch=number)])
+    return state.replace(flips=place_state(no_flips(state.params), job.programs.devices))
+
+
+def _show_progress(job: _Job, state: TrainState, number: int) -> None:
+    losses = [member.rows[-1]["loss"] for member in job.members if member.diverged is None]
+    text = f"epoch {number}/{job.config.epochs}  loss {np.mean(losses):.3f}  {job.pace.milliseconds[-1]:.1f} ms/step"
+    runs, total = len(job.members), job.config.epochs * job.programs.steps_per_epoch
+    job.on_progress(steps_done(state) * runs, total * runs, text)
+
+
+def _record_evaluation(job: _Job, evaluation: dict[str, Any], number: int) -> None:
+    """Write the record of an epoch: what its evaluation found, and the means over its steps."""
+    for _, member, own in _going_on(job, jax.device_get(evaluation)):
+        record = {"kind": "evaluation", "step": number * job.programs.steps_per_epoch, "epoch": number}
+        record |= {name: float(value) for name, value in own.items()}
+        record |= {f"train_{name}": float(np.mean([row[name] for row in member.rows])) for name in ("loss", "accuracy")}
+        member.record([record | {"step_time_ms": job.pace.median}])
 
 
 def evaluate_run(
@@ -329,21 +353,13 @@ def evaluate_run(
     if restored is None:
         raise UsageError(f"`workdir` (={workdir}) holds no checkpoint yet; train it first: python scripts/train.py")
     variables = restored.state.best if which == "best" else restored.state.train
-    found = make_feed(config, programs, dataset).evaluate(variables.params, variables.model_state, split)
+    found = make_input_pipeline(config, programs, dataset).evaluate(variables.params, variables.model_state, split)
     return {
         "accuracy": float(found["accuracy"]),
         "loss": float(found["loss"]),
         "examples": int(found["examples"]),
         "step": int(restored.state.train.step),
     }
-
-
-def _save(config: Config, workdir: Path, stage: dict[str, Any] | None, run: RunState) -> None:
-    on_first_process(partial(save_run, config, workdir, to_host(run), stage=stage))
-
-
-def _saved_text(run: RunState) -> str:
-    return f"saved at step {int(run.train.step)}; the same command resumes there"
 
 
 def _last_saved(workdir: Path) -> str:

@@ -1,4 +1,4 @@
-r"""The training step and evaluation, pure: (state, batch) -> (state, metrics)."""
+"""The training step, pure: (state, batch) -> (state, metrics)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,22 +7,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from bnn_jax.data import augment, normalize
 from bnn_jax.distillation import Outputs, distilled, enqueue, initial_keys
 from bnn_jax.layers import widened
 from bnn_jax.losses import augmented_margins
 from bnn_jax.optim import DeepFrankWolfeState
-from bnn_jax.training.devices import data_shards, keep_sharding, shard_batch
+from bnn_jax.training.devices import keep_sharding, shard_batch
 from bnn_jax.training.diagnostics import COLLECTION, count_flips, diagnose, no_flips, tap_quantizers
 from bnn_jax.training.experiment import Experiment
 from bnn_jax.training.state import TrainState
 from bnn_jax.types import Images, Labels, Metrics, Params
-
-EVALUATION_BATCH = 250
-"""Rounded up to a multiple of the devices that share a batch."""
 
 
 def init_state(experiment: Experiment, seed: Int[Array, ""], warm_start: Any | None = None) -> TrainState:
@@ -194,73 +190,3 @@ def diagnose_step(experiment: Experiment, state: TrainState, images: Images, lab
         settings=experiment.diagnostics,
         bounds=experiment.histogram_bounds,
     )
-
-
-def train_steps(
-    experiment: Experiment,
-    state: TrainState,
-    batch_at: Callable[[Array], tuple[Images, Labels]],
-    *,
-    length: int,
-    first: int | Array = 0,
-    count: int | Array | None = None,
-    teacher: Any | None = None,
-) -> tuple[TrainState, Metrics]:
-    """:func:`train_step` on the batches ``batch_at(first)`` to ``batch_at(first + count - 1)``, in one loop.
-
-    `first` and `count`, which may be traced, do not compile again; one compiled body makes every step, so that where a
-    run is cut into calls changes no bit of it.
-
-    Args:
-      batch_at: number of a batch -> its images and labels.
-      length: batches that there are.
-      first: number of the first one.
-      count: how many; None goes on to the last.
-      teacher: as in :func:`train_step`.
-
-    Returns:
-      The state after them, and the metrics of each, `length` of them, 0 for batches that were left out.
-    """
-
-    @partial(jax.jit, inline=True)  # traced once, for its shapes and for the loop
-    def step(state, number):
-        return train_step(experiment, state, *batch_at(number), teacher)
-
-    def body(number, carry):
-        state, stacked = carry
-        state, metrics = step(state, number)
-        return state, jax.tree.map(lambda rows, row: rows.at[number].set(row), stacked, metrics)
-
-    shapes = jax.eval_shape(step, state, jnp.zeros((), jnp.int32))[1]
-    stacked = jax.tree.map(lambda row: jnp.zeros((length, *row.shape), row.dtype), shapes)
-    first = jnp.asarray(first, jnp.int32)
-    end = length if count is None else first + count
-    state, stacked = lax.fori_loop(first, jnp.asarray(end, jnp.int32), body, (state, stacked))
-    return keep_sharding(state, experiment.devices), stacked  # a loop may leave it elsewhere than its body does
-
-
-def evaluate(
-    experiment: Experiment, params: Params, model_state: Any, images: Images, labels: Labels
-) -> dict[str, Float[Array, ""]]:
-    """Mean `loss` and `accuracy` over a split, with running batch-norm statistics; every example counts once.
-
-    Examples with a label below 0 are padding; `examples` is the number of the others.
-    """
-    count = len(labels)
-    shards = data_shards(experiment.devices)
-    size = -(-min(EVALUATION_BATCH, count) // shards) * shards
-    order = jnp.arange(-(-count // size) * size).reshape(-1, size)
-
-    def body(totals, indices):
-        counted = (indices < count) & (labels[jnp.minimum(indices, count - 1)] >= 0)
-        indices = jnp.minimum(indices, count - 1)
-        x = normalize(images[indices], mean=experiment.info.mean, std=experiment.info.std)
-        x = shard_batch(x, experiment.devices)
-        logits, _ = experiment.model.apply({"params": params} | model_state, x, train=False)
-        losses = jnp.where(counted, experiment.loss.monitored(logits, labels[indices]), 0)
-        correct = counted & (logits.argmax(axis=1) == labels[indices])
-        return (totals[0] + losses.sum(), totals[1] + correct.sum()), None
-
-    (loss, correct), _ = lax.scan(body, (jnp.zeros(()), jnp.zeros((), jnp.int32)), order)
-    examples = jnp.maximum((labels >= 0).sum(), 1)
-    return {"loss": loss / examples, "accuracy": correct / examples, "examples": (labels >= 0).sum()}

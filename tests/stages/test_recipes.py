@@ -207,7 +207,9 @@ def assert_the_switch_preserves_the_function(stages, workdir, dataset):
     _, second = stages
     coupled = load_network(workdir / "coupled", dataset)
     programs = programs_of(second.config, dataset)
-    batch = np.asarray(programs.order(initial_state(programs, second.config.seed).train.seed, np.int32(1)))[0]
+    batch = np.asarray(programs.epoch_permutation(initial_state(programs, second.config.seed).train.seed, np.int32(1)))[
+        0
+    ]
     x = (dataset.train.images[batch].astype(np.float32) - 120) / 60
     model = make_model(coupled.settings, num_classes=3)
     (logits, _), _ = model.apply(coupled.variables, jnp.asarray(x), train=True, progress=0.0, mutable=["batch_stats"])

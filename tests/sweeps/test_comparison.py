@@ -14,6 +14,7 @@ from bnn_jax.sweeps.engine import Run, run_all
 from bnn_jax.sweeps.grid import grid_cells, parse_axes, split_axes
 from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
 from bnn_jax.training.experiment import ImageInfo
+from bnn_jax.training.members import Diverged
 from bnn_jax.training.validation import validate
 
 SGD = OptimConfig("sgd", learning_rate=0.1)
@@ -131,7 +132,7 @@ def groups(monkeypatch):
             raise JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
         for config, workdir in zip(configs, workdirs):
             engine.claim_workdir(config, workdir)
-        return ["it diverged"] * len(configs)
+        return [Diverged("it diverged")] * len(configs)
 
     monkeypatch.setattr(engine, "train_together", train_together)
     return sizes

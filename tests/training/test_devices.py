@@ -18,7 +18,6 @@ from pathlib import Path
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
@@ -36,11 +35,12 @@ from bnn_jax.training.devices import (
     replicate,
     to_host,
 )
+from bnn_jax.training.epoch import Batches, train_steps
 from bnn_jax.training.experiment import ImageInfo, hyper_parameters, make_experiment
 from bnn_jax.training.loop import train
 from bnn_jax.training.metrics import read_metrics
 from bnn_jax.training.programs import initial_state, programs_of, state_shapes
-from bnn_jax.training.step import init_state, train_steps
+from bnn_jax.training.step import init_state
 
 pytestmark = pytest.mark.long  # together, for the measurement that all look at
 
@@ -94,13 +94,9 @@ def train_linear(dataset, optim, devices):
     rate = {"learning_rate": optim.learning_rate}
     experiment = make_experiment(config, info, total_steps=STEPS, devices=devices, **rate)._replace(model=Linear())
     state = place_state(jax.jit(partial(init_state, experiment))(0), devices)
-    images, labels = replicate((dataset.train.images, dataset.train.labels), devices)
-
-    def batch_at(number):
-        rows = number * BATCH % EXAMPLES + jnp.arange(BATCH)
-        return images[rows], labels[rows]
-
-    state, metrics = jax.jit(lambda state: train_steps(experiment, state, batch_at, length=STEPS))(state)
+    order = np.arange(STEPS * BATCH).reshape(STEPS, BATCH) % EXAMPLES
+    batches = Batches(*replicate((dataset.train.images, dataset.train.labels, order), devices))
+    state, metrics = jax.jit(partial(train_steps, experiment))(state, batches)
     return to_host(state.params), np.asarray(metrics.get("gamma", 0.0))
 
 
@@ -115,8 +111,8 @@ def train_network(config, dataset, programs, seed):
     state = place_state(programs.init(np.uint32(seed)), programs.devices)
     data = replicate((dataset.train.images, dataset.train.labels), programs.devices)
     for epoch in range(1, config.epochs + 1):
-        order = replicate(np.asarray(programs.order(state.seed, np.int32(epoch))), programs.devices)
-        state, _ = programs.train(state, *data, order, hyper_parameters(config))
+        order = replicate(np.asarray(programs.epoch_permutation(state.seed, np.int32(epoch))), programs.devices)
+        state, _ = programs.train(state, Batches(*data, order), hyper_parameters(config))
     assert int(state.step) == STEPS
     found = programs.evaluate(state.params, state.model_state, *data)
     return to_host(state.params), jax.device_get(found)
@@ -158,12 +154,10 @@ def compare_networks(ones, name, dataset, folder, devices) -> dict:
     programs = programs_of(config, dataset, devices=devices)
     runs = [train_network(config, dataset, programs, seed) for seed in SEEDS]
     compiled = programs.train._cache_size()
-    arguments = (
-        place_state(programs.init(np.uint32(0)), devices),
-        *replicate((dataset.train.images, dataset.train.labels), devices),
-    )
-    order = replicate(np.zeros((EXAMPLES // BATCH, BATCH), np.int32), devices)
-    text = programs.train.lower(*arguments, order, hyper_parameters(config)).compile().as_text()
+    state = place_state(programs.init(np.uint32(0)), devices)
+    order = np.zeros((EXAMPLES // BATCH, BATCH), np.int32)
+    batches = Batches(*replicate((dataset.train.images, dataset.train.labels, order), devices))
+    text = programs.train.lower(state, batches, hyper_parameters(config)).compile().as_text()
     convolutions = re.findall(r"f32\[(\d+),\d+,\d+,\d+\]\S* convolution\(.*/jvp\(ResNet\)", text)
     return {
         "parameters": [difference(one[0], run[0]) for one, run in zip(ones, runs)],

@@ -30,6 +30,7 @@ from bnn_jax.training.diagnostics import (
     tap_quantizers,
     tapped_parts,
 )
+from bnn_jax.training.epoch import Batches
 from bnn_jax.training.experiment import ImageInfo, hyper_parameters, make_experiment
 from bnn_jax.training.loop import train
 from bnn_jax.training.metrics import diagnostics_record, read_metrics
@@ -278,10 +279,10 @@ def trained(dataset):
     programs = programs_of(CONFIG, dataset)
     state = initial_state(programs, 0).train
     images, labels = jnp.asarray(dataset.train.images), jnp.asarray(dataset.train.labels)
-    order = np.asarray(programs.order(state.seed, np.int32(1)))
+    order = np.asarray(programs.epoch_permutation(state.seed, np.int32(1)))
     kernels = [jax.device_get(latent_kernels(state.params))]
     for row in order[:3]:
-        state, _ = programs.train(state, images, labels, jnp.asarray(row[None]), hyper_parameters(CONFIG))
+        state, _ = programs.train(state, Batches(images, labels, jnp.asarray(row[None])), hyper_parameters(CONFIG))
         kernels.append(jax.device_get(latent_kernels(state.params)))
     found = jax.device_get(programs.diagnose(state, images[order[2]], labels[order[2]]))
     x = (dataset.train.images[order[2]].astype(np.float32) - 120) / 60

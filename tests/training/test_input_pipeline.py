@@ -53,10 +53,8 @@ def what_it_left(workdir):
 
 def test_a_stream_gives_the_run_of_the_same_set_in_memory_bit_for_bit(memory_and_stream, tmp_path, monkeypatch):
     memory, stream = memory_and_stream
-    # Three batches: the last block of an epoch is short.
-    monkeypatch.setattr(
-        "bnn_jax.training.input_pipeline.BLOCK_BYTES", 3 * 8 * 28 * 28
-    )  # three batches: the last block of an epoch is short
+    # Three batches at once: at the end of an epoch there are fewer.
+    monkeypatch.setattr("bnn_jax.training.input_pipeline.BYTES_AT_ONCE", 3 * 8 * 28 * 28)
     train(memory, tmp_path / "memory")
 
     def stop_in_the_middle(done, total, text):

@@ -1,9 +1,8 @@
-"""A whole run as one program: what the loop computes, alone and mapped with others, stopped and gone on with."""
+"""Runs that train as one program, and a whole run in one jit: each is the run that trains alone."""
 
 import json
-import os
+import re
 import signal
-import time
 from dataclasses import replace
 
 import jax
@@ -11,13 +10,14 @@ import numpy as np
 import pytest
 
 from bnn_jax.errors import Preempted, UsageError
-from bnn_jax.sweeps.whole_run import image_info, train_together, whole_run
 from bnn_jax.training.checkpoint import checkpoint_steps, restore_checkpoint
 from bnn_jax.training.config import Config, DiagnosticsConfig, ModelConfig, OptimConfig
+from bnn_jax.training.epoch import whole_run
 from bnn_jax.training.experiment import hyper_parameters
 from bnn_jax.training.input_pipeline import load_data
-from bnn_jax.training.loop import evaluate_run, train
-from bnn_jax.training.programs import programs_of, state_shapes
+from bnn_jax.training.loop import evaluate_run, train, train_together
+from bnn_jax.training.members import Diverged
+from bnn_jax.training.programs import image_info, programs_of, state_shapes
 from bnn_jax.training.validation import validate
 
 SPLITS = ("train", "validation", "test")
@@ -72,24 +72,35 @@ def assert_same_run(folder, expected, dataset):
     jax.tree.map(lambda found, wanted: np.testing.assert_allclose(found, wanted, atol=2e-6), *states)
 
 
-def test_one_run_in_one_jit_is_the_loop(tmp_path, looped, dataset):
-    """Stopped after its first epoch it is saved, and goes on there."""
-
-    def stop(done, total, text):
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.5)  # until the main thread has heard
-
-    with pytest.raises(Preempted, match="1 run saved after epoch 1 of 2; the same command resumes there"):
-        train_together([CONFIG], [tmp_path], dataset=dataset, on_progress=stop)
-    assert checkpoint_steps(tmp_path / "checkpoints") == [4]
-    assert not (tmp_path / "result.json").exists()
-    train_together([CONFIG], [tmp_path], dataset=dataset)
-    assert_same_run(tmp_path, looped[0][0], dataset)
-    expected = looped[1][0]["test_accuracy_best"]
-    assert evaluate_run(tmp_path)["accuracy"] == pytest.approx(expected, abs=1e-6)
+@pytest.mark.parametrize("member", [0, 1])
+def test_runs_mapped_together_are_those_that_train_alone(mapped, looped, member, dataset):
+    assert_same_run(mapped[0][2 * member], looped[0][member], dataset)
 
 
-def test_the_pure_function_needs_no_host(looped, dataset):
+def preempt(done, total, text):
+    signal.raise_signal(signal.SIGTERM)
+
+
+def test_runs_mapped_together_stop_within_an_epoch_and_go_on(tmp_path, looped, dataset):
+    configs, folders = (CONFIG, OTHER), [tmp_path / "first", tmp_path / "second"]
+    with pytest.raises(Preempted, match="saved at step 1; the same command resumes there"):
+        train_together(configs, folders, dataset=dataset, on_progress=preempt)
+    assert [checkpoint_steps(folder / "checkpoints") for folder in folders] == [[1], [1]]
+    assert not (folders[0] / "result.json").exists()
+    results = train_together(configs, folders, dataset=dataset)
+    for folder, expected, result in zip(folders, looped[0], results, strict=True):
+        assert_same_run(folder, expected, dataset)
+        assert evaluate_run(folder)["accuracy"] == pytest.approx(result["test_accuracy_best"], abs=1e-6)
+
+
+def test_runs_saved_at_different_steps_do_not_go_on_together(tmp_path, dataset):
+    with pytest.raises(Preempted):
+        train(CONFIG, tmp_path / "first", dataset=dataset, on_progress=preempt)
+    with pytest.raises(UsageError, match=r"different steps .* \(.*first at step 1, .*second at step 0\); start them"):
+        train_together((CONFIG, OTHER), [tmp_path / "first", tmp_path / "second"], dataset=dataset)
+
+
+def test_a_whole_run_in_one_jit_is_the_loop(looped, dataset):
     """Seed, hyper-parameters and data go in; the initialisation is part of the program."""
     info = image_info(dataset)
     data = {name: (getattr(dataset, name).images, getattr(dataset, name).labels) for name in SPLITS}
@@ -103,23 +114,21 @@ def test_the_pure_function_needs_no_host(looped, dataset):
         assert float(outcome.test[which]) == pytest.approx(result[f"test_accuracy_{which}"], abs=1e-6)
 
 
-@pytest.mark.parametrize("member", [0, 1])
-def test_runs_mapped_together_are_those_of_the_loop(mapped, looped, member, dataset):
-    assert_same_run(mapped[0][2 * member], looped[0][member], dataset)
-
-
 def test_a_diverged_member_is_told_and_spoils_no_other(mapped):
     folders, results, _ = mapped
-    assert "`loss` became nan at step 2" in results[1]
-    assert "lower `optim.learning_rate` (=1e+30)" in results[1]
+    assert isinstance(results[1], Diverged)
+    assert re.search(r"`loss` became nan at step 2 \(epoch 1\) of .*, first in the output of \w+", str(results[1]))
+    assert "lower `optim.learning_rate` (=1e+30)" in str(results[1])
     steps = [json.loads(line)["step"] for line in (folders[1] / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1]
     assert all(0 <= results[member]["test_accuracy_last"] <= 1 for member in (0, 2))
 
 
-def test_progress_shows_once_an_epoch_for_all_members(mapped):
-    assert [(done, total) for done, total, _ in mapped[2]] == [(3, 6), (6, 6)]
-    assert "epoch 2/2  loss" in mapped[2][1][2]
+def test_progress_counts_the_steps_of_all_members(mapped):
+    steps = [done for done, total, _ in mapped[2]]
+    assert steps == sorted(steps)
+    assert mapped[2][-1][:2] == (24, 24)
+    assert "epoch 2/2  loss" in mapped[2][-1][2]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +137,7 @@ def test_progress_shows_once_an_epoch_for_all_members(mapped):
         (replace(CONFIG, batch_size=128), "`configs` must differ only in `seed`, `optim.learning_rate`"),
         (
             replace(CONFIG, diagnostics=DiagnosticsConfig(every_steps=2)),
-            r"`diagnostics.every_steps` \(=2\) needs the training loop",
+            r"`diagnostics.every_steps` \(=2\) cannot be mapped over several runs; train them one after another",
         ),
     ],
 )

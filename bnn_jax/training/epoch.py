@@ -1,0 +1,224 @@
+"""An epoch of a run, pure: training steps, evaluation, the best variables so far; and a whole run as a scan over it."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int, Num, UInt8, UInt32
+
+from bnn_jax.data import normalize
+from bnn_jax.optim import bound_statistics
+from bnn_jax.training.config import Config
+from bnn_jax.training.devices import data_shards, keep_sharding, shard_batch
+from bnn_jax.training.experiment import Experiment, HyperParameters, ImageInfo, make_experiment
+from bnn_jax.training.state import Best, RunState, TrainState
+from bnn_jax.training.step import init_state, train_step
+from bnn_jax.types import Images, Labels, Metrics, Params
+
+EVALUATION_BATCH = 250
+"""Rounded up to a multiple of the devices that share a batch."""
+
+
+class Batches(NamedTuple):
+    """Batches to train on, on the device.
+
+    Attributes:
+      images: of the whole training split, [examples, ...], or of the batches as they are, [steps, batch, ...].
+      labels: of the same examples.
+      order: indices of the examples of each batch, [steps, batch]; None where the batches are there as they are.
+    """
+
+    images: UInt8[Array, "..."]
+    labels: Int[Array, "..."]
+    order: Int[Array, "steps batch"] | None = None
+
+    @property
+    def steps(self) -> int:
+        """How many batches there are."""
+        return len(self.labels if self.order is None else self.order)
+
+    def at(self, number: Int[Array, ""]) -> tuple[Images, Labels]:
+        """Images and labels of one batch."""
+        rows = number if self.order is None else self.order[number]
+        return self.images[rows], self.labels[rows]
+
+
+def epoch_permutation(
+    seed: UInt32[Array, "2"], epoch: Int[Array, ""], *, examples: int, batch_size: int
+) -> Int[Array, "steps batch"]:
+    """The batches of one epoch: a permutation by (seed, epoch) alone; an incomplete last batch is left out."""
+    steps = examples // batch_size
+    orders = jax.random.fold_in(jax.random.wrap_key_data(seed), np.uint32(2**32 - 1))  # no step is ever this one
+    permutation = jax.random.permutation(jax.random.fold_in(orders, epoch), examples)
+    return permutation[: steps * batch_size].reshape(steps, batch_size)
+
+
+def train_steps(
+    experiment: Experiment,
+    state: TrainState,
+    batches: Batches,
+    *,
+    first: int | Array = 0,
+    count: int | Array | None = None,
+    teacher: Any | None = None,
+) -> tuple[TrainState, Metrics]:
+    """:func:`bnn_jax.training.step.train_step` on `count` of the batches from number `first` on, in one loop.
+
+    `first` and `count`, which may be traced, do not compile again; one compiled body makes every step, so that where a
+    run is cut into calls changes no bit of it.
+
+    Args:
+      first: number of the first batch.
+      count: how many; None goes on to the last.
+      teacher: as in :func:`bnn_jax.training.step.train_step`.
+
+    Returns:
+      The state after them, and the metrics of each, as many as there are batches, 0 for those that were left out.
+    """
+
+    @partial(jax.jit, inline=True)  # traced once, for its shapes and for the loop
+    def step(state, number):
+        return train_step(experiment, state, *batches.at(number), teacher)
+
+    def body(number, carry):
+        state, stacked = carry
+        state, metrics = step(state, number)
+        return state, jax.tree.map(lambda rows, row: rows.at[number].set(row), stacked, metrics)
+
+    length = batches.steps
+    shapes = jax.eval_shape(step, state, jnp.zeros((), jnp.int32))[1]
+    stacked = jax.tree.map(lambda row: jnp.zeros((length, *row.shape), row.dtype), shapes)
+    first = jnp.asarray(first, jnp.int32)
+    end = length if count is None else first + count
+    state, stacked = lax.fori_loop(first, jnp.asarray(end, jnp.int32), body, (state, stacked))
+    return keep_sharding(state, experiment.devices), stacked  # a loop may leave it elsewhere than its body does
+
+
+def evaluate(
+    experiment: Experiment, params: Params, model_state: Any, images: Images, labels: Labels
+) -> dict[str, Float[Array, ""]]:
+    """Mean `loss` and `accuracy` over a split, with running batch-norm statistics; every example counts once.
+
+    Examples with a label below 0 are padding; `examples` is the number of the others.
+    """
+    count = len(labels)
+    shards = data_shards(experiment.devices)
+    size = -(-min(EVALUATION_BATCH, count) // shards) * shards
+    order = jnp.arange(-(-count // size) * size).reshape(-1, size)
+
+    def body(totals, indices):
+        counted = (indices < count) & (labels[jnp.minimum(indices, count - 1)] >= 0)
+        indices = jnp.minimum(indices, count - 1)
+        x = normalize(images[indices], mean=experiment.info.mean, std=experiment.info.std)
+        x = shard_batch(x, experiment.devices)
+        logits, _ = experiment.model.apply({"params": params} | model_state, x, train=False)
+        losses = jnp.where(counted, experiment.loss.monitored(logits, labels[indices]), 0)
+        correct = counted & (logits.argmax(axis=1) == labels[indices])
+        return (totals[0] + losses.sum(), totals[1] + correct.sum()), None
+
+    (loss, correct), _ = lax.scan(body, (jnp.zeros(()), jnp.zeros((), jnp.int32)), order)
+    examples = jnp.maximum((labels >= 0).sum(), 1)
+    return {"loss": loss / examples, "accuracy": correct / examples, "examples": (labels >= 0).sum()}
+
+
+def first_state(train: TrainState) -> RunState:
+    """The state of a run before its first step: the best variables so far are those it starts from."""
+    return RunState(train, Best(train.params, train.model_state, jnp.float32(-1.0), jnp.int32(0)))
+
+
+def end_epoch(
+    experiment: Experiment, best: Best, params: Params, model_state: Any, accuracy: Float[Array, ""], epoch: Array
+) -> tuple[Best, dict[str, Array]]:
+    """The best variables after an epoch, the earlier ones on a tie, and what bounds the latent weights."""
+    better = accuracy > best.accuracy
+    best = jax.tree.map(partial(jnp.where, better), Best(params, model_state, accuracy, epoch), best)
+    return keep_sharding(best, experiment.devices), bound_statistics(params, box=experiment.box)
+
+
+def epoch(
+    run: RunState,
+    number: Int[Array, ""],
+    *,
+    train: Callable[[TrainState, Array], tuple[TrainState, Any]],
+    evaluate: Callable[[Params, Any], dict[str, Array]],
+    end: Callable[..., tuple[Best, dict[str, Array]]],
+) -> tuple[RunState, Any, dict[str, Array]]:
+    """One epoch of a run, or of several with a leading axis, as pure as the functions that it is made of.
+
+    :func:`whole_run` gives those of this module; the loop gives theirs jitted, and makes the steps in several calls,
+    between which it records, saves and stops.
+
+    Args:
+      run: before the epoch, or where it was left in the midst of it.
+      number: of the epoch, from 1.
+      train: (state, number) -> the state after the steps of the epoch, and what is known of each.
+      evaluate: (parameters, model state) -> `loss` and `accuracy` on the validation split.
+      end: (best so far, parameters, model state, accuracy, number) -> best and statistics, see :func:`end_epoch`.
+
+    Returns:
+      The run after the epoch, what `train` tells of the steps, and what a record of the evaluation holds.
+    """
+    state, steps = train(run.train, number)
+    found = evaluate(state.params, state.model_state)
+    best, statistics = end(run.best, state.params, state.model_state, found["accuracy"], number)
+    evaluation = {"validation_loss": found["loss"], "validation_accuracy": found["accuracy"], **statistics}
+    return RunState(state, best), steps, evaluation
+
+
+class Outcome(NamedTuple):
+    """All that a run ends with.
+
+    Attributes:
+      run: the state after the last epoch, and the best variables.
+      steps: metrics of every step.
+      evaluations: after each epoch `validation_loss`, `validation_accuracy` and what bounds the latent weights.
+      test: accuracy on the test split of the "best" and the "last" variables.
+    """
+
+    run: RunState
+    steps: dict[str, Num[Array, "epochs steps"]]
+    evaluations: dict[str, Float[Array, " epochs"]]
+    test: dict[str, Float[Array, ""]]
+
+
+def whole_run(config: Config, info: ImageInfo, *, examples: int) -> Callable[..., Outcome]:
+    """``(seed, hyper, data) -> Outcome``: a whole run, for jit to compile and vmap to map over seeds and `hyper`.
+
+    `hyper` is what :func:`bnn_jax.training.experiment.hyper_parameters` gives, `data` has images and labels of the
+    splits "train", "validation" and "test".
+
+    Args:
+      config: validated; its seed and hyper-parameters do not enter.
+      info, examples: of the training split.
+    """
+    total_steps = config.epochs * (examples // config.batch_size)
+
+    def run(seed: UInt32[Array, ""], hyper: HyperParameters, data: dict[str, tuple[Images, Labels]]) -> Outcome:
+        experiment = make_experiment(config, info, total_steps=total_steps, **hyper)
+
+        def train(state, number):
+            order = epoch_permutation(state.seed, number, examples=examples, batch_size=config.batch_size)
+            return train_steps(experiment, state, Batches(*data["train"], order))
+
+        def evaluate_on(split, params, model_state):
+            return evaluate(experiment, params, model_state, *data[split])
+
+        parts = {"evaluate": partial(evaluate_on, "validation"), "end": partial(end_epoch, experiment)}
+
+        def body(run, number):
+            run, steps, evaluation = epoch(run, number, train=train, **parts)
+            return run, (steps, evaluation)
+
+        numbers = jnp.arange(1, config.epochs + 1)
+        run, (steps, evaluations) = lax.scan(body, first_state(init_state(experiment, seed)), numbers)
+        test = {
+            name: evaluate_on("test", variables.params, variables.model_state)["accuracy"]
+            for name, variables in (("best", run.best), ("last", run.train))
+        }
+        return Outcome(run, steps, evaluations, test)
+
+    return run

@@ -1,0 +1,168 @@
+"""The runs that train as one program, each with its own folder: what is recorded, saved and resumed of each.
+
+One run has its state as it is; the states of several are stacked, with a leading axis.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bnn_jax.errors import RunError, UsageError
+from bnn_jax.training.checkpoint import Restored, restore_checkpoint
+from bnn_jax.training.config import Config
+from bnn_jax.training.devices import on_first_process, to_host
+from bnn_jax.training.metrics import append_metrics, read_metrics, unpack_log, write_file
+from bnn_jax.training.programs import program_key
+from bnn_jax.training.run_folder import (
+    claim_workdir,
+    locked,
+    read_checksummed,
+    save_run,
+    why_rejected,
+    write_result,
+)
+from bnn_jax.training.state import RunState, TrainState
+
+
+class Diverged(RunError):
+    """A metric became infinite or not a number."""
+
+
+@dataclass
+class Member:
+    """A run on the host.
+
+    Attributes:
+      config, workdir: its own.
+      stage: what a checkpoint keeps of the stage that the run is, or None.
+      rows: records of the steps of the epoch under way.
+      diverged: why it records, saves and results in nothing more, or None.
+    """
+
+    config: Config
+    workdir: Path
+    stage: dict[str, Any] | None = None
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    diverged: Diverged | None = None
+
+    def record(self, records: list[dict[str, Any]]) -> None:
+        """Append records to `metrics.jsonl`."""
+        self.rows += [record for record in records if record["kind"] == "train"]
+        on_first_process(partial(append_metrics, self.workdir / "metrics.jsonl", records))
+
+    def begin_epoch(self, epoch: int, *, midway: bool) -> None:
+        """Forget the rows of the epoch before; of an epoch that was left midway the log has the first ones."""
+        self.rows = on_first_process(partial(_steps_of, self.workdir, epoch)) if midway else []
+
+
+def _steps_of(workdir: Path, epoch: int) -> list[dict[str, Any]]:
+    records = read_metrics(workdir / "metrics.jsonl")
+    return [record for record in records if record["kind"] == "train" and record["epoch"] == epoch]
+
+
+def stack(trees: Sequence[Any]) -> Any:
+    """The trees of several members with a leading axis, that of a single one as it is."""
+    return trees[0] if len(trees) == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def unstack(tree: Any, members: int) -> list[Any]:
+    """The tree of each member."""
+    return [tree] if members == 1 else [jax.tree.map(lambda leaf, n=n: leaf[n, ...], tree) for n in range(members)]
+
+
+def steps_done(state: TrainState) -> int:
+    """Training steps behind a state, the same for all members."""
+    return int(np.ravel(state.step)[0])
+
+
+def why_alone(config: Config) -> str | None:
+    """What in a config cannot be mapped over several runs, in words; None if all of it can."""
+    if config.diagnostics.every_steps:
+        return f"`diagnostics.every_steps` (={config.diagnostics.every_steps})"
+    if config.data.stream:
+        return "`data.stream` (=True)"
+    if config.distillation.losses:
+        return f"`distillation.losses` (={', '.join(config.distillation.losses)})"
+    return None
+
+
+def check_together(configs: Sequence[Config]) -> None:
+    """Raise UsageError unless the configs are of one program that can be mapped over them."""
+    for config in configs:
+        if len(configs) > 1 and (reason := why_alone(config)) is not None:
+            raise UsageError(f"{reason} cannot be mapped over several runs; train them one after another")
+        if program_key(config) != program_key(configs[0]):
+            raise UsageError(
+                "`configs` must differ only in `seed`, `optim.learning_rate`, `optim.momentum`, `optim.weight_decay` "
+                "and `regularizer_strength` to be one program; train the others apart"
+            )
+
+
+def claim(members: Sequence[Member], locks: ExitStack) -> list[dict[str, Any]] | None:
+    """The results of runs that are finished; None, and their folders are locked until `locks` end, if one is not."""
+    results = []
+    for member in members:
+        claim_workdir(member.config, member.workdir)
+        results.append(read_checksummed(member.workdir / "result.json"))
+    if None not in results:
+        return results
+    for member in members:
+        locks.enter_context(locked(member.workdir))
+    return None
+
+
+def resume(members: Sequence[Member], starts: Sequence[RunState]) -> list[RunState]:
+    """The states of the newest good checkpoints, or `starts` where there are none; logs become as they were then.
+
+    Raises:
+      UsageError: if the checkpoints of several members are of different steps, or of states of another kind.
+      RunError: if there are checkpoints, but none can be restored.
+    """
+    found = [_restore(member, start) for member, start in zip(members, starts)]
+    steps = [0 if restored is None else restored.step for restored in found]
+    if len(set(steps)) > 1:
+        each = ", ".join(f"{member.workdir} at step {step}" for member, step in zip(members, steps))
+        raise UsageError(f"runs that were saved at different steps cannot go on together ({each}); start them apart")
+    for member, restored in zip(members, found):
+        log = "" if restored is None else unpack_log(restored.metadata["log"])
+        write_file(member.workdir / "metrics.jsonl", log)
+    return [start if restored is None else restored.state for start, restored in zip(starts, found)]
+
+
+def _restore(member: Member, start: RunState) -> Restored | None:
+    why = partial(why_rejected, member.config)
+    return restore_checkpoint(member.workdir / "checkpoints", start, why_rejected=why, quarantine=True)
+
+
+def save(members: Sequence[Member], run: RunState) -> None:
+    """Save each run that has not diverged.  All processes call this together.
+
+    Raises:
+      RunError: if the disk is full; the last good checkpoint is kept.
+    """
+    for member, own in zip(members, unstack(to_host(run), len(members))):
+        if member.diverged is None:
+            on_first_process(partial(save_run, member.config, member.workdir, own, stage=member.stage))
+
+
+def write_results(
+    members: Sequence[Member], run: RunState, accuracies: dict[str, np.ndarray]
+) -> list[dict[str, Any] | Diverged]:
+    """Write, and return, the `result.json` of each run; for one that diverged, why.
+
+    Args:
+      accuracies: on the test split, of the "best" and the "last" variables.
+    """
+    results = []
+    for member, own, found in zip(members, unstack(run, len(members)), unstack(accuracies, len(members))):
+        own_accuracies = {name: float(value) for name, value in found.items()}
+        write = partial(write_result, member.config, member.workdir, own, **own_accuracies)
+        results.append(on_first_process(write) if member.diverged is None else member.diverged)
+    return results
