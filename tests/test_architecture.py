@@ -25,6 +25,7 @@ STAGES = (
     {"packed"},
     {"analysis"},
     {"benchmarks"},
+    {"cli"},
 )
 RANK = {name: rank for rank, stage in enumerate(STAGES) for name in stage}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

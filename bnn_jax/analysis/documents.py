@@ -2,14 +2,13 @@
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bnn_jax.analysis.plots import is_number
 from bnn_jax.errors import RunError, UsageError
-from bnn_jax.files import replacing
+from bnn_jax.sweeps.results import is_number
 
 
 @contextmanager
@@ -54,12 +53,6 @@ def _finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not is_number(value) else value
 
 
-def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` write a draft that then takes the name `path`."""
-    with replacing(path) as draft:
-        write(draft)
-
-
 def provenance_section(provenance: dict[str, Any]) -> str:
     """What :func:`bnn_jax.analysis.provenance.provenance` found, as a section in Markdown."""
     device, cpu, git = (provenance.get(name) or {} for name in ("device", "cpu", "git"))
@@ -94,6 +87,24 @@ def percent(share: float | None, style: str = ".2f") -> str:
 def number(value: float | None, style: str) -> str:
     """A number in a format, "-" where there is none or it is not finite."""
     return format(value, style) if is_number(value) else "-"
+
+
+def value_text(value: Any) -> str:
+    """A value of an axis, as short as it goes.
+
+    >>> value_text(0.1), value_text(1e-05), value_text(True), value_text(10.0)
+    ('0.1', '1e-05', 'True', '10')
+    """
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def settings_text(settings: dict[str, Any]) -> str:
+    """Settings in a cell of a table.
+
+    >>> settings_text({"learning_rate": 0.1, "momentum": 0.0, "schedule": "cosine"})
+    'learning_rate=0.1, momentum=0, schedule=cosine'
+    """
+    return ", ".join(f"{name}={value_text(value)}" for name, value in settings.items())
 
 
 def inline(text: str) -> str:

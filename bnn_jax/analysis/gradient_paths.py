@@ -118,7 +118,13 @@ def gradient_paths(
 
 
 def module_gradient_paths(
-    module: Any, x_shape: tuple[int, ...], *, train: bool = True, count: int = 3, **call_options: Any
+    module: Any,
+    x_shape: tuple[int, ...],
+    *,
+    train: bool = True,
+    count: int = 3,
+    output: Callable[[Any], Any] | None = None,
+    **call_options: Any,
 ) -> GradientPaths:
     """:func:`gradient_paths` of a Flax module for float32 inputs of `x_shape`, without initializing its parameters.
 
@@ -128,12 +134,13 @@ def module_gradient_paths(
       x_shape: with the batch first.
       train: passed on.
       count: how many distinct values to return.
+      output: picks the activations where they are not the first of what the module returns.
       **call_options: further keyword arguments of the call.
 
     Raises:
       ValueError: as :func:`gradient_paths`.
     """
-    return smallest(path_graph(module, x_shape, train=train, **call_options), count)
+    return smallest(path_graph(module, x_shape, train=train, output=output, **call_options), count)
 
 
 def operations(function_or_module: Any, x: Any, **call_options: Any) -> tuple[BinaryOperation, ...]:
@@ -168,13 +175,20 @@ def _smallest(graph: PathGraph, costs: list[int], count: int) -> tuple[int, ...]
     return best.get(graph.outputs, ())
 
 
-def path_graph(function_or_module: Any, x: Any, *, train: bool = True, **call_options: Any) -> PathGraph:
+def path_graph(
+    function_or_module: Any,
+    x: Any,
+    *,
+    train: bool = True,
+    output: Callable[[Any], Any] | None = None,
+    **call_options: Any,
+) -> PathGraph:
     """The gradient's ways through a function of activations or a Flax module.
 
     Args:
       function_or_module: as of :func:`gradient_paths` or :func:`module_gradient_paths`.
       x: the input activations, or their shape; the first axis is the batch.
-      train: of a module's call.
+      train, output: of a module, as of :func:`module_gradient_paths`.
       **call_options: further keyword arguments of the call.
 
     Raises:
@@ -182,7 +196,7 @@ def path_graph(function_or_module: Any, x: Any, *, train: bool = True, **call_op
     """
     x = ShapeDtypeStruct(x, jnp.float32) if isinstance(x, tuple) else x
     if hasattr(function_or_module, "apply") and hasattr(function_or_module, "init"):
-        traced = _trace_module(function_or_module, x, train, call_options)
+        traced = _trace_module(function_or_module, x, train, output or (lambda found: found), call_options)
     else:
         traced = trace(partial(function_or_module, **call_options), x, unroll=True)
     # The activations are the last argument and the first result in either case.
@@ -211,7 +225,9 @@ def _check(traced: Trace, inputs: int, outputs: tuple[int, ...]) -> None:
             raise ValueError(f"`{name}` (of dtype {dtype}) must be floating point; a gradient passes through no other")
 
 
-def _trace_module(module: Any, x: Any, train: bool, call_options: dict[str, Any]) -> Trace:
+def _trace_module(
+    module: Any, x: Any, train: bool, output: Callable[[Any], Any], call_options: dict[str, Any]
+) -> Trace:
     parameters = inspect.signature(type(module).__call__).parameters
     takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     usual = {"train": train, "progress": 1.0}
@@ -220,7 +236,7 @@ def _trace_module(module: Any, x: Any, train: bool, call_options: dict[str, Any]
     variables = jax.eval_shape(lambda keys, x: module.init(keys, x, **options), keys, x)
 
     def call(variables, keys, x):
-        return module.apply(variables, x, rngs=keys, mutable=True, **options)[0]
+        return output(module.apply(variables, x, rngs=keys, mutable=True, **options)[0])
 
     return trace(call, variables, keys, x, unroll=True)
 

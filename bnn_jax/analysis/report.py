@@ -1,8 +1,10 @@
-"""The report of a comparison: numbers, tables and the folder that holds them with their pictures."""
+"""The report of a comparison or a grid: tables, and the folder that holds them with their pictures."""
 
+import csv
+import io
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean, median, stdev
 from typing import Any
 
 from bnn_jax.analysis.documents import (
@@ -11,180 +13,227 @@ from bnn_jax.analysis.documents import (
     number,
     percent,
     plus_minus,
+    print_table,
     provenance_section,
-    replace_file,
+    settings_text,
     to_json,
+    value_text,
     writing_into,
 )
-from bnn_jax.analysis.plots import (
-    has_gradient_paths,
-    has_step_size,
-    is_finished,
-    is_number,
-    plot_accuracy,
-    plot_estimators,
-    plot_paths,
-    plot_step_size,
-    row_labels,
+from bnn_jax.analysis.plots import pictures_of
+from bnn_jax.files import replacing
+from bnn_jax.sweeps.results import ACCURACIES, Results, is_finished, summarize, tidy_rows, unfinished
+
+Summary = dict[str, Any]
+"""Of a row, see :func:`bnn_jax.sweeps.results.summarize`."""
+
+
+def _accuracy(name: str) -> Callable[[Summary], str]:
+    def text(row: Summary) -> str:
+        mean, std = (None if row[f"{name}_{of}"] is None else 100 * row[f"{name}_{of}"] for of in ("mean", "std"))
+        return plus_minus(mean, std, ".2f", ".2f")
+
+    return text
+
+
+def _loss(row: Summary) -> str:
+    return plus_minus(row["train_loss_last_mean"], row["train_loss_last_std"], ".3g", ".2g")
+
+
+def _n(row: Summary) -> str:
+    return str(row["n"]) if row["n"] == row["runs"] else f"{row['n']}/{row['runs']}"
+
+
+COMPARISON_COLUMNS = (
+    ("test accuracy, best (%)", "test, best\n(%)", _accuracy("test_accuracy_best")),
+    ("test accuracy, last (%)", "test, last\n(%)", _accuracy("test_accuracy_last")),
+    ("train loss", None, _loss),
+    (None, "train\nloss", lambda row: number(row["train_loss_last_mean"], ".3g")),
+    ("step time (ms)", "ms a\nstep", lambda row: number(row["step_time_ms"], ".1f")),
+    ("n", "n", _n),
 )
+GRID_COLUMNS = (
+    ("validation (%)", "validation\n(%)", _accuracy("validation_accuracy_best")),
+    ("test (%)", "test\n(%)", _accuracy("test_accuracy_best")),
+    ("test, last (%)", "test, last\n(%)", _accuracy("test_accuracy_last")),
+    ("train loss", None, _loss),
+    ("n", "n", _n),
+)
+"""The numbers of a table: header in the report and in the terminal, None where it has no such column, and text."""
 
 
-def summarize(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """One dict a row of the comparison, over the runs that finished.
+def report_markdown(results: Results) -> str:
+    """The results as Markdown: data, table, tuning, pictures, provenance and the command that remakes them.
 
-    ``label, optimizer, loss, settings`` and ``columns``, further cells of the table by their header, as in the row;
-    ``runs`` (started) and ``n`` (finished);
-    mean and sample standard deviation of ``test_accuracy_best``, ``test_accuracy_last`` and ``train_loss_last`` as
-    ``*_mean`` and ``*_std``;
-    ``step_time_ms``, the median; ``max_abs_latent``, the maximum; ``share_on_bounds``, the mean.
-    A number is None where a finished run lacks it or it is not finite, and a standard deviation also where n < 2.
-
-    Raises:
-      ValueError: `results` has no rows.
-    """
-    if not results.get("rows"):
-        raise ValueError("`results` must have at least one row under 'rows'; got none: compare at least one optimizer.")
-    return [_summarize_row(row) for row in results["rows"]]
-
-
-def _summarize_row(row: dict[str, Any]) -> dict[str, Any]:
-    runs = [run for run in row["runs"] if is_finished(run)]
-
-    def over_runs(name: str, statistic: Callable[[list[float]], float]) -> float | None:
-        values = [run.get(name) for run in runs]
-        return statistic(values) if values and all(is_number(value) for value in values) else None
-
-    summary = {name: row[name] for name in ("label", "optimizer", "loss", "settings")}
-    summary["columns"] = row.get("columns", {})
-    summary |= {"runs": len(row["runs"]), "n": len(runs)}
-    for name in ("test_accuracy_best", "test_accuracy_last", "train_loss_last"):
-        summary[f"{name}_mean"] = over_runs(name, fmean)
-        summary[f"{name}_std"] = over_runs(name, stdev) if len(runs) > 1 else None
-    summary["step_time_ms"] = over_runs("step_time_ms", median)
-    summary["max_abs_latent"] = over_runs("max_abs_latent", max)
-    summary["share_on_bounds"] = over_runs("share_on_bounds", fmean)
-    return summary
-
-
-def report_markdown(results: dict[str, Any]) -> str:
-    """The comparison as Markdown: data, table, tuning, pictures, provenance and the command that remakes it.
-
-    It embeds ``accuracy.png`` from its own folder; where a run recorded a step size ``step_size.png``, where the
-    comparison names estimators ``estimators.png``, where its rows have gradient paths ``paths.png``.
-    ``results["compared"]`` says what the rows are, "optimizer" if it is missing; ``results["notes"]`` is Markdown that
-    follows the table.
+    It embeds the pictures of :func:`bnn_jax.analysis.plots.pictures_of` from its own folder.
 
     Raises:
       ValueError: `results` has no rows.
     """
     summaries = summarize(results)
+    if results.is_grid:
+        parts = [_what_was_swept(results), _table(results, summaries), _best(summaries), GRID_EXPLAINED]
+        files = (
+            "A row for each run: [sweep.csv](sweep.csv), [sweep.jsonl](sweep.jsonl); cells and config: "
+            "[summary.json](summary.json)."
+        )
+    else:
+        parts = [_what_was_compared(results), _table(results, summaries), _comparison_explained(results)]
+        files = "Every run, curve and setting is in [results.json](results.json)."
     sections = [
-        f"# {inline(results['name'])}",
-        _what_was_compared(results),
-        _main_table(summaries, _compared(results)),
-        _how_to_read(summaries),
-        _unfinished_markdown(results),
-        _latent_weights(results, summaries),
-        results.get("notes", ""),
+        f"# {inline(results.name)}",
+        *parts,
+        "\n".join(f"- {inline(line)}" for line in unfinished(results)),
+        "" if results.is_grid else _latent_weights(results, summaries),
+        results.notes,
         _pictures(results),
-        _tuning(results.get("tuning"), _compared(results)),
-        provenance_section(results["provenance"]),
-        f"## Remake\n\n```sh\n{results['command']}\n```",
-        "Every run, curve and setting is in [results.json](results.json).",
+        _tuning(results),
+        provenance_section(results.provenance),
+        f"## Remake\n\n```sh\n{results.command}\n```",
+        files,
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def print_table(results: dict[str, Any]) -> None:
-    """Print the comparison's table to the terminal; it fits in 80 columns.
+def print_report(results: Results) -> None:
+    """Print the table to the terminal, of a grid with the best cell marked; it fits in 80 columns.
 
     Raises:
       ValueError: `results` has no rows.
     """
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     summaries = summarize(results)
-    table = Table(box=box.SIMPLE, title=Text(f"{results['name']} on {results['dataset']['name']}"))
-    table.add_column(_compared(results), overflow="fold")
-    for header in ("test, best\n(%)", "test, last\n(%)", "train\nloss", "ms a\nstep", "n"):
-        table.add_column(header, justify="right")
-    for label, row in zip(row_labels(results), summaries):
-        cells = [label, _accuracy(row, "best"), _accuracy(row, "last"), number(row["train_loss_last_mean"], ".3g")]
-        table.add_row(*map(Text, [*cells, number(row["step_time_ms"], ".1f"), _n(row)]))
-    console = Console()
-    console.print(table)
-    for line in ("best: at the epoch of the best validation accuracy; mean ± std over n seeds", *_unfinished(results)):
-        console.print(Text(line))
+    columns = [(header, text) for _, header, text in _columns(results) if header]
+    if results.is_grid:
+        names = list(results.axes) or [results.compared]
+        leading = [name.replace(".", ".\n", 1) for name in names]
+        lines = [_best(summaries), "mean ± std over n seeds, at the best validation epoch"]
+    else:
+        names = leading = [results.compared]
+        lines = ["best: at the epoch of the best validation accuracy; mean ± std over n seeds"]
+    rows = [
+        [*_leading(results, index), *(text(summary) for _, text in columns)] for index, summary in enumerate(summaries)
+    ]
+    best = next((index for index, row in enumerate(summaries) if row["best"]), None) if results.is_grid else None
+    data = ", ".join(data["name"] for data in results.datasets)
+    header = [*leading, *(header for header, _ in columns)]
+    print_table(header, rows, title=f"{results.name} on {data}", texts=range(len(names)), bold=best)
+    for line in (*lines, *unfinished(results)):
+        print(line)
 
 
-def write_report(results: dict[str, Any], folder: str | Path) -> None:
-    """Write results.json, report.md and its pictures, accuracy.png and those that apply, into `folder`.
+def write_report(results: Results, folder: str | Path) -> list[str]:
+    """Write report.md, the data and the pictures into `folder`; returns the names of the files.
 
-    Each file is replaced as a whole, so a reader never meets half of one.  Numbers that are not finite become null in
-    results.json; a step_size.png left by an earlier report is removed where this one has none.
+    Of a comparison the data are results.json, of a grid sweep.csv, sweep.jsonl and summary.json.  Each file is replaced
+    as a whole, so a reader never meets half of one.  Numbers that are not finite become null; a picture left by an
+    earlier report is removed where this one has none.
 
     Raises:
       ValueError: `results` has no rows.
       UsageError: `folder` is, or lies below, a file.
       RunError: a file cannot be written.
     """
-    folder, text = Path(folder), report_markdown(results)
+    folder, pictures = Path(folder), pictures_of(results)
+    texts = {"report.md": report_markdown(results)}
+    texts |= _grid_data(results) if results.is_grid else {"results.json": to_json(results.to_dict())}
     with writing_into(folder):
-        replace_file(folder / "results.json", lambda path: path.write_text(to_json(results), encoding="utf-8"))
-        replace_file(folder / "report.md", lambda path: path.write_text(text, encoding="utf-8"))
-        replace_file(folder / "accuracy.png", lambda path: plot_accuracy(results, path))
-        if has_step_size(results):
-            replace_file(folder / "step_size.png", lambda path: plot_step_size(results, path))
+        for name, text in texts.items():
+            with replacing(folder / name) as draft:
+                draft.write_text(text, encoding="utf-8")
+        for name, draw in pictures.items():
+            draw(folder / name)
+        for name in CAPTIONS.keys() - pictures.keys():
+            (folder / name).unlink(missing_ok=True)
+    return [*texts, *pictures]
+
+
+def _grid_data(results: Results) -> dict[str, str]:
+    """The files of a grid's data: name -> text."""
+    rows, table = tidy_rows(results), io.StringIO()
+    writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    kept = ("name", "command", "provenance", "axes", "datasets", "config")
+    summary = {name: getattr(results, name) for name in kept} | {"seeds": results.seeds}
+    cells = [
+        {"label": row.label, "values": row.settings} | summary for row, summary in zip(results.rows, summarize(results))
+    ]
+    return {
+        "sweep.csv": table.getvalue(),
+        "sweep.jsonl": "".join(json.dumps(row) + "\n" for row in rows),
+        "summary.json": to_json(summary | {"cells": cells}) + "\n",
+    }
+
+
+def _columns(results: Results) -> tuple:
+    return GRID_COLUMNS if results.is_grid else COMPARISON_COLUMNS
+
+
+def _leading(results: Results, index: int) -> list[str]:
+    """What names a row in the terminal: of a grid the values of its axes."""
+    row = results.rows[index]
+    return [value_text(row.settings[name]) for name in results.axes] or [results.labels[index]]
+
+
+def _table(results: Results, summaries: list[Summary]) -> str:
+    columns = [(header, text) for header, _, text in _columns(results) if header]
+    if results.is_grid:
+        names, further = list(results.axes) or [results.compared], []
+    else:
+        names = [results.compared, *(["loss"] if len(results.losses) > 1 else []), "settings"]
+        further = list(dict.fromkeys(header for row in results.rows for header in row.columns))
+    rows = []
+    for index, (row, summary) in enumerate(zip(results.rows, summaries)):
+        if results.is_grid:
+            cells = _leading(results, index)
         else:
-            (folder / "step_size.png").unlink(missing_ok=True)
-        if results.get("estimators"):
-            replace_file(folder / "estimators.png", lambda path: plot_estimators(results["estimators"], path))
-        if has_gradient_paths(results):
-            replace_file(folder / "paths.png", lambda path: plot_paths(results, path))
+            named = results.compared != "optimizer" or row.optimizer in row.label
+            cells = [row.label if named else f"{row.label} ({row.optimizer})"]
+            cells += [row.loss] if "loss" in names else []
+            cells += [settings_text(row.settings), *(str(row.columns.get(name, "-")) for name in further)]
+        cells += [text(summary) for _, text in columns]
+        rows.append([f"**{cell}**" for cell in cells] if results.is_grid and summary["best"] else cells)
+    header = [*names, *further, *(header for header, _ in columns)]
+    return markdown_table(header, rows, numbers_from=len(names))
 
 
-def _what_was_compared(results: dict[str, Any]) -> str:
-    rows, data = results["rows"], results["dataset"]
-    runs = [run for row in rows for run in row["runs"]]
-    seeds = ", ".join(str(seed) for seed in sorted({run["seed"] for run in runs}))
-    epochs = sorted({run["epochs"] for run in runs if is_finished(run)})
-    losses = sorted({row["loss"] for row in rows})
+def _what_was_compared(results: Results) -> str:
+    (data,) = results.datasets
+    epochs = sorted({run["epochs"] for row in results.rows for run in row.runs if is_finished(run)})
     subjects = {"optimizer": "The same network trained by", "architecture": "The networks"}
-    subject = subjects.get(_compared(results), "The same network with")
+    subject = subjects.get(results.compared, "The same network with")
     length = f" for {epochs[-1]} epoch{'s' if epochs[-1] > 1 else ''}" if len(epochs) == 1 else ""
-    loss = f" with the loss `{losses[0]}`" if len(losses) == 1 else ""
+    loss = f" with the loss `{results.losses[0]}`" if len(results.losses) == 1 else ""
     return (
-        f"{subject} {_enumerate([row['label'] for row in rows])} on **{inline(data['name'])}**"
-        f"{length}{loss}, seeds {seeds}. Data: {data['train']} training, {data['validation']} validation and "
-        f"{data['test']} test examples. {inline(data['note'])}"
+        f"{subject} {_enumerate([row.label for row in results.rows])} on **{inline(data['name'])}**"
+        f"{length}{loss}, seeds {', '.join(map(str, results.seeds))}. Data: {data['train']} training, "
+        f"{data['validation']} validation and {data['test']} test examples. {inline(data['note'])}"
     )
 
 
-def _compared(results: dict[str, Any]) -> str:
-    return results.get("compared", "optimizer")
+def _what_was_swept(results: Results) -> str:
+    seeds = ", ".join(map(str, results.seeds))
+    grid = " x ".join(f"{len(values)} `{name}`" for name, values in results.axes.items()) or "one cell"
+    data = "; ".join(
+        f"{data['train']} training, {data['validation']} validation and {data['test']} test examples of "
+        f"**{inline(data['name'])}** ({inline(data['note'])})"
+        for data in results.datasets
+    )
+    config = results.config
+    trained = f"`{config['model']['name']}` by `{config['optim']['name']}`, {config['epochs']} epochs"
+    return f"{grid}, seeds {seeds}, each from {trained} but for what the table says. Data: {data}."
 
 
-def _main_table(summaries: list[dict[str, Any]], compared: str) -> str:
-    with_loss = _more_than_one_loss(summaries)
-    further = list(dict.fromkeys(header for row in summaries for header in row["columns"]))
-    header = [compared, *(["loss"] if with_loss else []), "settings", *further, "test accuracy, best (%)"]
-    header += ["test accuracy, last (%)", "train loss", "step time (ms)", "n"]
-    rows = []
-    for row in summaries:
-        named = compared != "optimizer" or row["optimizer"] in row["label"]
-        name = row["label"] if named else f"{row['label']} ({row['optimizer']})"
-        loss = plus_minus(row["train_loss_last_mean"], row["train_loss_last_std"], ".3g", ".2g")
-        cells = [name, *([row["loss"]] if with_loss else []), _settings(row["settings"])]
-        cells += [*(str(row["columns"].get(name, "-")) for name in further), _accuracy(row, "best")]
-        rows.append([*cells, _accuracy(row, "last"), loss, number(row["step_time_ms"], ".1f"), _n(row)])
-    return markdown_table(header, rows, numbers_from=header.index("settings") + 1)
+GRID_EXPLAINED = (
+    "Mean ± sample standard deviation over the n seeds that finished. Accuracies are at the epoch of a run's highest "
+    "validation accuracy, *last* at the last epoch. The best cell is the one of the highest mean validation accuracy "
+    "among those in which every seed finished, so the test set has no part in the choice. The best of several "
+    "validation accuracies is a little too high by chance: quote the test accuracy beside it."
+)
 
 
-def _how_to_read(summaries: list[dict[str, Any]]) -> str:
-    losses = " Train losses of rows with different losses do not compare." if _more_than_one_loss(summaries) else ""
+def _comparison_explained(results: Results) -> str:
+    losses = " Train losses of rows with different losses do not compare." if len(results.losses) > 1 else ""
     return (
         "Mean ± sample standard deviation over the n seeds that finished. *Best* is the test accuracy at the epoch of "
         "the highest validation accuracy, so the test set has no part in the choice; *last* is at the last epoch. "
@@ -192,23 +241,18 @@ def _how_to_read(summaries: list[dict[str, Any]]) -> str:
     )
 
 
-def _unfinished(results: dict[str, Any]) -> list[str]:
-    """A sentence for each run that is left out of the means."""
-    return [
-        f"{label}, seed {run['seed']}, is not in the means: {run.get('diverged') or 'no finite test accuracy'}"
-        for label, row in zip(row_labels(results), results["rows"])
-        for run in row["runs"]
-        if not is_finished(run)
-    ]
+def _best(summaries: list[Summary]) -> str:
+    """The best cell with its accuracies, in words."""
+    best = next((row for row in summaries if row["best"]), None)
+    if best is None:
+        return "No run finished."
+    validation, test, _ = (_accuracy(name)(best) for name in ACCURACIES)
+    return f"Best by validation: {inline(best['label'])}, validation {validation} %, test {test} %."
 
 
-def _unfinished_markdown(results: dict[str, Any]) -> str:
-    return "\n".join(f"- {inline(line)}" for line in _unfinished(results))
-
-
-def _latent_weights(results: dict[str, Any], summaries: list[dict[str, Any]]) -> str:
+def _latent_weights(results: Results, summaries: list[Summary]) -> str:
     parts = []
-    for label, row in zip(row_labels(results), summaries):
+    for label, row in zip(results.labels, summaries):
         share = row["share_on_bounds"]
         if row["max_abs_latent"] is not None:
             bounds = "" if share is None else f" ({percent(share, '.1f')} % on the bounds)"
@@ -216,7 +260,8 @@ def _latent_weights(results: dict[str, Any], summaries: list[dict[str, Any]]) ->
     return f"Largest magnitude of a latent binary weight: {'; '.join(parts)}." if parts else ""
 
 
-def _tuning(tuning: dict[str, Any] | None, compared: str) -> str:
+def _tuning(results: Results) -> str:
+    tuning, compared = results.tuning, results.compared
     if not tuning:
         return ""
     rows = []
@@ -224,9 +269,9 @@ def _tuning(tuning: dict[str, Any] | None, compared: str) -> str:
         for trial in row["trials"]:
             tried = {name: value for name, value in trial.items() if name != "validation_accuracy"}
             chosen = "yes" if row["chosen"].items() <= tried.items() else ""
-            rows.append([row["label"], _settings(tried), chosen, percent(trial["validation_accuracy"])])
+            rows.append([row["label"], settings_text(tried), chosen, percent(trial["validation_accuracy"])])
         if not row["trials"]:
-            rows.append([row["label"], _settings(row["chosen"]), "not tuned", "-"])
+            rows.append([row["label"], settings_text(row["chosen"]), "not tuned", "-"])
     header = [compared, "settings tried", "chosen", "validation accuracy (%)"]
     epochs = f"{tuning['epochs']} epoch{'s' if tuning['epochs'] > 1 else ''}"
     return (
@@ -235,45 +280,33 @@ def _tuning(tuning: dict[str, Any] | None, compared: str) -> str:
     )
 
 
-def _pictures(results: dict[str, Any]) -> str:
-    pictures = "## Curves\n\n![Validation accuracy over epochs](accuracy.png)"
-    if has_step_size(results):
-        pictures += (
-            "\n\n![Step size of Deep Frank-Wolfe over optimizer steps](step_size.png)\n\n"
-            "Deep Frank-Wolfe finds its step size γ anew in every step: 1 takes the full learning rate, a smaller γ "
-            "that part of it. Line: running median; band: quartiles; faint: single seeds."
-        )
-    if results.get("estimators"):
-        pictures += (
-            "\n\n![Forward value and chosen derivative of each estimator](estimators.png)\n\n"
-            "Drawn from the functions that were run: forward value (grey), chosen derivative (blue) and its area A."
-        )
-    if has_gradient_paths(results):
-        pictures += (
-            "\n\n![Test error over the cost of the second cheapest gradient path](paths.png)\n\n"
-            "N_2nd: multiply-accumulates of the binary convolutions on the second cheapest gradient path. Points: mean "
-            "over the seeds at the best epoch; bars: sample standard deviation."
-        )
-    return pictures
+CAPTIONS = {
+    "sweep.png": ("Accuracy of each cell", ""),
+    "accuracy.png": ("Validation accuracy over epochs", ""),
+    "step_size.png": (
+        "Step size of Deep Frank-Wolfe over optimizer steps",
+        "Deep Frank-Wolfe finds its step size γ anew in every step: 1 takes the full learning rate, a smaller γ "
+        "that part of it. Line: running median; band: quartiles; faint: single seeds.",
+    ),
+    "estimators.png": (
+        "Forward value and chosen derivative of each estimator",
+        "Drawn from the functions that were run: forward value (grey), chosen derivative (blue) and its area A.",
+    ),
+    "paths.png": (
+        "Test error over the cost of the second cheapest gradient path",
+        "N_2nd: multiply-accumulates of the binary convolutions on the second cheapest gradient path. Points: mean "
+        "over the seeds at the best epoch; bars: sample standard deviation.",
+    ),
+}
+"""What a picture shows, and how to read it."""
 
 
-def _more_than_one_loss(summaries: list[dict[str, Any]]) -> bool:
-    return len({row["loss"] for row in summaries}) > 1
-
-
-def _settings(settings: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in settings.items()
-    )
-
-
-def _accuracy(row: dict[str, Any], which: str) -> str:
-    mean, std = row[f"test_accuracy_{which}_mean"], row[f"test_accuracy_{which}_std"]
-    return plus_minus(*(None if value is None else 100 * value for value in (mean, std)), ".2f", ".2f")
-
-
-def _n(row: dict[str, Any]) -> str:
-    return str(row["n"]) if row["n"] == row["runs"] else f"{row['n']}/{row['runs']}"
+def _pictures(results: Results) -> str:
+    parts = [] if results.is_grid else ["## Curves"]
+    for name in pictures_of(results):
+        what, how_to_read = CAPTIONS[name]
+        parts += [f"![{what}]({name})", how_to_read]
+    return "\n\n".join(filter(None, parts))
 
 
 def _enumerate(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Comparisons: every row with every seed, hyper-parameters chosen on the validation split."""
+"""Comparisons and grids: every row with every seed, hyper-parameters chosen on the validation split."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +11,7 @@ from bnn_jax.losses import LOSSES
 from bnn_jax.optim import OPTIMIZERS
 from bnn_jax.sweeps.engine import Run, run_all
 from bnn_jax.sweeps.grid import grid_cells
+from bnn_jax.sweeps.results import CELL, Results, Row
 from bnn_jax.training.config import Config, OptimConfig, flatten, to_dict
 from bnn_jax.training.input_pipeline import load_data
 from bnn_jax.training.validation import validate
@@ -35,14 +36,8 @@ def optimizer_cells(config: Config, *, optimizers: Sequence[OptimConfig], losses
 
 
 def compare(
-    cells: Mapping[str, Config],
-    workdir: str | Path,
-    *,
-    seeds: Sequence[int],
-    tune: bool = False,
-    execution: str = "auto",
-    processes: int | None = None,
-) -> dict[str, Any]:
+    cells: Mapping[str, Config], workdir: str | Path, *, seeds: Sequence[int], tune: bool = False, **options: Any
+) -> Results:
     """Train every cell with every seed; finished runs are not run again.
 
     Args:
@@ -51,12 +46,10 @@ def compare(
       seeds: of the runs.
       tune: choose each learning rate from `tune_learning_rates` by the best validation accuracy within
         `config.tune_epochs`, the same number of trials for each row, with a seed of its own.
-      execution: auto, sequential, processes or vmapped, see :func:`bnn_jax.sweeps.engine.run_all`.
-      processes: at most so many at a time.
+      **options: as :func:`bnn_jax.sweeps.engine.run_all` takes them.
 
     Returns:
-      What `bnn_jax.analysis.report.write_report` writes, less name, command and provenance; the settings of a row are
-      those in which rows differ.
+      The results, less name, command and provenance; the settings of a row are those in which rows differ.
 
     Raises:
       UsageError: for names or values that cannot run, before anything runs; for tuning grids of different sizes.
@@ -69,47 +62,18 @@ def compare(
         raise UsageError(
             f"`seeds` (={list(seeds)}) must differ from each other and from {TUNING_SEED}, the trials' own"
         )
-    shared = next(iter(cells.values()))
-    dataset = load_data(shared.data)
-    ways = {"execution": execution, "processes": processes, "datasets": {shared.data: dataset}}
+    config = next(iter(cells.values()))
+    options.setdefault("datasets", {})
     tuning = None
     if tune:
-        tuning, cells = _tune(cells, workdir / "tuning", ways)
-    settings = _differing_settings(cells)
-    results = run_cells(cells, workdir, seeds=seeds, **ways)
-    rows = [
-        {
-            "label": label,
-            "optimizer": cell.optim.name,
-            "loss": cell.loss,
-            "settings": settings[label],
-            "runs": results[label],
-        }
-        for label, cell in cells.items()
-    ]
-    return {"dataset": describe_dataset(dataset), "config": to_dict(shared), "rows": rows, "tuning": tuning}
-
-
-def run_cells(
-    cells: Mapping[str, Config], workdir: Path, *, seeds: Sequence[int], **ways: Any
-) -> dict[str, list[dict[str, Any]]]:
-    """Train every cell with every seed in ``<workdir>/<label>/seed<k>``; the results by label, in the seeds' order.
-
-    Args:
-      ways: as :func:`bnn_jax.sweeps.engine.run_all` takes them.
-    """
-    runs = [
-        Run(f"{label} seed {seed}", replace(cell, seed=seed), workdir / label / f"seed{seed}")
-        for label, cell in cells.items()
-        for seed in seeds
-    ]
-    results = iter(run_all(runs, **ways))
-    return {label: [next(results) for _ in seeds] for label in cells}
+        tuning, cells = _tune(cells, workdir / "tuning", options)
+    rows, datasets = _train_rows(cells, _differing_settings(cells), workdir, seeds, options)
+    return Results(rows=rows, datasets=datasets, config=to_dict(config), tuning=tuning)
 
 
 def sweep(
-    config: Config, axes: Mapping[str, Sequence[Any]], workdir: str | Path, *, seeds: Sequence[int], **ways: Any
-) -> dict[str, Any]:
+    config: Config, axes: Mapping[str, Sequence[Any]], workdir: str | Path, *, seeds: Sequence[int], **options: Any
+) -> Results:
     """Train every combination of the axes' values with every seed; finished runs are not run again.
 
     Args:
@@ -117,34 +81,53 @@ def sweep(
       axes: dotted name of an option -> its values; without axes there is one cell.
       workdir: each run has its own folder in it, `<label of the cell>/seed<k>`.
       seeds: of the runs.
-      ways: as :func:`bnn_jax.sweeps.engine.run_all` takes them.
+      **options: as :func:`bnn_jax.sweeps.engine.run_all` takes them.
 
     Returns:
-      What `bnn_jax.analysis.sweep_report.write_sweep` writes, less name, command and provenance.
+      The results, less name, command and provenance.
 
     Raises:
       UsageError: for values that cannot run, before anything runs.
     """
-    cells = {label: (validate(cell), values) for label, (cell, values) in grid_cells(config, axes).items()}
-    datasets = ways.setdefault("datasets", {})
-    runs = run_cells({label: cell for label, (cell, _) in cells.items()}, Path(workdir), seeds=seeds, **ways)
-    for cell, _ in cells.values():
-        if cell.data not in datasets:
-            datasets[cell.data] = load_data(cell.data)
-    return {
-        "axes": {name: list(values) for name, values in axes.items()},
-        "seeds": list(seeds),
-        "datasets": [describe_dataset(datasets[data]) for data in {cell.data: None for cell, _ in cells.values()}],
-        "config": to_dict(config),
-        "cells": [
-            {"label": label, "values": values, "steps": _steps(cell, datasets[cell.data]), "runs": runs[label]}
-            for label, (cell, values) in cells.items()
-        ],
-    }
+    grid = grid_cells(config, axes)
+    cells = {label: validate(cell) for label, (cell, _) in grid.items()}
+    settings = {label: values for label, (_, values) in grid.items()}
+    rows, datasets = _train_rows(cells, settings, Path(workdir), seeds, options)
+    axes = {name: list(values) for name, values in axes.items()}
+    return Results(rows=rows, datasets=datasets, config=to_dict(config), compared=CELL, axes=axes)
 
 
-def _steps(config: Config, dataset: Dataset | ImageStream) -> int:
-    return config.epochs * (len(dataset.train) // config.batch_size)
+def _train_rows(
+    cells: Mapping[str, Config],
+    settings: Mapping[str, dict[str, Any]],
+    workdir: Path,
+    seeds: Sequence[int],
+    options: dict[str, Any],
+) -> tuple[list[Row], list[dict[str, Any]]]:
+    """Train every cell with every seed in ``<workdir>/<label>/seed<k>``; the rows, and what their data sets are."""
+    runs = [
+        Run(f"{label} seed {seed}", replace(cell, seed=seed), workdir / label / f"seed{seed}")
+        for label, cell in cells.items()
+        for seed in seeds
+    ]
+    loaded = options.setdefault("datasets", {})
+    found = iter(run_all(runs, **options))
+    used = list(dict.fromkeys(cell.data for cell in cells.values()))
+    for data in used:
+        if data not in loaded:
+            loaded[data] = load_data(data)
+    rows = [
+        Row(
+            label,
+            cell.optim.name,
+            cell.loss,
+            [next(found) for _ in seeds],
+            settings[label],
+            steps=cell.epochs * (len(loaded[cell.data].train) // cell.batch_size),
+        )
+        for label, cell in cells.items()
+    ]
+    return rows, [describe_dataset(loaded[data]) for data in used]
 
 
 def describe_dataset(dataset: Dataset | ImageStream) -> dict[str, Any]:
@@ -172,7 +155,9 @@ def _differing_settings(cells: Mapping[str, Config]) -> dict[str, dict[str, Any]
     }
 
 
-def _tune(cells: Mapping[str, Config], workdir: Path, ways: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Config]]:
+def _tune(
+    cells: Mapping[str, Config], workdir: Path, options: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Config]]:
     """The trials as a table, and the cells with the chosen learning rates."""
     budgets = {label: len(cell.optim.tune_learning_rates) for label, cell in cells.items()}
     if len(set(budgets.values())) != 1 or 0 in budgets.values():
@@ -180,7 +165,7 @@ def _tune(cells: Mapping[str, Config], workdir: Path, ways: dict[str, Any]) -> t
             f"`tune_learning_rates` must have the same number of values, one or more, for each optimizer; got {budgets}"
         )
     trials = [(label, rate) for label, cell in cells.items() for rate in cell.optim.tune_learning_rates]
-    results = run_all([_trial(label, cells[label], rate, workdir) for label, rate in trials], **ways)
+    results = run_all([_trial(label, cells[label], rate, workdir) for label, rate in trials], **options)
     accuracies = {trial: result["validation_accuracy_best"] for trial, result in zip(trials, results)}
     rows, chosen = [], {}
     for label, cell in cells.items():

@@ -1,4 +1,4 @@
-"""The picture of a sweep: accuracy over its first numeric axis, a line for each value of the others."""
+"""The picture of a grid: accuracy over its first numeric axis, a line for each value of the others."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,7 +6,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from bnn_jax.analysis.plots import COLOURS, DOTS_PER_INCH, LINE_STYLES, MARKERS, STYLE, is_finished, is_number
+from bnn_jax.analysis.documents import value_text
+from bnn_jax.analysis.figures import COLOURS, drawing, line_look, marker_look
+from bnn_jax.sweeps.results import Results, Row, is_finished, is_number, summarize
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,70 +20,48 @@ SPREAD = 0.022
 """Part of the width between points of neighbouring lines at one place, so that their bars do not hide each other."""
 
 
-def value_text(value: Any) -> str:
-    """A value of an axis, as short as it goes.
-
-    >>> value_text(0.1), value_text(1e-05), value_text(True), value_text(10.0)
-    ('0.1', '1e-05', 'True', '10')
-    """
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def plot_sweep(results: dict[str, Any], path: str | Path, *, best: str | None = None) -> Path:
+def plot_grid(results: Results, path: str | Path) -> Path:
     """Draw validation and test accuracy (%) of each cell to a PNG at `path`; returns the path.
 
-    Points are means over the seeds that finished, bars one sample standard deviation, faint points single seeds.  Over
-    the first axis of numbers, logarithmic where they span decades, else over the first axis, value by value; one line
-    for each combination of the other axes.  Without axes, a place for each accuracy.
-
-    Args:
-      best: label of the cell that a ring marks.
+    Points are means over the seeds that finished, bars one sample standard deviation, faint points single seeds; a ring
+    marks the best cell.  Over the first axis of numbers, logarithmic where they span decades, else over the first axis,
+    value by value; one line for each combination of the other axes.  Without axes, a place for each accuracy.
     """
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(STYLE):
-        panels = PANELS if results["axes"] else {"": "each seed, mean ± one standard deviation"}
-        figure = Figure(figsize=(9.4 if results["axes"] else 5.0, 4.2), dpi=DOTS_PER_INCH, layout="constrained")
+    axes, n = results.axes, len(results.seeds)
+    panels = PANELS if axes else {"": "each seed, mean ± one standard deviation"}
+    best = next((summary["label"] for summary in summarize(results) if summary["best"]), None)
+    with drawing(path, (9.4 if axes else 5.0, 4.2), count=len(panels), sharey=True) as (figure, drawn):
         figure.get_layout_engine().set(w_pad=0.1)
-        FigureCanvasAgg(figure)
-        drawn = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        for axes, title in zip(drawn, panels.values()):
-            axes.grid(color="#DDDDDD", linewidth=0.7)
-            axes.set_axisbelow(True)
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.set_title(title, fontsize=11)
+        for panel, title in zip(drawn, panels.values()):
+            panel.set_title(title, fontsize=11)
         drawn[0].set_ylabel("accuracy (%)")
-        if results["axes"]:
+        if axes:
             _draw_lines(figure, drawn, results, best)
         else:
-            _draw_seeds(drawn[0], results["cells"][0]["runs"])
-        n = len(results["seeds"])
-        seeds = f"{n} seeds, mean ± one standard deviation" if n > 1 else "1 seed"
-        data = ", ".join(data["name"] for data in results["datasets"])
-        title = f"{data}: {seeds}" if results["axes"] else f"{data}: {n} seed{'s' if n > 1 else ''}"
-        figure.suptitle(title, fontsize=12, x=0.01, ha="left", parse_math=False)
-        figure.savefig(path, format="png", facecolor="white")
-        return Path(path)
+            _draw_seeds(drawn[0], results.rows[0].runs)
+        data = ", ".join(data["name"] for data in results.datasets)
+        seeds = f"{n} seeds" if n > 1 else "1 seed"
+        spread = ", mean ± one standard deviation" if axes and n > 1 else ""
+        figure.suptitle(f"{data}: {seeds}{spread}", fontsize=12, x=0.01, ha="left", parse_math=False)
+    return Path(path)
 
 
-def _draw_lines(figure: Any, panels: Sequence["Axes"], results: dict[str, Any], best: str | None) -> None:
-    along = _axis_along(results["axes"])
-    values = results["axes"][along]
+def _draw_lines(figure: Any, panels: Sequence["Axes"], results: Results, best: str | None) -> None:
+    along = _axis_along(results.axes)
+    values = results.axes[along]
     scale = _scale(values)
     places = {value: place if scale in ("ordinal", "names") else value for place, value in enumerate(values)}
-    others = [name for name in results["axes"] if name != along]
+    others = [name for name in results.axes if name != along]
     lines = {}
-    for cell in results["cells"]:
-        lines.setdefault(tuple(cell["values"][name] for name in others), []).append(cell)
+    for cell in results.rows:
+        lines.setdefault(tuple(cell.settings[name] for name in others), []).append(cell)
     step = min(SPREAD, 0.4 / len(values) / len(lines))
     for axes, name in zip(panels, PANELS):
         for index, cells in enumerate(lines.values()):
             shift = step * (index - (len(lines) - 1) / 2)
-            look = _look(index) | ({"linestyle": "none"} if scale == "names" else {})
+            look = line_look(index) | marker_look(index) | ({"linestyle": "none"} if scale == "names" else {})
             _draw_line(
-                axes, cells, name, best, look, lambda cell, s=shift: _moved(places, cell["values"][along], scale, s)
+                axes, cells, name, best, look, lambda cell, s=shift: _moved(places, cell.settings[along], scale, s)
             )
         _set_places(axes, along, values, places, scale)
     labels = [", ".join(f"{_last(name)} {value_text(value)}" for name, value in zip(others, line)) for line in lines]
@@ -93,25 +73,18 @@ def _draw_lines(figure: Any, panels: Sequence["Axes"], results: dict[str, Any], 
         figure.legend(ring, ["best by validation"], loc="outside lower right", frameon=False)
 
 
-def _draw_line(axes: "Axes", cells: list, name: str, best: str | None, look: dict, place_of: Callable) -> None:
+def _draw_line(axes: "Axes", cells: list[Row], name: str, best: str | None, look: dict, place_of: Callable) -> None:
     points = []
     for cell in sorted(cells, key=place_of):
-        found = [100 * run[name] for run in cell["runs"] if is_finished(run)]
+        found = [100 * run[name] for run in cell.runs if is_finished(run)]
         x = place_of(cell)
         points.append((x, fmean(found) if found else math.nan, stdev(found) if len(found) > 1 else 0.0))
         axes.plot([x] * len(found), found, ".", color=look["color"], alpha=0.4, markersize=7, markeredgewidth=0)
-        if cell["label"] == best:
+        if cell.label == best:
             axes.plot(x, points[-1][1], "o", markersize=13, markerfacecolor="none", markeredgecolor="#222222", zorder=5)
     bars = None if all(std == 0 for _, _, std in points) else [std for _, _, std in points]
     x, mean, _ = zip(*points)
-    axes.errorbar(
-        x, mean, bars, capsize=3, linewidth=1.6, elinewidth=1.1, markersize=5, label=cells[0]["label"], **look
-    )
-
-
-def _look(index: int) -> dict[str, str]:
-    style = LINE_STYLES[index // len(COLOURS) % len(LINE_STYLES)]
-    return {"color": COLOURS[index % len(COLOURS)], "linestyle": style, "marker": MARKERS[index % len(MARKERS)]}
+    axes.errorbar(x, mean, bars, capsize=3, linewidth=1.6, elinewidth=1.1, markersize=5, label=cells[0].label, **look)
 
 
 def _draw_seeds(axes: "Axes", runs: list[dict[str, Any]]) -> None:

@@ -1,0 +1,1 @@
+"""What the scripts share: options of the command line, comparisons and their rows."""

@@ -1,0 +1,158 @@
+"""Comparisons as scripts make them: rows by name, what each network costs, the report."""
+
+import runpy
+import shlex
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from bnn_jax.analysis.accounting import account_model
+from bnn_jax.analysis.gradient_paths import module_gradient_paths
+from bnn_jax.analysis.provenance import provenance
+from bnn_jax.analysis.published_sizes import WEIGHTS
+from bnn_jax.analysis.report import print_report, write_report
+from bnn_jax.cli.options import ComparisonOptions
+from bnn_jax.errors import UsageError, unknown_name
+from bnn_jax.estimators import ESTIMATORS
+from bnn_jax.sweeps.comparison import compare, optimizer_cells
+from bnn_jax.sweeps.results import Results
+from bnn_jax.training.config import Config, load_config, select_optimizer
+from bnn_jax.training.experiment import make_model
+from bnn_jax.training.programs import use_compilation_cache
+from bnn_jax.training.validation import validate
+
+SIGNS = [name for name, estimator in ESTIMATORS.items() if estimator.code_set == (-1, 1)]
+
+Rows: TypeAlias = dict[str, tuple[Config, dict[str, str]]]
+"""label -> config, and further cells of the table by their header."""
+
+Described: TypeAlias = dict[str, dict[str, Any]]
+"""The `columns` of a row of the results, and its `gradient_paths`."""
+
+
+def optimizer_rows(options: ComparisonOptions, optimizers: Iterable[str]) -> Rows:
+    """A row for each of the optimizers whose settings the config keeps, and each loss: the config's and --loss."""
+    config = options.settings
+    cells = optimizer_cells(
+        config,
+        optimizers=[select_optimizer(config, name) for name in optimizers],
+        losses=dict.fromkeys([load_config(options.config).loss, config.loss]),
+    )
+    return {label: (cell, {}) for label, cell in cells.items()}
+
+
+def estimator_rows(config: Config, estimators: Iterable[str], quantizes: str) -> Rows:
+    """A row for each estimator of the sign family, in its place of `config`: inputs, kernels or both."""
+    rows, config = {}, validate(config)
+    for name in estimators:
+        if name not in SIGNS:
+            raise unknown_name("estimators", name, SIGNS)
+        model = config.model
+        if quantizes != "kernels":
+            model = replace(model, input_quantizer=name, input_quantizer_options={})
+        if quantizes != "inputs":
+            model = replace(model, kernel_quantizer_options=model.kernel_quantizer_options | {"estimator": name})
+        rows[name] = (replace(config, model=model), {})
+    return rows
+
+
+def rows_of_config(options: ComparisonOptions, labels: Iterable[str]) -> Rows | None:
+    """The rows that the config's `get_rows(config)` makes, those of `labels` or all; None if it has no such function.
+
+    Raises:
+      UsageError: for a label that no row has.
+    """
+    get_rows = runpy.run_path(str(options.config)).get("get_rows")
+    if get_rows is None:
+        return None
+    rows = get_rows(options.settings)
+    for label in labels:
+        if label not in rows:
+            raise unknown_name("rows", label, rows)
+    return {label: rows[label] for label in rows if label in labels or not labels}
+
+
+def architecture_rows(options: ComparisonOptions, labels: Iterable[str]) -> Rows:
+    """:func:`rows_of_config` of a config that must have them."""
+    rows = rows_of_config(options, labels)
+    if rows is None:
+        raise UsageError(f"`--config` (={options.config}) must define a function get_rows(config), the networks")
+    return rows
+
+
+def weight_bits(network: Any, image_shape: tuple[int, ...]) -> Described:
+    """The bits of the convolution weights of the frozen network."""
+    return {"columns": {"weight bits": f"{account_model(network, image_shape).convolution_bits:,}"}}
+
+
+def costs_and_paths(network: Any, image_shape: tuple[int, ...]) -> Described:
+    """Storage and operations of a network for one image, and the gradient paths of it and of its first stage."""
+    account = account_model(network, image_shape)
+    columns = {
+        "storage (kbit)": f"{account.bits(WEIGHTS) / 1e3:,.1f}",
+        "binary MACs (10^6)": f"{account.macs().binary / 1e6:.4g}",
+        "FLOPs (10^6)": f"{account.flops(WEIGHTS) / 1e6:.4g}",
+    }
+    first_stage = lambda found: found[1].get("stage1", found[0])
+    shape = (1, *image_shape)
+    paths = {
+        "whole network": module_gradient_paths(network, shape),
+        "first stage": module_gradient_paths(network, shape, output=first_stage),
+    }
+    for place, (costs, lengths) in paths.items():
+        columns[f"N of the {place} (10^6)"] = ", ".join(f"{cost / 1e6:.3g}" for cost in costs)
+        columns[f"L of the {place}"] = ", ".join(map(str, lengths))
+    return {"columns": columns, "gradient_paths": {place: found._asdict() for place, found in paths.items()}}
+
+
+def sign_estimators(rows: Rows) -> list[str]:
+    """The estimators of the sign family that the rows use, for their picture."""
+    used = []
+    for cell, _ in rows.values():
+        model = validate(cell).model
+        used += [model.input_quantizer, model.kernel_quantizer_options.get("estimator", "ste_sign")]
+    return [name for name in dict.fromkeys(used) if name in SIGNS]
+
+
+def run_comparison(
+    options: ComparisonOptions,
+    rows: Rows,
+    *,
+    compared: str,
+    name: str,
+    describe: Callable[[Any, tuple[int, ...]], Described] | None = None,
+    estimators: list[str] | None = None,
+) -> None:
+    """Train every row with every seed, write the report into the workdir and print its table.
+
+    Args:
+      options: of the script; the config file's NOTES stand in the report.
+      rows: of the comparison.
+      compared: what a row is: optimizer, estimator or architecture.
+      name: of the comparison, and of its folder in runs/ if the options name no other.
+      describe: what the table says of a row's network, from the network and the shape of an image.
+      estimators: those to draw.
+    """
+    use_compilation_cache()
+    workdir = options.workdir or Path("runs") / name
+    cells = {label: validate(cell) for label, (cell, _) in rows.items()}
+    results = compare(cells, workdir, seeds=options.seeds, tune=options.tune, how=options.how, processes=options.jobs)
+    (data,) = results.datasets
+    described = []
+    for row in results.rows:
+        network = make_model(cells[row.label].model, num_classes=data["num_classes"])
+        found = describe(network, tuple(data["shape"])) if describe else {}
+        described.append(replace(row, **found | {"columns": found.get("columns", {}) | rows[row.label][1]}))
+    notes = runpy.run_path(str(options.config)).get("NOTES", "") if describe else ""
+    results = replace(results, rows=described, compared=compared, notes=notes, estimators=estimators or [])
+    report(results, name, workdir)
+
+
+def report(results: Results, name: str, workdir: Path) -> None:
+    """Write the report of what this command found, and print its table and the names of its files."""
+    results = replace(results, name=name, command="python " + shlex.join(sys.argv), provenance=provenance())
+    files = write_report(results, workdir)
+    print_report(results)
+    print(f"{workdir}: {', '.join(files)}")
