@@ -6,10 +6,10 @@ A file of scripts/export.py takes the place of the run: python scripts/evaluate.
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import tyro
 
+from bnn_jax.cli.options import TrainedOptions
 from bnn_jax.data import in_batches
 from bnn_jax.errors import UsageError, exit_code_of
 from bnn_jax.packed import load
@@ -20,17 +20,12 @@ from bnn_jax.training.loop import evaluate_run
 from bnn_jax.training.programs import use_compilation_cache
 
 
-@dataclass(frozen=True)
-class Arguments:
+@dataclass(frozen=True, kw_only=True)
+class Arguments(TrainedOptions):
     workdir: tyro.conf.Positional[Path]
     """Folder of a run, finished or not, or a file of scripts/export.py."""
-    split: Literal["train", "validation", "test"] = "test"
-    which: Literal["best", "last"] = "best"
-    """The variables of the best validation epoch, or of the newest checkpoint; of a run."""
     data: str | None = None
     """The data set for a file, if not the one that it names."""
-    data_dir: str | None = None
-    """Where the data set lies now, if not where the run found it."""
 
 
 def evaluate_trained(arguments: Arguments) -> str:

@@ -9,12 +9,13 @@ tpu, and every batch size.
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import jax
 import tyro
 
 from bnn_jax.analysis.accounting import account_model
+from bnn_jax.cli.options import TrainedOptions
 from bnn_jax.data import in_batches
 from bnn_jax.errors import UsageError, exit_code_of
 from bnn_jax.files import write_atomically
@@ -26,20 +27,12 @@ from bnn_jax.training.epoch import EVALUATION_BATCH
 from bnn_jax.training.programs import use_compilation_cache
 
 
-@dataclass(frozen=True)
-class Arguments:
-    workdir: tyro.conf.Positional[Path]
-    """Folder of a run, finished or not."""
+@dataclass(frozen=True, kw_only=True)
+class Arguments(TrainedOptions):
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("model.bnn.safetensors")
     """The file to write; its ending says the format."""
     float16: bool = False
     """Keep what stays real in half of the bytes."""
-    which: Literal["best", "last"] = "best"
-    """The variables of the best validation epoch, or of the newest checkpoint."""
-    split: Literal["train", "validation", "test"] = "test"
-    """Where the packed network is tested."""
-    data_dir: str | None = None
-    """Where the data set lies now, if not where the run found it."""
 
 
 def pack(arguments: Arguments) -> tuple[PackedModel, dict[str, Any], dict[str, Any]]:

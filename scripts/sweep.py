@@ -38,7 +38,7 @@ def main() -> None:
     name = f"sweep_{config.name}_{config.optim.name}"
     workdir = arguments.workdir or Path("runs") / name
     use_compilation_cache()
-    options = {"how": arguments.how, "processes": arguments.jobs, "group_size": arguments.group_size}
+    options = {"execution": arguments.execution, "processes": arguments.jobs, "group_size": arguments.group_size}
     report(sweep(config, axes, workdir, seeds=seeds, **options), name, workdir)
 
 

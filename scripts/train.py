@@ -16,31 +16,21 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from bnn_jax.cli.options import TrainingOptions
 from bnn_jax.errors import exit_code_of
-from bnn_jax.training.config import Settings, parse
+from bnn_jax.training.config import parse
 from bnn_jax.training.devices import initialize_processes, is_first_process, make_devices
 from bnn_jax.training.loop import train
 from bnn_jax.training.programs import use_compilation_cache
 from bnn_jax.training.progress import progress_display, silent
 
 
-@dataclass(frozen=True)
-class Arguments:
-    settings: Settings
-    config: Path = Path("configs/digits_xnor.py")
-    """Python file with get_config()."""
-    workdir: Path | None = None
-    """Folder of the run; by default runs/<name>_<optimizer>_seed<seed>."""
+@dataclass(frozen=True, kw_only=True)
+class Arguments(TrainingOptions):
     optimizer: str | None = None
     """Start from the settings that the config keeps for this optimizer."""
-    devices: int | None = None
-    """To divide each batch among; all by default."""
     model_parallel: int = 1
     """Devices among which the output features of parameters are divided."""
-    workers: int = 0
-    """Processes that read images from disk, where the config has data.stream; 0 takes threads."""
-    strict: bool = False
-    """Refuse corrupt images of a stream, which are else left out with a warning."""
     distributed: bool = False
     """One of several processes, which the environment (TPU pod, Slurm, Open MPI) or the next three options name."""
     coordinator_address: str | None = None

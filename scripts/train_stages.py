@@ -1,7 +1,7 @@
 """Train in stages: python scripts/train_stages.py reactnet --config configs/digits_xnor.py --workdir runs/reactnet
 
 Recipes: bireal, reactnet, real_to_binary, dir_net, dgrl, ttq, inq, bnn_plus, s2_bnn, binaryduo; what they do stands in
-bnn_jax/training/recipes.py.  A recipe sets quantizers, optimizers and losses itself; of the config it takes the data,
+bnn_jax/stages/recipes.py.  A recipe sets quantizers, optimizers and losses itself; of the config it takes the data,
 batch size, seed, epochs and the size of the network.  Started again with the same arguments it resumes; finished
 stages are not run again.
 --finished teacher runs/big puts a finished run in the place of the stage `teacher`.
@@ -13,32 +13,22 @@ from pathlib import Path
 
 import tyro
 
+from bnn_jax.cli.options import TrainingOptions
 from bnn_jax.errors import exit_code_of, unknown_name
 from bnn_jax.stages.recipes import RECIPES
 from bnn_jax.stages.stage import replace_stage, run_stages
-from bnn_jax.training.config import Settings, parse
+from bnn_jax.training.config import parse
 from bnn_jax.training.devices import make_devices
 from bnn_jax.training.programs import use_compilation_cache
 from bnn_jax.training.progress import progress_display
 
 
-@dataclass(frozen=True)
-class Arguments:
-    settings: Settings
+@dataclass(frozen=True, kw_only=True)
+class Arguments(TrainingOptions):
     recipe: tyro.conf.Positional[str] = tyro.MISSING
     """Name of a recipe."""
-    config: Path = Path("configs/digits_xnor.py")
-    """Python file with get_config(): data, batch size, seed, width; its epochs are those of the longest stage."""
-    workdir: Path | None = None
-    """Folder of the stages; by default runs/<name>_<recipe>_seed<seed>."""
     finished: dict[str, str] = field(default_factory=dict)
     """Stages that are not run, with the folder of the finished run that takes the place of each."""
-    devices: int | None = None
-    """To divide each batch among; all by default."""
-    workers: int = 0
-    """Processes that read images from disk, where the config has data.stream; 0 takes threads."""
-    strict: bool = False
-    """Refuse corrupt images of a stream, which are else left out with a warning."""
 
 
 def main() -> None:

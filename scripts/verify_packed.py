@@ -6,15 +6,12 @@ bits that differ end to end; then logits and predictions.  Exit code 1 if anythi
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 import jax.numpy as jnp
 import tyro
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
+from bnn_jax.analysis.documents import print_table
+from bnn_jax.cli.options import TrainedOptions
 from bnn_jax.data import in_batches, normalize
 from bnn_jax.errors import RunError, UsageError, exit_code_of
 from bnn_jax.packed import verify
@@ -23,28 +20,19 @@ from bnn_jax.packed.verification import Verification
 from bnn_jax.training.programs import use_compilation_cache
 
 
-@dataclass(frozen=True)
-class Arguments:
-    workdir: tyro.conf.Positional[Path]
-    """Folder of a run, finished or not."""
-    split: Literal["train", "validation", "test"] = "test"
-    which: Literal["best", "last"] = "best"
-    """The variables of the best validation epoch, or of the newest checkpoint."""
-    data_dir: str | None = None
-    """Where the data set lies now, if not where the run found it."""
+@dataclass(frozen=True, kw_only=True)
+class Arguments(TrainedOptions):
     batch_size: int = 250
     """Images compared at once."""
 
 
 def print_verification(found: Verification) -> None:
-    """The layers as a table, then the network."""
-    table = Table("layer", title="differing / compared", box=box.SIMPLE)
-    for header in ("integers", "activation bits\n(whole words)"):
-        table.add_column(header, justify="right")
-    for path, layer in found.layers.items():
-        integers = f"{layer.differing_integers:,} / {layer.integers:,}"
-        table.add_row(path, integers, f"{layer.differing_bits:,} / {layer.bits:,}")
-    Console().print(table)
+    """Print the layers as a table, then the network."""
+    rows = [
+        (path, f"{layer.differing_integers:,} / {layer.integers:,}", f"{layer.differing_bits:,} / {layer.bits:,}")
+        for path, layer in found.layers.items()
+    ]
+    print_table(("layer", "integers", "activation bits\n(whole words)"), rows, title="differing / compared")
     print(f"predictions that differ: {found.differing_predictions:,} of {found.examples:,}")
     print(f"largest difference of logits: {found.largest_logit_difference:.3g}")
 

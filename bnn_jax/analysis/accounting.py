@@ -240,15 +240,32 @@ def account(function: Callable[..., Any], variables: Any, x: Any) -> Account:
     return Account(tuple(layers), batch_norm, other)
 
 
+def network_named(name: str, *, num_classes: int = 10, **settings: Any) -> Any:
+    """The Flax module of a network in MODELS, as published where the settings do not say otherwise.
+
+    Args:
+      name: in MODELS.
+      num_classes: of the logits.
+      **settings: what else :class:`bnn_jax.training.config.ModelConfig` has.
+
+    Raises:
+      UsageError: for a name or setting that is not known; the nearest is named.
+    """
+    for setting in settings:
+        if setting not in ModelConfig.__dataclass_fields__:
+            raise unknown_name("setting", setting, ModelConfig.__dataclass_fields__)
+    # The other settings of a run do not matter here.
+    config = Config(name=name, epochs=1, batch_size=1, model=ModelConfig(name=name, **settings))
+    return make_model(validate(config).model, num_classes=num_classes)
+
+
 def account_model(model: Any, image_shape: tuple[int, int, int], *, num_classes: int = 10, **settings: Any) -> Account:
     """:func:`account` of a network for one image, evaluated: ``model.apply(variables, images, train=False)``.
 
     Args:
       model: a Flax module, or a name in MODELS.
       image_shape: (height, width, channels).
-      num_classes: of a network by name.
-      **settings: of a network by name: what else :class:`bnn_jax.training.config.ModelConfig` has; without quantizers
-        it is the network as published.
+      num_classes, **settings: of a network by name, see :func:`network_named`.
 
     Raises:
       UsageError: for a name or setting that is not known; the nearest is named.
@@ -257,12 +274,7 @@ def account_model(model: Any, image_shape: tuple[int, int, int], *, num_classes:
     2850
     """
     if isinstance(model, str):
-        for name in settings:
-            if name not in ModelConfig.__dataclass_fields__:
-                raise unknown_name("setting", name, ModelConfig.__dataclass_fields__)
-        # The other settings of a run do not matter here.
-        config = Config(name=model, epochs=1, batch_size=1, model=ModelConfig(name=model, **settings))
-        model = make_model(validate(config).model, num_classes=num_classes)
+        model = network_named(model, num_classes=num_classes, **settings)
     images = ShapeDtypeStruct((1, *image_shape), "float32")
     rngs = {"params": jax.random.key(0)}
     variables = jax.eval_shape(lambda images: model.init(rngs, images, train=False), images)

@@ -10,6 +10,9 @@ from typing import Any
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.sweeps.results import is_number
 
+MOST_COLUMNS = 100
+"""Of a table in the terminal."""
+
 
 @contextmanager
 def writing_into(folder: Path) -> Iterator[None]:
@@ -145,5 +148,16 @@ def print_table(
         table.add_column(Text(name), justify="left" if column in texts else "right", overflow="fold")
     for index, cells in enumerate(rows):
         table.add_row(*map(Text, cells), style="bold green" if index == bold else "")
-    console = Console()
-    Console(width=min(100, console.width)).print(table)
+    Console(width=min(MOST_COLUMNS, Console().width)).print(table)
+
+
+def print_lines(lines: Iterable[tuple[str, str]]) -> None:
+    """Print (label, text) below each other, texts in a column of their own, not wider than 100 columns."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    for line in lines:
+        table.add_row(*map(Text, line))
+    Console(width=min(MOST_COLUMNS, Console().width)).print(table)

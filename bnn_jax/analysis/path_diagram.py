@@ -7,8 +7,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from bnn_jax.analysis.figures import COLOURS, drawing
 from bnn_jax.analysis.gradient_paths import Edge, PathGraph, path_graph, smallest
-from bnn_jax.analysis.plots import COLOURS, DOTS_PER_INCH, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,44 +57,26 @@ class Placement(NamedTuple):
     widths: tuple[float, ...]
 
 
-def draw_gradient_paths(function_or_module: Any, x: Any, path_or_axes: "str | Path | Axes", **call_options: Any) -> Any:
-    """Draw the gradient paths of a block, from its input at the top to its output.
+def draw_gradient_paths(function_or_module: Any, x: Any, path: str | Path, **call_options: Any) -> Path:
+    """Draw the gradient paths of a block or a network, from its input at the top to its output, to a PNG at `path`.
 
     A box is a binary convolution with its cost N, a small round one the place where ways meet.  The arrows point as the
     activations go; gradients pass against them.  The cheapest path is coloured.
 
     Args:
       function_or_module, x, **call_options: as of :func:`bnn_jax.analysis.gradient_paths.path_graph`.
-      path_or_axes: a file, written as PNG, or matplotlib axes to draw on; small axes get small text.
+      path: of the file.
 
     Returns:
-      The path of the file, or the axes.
+      The path of the file.
     """
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     graph = path_graph(function_or_module, x, **call_options)
     diagram = diagram_of(graph)
     placement = place(diagram)
-    if not isinstance(path_or_axes, str | Path):
-        left, right, top, bottom = _edges_of(placement)
-        space = path_or_axes.get_window_extent().transformed(path_or_axes.figure.dpi_scale_trans.inverted())
-        _draw(
-            path_or_axes,
-            graph,
-            diagram,
-            placement,
-            min(1.0, space.width / (right - left), space.height / (bottom - top)),
-        )
-        return path_or_axes
-    with matplotlib.rc_context(STYLE):
-        left, right, top, bottom = _edges_of(placement)
-        figure = Figure(figsize=(max(right - left, 3.0), bottom - top + 0.85), dpi=DOTS_PER_INCH, layout="constrained")
-        FigureCanvasAgg(figure)
-        _draw(figure.add_subplot(), graph, diagram, placement)
-        figure.savefig(path_or_axes, format="png", facecolor="white")
-    return Path(path_or_axes)
+    left, right, top, bottom = _edges_of(placement)
+    with drawing(path, (max(right - left, 3.0), bottom - top + 0.85)) as (_, (axes,)):
+        _draw(axes, graph, diagram, placement)
+    return Path(path)
 
 
 def diagram_of(graph: PathGraph) -> Diagram:
@@ -307,7 +289,7 @@ def _edges_of(placement: Placement) -> tuple[float, float, float, float]:
     return left - _MARGIN, right + _MARGIN, -_MARGIN, depth + _MARGIN
 
 
-def _draw(axes: "Axes", graph: PathGraph, diagram: Diagram, placement: Placement, scale: float = 1.0) -> None:
+def _draw(axes: "Axes", graph: PathGraph, diagram: Diagram, placement: Placement) -> None:
     from matplotlib.lines import Line2D
 
     marked = set(cheapest(diagram))
@@ -316,7 +298,7 @@ def _draw(axes: "Axes", graph: PathGraph, diagram: Diagram, placement: Placement
         _draw_way(axes, way, diagram.nodes[arrow[1]], looks[arrow in marked])
     on_path = {node for arrow in marked for node in arrow}
     for index, (node, point) in enumerate(zip(diagram.nodes, placement.points)):
-        _draw_node(axes, node, point, placement.widths[index], COLOURS[1] if index in on_path else "#444444", scale)
+        _draw_node(axes, node, point, placement.widths[index], COLOURS[1] if index in on_path else "#444444")
     left, right, top, bottom = _edges_of(placement)
     axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
     axes.set_axis_off()
@@ -353,7 +335,7 @@ def _half_height(node: Node) -> float:
     return _BOX_HEIGHT / 2 if node.kind == BOX else 0.13
 
 
-def _draw_node(axes: "Axes", node: Node, point: tuple[float, float], width: float, colour: str, scale: float) -> None:
+def _draw_node(axes: "Axes", node: Node, point: tuple[float, float], width: float, colour: str) -> None:
     from matplotlib.patches import FancyBboxPatch
 
     half = _half_height(node)
@@ -361,12 +343,5 @@ def _draw_node(axes: "Axes", node: Node, point: tuple[float, float], width: floa
     shape = f"round,pad=0,rounding_size={corner}"
     look = {"facecolor": "#E8F1F8" if node.kind == BOX else "white", "edgecolor": colour, "zorder": 3}
     axes.add_patch(FancyBboxPatch((point[0] - width / 2, point[1] - half), width, 2 * half, boxstyle=shape, **look))
-    text = {
-        "ha": "center",
-        "va": "center",
-        "fontsize": scale * _FONT[node.kind],
-        "zorder": 4,
-        "parse_math": False,
-        "multialignment": "center",
-    }
-    axes.text(*point, _text(node), **text)
+    centred = {"ha": "center", "va": "center", "multialignment": "center"}
+    axes.text(*point, _text(node), fontsize=_FONT[node.kind], zorder=4, parse_math=False, **centred)

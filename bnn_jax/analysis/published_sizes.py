@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from bnn_jax.analysis.accounting import Account, Convention, account_model
+from bnn_jax.analysis.documents import print_table
 from bnn_jax.models.binaryduo import binaryduo_resnet18
 from bnn_jax.models.birealnet import bireal18, bireal34, ftbnn_resnet18
 from bnn_jax.models.bnas import bnas_e
@@ -160,3 +161,39 @@ def verdict(row: PublishedSize, account: Account) -> str:
     if round(gigaflops, 2) != row.gigaflops:
         differences.append(f"{gigaflops - row.gigaflops:+.3f} GFLOP")
     return ", ".join(differences) or "ok"
+
+
+LETTERS = {"classifier_bias": "b", "scales": "s", "batch_norm": "n", "classifier_macs": "m"}
+"""What a convention counts besides weights and the other MACs."""
+
+
+def print_sizes(table: Iterable[PublishedSize]) -> list[dict[str, Any]]:
+    """Print published figures beside those counted here, and return both as plain JSON values."""
+    lines, rows = [], []
+    for row, account in account_rows(table):
+        megabits, gigaflops = counted_as(row, account)
+        found = verdict(row, account)
+        letters = "".join(letter for field, letter in LETTERS.items() if getattr(row.convention, field))
+        numbers = (f"{row.megabits}", f"{megabits:.3f}", f"{row.gigaflops:.2f}", f"{gigaflops:.4f}")
+        lines.append((row.name, *numbers, letters, found))
+        rows.append(
+            {
+                "network": row.name,
+                "printed_megabits": row.megabits,
+                "printed_gigaflops": row.gigaflops,
+                "megabits": megabits,
+                "gigaflops": gigaflops,
+                "counted": CONVENTIONS[row.convention],
+                "verdict": found,
+            }
+        )
+    header = ("network", "Mbit\nprinted", "\ncounted", "GFLOP\nprinted", "\ncounted", "with", "verdict")
+    title = "Zhu et al., Table 1: as printed, and as counted for one 224x224 image"
+    print_table(header, lines, title=title, texts=(0, 5, 6))
+    print("FLOPs: full-precision MACs + binary MACs / 64 + ternary MACs / 32.")
+    print(
+        "The paper does not say what it counts.  Each row shows what gives its figures, or comes nearest: all weights"
+    )
+    print("with b the bias of the classifier, s scales, n batch norm, and m the classifier's MACs.")
+    print("Each network is that of its method; most rows print the figures of the backbone alone.")
+    return rows

@@ -1,18 +1,16 @@
 """Pictures of one run: its curves, and what its diagnostics recorded layer by layer."""
 
-import io
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bnn_jax.analysis.plots import COLOURS, DOTS_PER_INCH, STYLE
+from bnn_jax.analysis.figures import COLOURS, drawing
 from bnn_jax.errors import RunError, UsageError
-from bnn_jax.files import write_atomically
 from bnn_jax.training.diagnostics import histogram_bounds
 from bnn_jax.training.metrics import read_metrics
 from bnn_jax.training.run_folder import read_config
@@ -65,14 +63,20 @@ def plot_run(workdir: str | Path, *, output: str | Path | None = None) -> list[P
     by_kind = _read(workdir)
     if not by_kind["train"]:
         raise UsageError(f"`workdir` (={workdir}) holds no training steps yet; run scripts/train.py with it first")
-    pictures = {"curves.png": lambda: _curves(by_kind["train"], by_kind["evaluation"])}
+    pictures = {"curves.png": lambda path: _draw_curves(path, by_kind["train"], by_kind["evaluation"])}
     if by_kind["diagnostics"]:
-        pictures["diagnostics.png"] = lambda: _diagnostics(by_kind["diagnostics"])
+        pictures["diagnostics.png"] = lambda path: _draw_diagnostics(path, by_kind["diagnostics"])
     if any("histogram" in record["total"] for record in by_kind["diagnostics"]):
         bounds = histogram_bounds(config.optim.latent_box)
-        pictures["histograms.png"] = lambda: _histograms(by_kind["diagnostics"], bounds)
+        pictures["histograms.png"] = lambda path: _draw_histograms(path, by_kind["diagnostics"], bounds)
     folder = workdir if output is None else Path(output)
-    return [_write(draw, folder / name) for name, draw in pictures.items()]
+    for name, draw in pictures.items():
+        try:
+            draw(folder / name)
+        except OSError as error:
+            reason = f"cannot write {folder / name} ({error.strerror})"
+            raise RunError(f"{reason}; name another folder with `--output`") from None
+    return [folder / name for name in pictures]
 
 
 def layer_names(records: Records) -> list[str]:
@@ -107,21 +111,30 @@ def _read(workdir: Path) -> dict[str, list[dict[str, Any]]]:
     return by_kind
 
 
-def _curves(steps: Records, evaluations: Records) -> "Figure":
-    panels: list[tuple[str, Callable[[Axes], None]]] = [
+def _draw_curves(path: Path, steps: Records, evaluations: Records) -> None:
+    panels = [
         ("loss", lambda axes: _draw_training(axes, steps, evaluations, "loss", 1)),
         ("accuracy (%)", lambda axes: _draw_training(axes, steps, evaluations, "accuracy", 100)),
         ("learning rate", lambda axes: _draw_rate(axes, steps)),
     ]
     if "gamma" in steps[0]:
         panels.append(("step size γ (1 = full learning rate)", lambda axes: _draw_gamma(axes, steps)))
-    figure, axes = _grid(len(panels), columns=2 if len(panels) == 4 else 3, size=(4.6, 2.9))
-    for panel, (title, draw) in zip(axes, panels):
-        draw(panel)
-        panel.set_title(title)
-        panel.set_xlim(0, 1.02 * steps[-1]["step"])
-        panel.set_xlabel("optimizer step")
-    return figure
+    columns = 2 if len(panels) == 4 else 3
+    with drawing(path, _size(len(panels), columns, 4.6, 2.9), count=len(panels), columns=columns) as (_, axes):
+        for panel, (title, draw) in zip(axes, panels):
+            draw(panel)
+            _over_steps(panel, title, steps)
+
+
+def _size(count: int, columns: int, width: float, height: float) -> tuple[float, float]:
+    """Of a figure with so many panels of a size."""
+    return width * columns, height * -(-count // columns)
+
+
+def _over_steps(panel: "Axes", title: str, records: Records) -> None:
+    panel.set_title(title)
+    panel.set_xlim(0, 1.02 * records[-1]["step"])
+    panel.set_xlabel("optimizer step")
 
 
 def _column(records: Records, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -158,24 +171,21 @@ def _draw_windows(axes: "Axes", x: np.ndarray, values: np.ndarray, *, factor: fl
     axes.plot(middles, median, color=colour, linewidth=1.6, label=label)
 
 
-def _diagnostics(records: Records) -> "Figure":
+def _draw_diagnostics(path: Path, records: Records) -> None:
     from matplotlib import colormaps
 
     layers = layer_names(records)
     colours = colormaps["viridis"](np.linspace(0, 0.9, len(layers)))
     shown = [name for name in STATISTICS if _is_shown(records, name)]
     columns = {1: 1, 2: 2, 3: 3, 4: 2, 7: 4}.get(len(shown), 3)
-    figure, axes = _grid(len(shown), columns=columns, size=(4.3, 2.8))
-    for panel, name in zip(axes, shown):
-        for layer, colour in zip(layers, colours):
-            panel.plot(*series(records, layer, name), color=colour, linewidth=1.1, **_marker(records))
-        panel.plot(*series(records, None, name), color="black", linewidth=2.0, **_marker(records))
-        _set_scale(panel, name)
-        panel.set_title(STATISTICS[name])
-        panel.set_xlim(0, 1.02 * records[-1]["step"])
-        panel.set_xlabel("optimizer step")
-    _draw_legend(figure, layers, colours)
-    return figure
+    with drawing(path, _size(len(shown), columns, 4.3, 2.8), count=len(shown), columns=columns) as (figure, axes):
+        for panel, name in zip(axes, shown):
+            for layer, colour in zip(layers, colours):
+                panel.plot(*series(records, layer, name), color=colour, linewidth=1.1, **_marker(records))
+            panel.plot(*series(records, None, name), color="black", linewidth=2.0, **_marker(records))
+            _set_scale(panel, name)
+            _over_steps(panel, STATISTICS[name], records)
+        _draw_legend(figure, layers, colours)
 
 
 def _is_shown(records: Records, name: str) -> bool:
@@ -207,13 +217,12 @@ def _draw_legend(figure: "Figure", layers: Sequence[str], colours: np.ndarray) -
     figure.legend(lines, ["all layers", *layers], frameon=False, fontsize=9, ncols=columns, loc="outside right upper")
 
 
-def _histograms(records: Records, bounds: tuple[float, float]) -> "Figure":
+def _draw_histograms(path: Path, records: Records, bounds: tuple[float, float]) -> None:
     from matplotlib.colors import PowerNorm
 
     records = [record for record in records if "histogram" in record["total"]]
     layers = [name for name in layer_names(records) if "histogram" in records[0]["layers"].get(name, {})]
     names = [None, *layers] if len(layers) > 1 else layers
-    figure, axes = _grid(len(names), columns=min(math.ceil(math.sqrt(len(names))), 6), size=(3.2, 2.3))
     edges = np.array([record["step"] for record in records])
     edges = np.concatenate([[edges[0] - records[0]["steps"]], edges])
     shares = {}
@@ -221,44 +230,14 @@ def _histograms(records: Records, bounds: tuple[float, float]) -> "Figure":
         _, counts = series(records, name, "histogram")
         shares[name] = counts / counts.sum(axis=1, keepdims=True)
     norm = PowerNorm(0.5, vmin=0, vmax=max(share.max() for share in shares.values()))
-    for panel, (name, share) in zip(axes, shares.items()):
-        mesh = panel.pcolormesh(edges, np.linspace(*bounds, share.shape[1] + 1), share.T, norm=norm, cmap="magma")
-        panel.grid(False)
-        panel.axhline(0, color="white", linewidth=0.6, linestyle=":")
-        panel.set_title("all layers" if name is None else name, fontsize=10, parse_math=False)
-        panel.tick_params(labelsize=8)
-    figure.colorbar(mesh, ax=axes[: len(names)], label="share of the layer's latent weights in a bin", shrink=0.9)
-    figure.supxlabel("optimizer step", fontsize=11)
-    figure.supylabel("latent weight", fontsize=11)
-    return figure
-
-
-def _grid(count: int, *, columns: int, size: tuple[float, float]) -> "tuple[Figure, list[Axes]]":
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    rows = -(-count // columns)
-    figure = Figure(figsize=(size[0] * columns, size[1] * rows), dpi=DOTS_PER_INCH, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = list(np.atleast_1d(figure.subplots(rows, columns)).ravel())
-    for panel in axes[:count]:
-        panel.grid(color="#DDDDDD", linewidth=0.7)
-        panel.set_axisbelow(True)
-        panel.spines[["top", "right"]].set_visible(False)
-    for panel in axes[count:]:
-        panel.set_axis_off()
-    return figure, axes
-
-
-def _write(draw: "Callable[[], Figure]", path: Path) -> Path:
-    import matplotlib
-
-    picture = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        draw().savefig(picture, format="png", facecolor="white")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, picture.getvalue())
-    except OSError as error:
-        raise RunError(f"cannot write {path} ({error.strerror}); name another folder with `--output`") from None
-    return path
+    columns = min(math.ceil(math.sqrt(len(names))), 6)
+    with drawing(path, _size(len(names), columns, 3.2, 2.3), count=len(names), columns=columns) as (figure, axes):
+        for panel, (name, share) in zip(axes, shares.items()):
+            mesh = panel.pcolormesh(edges, np.linspace(*bounds, share.shape[1] + 1), share.T, norm=norm, cmap="magma")
+            panel.grid(False)
+            panel.axhline(0, color="white", linewidth=0.6, linestyle=":")
+            panel.set_title("all layers" if name is None else name, fontsize=10, parse_math=False)
+            panel.tick_params(labelsize=8)
+        figure.colorbar(mesh, ax=axes, label="share of the layer's latent weights in a bin", shrink=0.9)
+        figure.supxlabel("optimizer step", fontsize=11)
+        figure.supylabel("latent weight", fontsize=11)

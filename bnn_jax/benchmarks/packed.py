@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from bnn_jax.analysis.documents import print_table
-from bnn_jax.analysis.plots import COLOURS, DOTS_PER_INCH, STYLE
+from bnn_jax.analysis.figures import COLOURS, drawing
 from bnn_jax.analysis.provenance import installed_versions
 from bnn_jax.bitops.bits import pack
 from bnn_jax.bitops.matmul import WIDE_VECTORS
@@ -334,22 +334,14 @@ def print_packed(found: dict[str, Any]) -> None:
 
 def plot_packed(found: dict[str, Any], path: str | Path) -> Path:
     """Draw matmuls and convolutions as multiply-accumulates a second, networks as latency, to a PNG at `path`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(3, 1, figsize=(9, 12), layout="constrained")
-        products = "10$^9$ multiply-accumulates / s"
+    products = "10$^9$ multiply-accumulates / s"
+    with drawing(path, (9, 12), count=3, columns=1) as (_, axes):
         labels = ["x".join(map(str, row["shape"])) for row in found["matmul"]]
         _bars(axes[0], labels, [row["gmacs"] for row in found["matmul"]], products, "Matrix products (M x K x N)")
         labels = [f"{r['side']}²·{r['channels']}→{r['features']}, batch {r['batch']}" for r in found["conv"]]
         _bars(axes[1], labels, [row["gmacs"] for row in found["conv"]], products, "Convolutions 3x3")
         labels = [f"{row['name']}, {row['side']}²\nbatch {row['batch']}" for row in found["network"]]
         _bars(axes[2], labels, [row["ms"] for row in found["network"]], "ms a batch (less is better)", "Networks")
-        figure.savefig(path, dpi=DOTS_PER_INCH)
-        plt.close(figure)
     return Path(path)
 
 
@@ -361,6 +353,7 @@ def _bars(axes: "Axes", labels: list[str], rows: list[dict[str, float]], unit: s
         positions = [i + (place - (len(who) - 1) / 2) * width for i, row in enumerate(rows) if name in row]
         axes.bar(positions, [row[name] for row in rows if name in row], width, label=NAMES[name], color=colours[name])
     many = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if len(labels) > 8 else {}
+    axes.grid(False, axis="x")
     axes.set_xticks(range(len(labels)), labels, fontsize=8, **many)
     axes.set_yscale("log")
     # Room for the legend.

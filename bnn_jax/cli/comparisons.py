@@ -138,7 +138,9 @@ def run_comparison(
     use_compilation_cache()
     workdir = options.workdir or Path("runs") / name
     cells = {label: validate(cell) for label, (cell, _) in rows.items()}
-    results = compare(cells, workdir, seeds=options.seeds, tune=options.tune, how=options.how, processes=options.jobs)
+    results = compare(
+        cells, workdir, seeds=options.seeds, tune=options.tune, execution=options.execution, processes=options.jobs
+    )
     (data,) = results.datasets
     described = []
     for row in results.rows:

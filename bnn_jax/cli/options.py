@@ -36,7 +36,7 @@ class TrainingOptions(ConfigOptions):
 class SweepOptions(ConfigOptions):
     """How many runs are trained."""
 
-    how: Literal["auto", "sequential", "processes", "vmapped"] = "auto"
+    execution: Literal["auto", "sequential", "processes", "vmapped"] = "auto"
     """One run after another, one process a core, or mapped together on the device; auto measures, once, where it may
     pay."""
     jobs: int | None = None
