@@ -2,16 +2,20 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from made_up_results import a_comparison, a_grid, a_row, a_run
 
-from bnn_jax.analysis.plots import plot_accuracy, plot_step_size
+from bnn_jax.analysis.grid_plot import plot_grid
+from bnn_jax.analysis.plots import pictures_of, plot_accuracy, plot_paths, plot_step_size
+from bnn_jax.analysis.report import report_markdown
 
 BLUE, VERMILLION, GREEN = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0x00, 0x9E, 0x73)
 
 
-def a_run(seed, *, level=0.95, epochs=20, steps=None):
+def a_long_run(seed, *, level=0.95, epochs=20, steps=None):
     rng = np.random.default_rng(seed)
     epoch = np.arange(1, epochs + 1)
     accuracy = level - 0.8 * np.exp(-epoch / 4) + rng.normal(0, 0.004, epochs)
@@ -19,38 +23,16 @@ def a_run(seed, *, level=0.95, epochs=20, steps=None):
     if steps:
         value = np.clip(3 * np.exp(-3 * np.arange(steps) / steps) * rng.lognormal(0, 0.5, steps), 0, 1)
         gamma = {"step": list(range(1, steps + 1)), "value": value.tolist()}
-    return {
-        "seed": seed,
-        "test_accuracy_best": level,
-        "test_accuracy_last": level,
-        "curve": {"epoch": epoch.tolist(), "validation_accuracy": accuracy.tolist()},
-        "gamma": gamma,
-    }
+    curve = {"epoch": epoch.tolist(), "validation_accuracy": accuracy.tolist()}
+    return a_run(seed, level, curve=curve, gamma=gamma)
 
 
 def comparison(labels, *, seeds=3, epochs=20, steps=400):
-    rows = [
-        {
-            "label": label,
-            "loss": "multiclass_hinge",
-            "runs": [
-                a_run(10 * i + seed, level=0.96 - 0.004 * i, epochs=epochs, steps=steps if "dfw" in label else None)
-                for seed in range(seeds)
-            ],
-        }
-        for i, label in enumerate(labels)
-    ]
-    return {"dataset": {"name": "digits"}, "rows": rows}
+    def runs_of(i, label):
+        options = {"level": 0.96 - 0.004 * i, "epochs": epochs, "steps": steps if "dfw" in label else None}
+        return [a_long_run(10 * i + seed, **options) for seed in range(seeds)]
 
-
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that are saved during a test, to look at what they hold."""
-    from matplotlib.figure import Figure
-
-    saved, savefig = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (saved.append(self), savefig(self, *args, **kw)))
-    return saved
+    return a_comparison(*(a_row(label, runs_of(i, label)) for i, label in enumerate(labels)))
 
 
 def pixels(path):
@@ -87,7 +69,7 @@ def test_accuracy_line_and_band_are_mean_and_standard_deviation(figures, tmp_pat
     results = comparison(["adam"])
     plot_accuracy(results, tmp_path / "accuracy.png")
     (axes,) = figures[0].axes
-    values = 100 * np.array([run["curve"]["validation_accuracy"] for run in results["rows"][0]["runs"]])
+    values = 100 * np.array([run["curve"]["validation_accuracy"] for run in results.rows[0].runs])
     mean, std = np.mean(values, axis=0), np.std(values, axis=0, ddof=1)
     np.testing.assert_allclose(line_with(axes, range(1, 21)).get_ydata(), mean)
     corners = axes.collections[0].get_paths()[0].vertices
@@ -107,18 +89,18 @@ def test_one_seed_is_a_line_without_band(figures, tmp_path):
 @pytest.mark.parametrize("at_chance", [False, True])
 def test_accuracy_axis_shows_most_epochs_of_every_row(at_chance, figures, tmp_path):
     results = comparison(["dfw", "adam", "sgd", "bop"])
-    for run in results["rows"][3]["runs"] if at_chance else []:
+    for run in results.rows[3].runs if at_chance else []:
         run["curve"]["validation_accuracy"] = [0.1] * 20
     plot_accuracy(results, tmp_path / "accuracy.png")
     low, high = figures[0].axes[0].get_ylim()
-    for row in results["rows"]:
-        values = 100 * np.array([run["curve"]["validation_accuracy"] for run in row["runs"]])
+    for row in results.rows:
+        values = 100 * np.array([run["curve"]["validation_accuracy"] for run in row.runs])
         assert np.mean((values > low) & (values < high)) >= 0.85
 
 
 def test_epochs_without_a_number_are_left_out_of_the_mean(figures, tmp_path):
     results = comparison(["adam"], seeds=2, epochs=4)
-    first, second = (run["curve"]["validation_accuracy"] for run in results["rows"][0]["runs"])
+    first, second = (run["curve"]["validation_accuracy"] for run in results.rows[0].runs)
     first[1], second[2] = None, float("nan")
     plot_accuracy(results, tmp_path / "accuracy.png")
     line = line_with(figures[0].axes[0], [1, 4])
@@ -127,7 +109,7 @@ def test_epochs_without_a_number_are_left_out_of_the_mean(figures, tmp_path):
 
 def test_a_diverged_run_ends_in_a_cross_and_is_not_in_the_mean(figures, tmp_path):
     results = comparison(["adam"])
-    runs = results["rows"][0]["runs"]
+    runs = results.rows[0].runs
     runs[1].update(diverged="The loss became NaN.", test_accuracy_best=None, test_accuracy_last=None)
     runs[1]["curve"] = {"epoch": [1, 2, 3], "validation_accuracy": [0.3, 0.2, 0.1]}
     plot_accuracy(results, tmp_path / "accuracy.png")
@@ -142,8 +124,8 @@ def test_a_diverged_run_ends_in_a_cross_and_is_not_in_the_mean(figures, tmp_path
 @pytest.mark.parametrize("curve", [None, {"epoch": [1], "validation_accuracy": [0.1]}])
 def test_a_comparison_that_all_diverged_still_makes_a_picture(curve, figures, tmp_path):
     results = comparison(["dfw", "adam"], seeds=1)
-    for row in results["rows"]:
-        row["runs"][0].update(diverged="The loss became NaN.", curve=curve)
+    for row in results.rows:
+        row.runs[0].update(diverged="The loss became NaN.", curve=curve)
     assert pixels(plot_accuracy(results, tmp_path / "accuracy.png")).std() > 5
     (axes,) = figures[0].axes
     texts = {text.get_text().replace("\n", " ") for text in axes.texts}
@@ -177,7 +159,7 @@ def test_texts_neither_overlap_nor_leave_the_picture(draw, seeds, labels, figure
 
 def test_the_loss_is_in_the_label_where_there_are_several(figures, tmp_path):
     results = comparison(["adam", "adam"])
-    results["rows"][1]["loss"] = "cross_entropy"
+    results = replace(results, rows=[results.rows[0], replace(results.rows[1], loss="cross_entropy")])
     plot_accuracy(results, tmp_path / "accuracy.png")
     texts = {text.get_text().replace("\n", " ") for text in figures[0].axes[0].texts}
     assert texts == {"adam, multiclass_hinge", "adam, cross_entropy"}
@@ -189,17 +171,16 @@ def test_step_size_picture_is_drawn_only_for_rows_that_have_it(tmp_path):
     assert count(image, BLUE) == 0
 
 
-def test_no_step_size_no_file(tmp_path):
-    assert plot_step_size(comparison(["adam", "sgd"]), tmp_path / "step_size.png") is None
+def test_no_step_size_no_picture():
     empty = comparison(["dfw"], seeds=1)
-    empty["rows"][0]["runs"][0]["gamma"] = {"step": [], "value": []}
-    assert plot_step_size(empty, tmp_path / "step_size.png") is None
-    assert list(tmp_path.iterdir()) == []
+    empty.rows[0].runs[0]["gamma"] = {"step": [], "value": []}
+    for results in (comparison(["adam", "sgd"]), empty):
+        assert list(pictures_of(results)) == ["accuracy.png"]
 
 
 def test_step_size_line_and_band_are_median_and_quartiles_over_seeds_and_steps(figures, tmp_path):
     results = comparison(["dfw"], steps=4000)
-    runs = results["rows"][0]["runs"]
+    runs = results.rows[0].runs
     runs[0]["gamma"]["value"][5] = float("nan")
     plot_step_size(results, tmp_path / "step_size.png")
     (axes,) = figures[0].axes
@@ -220,7 +201,7 @@ def test_step_size_line_and_band_are_median_and_quartiles_over_seeds_and_steps(f
 @pytest.mark.parametrize("steps", [1, 2, 7, 50])
 def test_a_short_run_has_a_step_size_picture(steps, figures, tmp_path):
     results = comparison(["dfw"], seeds=2, steps=steps)
-    for run in results["rows"][0]["runs"]:
+    for run in results.rows[0].runs:
         run["gamma"] = {"step": list(range(steps)), "value": [0.25] * steps}
     plot_step_size(results, tmp_path / "step_size.png")
     bold = max(figures[0].axes[0].lines, key=lambda line: line.get_linewidth())
@@ -233,14 +214,63 @@ def test_many_rows_keep_apart_by_colour_and_line_style(figures, tmp_path):
     assert len({(line.get_color(), line.get_linestyle()) for line in curves}) == 12
 
 
+def with_paths(label, accuracies, *costs):
+    paths = {place: {"costs": list(found)} for place, found in zip("ab", costs)}
+    return a_row(label, [a_run(seed, one) for seed, one in enumerate(accuracies)], gradient_paths=paths)
+
+
+def test_errors_over_gradient_paths_have_the_points_of_each_row(figures, tmp_path):
+    results = a_comparison(
+        with_paths("two", [0.5, 0.7], (0, 2_000_000), (0, 5_000_000, 7_000_000)),
+        with_paths("one", [0.9], (0, 1_000_000), (3_000_000,)),
+        with_paths("none", [float("nan")], (0, 1_000_000), (0, 1_000_000)),
+    )
+    assert plot_paths(results, tmp_path / "paths.png") == tmp_path / "paths.png"
+    left, right = figures[0].axes
+    points = [[container.lines[0].get_xydata()[0].tolist() for container in axes.containers] for axes in (left, right)]
+    np.testing.assert_allclose(points[0], [[2, 40], [1, 10]])
+    np.testing.assert_allclose(points[1], [[5, 40]])
+    bar = left.containers[0].lines[2][0].get_segments()[0]
+    spread = 10 * np.sqrt(2)  # sample standard deviation of 50 and 30
+    np.testing.assert_allclose(bar, [[2, 40 - spread], [2, 40 + spread]])
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["two", "one"]
+
+
+def test_a_comparison_without_gradient_paths_has_no_picture_of_them():
+    results = a_comparison(a_row("one", [a_run(0, 0.5)]))
+    assert "paths.png" not in pictures_of(results)
+    assert "paths.png" not in report_markdown(results)
+
+
+@pytest.mark.parametrize(
+    ("axes", "scale", "ticks"),
+    [
+        ({"optim.learning_rate": [0.001, 0.1]}, "log", ["0.001", "0.1"]),
+        ({"model.width": [4, 8]}, "linear", ["4", "8"]),
+        ({"optim.weight_decay": [0.0, 1e-4, 0.1]}, "linear", ["0", "0.0001", "0.1"]),
+        ({"loss": ["hinge", "cross_entropy"], "model.width": [4, 8]}, "linear", ["4", "8"]),
+        ({"loss": ["hinge", "cross_entropy"]}, "linear", ["hinge", "cross_entropy"]),
+        ({}, "linear", ["validation,\nbest epoch", "test,\nbest epoch", "test,\nlast epoch"]),
+    ],
+)
+def test_a_grid_is_drawn_over_the_first_axis_of_numbers(figures, tmp_path, axes, scale, ticks):
+    cells = max(map(len, axes.values()), default=1)
+    plot_grid(a_grid(axes, [(0.5, 0.6)] * cells), tmp_path / "sweep.png")
+    panels = figures[0].axes
+    assert len(panels) == (2 if axes else 1)
+    assert {panel.get_xscale() for panel in panels} == {scale}
+    assert [label.get_text() for label in panels[0].get_xticklabels()] == ticks
+    assert any(np.isclose(np.asarray(line.get_ydata(), float), 55).any() for line in panels[0].lines)
+
+
 def test_matplotlib_comes_late_and_leaves_no_global_state(tmp_path):
     script = """
 import sys
 from bnn_jax.analysis.plots import plot_accuracy
+from bnn_jax.sweeps.results import Results, Row
 assert "matplotlib" not in sys.modules
 run = {"test_accuracy_best": 1, "test_accuracy_last": 1, "curve": {"epoch": [1, 2], "validation_accuracy": [0.1, 0.2]}}
-rows = [{"label": "a", "loss": "b", "runs": [run]}]
-plot_accuracy({"dataset": {"name": "digits"}, "rows": rows}, sys.argv[1])
+plot_accuracy(Results(datasets=[{"name": "digits"}], rows=[Row("a", "adam", "b", [run])]), sys.argv[1])
 import matplotlib
 print("pyplot" if "matplotlib.pyplot" in sys.modules else "plain", matplotlib.rcParams["font.size"])
 """

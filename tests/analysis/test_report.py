@@ -1,42 +1,21 @@
 """The numbers, tables and files of a comparison's report."""
 
-import copy
 import json
 import re
+from dataclasses import replace
+from pathlib import Path
+from statistics import stdev
 
 import numpy as np
 import pytest
+from made_up_results import PROVENANCE, a_comparison, a_grid, a_row, a_run, diverge
 
-from bnn_jax.analysis.report import print_table, report_markdown, summarize, to_json, write_report
+from bnn_jax.analysis.documents import to_json
+from bnn_jax.analysis.report import print_report, report_markdown, write_report
 from bnn_jax.errors import RunError, UsageError
+from bnn_jax.sweeps.results import read_results, summarize, tidy_rows
 
-
-def a_run(seed, best, last, *, loss=0.05, time=10.0, gamma=None, **more):
-    curve = {
-        "epoch": [1, 2],
-        "validation_accuracy": [0.5, best],
-        "train_loss": [1.0, loss],
-        "train_accuracy": [0.5, 1.0],
-    }
-    return {
-        "seed": seed,
-        "epochs": 2,
-        "best_epoch": 2,
-        "validation_accuracy_best": best,
-        "test_accuracy_best": best,
-        "test_accuracy_last": last,
-        "train_loss_last": loss,
-        "step_time_ms": time,
-        "max_abs_latent": 1.0 + seed / 10,
-        "share_on_bounds": 0.1 * (seed + 1),
-        "wall_time_s": 1.0,
-        "curve": curve,
-        "gamma": gamma,
-    } | more
-
-
-def a_row(label, runs, *, optimizer=None, loss="multiclass_hinge", **settings):
-    return {"label": label, "optimizer": optimizer or label, "loss": loss, "settings": settings, "runs": runs}
+COMMITTED = Path(__file__).parents[2] / "results"
 
 
 @pytest.fixture
@@ -48,23 +27,20 @@ def results():
         a_run(2, 0.9527, 0.9555, loss=0.11, time=13.0, gamma=gamma),
     ]
     adam = [a_run(seed, 0.93 + 0.013 * seed, 0.92 + 0.017 * seed) for seed in range(3)]
-    return {
-        "name": "compare_digits",
-        "command": "python scripts/compare_optimizers.py --name compare_digits",
-        "dataset": {"name": "digits", "note": "Real 8x8 digits.", "train": 1077, "validation": 360, "test": 361},
-        "config": {"model": {"width": 16}},
-        "provenance": {
-            "date": "2026-11-20T10:00:00+00:00",
-            "python": "3.11.7",
-            "platform": "Linux",
-            "versions": {"jax": "0.10.2", "optax": "0.2.8"},
-            "device": {"platform": "gpu", "kind": "Big GPU", "count": 2},
-            "cpu": {"cores": 2, "model": "Some CPU"},
-            "git": {"commit": "0123456789abcdef", "dirty": True},
-        },
-        "rows": [a_row("dfw", dfw, learning_rate=1.0, momentum=0.9), a_row("adam", adam, learning_rate=0.001)],
-        "tuning": None,
-    }
+    return a_comparison(
+        a_row("dfw", dfw, settings={"learning_rate": 1.0, "momentum": 0.9}),
+        a_row("adam", adam, settings={"learning_rate": 0.001}),
+        command="python scripts/compare_optimizers.py --name compare_digits",
+        config={"model": {"width": 16}},
+        provenance=json.loads(json.dumps(PROVENANCE)),
+    )
+
+
+def with_row(results, index, **changes):
+    """The results with a row changed."""
+    rows = list(results.rows)
+    rows[index] = replace(rows[index], **changes)
+    return replace(results, rows=rows)
 
 
 def tables_of(markdown):
@@ -85,15 +61,10 @@ def numbers_of(cell):
     return [float(number) for number in cell.split(" ± ")]
 
 
-def diverge(run):
-    nothing = {"test_accuracy_best": None, "test_accuracy_last": None, "train_loss_last": float("nan")}
-    run.update(nothing, diverged="The loss became NaN in epoch 2.")
-
-
 def test_summary_is_numpy_over_the_seeds(results):
-    for summary, row in zip(summarize(results), results["rows"]):
+    for summary, row in zip(summarize(results), results.rows):
         for name in ("test_accuracy_best", "test_accuracy_last", "train_loss_last"):
-            values = np.array([run[name] for run in row["runs"]])
+            values = np.array([run[name] for run in row.runs])
             assert summary[f"{name}_mean"] == pytest.approx(np.mean(values))
             assert summary[f"{name}_std"] == pytest.approx(np.std(values, ddof=1))
         assert (summary["n"], summary["runs"]) == (3, 3)
@@ -103,8 +74,7 @@ def test_summary_is_numpy_over_the_seeds(results):
 
 
 def test_one_seed_has_no_standard_deviation(results):
-    for row in results["rows"]:
-        row["runs"] = row["runs"][:1]
+    results = replace(results, rows=[replace(row, runs=row.runs[:1]) for row in results.rows])
     summary = summarize(results)[0]
     assert (summary["test_accuracy_best_mean"], summary["test_accuracy_best_std"]) == (0.9611, None)
     row = tables_of(report_markdown(results))[0][0]
@@ -112,7 +82,7 @@ def test_one_seed_has_no_standard_deviation(results):
 
 
 def test_a_diverged_run_is_counted_left_out_and_explained(results):
-    diverge(results["rows"][0]["runs"][1])
+    diverge(results.rows[0].runs[1])
     summary = summarize(results)[0]
     assert (summary["n"], summary["runs"]) == (2, 3)
     assert summary["test_accuracy_best_mean"] == pytest.approx((0.9611 + 0.9527) / 2)
@@ -123,12 +93,12 @@ def test_a_diverged_run_is_counted_left_out_and_explained(results):
 
 
 def test_a_diverged_run_with_accuracies_is_left_out_too(results):
-    results["rows"][0]["runs"][1]["diverged"] = "The loss became NaN."
+    results.rows[0].runs[1]["diverged"] = "The loss became NaN."
     assert summarize(results)[0]["test_accuracy_last_mean"] == pytest.approx((0.9583 + 0.9555) / 2)
 
 
 def test_a_row_of_which_nothing_finished_shows_dashes(results):
-    for run in results["rows"][1]["runs"]:
+    for run in results.rows[1].runs:
         diverge(run)
     row = tables_of(report_markdown(results))[0][1]
     assert {row[name] for name in ("test accuracy, best (%)", "test accuracy, last (%)", "train loss")} == {"-"}
@@ -136,7 +106,7 @@ def test_a_row_of_which_nothing_finished_shows_dashes(results):
 
 
 def test_a_number_that_is_not_finite_makes_its_mean_a_dash_and_no_other(results):
-    results["rows"][0]["runs"][2]["train_loss_last"] = float("inf")
+    results.rows[0].runs[2]["train_loss_last"] = float("inf")
     summary = summarize(results)[0]
     assert (summary["train_loss_last_mean"], summary["train_loss_last_std"], summary["n"]) == (None, None, 3)
     row = tables_of(report_markdown(results))[0][0]
@@ -146,12 +116,12 @@ def test_a_number_that_is_not_finite_makes_its_mean_a_dash_and_no_other(results)
 
 def test_table_holds_the_numbers_in_per_cent(results):
     (table,) = tables_of(report_markdown(results))
-    for cells, row in zip(table, results["rows"]):
+    for cells, row in zip(table, results.rows):
         for which in ("best", "last"):
-            values = 100 * np.array([run[f"test_accuracy_{which}"] for run in row["runs"]])
+            values = 100 * np.array([run[f"test_accuracy_{which}"] for run in row.runs])
             shown = numbers_of(cells[f"test accuracy, {which} (%)"])
             np.testing.assert_allclose(shown, [values.mean(), values.std(ddof=1)], atol=0.00501)
-        assert cells["optimizer"] == row["label"]
+        assert cells["optimizer"] == row.label
     assert numbers_of(table[0]["train loss"]) == pytest.approx([0.07, 0.036], abs=1e-3)
     assert table[0]["settings"] == "learning_rate=1, momentum=0.9"
     assert (table[0]["step time (ms)"], table[0]["n"]) == ("13.0", "3")
@@ -159,14 +129,14 @@ def test_table_holds_the_numbers_in_per_cent(results):
 
 
 def test_loss_is_a_column_where_there_are_several(results):
-    results["rows"][1]["loss"] = "cross_entropy"
+    results = with_row(results, 1, loss="cross_entropy")
     text = report_markdown(results)
     assert [row["loss"] for row in tables_of(text)[0]] == ["multiclass_hinge", "cross_entropy"]
     assert "Train losses of rows with different losses do not compare." in text
 
 
 def test_a_label_that_hides_the_optimizer_names_it(results):
-    results["rows"][1]["label"] = "baseline | <b>\nold"
+    results = with_row(results, 1, label="baseline | <b>\nold")
     assert tables_of(report_markdown(results))[0][1]["optimizer"] == "baseline | &lt;b> old (adam)"
 
 
@@ -189,14 +159,14 @@ def test_report_says_data_choice_provenance_and_command(results):
 
 
 def test_no_step_size_picture_without_a_step_size(results):
-    results["rows"] = results["rows"][1:]
+    results = replace(results, rows=results.rows[1:])
     assert "step_size.png" not in report_markdown(results)
 
 
 def test_clean_and_unknown_checkouts_differ(results):
-    results["provenance"]["git"]["dirty"] = False
+    results.provenance["git"]["dirty"] = False
     assert "- code: commit 0123456789abcdef\n" in report_markdown(results)
-    results["provenance"]["git"] = {"commit": "unknown", "dirty": "unknown"}
+    results.provenance["git"] = {"commit": "unknown", "dirty": "unknown"}
     assert "- code: commit unknown, state of the checkout unknown\n" in report_markdown(results)
 
 
@@ -208,7 +178,7 @@ def test_tuning_table(results):
         {"label": "dfw", "chosen": {"learning_rate": 0.1}, "trials": trials},
         {"label": "adam", "chosen": {"learning_rate": 0.001}, "trials": []},
     ]
-    results["tuning"] = {"seed": 1000, "epochs": 5, "budget": 4, "rows": rows}
+    results = replace(results, tuning={"seed": 1000, "epochs": 5, "budget": 4, "rows": rows})
     text = report_markdown(results)
     assert "with seed 1000, 5 epochs and at most 4 trials for each optimizer" in text
     assert [tuple(row.values()) for row in tables_of(text)[1]] == [
@@ -219,24 +189,23 @@ def test_tuning_table(results):
 
 
 def test_latent_weights_are_told_with_and_without_bounds(results):
-    for run in results["rows"][1]["runs"]:
+    for run in results.rows[1].runs:
         run["share_on_bounds"] = None
     assert "dfw 1.2 (20.0 % on the bounds); adam 1.2." in report_markdown(results)
 
 
 def test_nothing_to_compare_is_refused(results):
     with pytest.raises(ValueError, match="`results` must have at least one row"):
-        summarize(results | {"rows": []})
+        summarize(replace(results, rows=[]))
 
 
 @pytest.mark.parametrize("losses", [("multiclass_hinge",) * 2, ("multiclass_hinge", "cross_entropy")])
 def test_terminal_table_fits_in_80_columns(results, losses, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    results["rows"][1]["label"] = "adam with cosine decay [bold] and latent clipping"
-    for row, loss in zip(results["rows"], losses):
-        row["loss"] = loss
-    diverge(results["rows"][1]["runs"][0])
-    print_table(results)
+    results = with_row(results, 0, loss=losses[0])
+    results = with_row(results, 1, loss=losses[1], label="adam with cosine decay [bold] and latent clipping")
+    diverge(results.rows[1].runs[0])
+    print_report(results)
     out = capsys.readouterr().out
     table = out.split("best:")[0]
     assert max(map(len, table.splitlines())) <= 80
@@ -268,21 +237,34 @@ def test_json_keeps_everything_but_what_is_not_finite():
 
 
 def test_report_is_the_same_from_its_json(results, tmp_path):
-    diverge(results["rows"][1]["runs"][0])
-    before = copy.deepcopy(results)
-    write_report(results, tmp_path / "new" / "folder")
+    diverge(results.rows[1].runs[0])["train_loss_last"] = float("nan")
     folder = tmp_path / "new" / "folder"
-    names = ["accuracy.png", "report.md", "results.json", "step_size.png"]
-    assert sorted(path.name for path in folder.iterdir()) == names
-    read = strictly((folder / "results.json").read_text(encoding="utf-8"))
-    assert report_markdown(read) == (folder / "report.md").read_text(encoding="utf-8") == report_markdown(before)
-    assert read["rows"][1]["runs"][0]["train_loss_last"] is None
-    assert read["rows"][0] == before["rows"][0]
+    names = ["report.md", "results.json", "accuracy.png", "step_size.png"]
+    assert write_report(results, folder) == names
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
+    assert strictly((folder / "results.json").read_text(encoding="utf-8"))["rows"][1]["runs"][0]["curve"] is None
+    read = read_results(folder / "results.json")
+    assert report_markdown(read) == (folder / "report.md").read_text(encoding="utf-8") == report_markdown(results)
+    assert read.rows[1].runs[0]["train_loss_last"] is None
+    assert read.rows[0] == results.rows[0]
+
+
+@pytest.mark.parametrize("path", sorted(COMMITTED.glob("*/results.json")), ids=lambda path: path.parent.name)
+def test_committed_results_give_their_reports_again(path):
+    assert report_markdown(read_results(path)) == (path.parent / "report.md").read_text(encoding="utf-8")
+
+
+def test_what_is_no_results_file_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"`path` \(=.*none.json\) cannot be read \(No such file or directory\); name"):
+        read_results(tmp_path / "none.json")
+    (tmp_path / "other.json").write_text("[1]")
+    with pytest.raises(UsageError, match=r"`path` \(=.*other.json\) must be the results.json of a report; it is not"):
+        read_results(tmp_path / "other.json")
 
 
 def test_an_earlier_step_size_picture_goes(results, tmp_path):
     write_report(results, tmp_path)
-    results["rows"] = results["rows"][1:]
+    results = replace(results, rows=results.rows[1:])
     write_report(results, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["accuracy.png", "report.md", "results.json"]
 
@@ -308,12 +290,43 @@ def test_a_draft_that_breaks_off_leaves_the_earlier_file(results, tmp_path, monk
     write_report(results, tmp_path)
     whole = (tmp_path / "accuracy.png").read_bytes()
 
-    def full_disk(results, path):
+    def full_disk(figure, path, **options):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bnn_jax.analysis.report.plot_accuracy", full_disk)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full_disk)
     with pytest.raises(RunError, match="No space left on device"):
         write_report(results, tmp_path)
     assert (tmp_path / "accuracy.png").read_bytes() == whole
     assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_cell_with_a_diverged_seed_is_not_the_best():
+    results = a_grid({"optim.learning_rate": [0.1, 1.0]}, [(0.5, 0.7), (0.9, None)])
+    whole, broken = summarize(results)
+    assert whole["best"]
+    assert not broken["best"]
+    assert (whole["n"], whole["test_accuracy_best_mean"]) == (2, pytest.approx(0.6))
+    assert whole["test_accuracy_best_std"] == pytest.approx(stdev((0.5, 0.7)))
+    assert (broken["n"], broken["runs"], broken["test_accuracy_best_std"]) == (1, 2, None)
+    report = report_markdown(results)
+    assert "| 1 | 90.00 | 90.00 | 90.00 | 0.5 | 1/2 |" in report
+    assert "- cell 1, seed 1, is not in the means: The loss became NaN in epoch 2." in report
+    assert [row["diverged"] for row in tidy_rows(results)] == [None, None, None, "The loss became NaN in epoch 2."]
+    assert [row["train_seconds"] for row in tidy_rows(results)] == [0.1, 0.1, 0.1, None]
+    alone = summarize(a_grid({"optim.learning_rate": [0.1, 1.0]}, [(None, None), (0.9, None)]))
+    assert [cell["best"] for cell in alone] == [False, True]
+
+
+def test_a_sweep_in_which_all_diverged_is_still_written(tmp_path, capsys):
+    results = a_grid({"optim.learning_rate": [0.1, 1.0]}, [(None,), (None,)])
+    write_report(results, tmp_path)
+    print_report(results)
+    assert "No run finished." in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "report.md",
+        "summary.json",
+        "sweep.csv",
+        "sweep.jsonl",
+        "sweep.png",
+    }

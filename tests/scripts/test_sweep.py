@@ -1,14 +1,11 @@
-"""scripts/sweep.py as a user runs it, and the report of a sweep from made-up runs."""
+"""scripts/sweep.py as a user runs it."""
 
 import csv
 import json
-from statistics import fmean, stdev
+from statistics import fmean
 
 import numpy as np
 import pytest
-
-from bnn_jax.analysis.sweep_plots import plot_sweep
-from bnn_jax.analysis.sweep_report import print_sweep, summarize_cells, sweep_markdown, tidy_rows, write_sweep
 
 SMALL = ("--optimizer", "adam", "--epochs", "2", "--model.width", "4", "--batch-size", "256", "--seeds", "2")
 AXES = ("--optim.learning_rate", "0.003", "0.03")
@@ -72,85 +69,3 @@ def test_usage_errors_exit_2_before_anything_runs(arguments, message, tmp_path, 
     assert done.returncode == 2
     assert message in done.stderr
     assert not list(tmp_path.glob("sweep/*"))
-
-
-def a_run(seed, accuracy):
-    run = {"seed": seed, "epochs": 2, "best_epoch": 1, "train_loss_last": 0.5, "step_time_ms": 1.0}
-    names = ("validation_accuracy_best", "test_accuracy_best", "test_accuracy_last")
-    if accuracy is None:
-        return run | dict.fromkeys((*run.keys() - {"seed", "epochs"}, *names)) | {"diverged": "`loss` became nan"}
-    return run | dict.fromkeys(names, accuracy)
-
-
-def a_sweep(axes, accuracies):
-    """A sweep whose cells have these accuracies of their seeds, None for one that diverged."""
-    cells = [
-        {
-            "label": f"cell {index}",
-            "values": {name: values[index % len(values)] for name, values in axes.items()},
-            "steps": 100,
-            "runs": [a_run(seed, accuracy) for seed, accuracy in enumerate(of_cell)],
-        }
-        for index, of_cell in enumerate(accuracies)
-    ]
-    data = {"name": "digits", "note": "8x8", "train": 10, "validation": 5, "test": 5}
-    config = {"model": {"name": "resnet6"}, "optim": {"name": "adam"}, "epochs": 2}
-    seeds = list(range(len(accuracies[0])))
-    names = {"name": "sweep", "command": "python scripts/sweep.py", "provenance": {}}
-    return names | {"axes": axes, "seeds": seeds, "datasets": [data], "config": config, "cells": cells}
-
-
-def test_a_cell_with_a_diverged_seed_is_not_the_best():
-    results = a_sweep({"optim.learning_rate": [0.1, 1.0]}, [(0.5, 0.7), (0.9, None)])
-    whole, broken = summarize_cells(results)
-    assert whole["best"]
-    assert not broken["best"]
-    assert (whole["n"], whole["test_accuracy_best_mean"]) == (2, pytest.approx(0.6))
-    assert whole["test_accuracy_best_std"] == pytest.approx(stdev((0.5, 0.7)))
-    assert (broken["n"], broken["runs"], broken["test_accuracy_best_std"]) == (1, 2, None)
-    report = sweep_markdown(results)
-    assert "| 1 | 90.00 | 90.00 | 90.00 | 0.5 | 1/2 |" in report
-    assert "- cell 1, seed 1, is not in the means: `loss` became nan" in report
-    assert [row["diverged"] for row in tidy_rows(results)] == [None, None, None, "`loss` became nan"]
-    assert [row["train_seconds"] for row in tidy_rows(results)] == [0.1, 0.1, 0.1, None]
-    alone = summarize_cells(a_sweep({"optim.learning_rate": [0.1, 1.0]}, [(None, None), (0.9, None)]))
-    assert [cell["best"] for cell in alone] == [False, True]
-
-
-def test_a_sweep_in_which_all_diverged_is_still_written(tmp_path, capsys):
-    results = a_sweep({"optim.learning_rate": [0.1, 1.0]}, [(None,), (None,)])
-    write_sweep(results, tmp_path)
-    print_sweep(results)
-    assert "No run finished." in capsys.readouterr().out
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "report.md",
-        "summary.json",
-        "sweep.csv",
-        "sweep.jsonl",
-        "sweep.png",
-    }
-
-
-@pytest.mark.parametrize(
-    ("axes", "scale", "ticks"),
-    [
-        ({"optim.learning_rate": [0.001, 0.1]}, "log", ["0.001", "0.1"]),
-        ({"model.width": [4, 8]}, "linear", ["4", "8"]),
-        ({"optim.weight_decay": [0.0, 1e-4, 0.1]}, "linear", ["0", "0.0001", "0.1"]),
-        ({"loss": ["hinge", "cross_entropy"], "model.width": [4, 8]}, "linear", ["4", "8"]),
-        ({"loss": ["hinge", "cross_entropy"]}, "linear", ["hinge", "cross_entropy"]),
-        ({}, "linear", ["validation,\nbest epoch", "test,\nbest epoch", "test,\nlast epoch"]),
-    ],
-)
-def test_the_picture_is_drawn_over_the_first_axis_of_numbers(tmp_path, monkeypatch, axes, scale, ticks):
-    from matplotlib.figure import Figure
-
-    drawn = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: drawn.append(figure))
-    cells = max(map(len, axes.values()), default=1)
-    plot_sweep(a_sweep(axes, [(0.5, 0.6)] * cells), tmp_path / "sweep.png", best="cell 0")
-    panels = drawn[0].axes
-    assert len(panels) == (2 if axes else 1)
-    assert {panel.get_xscale() for panel in panels} == {scale}
-    assert [label.get_text() for label in panels[0].get_xticklabels()] == ticks
-    assert any(np.isclose(np.asarray(line.get_ydata(), float), 55).any() for line in panels[0].lines)
