@@ -2,9 +2,6 @@
 
 import gc
 import os
-import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import hypothesis
@@ -57,19 +54,3 @@ def subprocess_env() -> dict[str, str]:
 def interrupted_env(subprocess_env, tmp_path) -> dict[str, str]:
     """For scripts that are killed or run out of disk: what they leave half-written in the cache is theirs alone."""
     return subprocess_env | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
-
-
-@pytest.fixture
-def run_here(monkeypatch, capsys):
-    """(name of a script, arguments) -> how it ends: exit code and output; in this process, so without its start."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(CACHE))
-    monkeypatch.chdir(ROOT)
-
-    def run(name: str, *arguments: object) -> subprocess.CompletedProcess:
-        command = [f"scripts/{name}.py", *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", command)
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(command[0], run_name="__main__")
-        return subprocess.CompletedProcess(command, ended.value.code, *capsys.readouterr())
-
-    return run

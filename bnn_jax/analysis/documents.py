@@ -151,6 +151,16 @@ def print_table(
     Console(width=min(MOST_COLUMNS, Console().width)).print(table)
 
 
+def print_text(*lines: str) -> None:
+    """Print lines as they are, no markup, broken between words not wider than 100 columns."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(width=min(MOST_COLUMNS, Console().width))
+    for line in lines:
+        console.print(Text(line))
+
+
 def print_lines(lines: Iterable[tuple[str, str]]) -> None:
     """Print (label, text) below each other, texts in a column of their own, not wider than 100 columns."""
     from rich.console import Console

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from bnn_jax.analysis.accounting import Account, Convention, account_model
-from bnn_jax.analysis.documents import print_table
+from bnn_jax.analysis.documents import print_table, print_text
 from bnn_jax.models.binaryduo import binaryduo_resnet18
 from bnn_jax.models.birealnet import bireal18, bireal34, ftbnn_resnet18
 from bnn_jax.models.bnas import bnas_e
@@ -190,10 +190,10 @@ def print_sizes(table: Iterable[PublishedSize]) -> list[dict[str, Any]]:
     header = ("network", "Mbit\nprinted", "\ncounted", "GFLOP\nprinted", "\ncounted", "with", "verdict")
     title = "Zhu et al., Table 1: as printed, and as counted for one 224x224 image"
     print_table(header, lines, title=title, texts=(0, 5, 6))
-    print("FLOPs: full-precision MACs + binary MACs / 64 + ternary MACs / 32.")
-    print(
-        "The paper does not say what it counts.  Each row shows what gives its figures, or comes nearest: all weights"
+    print_text(
+        "FLOPs: full-precision MACs + binary MACs / 64 + ternary MACs / 32.",
+        "The paper does not say what it counts.  Each row shows what gives its figures, or comes nearest: all weights "
+        "with b the bias of the classifier, s scales, n batch norm, and m the classifier's MACs.",
+        "Each network is that of its method; most rows print the figures of the backbone alone.",
     )
-    print("with b the bias of the classifier, s scales, n batch norm, and m the classifier's MACs.")
-    print("Each network is that of its method; most rows print the figures of the backbone alone.")
     return rows

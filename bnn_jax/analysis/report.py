@@ -14,6 +14,7 @@ from bnn_jax.analysis.documents import (
     percent,
     plus_minus,
     print_table,
+    print_text,
     provenance_section,
     settings_text,
     to_json,
@@ -117,8 +118,7 @@ def print_report(results: Results) -> None:
     data = ", ".join(data["name"] for data in results.datasets)
     header = [*leading, *(header for header, _ in columns)]
     print_table(header, rows, title=f"{results.name} on {data}", texts=range(len(names)), bold=best)
-    for line in (*lines, *unfinished(results)):
-        print(line)
+    print_text(*lines, *unfinished(results))
 
 
 def write_report(results: Results, folder: str | Path) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bnn_jax.analysis.run_plots import _curves, _diagnostics, _histograms, layer_names, plot_run, series
+from bnn_jax.analysis.run_plots import _draw_curves, _draw_diagnostics, _draw_histograms, layer_names, plot_run, series
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.training.config import Config, to_dict
 from bnn_jax.training.run_folder import write_checksummed
@@ -85,10 +85,11 @@ def lines_of(axes):
     return [(line.get_xdata(), line.get_ydata()) for line in axes.lines]
 
 
-def test_curves_show_training_and_validation():
-    figure = _curves(steps(gamma=True), evaluations())
+def test_curves_show_training_and_validation(figures, tmp_path):
+    _draw_curves(tmp_path / "curves.png", steps(gamma=True), evaluations())
+    (figure,) = figures
     loss, accuracy, rate, gamma = figure.axes
-    assert [axes.get_title() for axes in (loss, accuracy, rate)] == ["loss", "accuracy (%)", "learning rate"]
+    assert [axes.get_title("left") for axes in (loss, accuracy, rate)] == ["loss", "accuracy (%)", "learning rate"]
     (x, median), (validation_x, validation) = lines_of(loss)
     np.testing.assert_allclose(x, range(1, 41))  # fewer steps than windows: each is its own
     np.testing.assert_allclose(median, 1 / np.arange(1, 41))
@@ -99,17 +100,20 @@ def test_curves_show_training_and_validation():
     np.testing.assert_allclose(lines_of(gamma)[0][1], 0.5)
 
 
-def test_many_steps_are_drawn_as_medians_of_groups():
-    (x, median), *_ = lines_of(_curves(steps(count=1000), []).axes[0])
+def test_many_steps_are_drawn_as_medians_of_groups(figures, tmp_path):
+    _draw_curves(tmp_path / "curves.png", steps(count=1000), [])
+    (x, median), *_ = lines_of(figures[0].axes[0])
     assert len(x) == 100
     groups = np.arange(1, 1001).reshape(100, 10)
     np.testing.assert_allclose(x, groups.mean(1))
     np.testing.assert_allclose(median, np.median(1 / groups, axis=1))
 
 
-def test_diagnostics_have_a_line_a_layer_and_one_over_all():
-    figure = _diagnostics(diagnostics())
-    titles = [axes.get_title().split(":")[0] for axes in figure.axes]
+def test_diagnostics_have_a_line_a_layer_and_one_over_all(figures, tmp_path):
+    for kernel_saturation in (0.0, 0.1):
+        _draw_diagnostics(tmp_path / "diagnostics.png", diagnostics(kernel_saturation=kernel_saturation))
+    figure, saturated = figures
+    titles = [axes.get_title("left").split(":")[0] for axes in figure.axes]
     # Kernels saturate nowhere, and no cosine is a number: neither has a panel.
     assert titles == ["flips", "flip-flops", "saturation of inputs", "balance of inputs"]
     flips = lines_of(figure.axes[0])
@@ -120,13 +124,13 @@ def test_diagnostics_have_a_line_a_layer_and_one_over_all():
     np.testing.assert_allclose(flips[-1][1], 0.05)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["all layers", *LAYERS]
     assert [axes.get_yscale() for axes in figure.axes[:2]] == ["log", "linear"]  # all flip-flops are 0
-    saturated = _diagnostics(diagnostics(kernel_saturation=0.1))
-    assert "saturation of kernels" in [axes.get_title().split(":")[0] for axes in saturated.axes]
+    assert "saturation of kernels" in [axes.get_title("left").split(":")[0] for axes in saturated.axes]
 
 
-def test_histograms_are_shares_over_the_box_and_the_steps():
-    figure = _histograms(diagnostics(), (-2.0, 2.0))
-    meshes = {axes.get_title(): axes.collections[0] for axes in figure.axes if axes.get_title()}
+def test_histograms_are_shares_over_the_box_and_the_steps(figures, tmp_path):
+    _draw_histograms(tmp_path / "histograms.png", diagnostics(), (-2.0, 2.0))
+    (figure,) = figures
+    meshes = {axes.get_title("left"): axes.collections[0] for axes in figure.axes if axes.get_title("left")}
     assert list(meshes) == ["all layers", *LAYERS]
     shares = np.asarray(meshes["block/conv2"].get_array()).reshape(4, 3)
     for column, step in enumerate((10, 20, 30)):
@@ -141,7 +145,7 @@ def test_the_box_of_the_config_bounds_the_histograms(run, monkeypatch):
     from bnn_jax.analysis import run_plots
 
     seen = []
-    monkeypatch.setattr(run_plots, "_histograms", lambda records, bounds: seen.append(bounds) or _curves(steps(), []))
+    monkeypatch.setattr(run_plots, "_draw_histograms", lambda path, records, bounds: seen.append(bounds))
     for box, bounds in (((-3.0, 0.5), (-3.0, 0.5)), (None, (-1.0, 1.0))):
         config = replace(CONFIG, optim=replace(CONFIG.optim, latent_box=box))
         plot_run(run(*steps(count=2), *diagnostics(), config=config))

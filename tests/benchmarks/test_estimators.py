@@ -2,15 +2,13 @@
 
 import json
 import re
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from run_script import run_script
 
 from bnn_jax.benchmarks import estimators
 from bnn_jax.benchmarks.estimators import (
@@ -21,7 +19,6 @@ from bnn_jax.benchmarks.estimators import (
 )
 from bnn_jax.estimators import ESTIMATORS, rbnn_sign, ste_sign
 
-ROOT = Path(__file__).parents[2]
 KEYED = {f"{name} with key" for name, estimator in ESTIMATORS.items() if estimator.stochastic}
 
 
@@ -120,12 +117,9 @@ def test_temporaries_are_neither_arguments_nor_outputs(function, temporaries):
     assert compiled_temporaries(program, x) == pytest.approx(temporaries, abs=0.01)
 
 
-def test_the_script_prints_a_table_and_writes_where_it_comes_from(tmp_path, subprocess_env):
+def test_the_script_prints_a_table_and_writes_where_it_comes_from(tmp_path):
     output = tmp_path / "new" / "estimators.json"
-    arguments = ("estimators", "--values", 100, "--repeats", 2, "--output", output)
-    command = [sys.executable, "scripts/benchmark.py", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, env=subprocess_env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    done = run_script("benchmark", "estimators", "--values", 100, "--repeats", 2, "--output", output)
     record = json.loads(output.read_text())
     assert set(record) == {"command", "values", "repeats", "elementwise", "other", "seconds", "provenance"}
     assert record["command"].startswith("python scripts/benchmark.py estimators --values 100 --repeats 2")
@@ -138,7 +132,6 @@ def test_the_script_prints_a_table_and_writes_where_it_comes_from(tmp_path, subp
 
 
 @pytest.mark.parametrize(("option", "usual"), [("values", 10_000_000), ("repeats", 20)])
-def test_a_number_below_one_is_refused(option, usual, run_here):
-    done = run_here("benchmark", "estimators", f"--{option}", 0)
-    assert done.returncode == 2
+def test_a_number_below_one_is_refused(option, usual):
+    done = run_script("benchmark", "estimators", f"--{option}", 0, code=2)
     assert done.stderr == f"error: `{option}` (=0) must be at least 1; leave it out for {usual}\n"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from run_script import run_script
 from small_sets import contents, mnist_archives, write_idx
 
 from bnn_jax.data import Split, load_dataset, prepare, prepare_dataset
@@ -307,9 +308,8 @@ def test_the_default_folder_is_that_of_tfds(monkeypatch):
     assert default_data_dir() == Path.home() / "tensorflow_datasets"
 
 
-def test_an_unknown_name_ends_the_script_with_one_sentence(tmp_path, run_here):
-    found = run_here("prepare_data", "cifar1", "--data-dir", tmp_path)
-    assert found.returncode == 2
+def test_an_unknown_name_ends_the_script_with_one_sentence(tmp_path):
+    found = run_script("prepare_data", "cifar1", "--data-dir", tmp_path, code=2)
     assert re.fullmatch(r"error: `name` \(='cifar1'\) must be one of .* did you mean 'cifar10'\?.*\n", found.stderr)
 
 

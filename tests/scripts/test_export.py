@@ -1,18 +1,14 @@
 """A run packed into a file and evaluated from it, by the scripts."""
 
-import importlib.util
-import io
 import json
-import sys
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from run_script import run_script
 
-from bnn_jax.errors import exit_code_of
 from bnn_jax.packed import load, save
 from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
 from bnn_jax.training.loop import evaluate_run, train
@@ -22,21 +18,6 @@ MLP = ModelConfig("mnist_mlp", width=16, options={"hidden_layers": 2})
 CONFIG = Config(
     "test", epochs=3, batch_size=64, loss="cross_entropy", model=MLP, optim=OptimConfig("adam", learning_rate=0.03)
 )
-
-
-def run(name, *arguments):
-    """Exit code, stdout and stderr of a script, within this process, whose compiled programs stay."""
-    specification = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    script = importlib.util.module_from_spec(specification)
-    out, error = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(error):
-        # A dataclass looks its module up by name; a script leaves a compilation cache that is named alone.
-        patch.setitem(sys.modules, name, script)
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(jax.config.jax_compilation_cache_dir))
-        patch.setattr(sys, "argv", [name, *map(str, arguments)])
-        specification.loader.exec_module(script)
-        code = exit_code_of(script.main)
-    return code, out.getvalue(), error.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +39,7 @@ def workdir(tmp_path_factory):
 def exported(workdir):
     """The file, and what the script printed."""
     path = workdir.parent / "model.bnn.safetensors"
-    code, out, _ = run("export", workdir, "-o", path)
-    assert code == 0
-    return path, out
+    return path, run_script("export", workdir, "-o", path).stdout
 
 
 def test_a_run_is_exported_and_evaluated(workdir, exported):
@@ -90,16 +69,15 @@ def test_a_run_is_exported_and_evaluated(workdir, exported):
     }
     line = f"test: accuracy {100 * trained:.2f} % on 301 examples"
     assert f"{line} (best, packed)\n" in out
-    assert run("evaluate", path) == (0, f"{line} (packed)\n", "")
+    assert run_script("evaluate", path).stdout == f"{line} (packed)\n"
     validation = evaluate_run(workdir, split="validation")["accuracy"]
-    _, out, _ = run("evaluate", path, "--split", "validation")
+    out = run_script("evaluate", path, "--split", "validation").stdout
     assert out == f"validation: accuracy {100 * validation:.2f} % on 64 examples (packed)\n"
 
 
 def test_the_accounting_is_in_the_file(workdir, tmp_path):
     """Two hidden layers and the head of 16 units: binary weights, and a gain and an offset for each unit."""
-    code, _, _ = run("export", workdir, "-o", tmp_path / "x", "--which", "last", "--split", "validation")
-    assert code == 0
+    run_script("export", workdir, "-o", tmp_path / "x", "--which", "last", "--split", "validation")
     metadata = load(tmp_path / "x").metadata
     binary = 36 * 16 + 16 * 16 + 16 * 3
     assert metadata["accounting"]["weights_by_bits"] == {"1": binary, "32": 0}
@@ -115,7 +93,7 @@ def test_the_accounting_is_in_the_file(workdir, tmp_path):
 
 
 def test_float16_makes_it_smaller(workdir, exported, tmp_path):
-    assert run("export", workdir, "-o", tmp_path / "half", "--float16")[0] == 0
+    run_script("export", workdir, "-o", tmp_path / "half", "--float16")
     full, half = load(exported[0]), load(tmp_path / "half")
     saved = exported[0].stat().st_size - (tmp_path / "half").stat().st_size
     assert saved >= 2 * 2 * 16  # at least the gains and offsets behind the images
@@ -128,10 +106,8 @@ def test_moved_data_and_data_that_do_not_fit(workdir, exported, tmp_path):
     path, moved = exported[0], tmp_path / "moved.npz"
     accuracy = load(path).metadata["tested"]["accuracy"]
     moved.write_bytes((workdir.parent / "data.npz").read_bytes())
-    code, out, _ = run("evaluate", path, "--data", moved)
-    assert code == 0 and f"accuracy {100 * accuracy:.2f} %" in out
-    code, _, error = run("evaluate", path, "--data", "digits")
-    assert code == 2
+    assert f"accuracy {100 * accuracy:.2f} %" in run_script("evaluate", path, "--data", moved).stdout
+    error = run_script("evaluate", path, "--data", "digits", code=2).stderr
     assert "`data` (='digits') has images of shape (8, 8, 1) in 10 classes, but" in error
     assert "takes images of shape (6, 6, 1) in 3; choose another `--data`" in error
 
@@ -140,8 +116,8 @@ def test_a_file_that_names_no_data(exported, tmp_path):
     network = load(exported[0])
     described = {key: network.metadata[key] for key in ("num_classes", "image_shape", "mean", "std")}
     save(tmp_path / "y", network.metadata["model"], network.variables, **described)
-    code, _, error = run("evaluate", tmp_path / "y")
-    assert code == 2 and "`data` must name a data set, for" in error and "y names none; as --data cifar10" in error
+    error = run_script("evaluate", tmp_path / "y", code=2).stderr
+    assert "`data` must name a data set, for" in error and "y names none; as --data cifar10" in error
 
 
 @pytest.mark.parametrize(
@@ -161,8 +137,7 @@ def test_a_file_that_names_no_data(exported, tmp_path):
 )
 def test_what_cannot_be_done_is_one_sentence(workdir, tmp_path, script, arguments, code, text):
     names = {"tmp": tmp_path, "run": workdir, "data": workdir.parent / "data.npz"}
-    found, _, error = run(script, *(argument.format(**names) for argument in arguments))
-    assert found == code
+    error = run_script(script, *(argument.format(**names) for argument in arguments), code=code).stderr
     assert error.startswith("error: ") and text.format(**names) in error and len(error.splitlines()) == 1
 
 
@@ -170,16 +145,15 @@ def test_a_network_without_binary_weights(workdir, tmp_path):
     model = replace(MLP, input_quantizer="full_precision", kernel_quantizer="full_precision")
     data = DataConfig(json.loads((workdir / "config.json").read_text())["data"]["name"])
     train(replace(CONFIG, epochs=1, model=model, data=data), tmp_path / "run")
-    code, _, error = run("export", tmp_path / "run", "-o", tmp_path / "x")
-    assert code == 2
+    error = run_script("export", tmp_path / "run", "-o", tmp_path / "x", code=2).stderr
     assert "holds a network that cannot be packed: `model`" in error and "no layer with quantized weights" in error
     assert not (tmp_path / "x").exists()
 
 
 def test_a_stablehlo_file_gives_the_same_logits(workdir, exported):
     path = workdir.parent / "model.stablehlo"
-    code, shown, error = run("export", workdir, "-o", path)
-    assert code == 0 and f"{path}: {path.stat().st_size:,} bytes" in shown, error
+    shown = run_script("export", workdir, "-o", path).stdout
+    assert f"{path}: {path.stat().st_size:,} bytes" in shown
     network = load(workdir.parent / "model.bnn.safetensors")
     images = np.random.default_rng(0).integers(0, 256, (3, 6, 6, 1), dtype=np.uint8)
     called = jax.export.deserialize(bytearray(path.read_bytes())).call(images)
@@ -188,11 +162,11 @@ def test_a_stablehlo_file_gives_the_same_logits(workdir, exported):
 
 def test_a_tflite_file_is_written(workdir):
     path = workdir.parent / "model.tflite"
-    code, shown, error = run("export", workdir, "-o", path)
-    assert code == 0 and f"{path}: {path.stat().st_size:,} bytes" in shown, error
+    shown = run_script("export", workdir, "-o", path).stdout
+    assert f"{path}: {path.stat().st_size:,} bytes" in shown
     assert path.read_bytes()[4:8] == b"TFL3"
 
 
 def test_float16_is_for_one_format(workdir):
-    code, _, error = run("export", workdir, "-o", workdir.parent / "half.tflite", "--float16")
-    assert code == 2 and "`float16` (=True) is not for .tflite files" in error
+    error = run_script("export", workdir, "-o", workdir.parent / "half.tflite", "--float16", code=2).stderr
+    assert "`float16` (=True) is not for .tflite files" in error

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from run_script import run_script
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("--epochs", "2", "--model.width", "4", "--batch-size", "64")
@@ -24,85 +25,10 @@ def run(script, *arguments, env, code=0):
     return done
 
 
-@pytest.fixture(scope="module")
-def comparison(tmp_path_factory, subprocess_env):
-    workdir = tmp_path_factory.mktemp("comparison")
-    optimizers = ("--optimizers", "dfw", "adam", "--seeds", "0", "1", "--loss", "cross_entropy")
-    done = run("compare_optimizers", "--workdir", workdir, *optimizers, *SMALL, env=subprocess_env)
-    return workdir, done
-
-
-def test_a_comparison_writes_its_four_files_and_prints_the_table(comparison):
-    workdir, done = comparison
-    for name in ("report.md", "results.json", "accuracy.png", "step_size.png"):
-        assert (workdir / name).stat().st_size > 500
-    results = json.loads((workdir / "results.json").read_text())
-    rows = [(row["optimizer"], row["loss"], len(row["runs"])) for row in results["rows"]]
-    hinge = "smoothed_multiclass_hinge"
-    assert rows == [("dfw", hinge, 2), ("adam", hinge, 2), ("adam", "cross_entropy", 2)]
-    report = (workdir / "report.md").read_text()
-    for row in results["rows"]:
-        best = 100 * np.array([r["test_accuracy_best"] for r in row["runs"]])
-        assert f"{best.mean():.2f} ± {best.std(ddof=1):.2f}" in report
-        assert f"{best.mean():.2f} ± {best.std(ddof=1):.2f}" in done.stdout
-    for row in results["rows"]:
-        assert all(r["max_abs_latent"] <= 1 for r in row["runs"])
-
-
-def test_a_comparison_of_estimators_has_a_row_for_each_and_their_picture(tmp_path, subprocess_env):
-    arguments = ("--estimators", "ste_sign", "swish_sign", "--quantizes", "both", "--seeds", "0", "1")
-    done = run("compare_estimators", "--workdir", tmp_path, *arguments, *SMALL, env=subprocess_env)
-    for name in ("report.md", "results.json", "accuracy.png", "estimators.png"):
-        assert (tmp_path / name).stat().st_size > 500
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert [row["label"] for row in results["rows"]] == results["estimators"] == ["ste_sign", "swish_sign"]
-    # Width 4: 4 convolutions of 3x3 with 4*4, 4*4, 4*8 and 8*8 binary weights, and a real stem of 1*4.
-    bits = 9 * (16 + 16 + 32 + 64) + 32 * 9 * 4
-    assert [row["columns"]["weight bits"] for row in results["rows"]] == [f"{bits:,}"] * 2
-    assert f"| {bits:,} |" in (tmp_path / "report.md").read_text()
-    assert "swish_sign" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--estimators", "ste_sing"), "`estimators` (='ste_sing') is not known; did you mean 'ste_sign'?"),
-        (
-            ("--config", "configs/cifar10_lenet.py", "--rows", "STEE"),
-            "`rows` (='STEE') is not known; did you mean 'STE'?",
-        ),
-    ],
-)
-def test_a_row_that_does_not_exist(arguments, message, tmp_path, run_here):
-    done = run_here("compare_estimators", "--workdir", tmp_path, *arguments)
-    assert done.returncode == 2
-    assert message in done.stderr
-
-
-def test_finished_runs_are_not_run_again(comparison, run_here):
-    workdir, _ = comparison
-    before = {path: path.stat().st_mtime_ns for path in workdir.glob("*/seed*/result.json")}
-    arguments = ("--workdir", workdir, "--optimizers", "dfw", "--seeds", "0", "1", *SMALL)
-    assert run_here("compare_optimizers", *arguments).returncode == 0
-    assert before == {path: path.stat().st_mtime_ns for path in workdir.glob("*/seed*/result.json")}
-    assert len(before) == 6
-
-
-@pytest.mark.long
-def test_tuning_gives_every_optimizer_the_same_budget(tmp_path, subprocess_env):
-    arguments = ("--workdir", tmp_path, "--optimizers", "dfw", "sgd", "--seeds", "0", "--tune", "--tune-epochs", "2")
-    run("compare_optimizers", *arguments, *SMALL, env=subprocess_env)
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert [len(row["trials"]) for row in results["tuning"]["rows"]] == [5, 5]
-    for tuned, row in zip(results["tuning"]["rows"], results["rows"]):
-        best = max(tuned["trials"], key=lambda trial: trial["validation_accuracy"])
-        assert tuned["chosen"]["learning_rate"] == best["learning_rate"] == row["settings"]["learning_rate"]
-
-
-def test_evaluate_agrees_with_the_training_script(comparison, subprocess_env):
+def test_evaluate_agrees_with_the_training_script(comparison):
     workdir, _ = comparison
     result = json.loads((workdir / "adam" / "seed0" / "result.json").read_text())
-    done = run("evaluate", workdir / "adam" / "seed0", "--which", "last", env=subprocess_env)
+    done = run_script("evaluate", workdir / "adam" / "seed0", "--which", "last")
     assert f"test: accuracy {100 * result['test_accuracy_last']:.2f} %" in done.stdout
 
 
@@ -133,10 +59,9 @@ def test_evaluate_agrees_with_the_training_script(comparison, subprocess_env):
         ("evaluate", ("/nowhere",), r"error: `workdir` \(=/nowhere\) holds no run"),
     ],
 )
-def test_usage_errors_are_one_sentence_and_exit_2(script, arguments, words, tmp_path, run_here):
+def test_usage_errors_are_one_sentence_and_exit_2(script, arguments, words, tmp_path):
     workdir = () if script == "evaluate" else ("--workdir", tmp_path)
-    done = run_here(script, *arguments, *workdir)
-    assert done.returncode == 2
+    done = run_script(script, *arguments, *workdir, code=2)
     assert re.search(words, done.stderr)
     if "error: " in done.stderr:
         assert len(done.stderr.strip().splitlines()) == 1
@@ -147,7 +72,7 @@ def test_a_usage_error_of_a_process_of_its_own(tmp_path, subprocess_env):
     assert re.match(r"error: `optimizer` \(='adamm'\) is not known; did you mean 'adam'\?.*\n$", done.stderr)
 
 
-def test_labels_out_of_range_exit_1(tmp_path, run_here):
+def test_labels_out_of_range_exit_1(tmp_path):
     images = np.zeros((200, 8, 8, 1), np.uint8)
     labels = np.full(200, 7)
     np.savez(
@@ -158,8 +83,7 @@ def test_labels_out_of_range_exit_1(tmp_path, run_here):
         test_labels=labels,
         num_classes=3,
     )
-    done = run_here("train", "--data.name", tmp_path / "bad.npz", "--workdir", tmp_path)
-    assert done.returncode == 1
+    done = run_script("train", "--data.name", tmp_path / "bad.npz", "--workdir", tmp_path, code=1)
     assert re.search(r"error: .*train_labels.*7", done.stderr)
 
 

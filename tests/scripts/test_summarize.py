@@ -1,40 +1,26 @@
 """scripts/summarize.py as a user runs it."""
 
-import importlib.util
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from run_script import run_script
 
+from bnn_jax.analysis import published_sizes
 from bnn_jax.analysis.published_sizes import TABLE
-from bnn_jax.errors import UsageError
-
-SCRIPT = str(Path(__file__).parents[2] / "scripts" / "summarize.py")
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """(arguments) -> what the script prints, run in this process in a terminal of 100 columns."""
+@pytest.fixture(autouse=True)
+def terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    specification = importlib.util.spec_from_file_location("summarize", SCRIPT)
-    script = importlib.util.module_from_spec(specification)
-    monkeypatch.setitem(sys.modules, "summarize", script)
-    specification.loader.exec_module(script)
-
-    def run(*arguments, table=TABLE):
-        monkeypatch.setattr(sys, "argv", [SCRIPT, *map(str, arguments)])
-        monkeypatch.setattr(script, "TABLE", table)
-        script.main()
-        printed = capsys.readouterr().out
-        assert all(len(line) <= 100 for line in printed.splitlines())
-        return printed
-
-    return run
 
 
-def test_a_network_in_the_terminal_and_as_json(tmp_path, run):
+def run(*arguments):
+    printed = run_script("summarize", *arguments).stdout
+    assert all(len(line) <= 100 for line in printed.splitlines())
+    return printed
+
+
+def test_a_network_in_the_terminal_and_as_json(tmp_path):
     file = tmp_path / "lenet.json"
     printed = run("lenet", "--input-quantizer", "tbn", "--json", file)
     assert "2,850 1-bit weights" in printed
@@ -50,7 +36,7 @@ def test_a_network_in_the_terminal_and_as_json(tmp_path, run):
     assert record["megabits"] == (2850 + 32 * (dense + 214 + 1)) / 1e6
 
 
-def test_options_of_the_network_its_quantizers_and_the_convention(tmp_path, run):
+def test_options_of_the_network_its_quantizers_and_the_convention(tmp_path):
     file = tmp_path / "resnet.json"
     arguments = ("--width", 8, "--classes", 7, "--channels", 1, "--image-size", 16)
     quantizers = ("--input-quantizer", "dorefa", "--input-quantizer-options", "bits", 2, "--kernel-quantizer", "ttq")
@@ -62,7 +48,7 @@ def test_options_of_the_network_its_quantizers_and_the_convention(tmp_path, run)
     assert record["megabits"] == (2 * weights + 32 * (72 + 16 * 7 + 7)) / 1e6
 
 
-def test_layers_that_are_alike_share_a_line(run):
+def test_layers_that_are_alike_share_a_line():
     printed = run("resnet20", "--options", "stage_sizes", 4, 4, 4)
     assert "stage1_block1/conv1 and 7 alike" in printed
     assert "stage3_block1/conv2 and 6 alike" in printed
@@ -71,6 +57,7 @@ def test_layers_that_are_alike_share_a_line(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("resnet2",), "`model.name` (='resnet2') is not known; did you mean 'resnet"),
         (("lenet", "--kernel-quantizer", "xnro"), "did you mean 'xnor'?"),
         (("lenet", "--image-size", "8"), "the network cannot be built: `images` (of 8x8) are too small for a LeNet"),
         (("lenet", "--image-size", "0"), "`image_size` (=0) must be at least 1"),
@@ -78,23 +65,21 @@ def test_layers_that_are_alike_share_a_line(run):
         (("lenet", "--table", "igp"), "`model` (='lenet') and `--table` (='igp') cannot go together"),
     ],
 )
-def test_what_cannot_be_summarized(arguments, message, run):
-    with pytest.raises(UsageError) as raised:
-        run(*arguments)
-    assert message in str(raised.value)
+def test_what_cannot_be_summarized(arguments, message):
+    assert message in run_script("summarize", *arguments, code=2).stderr
 
 
-def test_an_unknown_network_ends_with_2_and_names_the_nearest(subprocess_env):
-    done = subprocess.run([sys.executable, SCRIPT, "resnet2"], env=subprocess_env, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "`model.name` (='resnet2') is not known; did you mean 'resnet" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_the_picture_of_its_gradient_paths(tmp_path):
+    picture = tmp_path / "paths.png"
+    assert str(picture) in run("bireal_resnet20", "--width", 4, "--diagram", picture)
+    assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 10_000
 
 
-def test_the_published_table(tmp_path, run):
+def test_the_published_table(tmp_path, monkeypatch):
     file = tmp_path / "table.json"
     names = ("XNOR ResNet18 #", "IR-ResNet18", "Full-precision ResNet18")
-    printed = run("--table", "igp", "--json", file, table=[row for row in TABLE if row.name in names])
+    monkeypatch.setattr(published_sizes, "TABLE", [row for row in TABLE if row.name in names])
+    printed = run("--table", "igp", "--json", file)
     assert all(name in printed for name in names)
     rows = json.loads(file.read_text())["rows"]
     assert [row["verdict"] for row in rows] == ["ok", "+0.1 Mbit", "ok"]

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from run_script import run_script as run_here
 
 from bnn_jax.data import Dataset, Split
 from bnn_jax.stages.recipes import RECIPES, bnn_plus
@@ -271,9 +272,8 @@ def run_script(*arguments, env):
         ),
     ],
 )
-def test_the_script_says_what_is_wrong_in_one_sentence(arguments, message, tmp_path, run_here):
-    done = run_here("train_stages", *arguments, "--workdir", tmp_path / "run")
-    assert done.returncode == 2
+def test_the_script_says_what_is_wrong_in_one_sentence(arguments, message, tmp_path):
+    done = run_here("train_stages", *arguments, "--workdir", tmp_path / "run", code=2)
     assert message in done.stderr
     assert not (tmp_path / "run").exists()
 

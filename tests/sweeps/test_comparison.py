@@ -33,12 +33,12 @@ def compared(tmp_path_factory):
 
 def test_a_diverged_run_is_told_and_not_run_again(compared):
     workdir, first = compared
-    good, bad = (row["runs"][0] for row in first["rows"])
+    good, bad = (row.runs[0] for row in first.rows)
     assert 0 <= good["test_accuracy_last"] <= 1
     assert bad["test_accuracy_last"] is None
     assert "became" in bad["diverged"]
     assert "lower `optim.learning_rate`" in bad["diverged"]
-    assert [row["settings"] for row in first["rows"]] == [{"learning_rate": 0.1}, {"learning_rate": 1e30}]
+    assert [row.settings for row in first.rows] == [{"learning_rate": 0.1}, {"learning_rate": 1e30}]
     records = (workdir / "bad" / "seed0" / "metrics.jsonl").stat().st_mtime_ns
     assert compare(CELLS, workdir, seeds=(0,)) == first
     assert (workdir / "bad" / "seed0" / "metrics.jsonl").stat().st_mtime_ns == records
@@ -46,8 +46,8 @@ def test_a_diverged_run_is_told_and_not_run_again(compared):
 
 def test_processes_give_what_one_after_another_gives(compared, tmp_path):
     runs = [Run(label, config, tmp_path / label) for label, config in CELLS.items()]
-    for found, row in zip(run_all(runs, execution="processes", processes=2), compared[1]["rows"], strict=True):
-        wanted = row["runs"][0]
+    for found, row in zip(run_all(runs, execution="processes", processes=2), compared[1].rows, strict=True):
+        wanted = row.runs[0]
         assert found.keys() == wanted.keys()
         for name in ("validation_accuracy_best", "test_accuracy_best", "test_accuracy_last", "train_loss_last"):
             assert found[name] == (None if wanted[name] is None else pytest.approx(wanted[name], abs=1e-5))

@@ -1,0 +1,133 @@
+"""Rows of comparisons: networks of equal storage with their columns by hand, estimators, names that do not exist."""
+
+import functools
+import re
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bnn_jax.cli.comparisons import architecture_rows, costs_and_paths, estimator_rows, rows_of_config
+from bnn_jax.cli.options import ComparisonOptions
+from bnn_jax.errors import UsageError
+from bnn_jax.training.config import load_config
+from bnn_jax.training.experiment import make_model
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIG = CONFIGS / "cifar10_architectures.py"
+get_rows = runpy.run_path(str(CONFIG))["get_rows"]
+ROWS = get_rows(load_config(CONFIG))
+
+
+@functools.cache
+def analysed(label):
+    return costs_and_paths(make_model(ROWS[label][0].model, num_classes=10), (32, 32, 3))
+
+
+def resnet_bits(width, *, downsampling):
+    """Units of three stages, by hand: 6 of w w, one of w 2w, 5 of 2w 2w, one of 2w 4w, 5 of 4w 4w, 9 weights each."""
+    binary = 9 * width**2 * (6 + 2 + 5 * 4 + 8 + 5 * 16)
+    real = 27 * width + 10 * width**2 * downsampling + 10 * 4 * width + 10
+    return binary + 32 * real
+
+
+def igp_bits(width, units):
+    return 9 * width**2 * units * (1 + 4 + 16) + 32 * (27 * width + 10 * width**2 + 10 * 4 * width + 10)
+
+
+def dense_bits(growth):
+    binary, real, channels = 0, 27 * 16, 16
+    for stage in range(3):
+        if stage > 0:
+            real, channels = real + channels * int(channels / 2.7), int(channels / 2.7)
+        for _ in range(6):
+            binary, channels = binary + 9 * channels * growth, channels + growth
+    return binary + 32 * (real + 10 * channels + 10)
+
+
+BITS = {
+    "XNOR ResNet-20": lambda width: resnet_bits(width, downsampling=False),
+    "Bi-Real ResNet-20": lambda width: resnet_bits(width, downsampling=True),
+    "IR-Net ResNet-20": lambda width: resnet_bits(width, downsampling=False),
+    "ReActNet ResNet-20": lambda width: resnet_bits(width, downsampling=True),
+    "IGP-ResNet28(11)": lambda width: igp_bits(width, 14),
+    "BinaryDenseNet22(12)": dense_bits,
+}
+
+AREA = 9 * 32 * 32
+"""Products of a 3x3 convolution of 32x32 pixels, for each pair of channels; half the size and width doubled cost the
+same, 1/16 at 8x8 pixels."""
+
+PATHS = {
+    "XNOR ResNet-20": ((0, 1.5 * 18**2, 2 * 18**2), (0, 2 * 18**2, 4 * 18**2), "0, 2, 4"),
+    "Bi-Real ResNet-20": ((0, 16**2 / 2, 16**2), (0, 16**2, 2 * 16**2), "0, 1, 2"),
+    "IR-Net ResNet-20": ((0, 18**2 / 2, 18**2), (0, 18**2, 2 * 18**2), "0, 1, 2"),
+    "ReActNet ResNet-20": ((0, 16**2 / 2, 16**2), (0, 16**2, 2 * 16**2), "0, 1, 2"),
+    "IGP-ResNet28(11)": ((0, 11**2, 2 * 11**2), (0, 11**2, 2 * 11**2), "0, 1, 2"),
+    # Of the last stage, whose first layers see int((32 + 6 * 12) / 2.7) = 38 channels and 12 more.
+    "BinaryDenseNet22(12)": ((0, 12 * 38 / 16, 12 * 50 / 16), (0, 12 * 16, 12 * 28), "0, 1, 2"),
+}
+"""label -> costs of the whole network and of the first stage, in AREA, and lengths."""
+
+
+def test_every_row_of_the_experiment_is_tested():
+    assert list(ROWS) == list(BITS) == list(PATHS)
+
+
+@pytest.mark.parametrize("label", BITS)
+def test_the_width_is_the_largest_whose_storage_is_not_above_bi_reals(label):
+    model, of_width, reference = ROWS[label][0].model, BITS[label], BITS["Bi-Real ResNet-20"](16)
+    assert analysed(label)["columns"]["storage (kbit)"] == f"{of_width(model.width) / 1000:.1f}"
+    assert 0.97 * reference <= of_width(model.width) <= reference == 383_808
+    assert of_width(model.width + 1) > reference
+
+
+def test_an_igp_resnet_of_one_block_a_stage_would_be_smaller():
+    """Why the experiment's has two: at width 14 that one stays 8 % below, width 15 is above."""
+    assert igp_bits(14, 7) < 0.92 * 383_808 < 383_808 < igp_bits(15, 7)
+
+
+@pytest.mark.parametrize("label", PATHS)
+def test_gradient_paths_by_hand(label):
+    *costs, lengths = PATHS[label]
+    found = analysed(label)
+    for place, expected in zip(("whole network", "first stage"), costs):
+        assert found["gradient_paths"][place]["costs"] == tuple(AREA * cost for cost in expected)
+        printed = ", ".join(f"{AREA * cost / 1e6:.3g}" for cost in expected)
+        assert found["columns"][f"N of the {place} (10^6)"] == printed
+        assert found["columns"][f"L of the {place}"] == lengths
+
+
+def test_operations_by_hand():
+    """Bi-Real: 6, 5 and 5 convolutions of equal cost and 2 of half of it; stem, 1x1 convolutions and classifier."""
+    found = analysed("Bi-Real ResNet-20")
+    binary = AREA * 16**2 * 17
+    real = AREA * 3 * 16 + 16 * 32 * 16**2 + 32 * 64 * 8**2 + 640
+    assert found["columns"]["binary MACs (10^6)"] == f"{binary / 1e6:.4g}" == "40.11"
+    assert found["columns"]["FLOPs (10^6)"] == f"{(real + binary / 64) / 1e6:.4g}" == "1.332"
+
+
+def options_of(name):
+    config = CONFIGS / f"{name}.py"
+    return ComparisonOptions(settings=load_config(config), config=config)
+
+
+def test_rows_that_do_not_exist():
+    message = "`rows` (='Bi-Real ResNet20') is not known; did you mean 'Bi-Real ResNet-20'?"
+    with pytest.raises(UsageError, match=re.escape(message)):
+        architecture_rows(options_of("cifar10_architectures"), ["Bi-Real ResNet20"])
+    with pytest.raises(UsageError, match=r"`rows` \(='STEE'\) is not known; did you mean 'STE'\?"):
+        rows_of_config(options_of("cifar10_lenet"), ["STE", "STEE"])
+    assert list(rows_of_config(options_of("cifar10_lenet"), ["tanh", "STE"])) == ["STE", "tanh"]
+    with pytest.raises(UsageError, match=r"must define a function get_rows\(config\), the networks"):
+        architecture_rows(options_of("digits_xnor"), [])
+    with pytest.raises(UsageError, match=r"`estimators` \(='ste_sing'\) is not known; did you mean 'ste_sign'\?"):
+        estimator_rows(load_config(CONFIGS / "digits_xnor.py"), ["ste_sing"], "inputs")
+
+
+def test_rows_share_the_quantizers_that_the_command_names():
+    config = load_config(CONFIG)
+    config = replace(config, model=replace(config.model, input_quantizer="approx_sign"))
+    assert {row.model.input_quantizer for row, _ in get_rows(config).values()} == {"approx_sign"}
+    assert {row.model.input_quantizer for row, _ in ROWS.values()} == {None}
