@@ -313,14 +313,14 @@ def test_an_unknown_name_ends_the_script_with_one_sentence(tmp_path):
     assert re.fullmatch(r"error: `name` \(='cifar1'\) must be one of .* did you mean 'cifar10'\?.*\n", found.stderr)
 
 
-def test_a_failed_download_ends_the_script_with_one_sentence(tmp_path, monkeypatch, run_here):
+def test_a_failed_download_ends_the_script_with_one_sentence(tmp_path, monkeypatch):
     # Port 9 answers nobody: the script meets a machine without network wherever the test runs.
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.setenv(name, "")
     monkeypatch.setattr(urllib.request, "_opener", None)  # It keeps the proxies that it found first.
-    found = run_here("prepare_data", "cifar10", "--data-dir", tmp_path)
+    found = run_script("prepare_data", "cifar10", "--data-dir", tmp_path, code=1)
     assert found.returncode == 1
     message = r"error: downloading https://\S*/cifar-10-binary.tar.gz failed \(.*refused.*put it at.*\n"
     assert re.fullmatch(message, found.stderr)
