@@ -1,27 +1,23 @@
-"""Packed bits: kernels on words of 32 bits, networks frozen to them, the file in which they travel.
+"""Networks on bits: freezing, verification, the file in which they travel, and other forms of it.
 
 `freeze` turns a network's variables into packed ones, with which the same Flax module runs on bits; `save` and `load`
-write and read them.  The names are imported when they are used: the layers, from which `freeze` is built, themselves
-use the kernels of this folder.
+write and read them.  What needs a training run, `bnn_jax.packed.runs`, is imported apart, so that `load` stays light.
 """
 
-from importlib import import_module
+from bnn_jax.packed.artifact import load, save
+from bnn_jax.packed.freezing import freeze, packed_structure
+from bnn_jax.packed.model import PackedModel
+from bnn_jax.packed.stablehlo import to_stablehlo
+from bnn_jax.packed.tflite.model import write_tflite
+from bnn_jax.packed.verification import verify
 
-_HOMES = {
-    "freeze": "freezing",
-    "packed_structure": "freezing",
-    "verify": "verification",
-    "PackedModel": "artifact",
-    "load": "artifact",
-    "save": "artifact",
-    "to_stablehlo": "stablehlo",
-    "write_tflite": "tflite.model",
-}
-
-__all__ = list(_HOMES)
-
-
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__all__ = [
+    "PackedModel",
+    "freeze",
+    "load",
+    "packed_structure",
+    "save",
+    "to_stablehlo",
+    "verify",
+    "write_tflite",
+]

@@ -18,95 +18,41 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeAlias
+from typing import Any, BinaryIO, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnn_jax.bitops.matmul import WIDE_VECTORS
 from bnn_jax.bitops.planes import PackedKernel
-from bnn_jax.data import normalize
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.files import write_atomically
 from bnn_jax.models.build import build_model, check_extent, latent_weights
 from bnn_jax.packed.freezing import packed_structure
-from bnn_jax.types import Images, Labels, Logits
-
-FORMAT = "bnn_jax packed network"
-FORMAT_VERSION = "1"
-MOST_HEADER_BYTES = 4096
-MOST_TENSOR_BYTES = 2**32
-TENSORS = {"uint32": "words", "int32": "thresholds", "float32": "numbers"}
-"""dtype of a variable -> name of the tensor that holds it; the tensor of another dtype has the dtype's name."""
-DTYPES = {"U32": "uint32", "I32": "int32", "F32": "float32", "F16": "float16", "U8": "uint8", "BOOL": "bool"}
-"""safetensors' names of the dtypes."""
-VALUES = ("versions", "model", "num_classes", "image_shape", "mean", "std", "accounting", "tested")
-"""The metadata that are JSON texts."""
-KEYS = ("format", "format_version", *VALUES, "leaves", "structure", "sha256")
-EXPORT = "export the run again: python scripts/export.py RUN -o model.bnn.safetensors"
-
-Table: TypeAlias = dict[str, dict[str, Any]]  # name -> dtype, shape and data_offsets of a tensor, as in the header
-
-
-class _Damaged(Exception):
-    """A file that cannot be what :func:`save` wrote; the text says why."""
-
-
-@dataclass(frozen=True, eq=False)
-class PackedModel:
-    """A frozen network that runs on uint8 images.
-
-    Attributes:
-      model: the Flax module.
-      variables: its packed variables.
-      metadata: `image_shape`, and `mean` and `std` of the training pixels; of a file also `model` (its settings),
-        `num_classes`, `accounting`, `tested`, `versions` and the other texts of its header.
-    """
-
-    model: nn.Module
-    variables: Any
-    metadata: Mapping[str, Any]
-
-    def apply(self, variables: Any, images: Images) -> Logits:
-        """:meth:`logits` as a function to transform, of variables like `variables`."""
-        images = normalize(images, mean=self.metadata["mean"], std=self.metadata["std"])
-        return self.model.apply(variables, images, train=False)[0]
-
-    @cached_property
-    def _compiled(self):
-        return jax.jit(self.apply, compiler_options=WIDE_VECTORS)
-
-    def logits(self, images: Images) -> Logits:
-        """Of uint8 images (batch, *image_shape), which need no preparation; compiled once for each batch size.
-
-        Raises:
-          ValueError: for images of another dtype or shape, or none.
-        """
-        shape, wanted = np.shape(images), self.metadata["image_shape"]
-        dtype = getattr(images, "dtype", type(images).__name__)
-        if dtype != np.uint8 or shape[1:] != tuple(wanted) or not shape[0]:
-            expected = ", ".join(map(str, wanted))
-            raise ValueError(f"`images` (={dtype} of shape {shape}) must be uint8 of shape (batch, {expected})")
-        return self._compiled(self.variables, jnp.asarray(images))
-
-    def predict(self, images: Images) -> Labels:
-        """The class with the largest of the :meth:`logits` of each image."""
-        return self.logits(images).argmax(axis=1)
-
-    def accuracy(self, batches: Iterable[tuple[Images, Labels]]) -> tuple[float, int]:
-        """Share of the images that are predicted as labelled, and how many there are; labels below 0 do not count."""
-        examples = correct = 0
-        for images, labels in batches:
-            examples += int((labels >= 0).sum())
-            correct += int((np.asarray(self.predict(images)) == labels).sum())
-        return correct / max(examples, 1), examples
+from bnn_jax.packed.header import (
+    DTYPES,
+    EXPORT,
+    FORMAT,
+    FORMAT_VERSION,
+    MOST_HEADER_BYTES,
+    MOST_TENSOR_BYTES,
+    TENSORS,
+    VALUES,
+    Damaged,
+    Table,
+    check_digest,
+    check_format,
+    check_size,
+    header_bytes,
+    parse_json,
+    read_header,
+    table_of,
+)
+from bnn_jax.packed.model import PackedModel
 
 
 def save(
@@ -149,15 +95,15 @@ def save(
     try:
         texts = {key: json.dumps(values[key], separators=(",", ":")) for key in VALUES}
         _, structure = _network(_values(texts))
-    except (_Damaged, TypeError, ValueError) as error:
+    except (Damaged, TypeError, ValueError) as error:
         raise UsageError(f"{path} cannot be written: {error}; correct what describes the network") from None
     _check_variables(variables, structure)
     vectors = _flat(rounded(variables) if float16 else variables, float16=float16)
     tensors = b"".join(vector.tobytes() for vector in vectors.values())
-    table = _table({name: (vector.dtype.name, vector.size) for name, vector in vectors.items()})
+    table = table_of({name: (vector.dtype.name, vector.size) for name, vector in vectors.items()})
     texts = {"format": FORMAT, "format_version": FORMAT_VERSION, **texts, **structure.summary, "sha256": "0" * 64}
-    digest = hashlib.sha256(_header(texts, table) + tensors).hexdigest()
-    header = _header(texts | {"sha256": digest}, table)
+    digest = hashlib.sha256(header_bytes(texts, table) + tensors).hexdigest()
+    header = header_bytes(texts | {"sha256": digest}, table)
     if len(header) > MOST_HEADER_BYTES or len(tensors) > MOST_TENSOR_BYTES:
         raise UsageError(
             f"{path} would have a header of {len(header)} bytes and tensors of {len(tensors)}, but at most "
@@ -205,15 +151,15 @@ def load(path: str | os.PathLike[str]) -> PackedModel:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            header, metadata, table = _read_header(file, size)
-            _check_format(metadata, path)
-            _check_size(table, size - len(header))
-            _check_digest(file, header, metadata, table)
+            header, metadata, table = read_header(file, size)
+            check_format(metadata, path)
+            check_size(table, size - len(header))
+            check_digest(file, header, metadata, table)
             values = _values(metadata)
             model, structure = _network(values, 8 * (size - len(header)))
             _check_table(table, structure, metadata)
             variables = _read_variables(file, len(header), table, structure)
-    except _Damaged as reason:
+    except Damaged as reason:
         raise RunError(f"{path} is damaged, or no packed network: {reason}; copy it anew, or {EXPORT}") from None
     except OSError as error:
         raise RunError(f"cannot read {path} ({error.strerror}); copy it anew, or {EXPORT}") from None
@@ -268,7 +214,7 @@ def _network(values: Mapping[str, Any], most_weights: float = math.inf) -> tuple
         return model, structure
     except Exception as error:  # Names, types and numbers may all be wrong, and any layer may be the one that says so.
         cause = " ".join(str(error).split())[:300] or type(error).__name__
-        raise _Damaged(f"the network that it describes cannot be built ({cause})") from None
+        raise Damaged(f"the network that it describes cannot be built ({cause})") from None
 
 
 def _check_variables(variables: Any, wanted: _Structure) -> None:
@@ -279,89 +225,10 @@ def _check_variables(variables: Any, wanted: _Structure) -> None:
         raise ValueError(f"`variables` are not those of this network, frozen: {name} differs; give those of `freeze`")
 
 
-def _parsed(text: str) -> Any:
-    """JSON without repeated keys."""
-
-    def unique(pairs):
-        if len(dict(pairs)) != len(pairs):
-            raise ValueError("a key occurs twice")
-        return dict(pairs)
-
-    return json.loads(text, object_pairs_hook=unique)
-
-
-def _header(metadata: Mapping[str, str], table: Table) -> bytes:
-    """The length and the JSON, filled up with spaces so that the tensors start at a multiple of 8 bytes."""
-    text = json.dumps({"__metadata__": metadata, **table}, separators=(",", ":"))
-    text += " " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text.encode("ascii")
-
-
-def _table(counts: Mapping[str, tuple[str, int]]) -> Table:
-    """The entries of tensors that follow each other, from their dtypes and sizes."""
-    names = {dtype: name for name, dtype in DTYPES.items()}
-    table, start = {}, 0
-    for name, (dtype, count) in counts.items():
-        end = start + count * np.dtype(dtype).itemsize
-        table[name] = {"dtype": names[dtype], "shape": [count], "data_offsets": [start, end]}
-        start = end
-    return table
-
-
-def _read_header(file: BinaryIO, size: int) -> tuple[bytes, dict[str, str], Table]:
-    """The bytes of the header, its metadata and its tensors."""
-    if size < 8:
-        raise _Damaged(f"it has {size} bytes, too few for a header")
-    prefix = file.read(8)
-    length, most = int.from_bytes(prefix, "little"), min(MOST_HEADER_BYTES, size) - 8
-    if length > most:
-        raise _Damaged(f"it claims a header of {length} bytes, but at most {most} are possible")
-    text = file.read(length)
-    try:
-        table = _parsed(text.decode("ascii"))
-        metadata = table.pop("__metadata__", {})
-        if not all(isinstance(value, str) for value in metadata.values()):
-            raise TypeError("its metadata are not text")
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise _Damaged(f"its header is not that of a safetensors file ({error})") from None
-    return prefix + text, metadata, table
-
-
-def _check_format(metadata: Mapping[str, str], path: Path) -> None:
-    if metadata.get("format") != FORMAT:
-        raise UsageError(f"`path` (={path}) is a safetensors file, but holds no packed network of bnn_jax; {EXPORT}")
-    found = metadata.get("format_version", "")
-    if found != FORMAT_VERSION:
-        newer = found.isdecimal() and int(found) > int(FORMAT_VERSION)
-        way_out = "newer than the installed bnn_jax reads; update it" if newer else f"not {FORMAT_VERSION!r}; {EXPORT}"
-        raise UsageError(f"`path` (={path}) has the format version {found!r}, {way_out}")
-    if metadata.keys() != set(KEYS):
-        raise _Damaged(f"its metadata are {sorted(metadata)}, and not {sorted(KEYS)}")
-
-
-def _check_size(table: Table, follow: int) -> None:
-    try:
-        claimed = max(0, *(entry["data_offsets"][1] for entry in table.values()))
-    except (LookupError, TypeError):
-        claimed = None
-    if claimed != follow or follow > MOST_TENSOR_BYTES:
-        raise _Damaged(f"its tensors claim {claimed!r} bytes, {follow} follow, and {MOST_TENSOR_BYTES} are possible")
-
-
-def _check_digest(file: BinaryIO, header: bytes, metadata: Mapping[str, str], table: Table) -> None:
-    if header != _header(metadata, table):
-        raise _Damaged("its header is not written as bnn_jax writes it")
-    digest = hashlib.sha256(_header({**metadata, "sha256": "0" * 64}, table))
-    while chunk := file.read(2**20):
-        digest.update(chunk)
-    if digest.hexdigest() != metadata["sha256"]:
-        raise _Damaged("its bytes are not those that were written, by their SHA-256")
-
-
 def _values(texts: Mapping[str, str]) -> dict[str, Any]:
     """The metadata that are JSON, read and checked; lists become tuples."""
     try:
-        values = {key: _parsed(texts[key]) for key in VALUES}
+        values = {key: parse_json(texts[key]) for key in VALUES}
         for key, options in values["model"].items():
             if key.endswith("options"):
                 values["model"][key] = {n: tuple(v) if isinstance(v, list) else v for n, v in options.items()}
@@ -372,7 +239,7 @@ def _values(texts: Mapping[str, str]) -> dict[str, Any]:
             raise ValueError("`mean` and `std` must have a finite number for each channel, and `std` a positive one")
         return values | {"image_shape": shape, "mean": tuple(map(float, mean)), "std": tuple(map(float, std))}
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise _Damaged(f"its metadata do not describe a network ({error})") from None
+        raise Damaged(f"its metadata do not describe a network ({error})") from None
 
 
 def _flat(variables: Any, *, float16: bool) -> dict[str, np.ndarray]:
@@ -389,10 +256,10 @@ def _check_table(table: Table, structure: _Structure, metadata: Mapping[str, str
     """The tensors are those of the network, one after the other, and its variables the very ones that were saved."""
     full = structure.counts
     half = full | ({"numbers": ("float16", full["numbers"][1])} if "numbers" in full else {})
-    if json.dumps(table) not in (json.dumps(_table(full)), json.dumps(_table(half))):
-        raise _Damaged(f"its tensors are {table}, but the network that it describes needs {_table(full)}")
+    if json.dumps(table) not in (json.dumps(table_of(full)), json.dumps(table_of(half))):
+        raise Damaged(f"its tensors are {table}, but the network that it describes needs {table_of(full)}")
     if any(metadata[key] != text for key, text in structure.summary.items()):
-        raise _Damaged(f"the network has other variables than in the versions that wrote it, {metadata['versions']!r}")
+        raise Damaged(f"the network has other variables than in the versions that wrote it, {metadata['versions']!r}")
 
 
 def _read_variables(file: BinaryIO, start: int, table: Table, structure: _Structure) -> Any:

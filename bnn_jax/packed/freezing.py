@@ -257,9 +257,7 @@ def _thresholds(
 
     def is_higher(v, index):
         some = lambda vector: vector if vector.shape[-1:] != (layer.features,) else jnp.take(vector, index, axis=-1)
-        v = v.astype(layer.dtype)
-        s = some(scale)[None]
-        y = input_scale * s * v if isinstance(layer, BinaryDense) else input_scale * (v * s)
+        y = layer.scaled(v.astype(layer.dtype), input_scale, some(scale)[None])
         y = y if bias is None else y + some(bias)[None]
         y = affine(y, *map(some, affine_of))
         y = y if dense else y[:, None, None]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from bnn_jax.errors import UsageError
-from bnn_jax.packed.artifact import PackedModel
+from bnn_jax.packed.model import PackedModel
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

@@ -1,0 +1,65 @@
+"""A frozen network that runs on uint8 images."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bnn_jax.bitops.matmul import WIDE_VECTORS
+from bnn_jax.data import normalize
+from bnn_jax.types import Images, Labels, Logits
+
+
+@dataclass(frozen=True, eq=False)
+class PackedModel:
+    """A frozen network that runs on uint8 images.
+
+    Attributes:
+      model: the Flax module.
+      variables: its packed variables.
+      metadata: `image_shape`, and `mean` and `std` of the training pixels; of a file also `model` (its settings),
+        `num_classes`, `accounting`, `tested`, `versions` and the other texts of its header.
+    """
+
+    model: nn.Module
+    variables: Any
+    metadata: Mapping[str, Any]
+
+    def apply(self, variables: Any, images: Images) -> Logits:
+        """:meth:`logits` as a function to transform, of variables like `variables`."""
+        images = normalize(images, mean=self.metadata["mean"], std=self.metadata["std"])
+        return self.model.apply(variables, images, train=False)[0]
+
+    @cached_property
+    def _compiled(self):
+        return jax.jit(self.apply, compiler_options=WIDE_VECTORS)
+
+    def logits(self, images: Images) -> Logits:
+        """Of uint8 images (batch, *image_shape), which need no preparation; compiled once for each batch size.
+
+        Raises:
+          ValueError: for images of another dtype or shape, or none.
+        """
+        shape, wanted = np.shape(images), self.metadata["image_shape"]
+        dtype = getattr(images, "dtype", type(images).__name__)
+        if dtype != np.uint8 or shape[1:] != tuple(wanted) or not shape[0]:
+            expected = ", ".join(map(str, wanted))
+            raise ValueError(f"`images` (={dtype} of shape {shape}) must be uint8 of shape (batch, {expected})")
+        return self._compiled(self.variables, jnp.asarray(images))
+
+    def predict(self, images: Images) -> Labels:
+        """The class with the largest of the :meth:`logits` of each image."""
+        return self.logits(images).argmax(axis=1)
+
+    def accuracy(self, batches: Iterable[tuple[Images, Labels]]) -> tuple[float, int]:
+        """Share of the images that are predicted as labelled, and how many there are; labels below 0 do not count."""
+        examples = correct = 0
+        for images, labels in batches:
+            examples += int((labels >= 0).sum())
+            correct += int((np.asarray(self.predict(images)) == labels).sum())
+        return correct / max(examples, 1), examples
