@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from bnn_jax.optim import DeepFrankWolfeState, deep_frank_wolfe, latent_box, make_optimizer
+from bnn_jax.optim import OPTIMIZERS, DeepFrankWolfeState, deep_frank_wolfe, latent_box, make_optimizer
 from bnn_jax.optim.frozen import is_trained, train_only
 
 RNG = np.random.default_rng(0)
@@ -20,7 +20,7 @@ PATTERNS = ("*norm*", "conv/*")
 PART = {name: PARAMS[name] for name in ("conv", "norm")}
 
 
-@pytest.mark.parametrize("name", ["dfw", "adam", "sgd", "polyak_sgd", "momo", "bop", "bnew"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_trained_part_moves_as_it_would_alone(name):
     """Two steps in the whole tree are those in the tree of the trained parameters, bit for bit."""
     made = make_optimizer(

@@ -5,17 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from transforms import training_step
 
-from bnn_jax.optim.deep_frank_wolfe import deep_frank_wolfe
-from bnn_jax.optim.latent import (
-    bound_statistics,
-    is_latent,
-    keep_in_box,
-    latent_box,
-    latent_learning_rate_scale,
-    resolve_box,
-    scale_latent_updates,
-)
+from bnn_jax.optim import deep_frank_wolfe, latent_learning_rate_scale, scale_latent_updates
+from bnn_jax.optim.latent import bound_statistics, is_latent, keep_in_box, latent_box, resolve_box
 
 PARAMS = {
     "conv": {"latent_kernel": jnp.zeros((3, 3, 2, 4)), "bias": jnp.zeros(4)},
@@ -224,14 +217,7 @@ def test_the_final_update_of_latent_weights_is_scaled_before_the_clip(dtype):
     params = jax.tree.map(lambda w: jnp.asarray(w, dtype), start)
     adam = optax.adam(0.05)
     optimizer = optax.chain(adam, scale_latent_updates(), keep_in_box(latent_box()))
-    optimizer, traces = optax.with_extra_args_support(optimizer), []
-
-    @jax.jit
-    def step(params, state, gradient):
-        traces.append(1)
-        updates, state = optimizer.update(gradient, state, params, value=jnp.float32(1.0), of_no_concern=1)
-        return optax.apply_updates(params, updates), state
-
+    step = training_step(optimizer)
     state, adam_state = optimizer.init(params), adam.init(params)
     scale = np.sqrt((9 * 2 + 9 * 4) / 1.5)  # 6
     tolerance = {"float32": 2e-6, "bfloat16": 2e-2}[dtype]
@@ -245,7 +231,7 @@ def test_the_final_update_of_latent_weights_is_scaled_before_the_clip(dtype):
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
         jax.tree.map(lambda a, b: np.testing.assert_allclose(np.float64(a), b, atol=tolerance), params, expected)
     assert np.max(np.abs(np.asarray(params["conv"]["latent_kernel"], np.float64))) == 1
-    assert len(traces) == 1
+    assert step._cache_size() == 1
 
 
 def test_a_latent_weight_without_inputs_and_features_has_no_scale():

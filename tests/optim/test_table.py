@@ -1,0 +1,150 @@
+"""Laws of the table of optimizers: boxes, dtypes, traced rates, options, and what an optimizer goes with."""
+
+import inspect
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from transforms import scanned, training_step
+
+from bnn_jax.errors import UsageError
+from bnn_jax.optim import OPTIMIZERS, bop, deep_frank_wolfe, latent_box, make_optimizer, push_to_bounds
+from bnn_jax.schedules import constant
+
+RNG = np.random.default_rng(0)
+PARAMS = {
+    "conv": {"latent_kernel": jnp.asarray(RNG.uniform(-1, 1, (3, 4)), jnp.float32)},
+    "head": {"kernel": jnp.asarray(RNG.normal(size=(4, 2)), jnp.float32)},
+}
+GRADIENTS = jax.tree.map(lambda w: jnp.asarray(RNG.normal(size=(4, *w.shape)), jnp.float32), PARAMS)
+OTHER_OPTIONS = {
+    "dfw": {"epsilon": 1.0},
+    "adam": {"b2": 0.5, "eps": 0.1},
+    "sgd": {"nesterov": True},
+    "polyak_sgd": {"f_min": 0.7},
+    "momo": {"lower_bound": 0.7, "adapt_lower_bound": True},
+    "bop": {"threshold": 5.0, "adaptivity_rate": 1.0},
+    "bnew": {"rate": 0.1, "steps_per_epoch": 2, "freeze_from": 0.25, "order": "after"},
+}
+
+
+def made(optimizer, learning_rate=0.1, **settings):
+    common = {"learning_rate": constant(learning_rate, 1), "box": latent_box(), "total_steps": 6}
+    return make_optimizer(optimizer, weight_decay=0.01, **common, **settings)
+
+
+def options_of(function):
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_stay_in_their_box_in_their_dtype_and_a_step_is_compiled_once(name, dtype):
+    optimizer = made(name)
+    params, gradients = jax.tree.map(lambda x: x.astype(dtype), (PARAMS, GRADIENTS))
+    step, state = training_step(optimizer), optimizer.init(params)
+    kinds = jax.tree.map(lambda x: (x.shape, x.dtype), (params, state))
+    for gradient in [jax.tree.map(lambda g, row=row: g[row], gradients) for row in range(4)]:
+        before = params
+        params, state = step(params, state, gradient)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), (params, state)) == kinds
+        assert np.abs(np.asarray(params["conv"]["latent_kernel"], np.float32)).max() <= 1
+        assert (params["head"]["kernel"] != before["head"]["kernel"]).any()
+    assert step._cache_size() == 1
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_learning_rate_momentum_and_decay_may_be_traced(name):
+    """One program for all values, under vmap too; a learning rate of 0.1 is that of the plain number."""
+
+    @jax.jit
+    def kernels(rates, momentum, weight_decay):
+        def one(rate):
+            settings = {"momentum": momentum, "weight_decay": weight_decay, "box": latent_box(), "total_steps": 6}
+            optimizer = make_optimizer(name, learning_rate=constant(rate, 1), **settings)
+            return scanned(optimizer, PARAMS, GRADIENTS)[0]["head"]["kernel"]
+
+        return jax.vmap(one)(rates)
+
+    rates = jnp.array([0.1, 0.001])
+    together = kernels(rates, 0.9, 0.01)
+    assert np.ptp(together, axis=0).max() > 0
+    np.testing.assert_allclose(
+        together[0], scanned(made(name), PARAMS, GRADIENTS)[0]["head"]["kernel"], rtol=1e-5, atol=1e-6
+    )
+    kernels(rates + 1, 0.5, 0.0)
+    assert kernels._cache_size() == 1
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_each_option_changes_what_the_optimizer_does(name):
+    assert OTHER_OPTIONS[name].keys() == options_of(OPTIMIZERS[name].make).keys()
+    run = partial(scanned, params=PARAMS, gradients=GRADIENTS)
+    default = run(made(name))[0]
+    for option, value in OTHER_OPTIONS[name].items():
+        changed = run(made(name, **{option: value}))[0]
+        assert any((a != b).any() for a, b in zip(jax.tree.leaves(changed), jax.tree.leaves(default))), option
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("dfw", deep_frank_wolfe),
+        ("adam", optax.adamw),
+        ("sgd", optax.sgd),
+        ("polyak_sgd", optax.polyak_sgd),
+        ("momo", optax.contrib.momo),
+        ("bop", bop),
+        ("bnew", push_to_bounds),
+    ],
+)
+def test_options_default_to_what_the_function_takes_by_itself(name, function):
+    assert options_of(OPTIMIZERS[name].make).items() <= options_of(function).items()
+
+
+def test_an_optimizer_is_made_from_a_name_or_a_record():
+    record = OPTIMIZERS["sgd"]._replace(make=lambda settings, *, sign=1.0: optax.scale(sign))
+    optimizer = made(record, sign=-2.0)
+    updates, _ = optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS, value=1.0)
+    jax.tree.map(lambda u, w: np.testing.assert_array_equal(u, -2 * w), updates, PARAMS)
+    by_record, by_name = (scanned(made(which), PARAMS, GRADIENTS)[0] for which in (OPTIMIZERS["sgd"], "sgd"))
+    jax.tree.map(np.testing.assert_array_equal, by_record, by_name)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("adamm", {}, r"`optimizer` \(='adamm'\) is not known; did you mean 'adam'\?"),
+        ("bop", {"treshold": 1.0}, r"`options` \(='treshold'\) is not known; did you mean 'threshold'\?"),
+        ("bnew", {"steps_per_epoch": 1.5}, r"`steps_per_epoch` \(=1\.5\) must be a whole number"),
+    ],
+)
+def test_unknown_names_and_options_are_refused(name, options, message):
+    with pytest.raises(UsageError, match=message):
+        made(name, **options)
+
+
+def test_bnew_needs_a_box_and_an_end():
+    with pytest.raises(ValueError, match=r"`box` and `total_steps` must be given for bnew"):
+        make_optimizer("bnew", learning_rate=constant(0.1, 1))
+
+
+def test_the_table_says_what_goes_with_what():
+    """What the config refuses by these records is in tests/training/test_config.py."""
+    assert [name for name, optimizer in OPTIMIZERS.items() if optimizer.takes_inner_steps] == ["dfw"]
+    assert [name for name, optimizer in OPTIMIZERS.items() if optimizer.exact_step] == ["dfw"]
+    scaled = [name for name, optimizer in OPTIMIZERS.items() if optimizer.takes_scale_latent]
+    for name in scaled:
+        plain, larger = (
+            scanned(made(name, learning_rate=1e-3, scale_latent=scale), PARAMS, GRADIENTS)[0]["conv"]["latent_kernel"][
+                0
+            ]
+            for scale in (False, True)
+        )
+        moved = (larger - PARAMS["conv"]["latent_kernel"]) / (plain - PARAMS["conv"]["latent_kernel"])
+        np.testing.assert_allclose(np.median(moved), np.sqrt(7 / 1.5), rtol=0.05)
+    assert scaled == ["adam", "sgd", "polyak_sgd", "momo"]
