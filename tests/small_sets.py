@@ -1,4 +1,4 @@
-"""Small image sets on disk for tests, in the layout of TFDS, and what splits of them hold."""
+"""Small image sets for tests, in memory and on disk in the layout of TFDS, and what splits of them hold."""
 
 import gzip
 import shutil
@@ -9,6 +9,18 @@ import numpy as np
 
 from bnn_jax.data import Dataset, Split
 from bnn_jax.data.prepare import MNIST_FILES, write_array_record
+
+
+def brightness_set(train: int, validation: int = 20, test: int = 20) -> Dataset:
+    """Grey images of 8x8 in three classes that differ in brightness, in noise."""
+    rng = np.random.default_rng(0)
+
+    def split(count):
+        labels = rng.integers(0, 3, count).astype(np.int32)
+        images = rng.integers(0, 120, (count, 8, 8, 1)) + 60 * labels[:, None, None, None]
+        return Split(images.astype(np.uint8), labels)
+
+    return Dataset("synthetic", split(train), split(validation), split(test), 3, (120.0,), (60.0,), "made for a test")
 
 
 def write_idx(path: Path, values: np.ndarray, *, shape: tuple[int, ...] | None = None) -> None:

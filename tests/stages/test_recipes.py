@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from run_script import run_script as run_here
+from run_script import run_script
+from small_sets import brightness_set
 
-from bnn_jax.data import Dataset, Split
 from bnn_jax.stages.recipes import RECIPES, bnn_plus
 from bnn_jax.stages.stage import check_stages, run_stages
 from bnn_jax.stages.teachers import load_network
@@ -169,7 +167,11 @@ def test_a_network_of_the_recipes_family_is_taken_as_it_is():
 INFO = ImageInfo((8, 8, 1), 3, (120.0,), (60.0,))
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+SHORT = ("bireal", "reactnet", "ttq", "binaryduo")
+"""Recipes that every test run trains in miniature."""
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe not in SHORT])
 def test_networks_teachers_and_predecessors_fit(recipe):
     """Traced, not compiled: every stage takes a step, and by names alone it finds nearly all of its predecessor."""
     variables, models = {}, {}
@@ -193,14 +195,7 @@ def test_networks_teachers_and_predecessors_fit(recipe):
 
 @pytest.fixture(scope="module")
 def dataset():
-    rng = np.random.default_rng(0)
-
-    def split(count):
-        labels = rng.integers(0, 3, count).astype(np.int32)
-        images = rng.integers(0, 120, (count, 8, 8, 1)) + 60 * labels[:, None, None, None]
-        return Split(images.astype(np.uint8), labels)
-
-    return Dataset("synthetic", split(48), split(20), split(20), 3, (120.0,), (60.0,), "made for a test")
+    return brightness_set(48)
 
 
 def assert_the_switch_preserves_the_function(stages, workdir, dataset):
@@ -236,9 +231,6 @@ CHECKS = {
 }
 
 
-SHORT = ("bireal", "reactnet", "ttq", "binaryduo")
-
-
 @pytest.mark.long
 @pytest.mark.parametrize(
     "recipe", [pytest.param(recipe, marks=() if recipe in SHORT else pytest.mark.full) for recipe in RECIPES]
@@ -251,14 +243,12 @@ def test_every_recipe_runs_in_miniature(recipe, dataset, tmp_path):
         records = [r for r in read_metrics(tmp_path / stage.name / "metrics.jsonl") if r["kind"] == "train"]
         assert len(records) == 3 * stage.config.epochs
         assert all(np.isfinite(record["objective"]) for record in records)
+        assert all({f"distillation_{name}" for name in stage.config.distillation.losses} <= set(r) for r in records)
+        record = json.loads((tmp_path / stage.name / "stage.json").read_text())
+        if stage.initialise_from is not None and stage.transfer in ("by_name", "normalized"):
+            assert record["unused"] == []
+            assert all("quantizer" in name for name in record["initialised"])
     CHECKS.get(recipe, lambda *_: None)(stages, tmp_path, dataset)
-
-
-def run_script(*arguments, env):
-    command = [sys.executable, "scripts/train_stages.py", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
 
 
 @pytest.mark.parametrize(
@@ -273,21 +263,21 @@ def run_script(*arguments, env):
     ],
 )
 def test_the_script_says_what_is_wrong_in_one_sentence(arguments, message, tmp_path):
-    done = run_here("train_stages", *arguments, "--workdir", tmp_path / "run", code=2)
+    done = run_script("train_stages", *arguments, "--workdir", tmp_path / "run", code=2)
     assert message in done.stderr
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.long
-def test_the_script_tells_the_stages_and_their_results(tmp_path, subprocess_env):
+def test_the_script_tells_the_stages_and_their_results(tmp_path):
     """Once with both stages on the digits, then with the first one's folder in its place."""
     small = ("--epochs", "1", "--batch-size", "512", "--model.width", "4")
-    done = run_script("ttq", "--workdir", tmp_path / "all", *small, env=subprocess_env)
+    done = run_script("train_stages", "ttq", "--workdir", tmp_path / "all", *small)
     assert "stage 1/2 real: starts from random weights" in done.stdout
     assert "stage 2/2 ternary: takes" in done.stdout
     assert len(re.findall(r"^(real|ternary): test accuracy \d+\.\d+ % at the last epoch", done.stdout, re.M)) == 2
     finished = ("--finished", "real", tmp_path / "all" / "real")
-    again = run_script("ttq", "--workdir", tmp_path / "second", *finished, *small, env=subprocess_env)
+    again = run_script("train_stages", "ttq", "--workdir", tmp_path / "second", *finished, *small)
     assert "stage 1/1 ternary: takes" in again.stdout
     curves = [json.loads((tmp_path / f / "ternary" / "result.json").read_text())["curve"] for f in ("all", "second")]
     assert curves[0] == curves[1]

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from small_sets import brightness_set
 
-from bnn_jax.data import Dataset, Split
 from bnn_jax.errors import UsageError
 from bnn_jax.optim import OPTIMIZERS
 from bnn_jax.stages.stage import Stage, replace_stage, run_stages
@@ -51,14 +51,7 @@ STAGES = [
 
 @pytest.fixture(scope="module")
 def dataset():
-    rng = np.random.default_rng(0)
-
-    def split(count):
-        labels = rng.integers(0, 3, count).astype(np.int32)
-        images = rng.integers(0, 120, (count, 8, 8, 1)) + 60 * labels[:, None, None, None]
-        return Split(images.astype(np.uint8), labels)
-
-    return Dataset("synthetic", split(64), split(20), split(20), 3, (120.0,), (60.0,), "made for a test")
+    return brightness_set(64)
 
 
 @pytest.fixture(scope="module")

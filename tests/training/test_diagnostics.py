@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_sets import brightness_set
 
-from bnn_jax.data import Dataset, Split
 from bnn_jax.errors import UsageError
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense
 from bnn_jax.losses import cross_entropy
@@ -263,14 +263,7 @@ def test_histograms_span_the_box_where_there_is_one(box, bounds):
 
 @pytest.fixture(scope="module")
 def dataset():
-    rng = np.random.default_rng(0)
-
-    def split(count):
-        labels = rng.integers(0, 3, count).astype(np.int32)
-        images = rng.integers(0, 120, (count, 8, 8, 1)) + 60 * labels[:, None, None, None]
-        return Split(images.astype(np.uint8), labels)
-
-    return Dataset("synthetic", split(88), split(20), split(20), 3, (120.0,), (60.0,), "made for a test")
+    return brightness_set(88)
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from small_sets import brightness_set
 
-from bnn_jax.data import Dataset, Split
 from bnn_jax.errors import Preempted, UsageError
 from bnn_jax.training.checkpoint import checkpoint_steps, restore_checkpoint
 from bnn_jax.training.config import Config, ModelConfig, OptimConfig
@@ -24,14 +24,7 @@ CONFIG = Config(
 
 @pytest.fixture(scope="module")
 def dataset():
-    rng = np.random.default_rng(0)
-
-    def split(count):
-        labels = rng.integers(0, 3, count).astype(np.int32)
-        images = rng.integers(0, 120, (count, 8, 8, 1)) + 60 * labels[:, None, None, None]
-        return Split(images.astype(np.uint8), labels)
-
-    return Dataset("synthetic", split(88), split(40), split(50), 3, (120.0,), (60.0,), "made for a test")
+    return brightness_set(88, 40, 50)
 
 
 def leaves_of(workdir, dataset, config=CONFIG):
