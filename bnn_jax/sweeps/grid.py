@@ -30,11 +30,23 @@ def scalar_options(kind: type = Config, prefix: str = "") -> list[str]:
     return names
 
 
+def _holds_options(name: str) -> bool:
+    """Whether a dotted name is that of a field of the config which holds an option for each name."""
+    hint: Any = Config
+    for part in name.split("."):
+        hint = typing.get_type_hints(hint).get(part) if is_dataclass(hint) else None
+    return typing.get_origin(hint) is dict
+
+
 def split_axes(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
     """The options of the config that have several values, as texts, and the rest of the command line.
 
+    An option of an optimizer, loss, schedule, quantizer or network is named behind a dot.
+
     >>> split_axes(["--seeds", "5", "--optim.learning-rate", "0.1", "1", "--epochs", "3"])
     ({'optim.learning_rate': ['0.1', '1']}, ['--seeds', '5', '--epochs', '3'])
+    >>> split_axes(["--optim.options.threshold", "1e-6", "1e-5"])
+    ({'optim.options.threshold': ['1e-6', '1e-5']}, [])
 
     Raises:
       UsageError: if an axis is given twice; for several values of `seed`.
@@ -44,7 +56,7 @@ def split_axes(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
     rest += argv[: starts[0]] if starts else argv
     for start, end in zip(starts, [*starts[1:], len(argv)]):
         name, values = argv[start].removeprefix("--").replace("-", "_"), list(argv[start + 1 : end])
-        if name not in known or len(values) < 2:
+        if len(values) < 2 or not (name in known or _holds_options(name.rpartition(".")[0])):
             rest += argv[start:end]
             continue
         if name == "seed":
@@ -60,6 +72,8 @@ def parse_axes(config: Config, texts: Mapping[str, Sequence[str]]) -> dict[str, 
 
     >>> parse_axes(Config("test", 1, 32), {"data.flip": ["True", "False"], "model.width": ["None", "8"]})
     {'data.flip': (True, False), 'model.width': (None, 8)}
+    >>> parse_axes(Config("test", 1, 32), {"optim.schedule_options.stages": ["3", "5"]})
+    {'optim.schedule_options.stages': (3, 5)}
 
     Raises:
       UsageError: if two values are the same.
@@ -101,15 +115,19 @@ def short_name(name: str) -> str:
 
 
 def _parsed(config: Config, name: str, text: str) -> Config:
-    return tyro.cli(Config, args=[f"--{name}", text], default=config, config=(tyro.conf.FlagConversionOff,))
+    field, _, option = name.rpartition(".")
+    words = [f"--{field}", option, text] if _holds_options(field) else [f"--{name}", text]
+    return tyro.cli(Config, args=words, default=config, config=(tyro.conf.FlagConversionOff,))
 
 
 def _value_of(config: Any, name: str) -> Any:
     for part in name.split("."):
-        config = getattr(config, part)
+        config = config[part] if isinstance(config, dict) else getattr(config, part)
     return config
 
 
 def _with(config: Any, name: str, value: Any) -> Any:
+    if isinstance(config, dict):
+        return config | {name: value}
     first, _, rest = name.partition(".")
     return replace(config, **{first: _with(getattr(config, first), rest, value) if rest else value})

@@ -87,6 +87,19 @@ def test_the_grid_has_every_combination_and_typed_values():
     assert split_axes(["--optim.latent-box", "-1", "1"]) == ({}, ["--optim.latent-box", "-1", "1"])
 
 
+def test_options_of_optimizers_losses_and_schedules_are_axes_too():
+    argv = "--optim.options.threshold 1e-6 1 --loss-options.smoothing 0.1 0.2 --optim.schedule-options.stages 3"
+    texts, rest = split_axes(argv.split())
+    assert rest == ["--optim.schedule-options.stages", "3"]
+    config = replace(CONFIG, optim=replace(CONFIG.optim, options={"adaptivity_rate": 0.1}))
+    cells = grid_cells(config, parse_axes(config, texts))
+    label = "optim.options.threshold=1e-06,loss_options.smoothing=0.2"
+    assert len(cells) == 4
+    assert cells[label][0].optim.options == {"adaptivity_rate": 0.1, "threshold": 1e-6}
+    assert cells[label][0].loss_options == {"smoothing": 0.2}
+    assert config.optim.options == {"adaptivity_rate": 0.1}
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
