@@ -1,13 +1,13 @@
-"""Runs in several processes of this machine, each on its share of the cores, which train in the loop and save."""
+"""Runs in several processes of this machine, each on its share of the cores."""
 
 import json
 import os
 import queue
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import jax
@@ -17,7 +17,6 @@ from bnn_jax.training.config import to_dict
 from bnn_jax.training.interrupts import interrupts
 from bnn_jax.training.progress import OnProgress, silent
 
-ERRORS = {"usage": UsageError, "failed": RunError}
 SECONDS_BETWEEN_LOOKS = 0.1
 
 
@@ -39,85 +38,60 @@ def run_in_processes(runs: Sequence[Any], *, processes: int | None = None, on_pr
             f"`execution` (='processes') is for the CPU, and this is {jax.default_backend()}; choose vmapped or "
             "sequential, or set JAX_PLATFORMS=cpu"
         )
-    waiting = queue.SimpleQueue()
-    for run in runs:
-        waiting.put(run)
-    crew = _Crew(waiting, len(runs), on_progress)
-    shares = _shares_of_cores(min(processes or len(_cores()), len(runs)))
-    threads = [threading.Thread(target=crew.work, args=(share,), daemon=True) for share in shares]
-    with interrupts(lambda: "the same command goes on from what each run saved") as asked:
-        for thread in threads:
-            thread.start()
-        while any(thread.is_alive() for thread in threads):
-            if asked() or crew.errors:
-                crew.end()
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-        if asked():
-            raise asked()(f"{crew.finished} of {len(runs)} runs are finished; the same command goes on with the others")
-    if crew.errors:
-        raise crew.errors[0]
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    count = min(processes or len(cores), len(runs))
+    shares = [cores[index::count] or [cores[index % len(cores)]] for index in range(count)]
+    finished: list[Any] = []
 
+    def train(run):
+        def tell(text):
+            on_progress(len(finished), len(runs), f"{run.title}: {text}")
 
-class _Crew:
-    """The processes of one sweep, and what the threads that speak with them share."""
-
-    def __init__(self, waiting: queue.SimpleQueue, total: int, on_progress: OnProgress):
-        self.waiting, self.total, self.on_progress = waiting, total, on_progress
-        self.finished, self.ending = 0, False
-        self.errors: list[Exception] = []
-        self.workers: list[subprocess.Popen] = []
-        self.lock = threading.Lock()
-
-    def end(self) -> None:
-        """Let every process save and end; no further run begins."""
-        with self.lock:
-            if not self.ending:
-                self.ending = True
-                for worker in self.workers:
-                    worker.terminate()
-
-    def work(self, cores: list[int]) -> None:
-        """Start a process and give it one run after another."""
-        with self.lock:
-            if self.ending:
-                return
-            worker = _start_worker(cores)
-            self.workers.append(worker)
-        with worker:
-            while not self.ending:
-                try:
-                    run = self.waiting.get_nowait()
-                except queue.Empty:
-                    break
-                error = self._converse(worker, run)
-                if error is not None and not self.ending:
-                    self.errors.append(error)
-                    break
-            worker.stdin.close()
-
-    def _converse(self, worker: subprocess.Popen, run: Any) -> Exception | None:
-        job = {"config": to_dict(run.config), "workdir": str(run.workdir)}
+        worker = idle.get()
         try:
-            worker.stdin.write(json.dumps(job) + "\n")
-            worker.stdin.flush()
-        except BrokenPipeError:
-            return RunError(f"the process for {run.title} ended before it began; its last words are above")
-        for line in worker.stdout:
-            message = json.loads(line)
-            if "progress" in message:
-                self.on_progress(self.finished, self.total, f"{run.title}: {message['progress'][2]}")
-                continue
-            if message["end"] == "finished":
-                with self.lock:
-                    self.finished += 1
-                self.on_progress(self.finished, self.total, f"{run.title}: finished")
-                return None
-            return ERRORS[message["end"]](message["error"])
-        code = worker.wait()
-        return RunError(f"the process of {run.title} ended with code {code}; its last words are above")
+            _train_in(worker, run, tell)
+        finally:
+            idle.put(worker)
+        finished.append(run)
+        tell("finished")
+
+    last_saved = "the same command goes on from what each run saved"
+    with interrupts(lambda: last_saved) as asked, ThreadPoolExecutor(count) as pool, _started(shares) as idle:
+        futures = [pool.submit(train, run) for run in runs]
+        pending = set(futures)
+        try:
+            while pending:
+                done, pending = wait(pending, SECONDS_BETWEEN_LOOKS, return_when=FIRST_EXCEPTION)
+                if asked():
+                    said = f"{len(finished)} of {len(runs)} runs are finished; the same command goes on with the others"
+                    raise asked()(said)
+                for future in sorted(done, key=futures.index):  # a process that ended fails later runs as well
+                    future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _start_worker(cores: list[int]) -> subprocess.Popen:
+@contextmanager
+def _started(shares: Sequence[list[int]]) -> Iterator[queue.SimpleQueue]:
+    """A process for each share of the cores, all idle; on the way out they end, after an error when they have saved."""
+    workers, idle = [_start(cores) for cores in shares], queue.SimpleQueue()
+    for worker in workers:
+        idle.put(worker)
+    try:
+        yield idle
+    except BaseException:
+        for worker in workers:
+            worker.terminate()
+        raise
+    finally:
+        for worker in workers:
+            with suppress(BrokenPipeError):
+                worker.stdin.close()
+            worker.wait()
+            worker.stdout.close()
+
+
+def _start(cores: list[int]) -> subprocess.Popen:
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     if cache := jax.config.jax_compilation_cache_dir:
         seconds = str(jax.config.jax_persistent_cache_min_compile_time_secs)
@@ -131,13 +105,19 @@ def _start_worker(cores: list[int]) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, **pipes)
 
 
-def _cores() -> list[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
-def _shares_of_cores(processes: int) -> list[list[int]]:
-    """The cores of each process: all of them dealt out, or one each where there are more processes than cores."""
-    cores = _cores()
-    return [cores[index::processes] or [cores[index % len(cores)]] for index in range(processes)]
+def _train_in(worker: subprocess.Popen, run: Any, tell: Callable[[str], None]) -> None:
+    """Let a process train a run; raise what the run raises there."""
+    with suppress(BrokenPipeError):  # then there is no answer either
+        worker.stdin.write(json.dumps({"config": to_dict(run.config), "workdir": str(run.workdir)}) + "\n")
+        worker.stdin.flush()
+    for line in worker.stdout:
+        match json.loads(line):
+            case {"progress": text}:
+                tell(text)
+            case {"finished": True}:
+                return
+            case {"usage": sentence}:
+                raise UsageError(sentence)
+            case {"failed": sentence}:
+                raise RunError(sentence)
+    raise RunError(f"the process of {run.title} ended with code {worker.wait()}; its last words are above")
