@@ -215,6 +215,29 @@ def test_options_on_the_command_line_and_in_json(option, words, value):
     assert from_dict(to_dict(config)) == config
 
 
+def test_options_are_added_to_those_of_the_config_file(tmp_path, capsys):
+    path = tmp_path / "config.py"
+    path.write_text(
+        "from bnn_jax.training.config import Config, ModelConfig, OptimConfig\n"
+        "def get_config():\n"
+        "    optim = OptimConfig('bop', options={'threshold': 1e-7}, schedule_options={'stages': 3})\n"
+        "    return Config('test', 1, 8, optim=optim, model=ModelConfig(options={'stage_sizes': (1, 2)}))\n"
+    )
+    argv = ["--config", str(path), "--optim.options", "adaptivity_rate", "0.1", "--optim.schedule-options"]
+    config = parse(Arguments, argv=argv).settings
+    assert config.optim.options == {"threshold": 1e-7, "adaptivity_rate": 0.1}
+    assert config.optim.schedule_options == {}
+    assert config.model.options == {"stage_sizes": (1, 2)}
+    for argv, message in (
+        (["--optim.options", "threshold"], "the option threshold needs a value after it"),
+        (["--optim.options", "1e-6"], "needs the name of an option before it"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            parse(Arguments, argv=argv)
+        assert ended.value.code == 2
+        assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
 def test_a_config_of_an_earlier_version_has_no_options():
     values = to_dict(CONFIG)
     for key in ("loss_options", "regularizer_schedule_options"):
