@@ -127,6 +127,7 @@ def print_table(
     *,
     title: str = "",
     texts: Collection[int] = (0,),
+    unbroken: Collection[int] = (),
     bold: int | None = None,
 ) -> None:
     """Print a table to the terminal, not wider than 100 columns.
@@ -136,6 +137,7 @@ def print_table(
       rows: the cells, as they are: no markup.
       title: above the table.
       texts: the columns that are words, aligned to the left; the others are numbers.
+      unbroken: the columns that stay on one line, where the terminal is narrow.
       bold: the row to emphasize.
     """
     from rich import box
@@ -145,7 +147,8 @@ def print_table(
 
     table = Table(box=box.SIMPLE, title=Text(title) if title else None, padding=(0, 1, 0, 0))
     for column, name in enumerate(header):
-        table.add_column(Text(name), justify="left" if column in texts else "right", overflow="fold")
+        justify = "left" if column in texts else "right"
+        table.add_column(Text(name), justify=justify, overflow="fold", no_wrap=column in unbroken)
     for index, cells in enumerate(rows):
         table.add_row(*map(Text, cells), style="bold green" if index == bold else "")
     Console(width=min(MOST_COLUMNS, Console().width)).print(table)

@@ -189,7 +189,7 @@ def print_sizes(table: Iterable[PublishedSize]) -> list[dict[str, Any]]:
         )
     header = ("network", "Mbit\nprinted", "\ncounted", "GFLOP\nprinted", "\ncounted", "with", "verdict")
     title = "Zhu et al., Table 1: as printed, and as counted for one 224x224 image"
-    print_table(header, lines, title=title, texts=(0, 5, 6))
+    print_table(header, lines, title=title, texts=(0, 5, 6), unbroken=(0,))
     print_text(
         "FLOPs: full-precision MACs + binary MACs / 64 + ternary MACs / 32.",
         "The paper does not say what it counts.  Each row shows what gives its figures, or comes nearest: all weights "
