@@ -45,19 +45,13 @@ def _n(row: Summary) -> str:
     return str(row["n"]) if row["n"] == row["runs"] else f"{row['n']}/{row['runs']}"
 
 
-COMPARISON_COLUMNS = (
+COLUMNS = (
+    ("validation accuracy (%)", "validation\n(%)", _accuracy("validation_accuracy_best")),
     ("test accuracy, best (%)", "test, best\n(%)", _accuracy("test_accuracy_best")),
     ("test accuracy, last (%)", "test, last\n(%)", _accuracy("test_accuracy_last")),
     ("train loss", None, _loss),
     (None, "train\nloss", lambda row: number(row["train_loss_last_mean"], ".3g")),
     ("step time (ms)", "ms a\nstep", lambda row: number(row["step_time_ms"], ".1f")),
-    ("n", "n", _n),
-)
-GRID_COLUMNS = (
-    ("validation (%)", "validation\n(%)", _accuracy("validation_accuracy_best")),
-    ("test (%)", "test\n(%)", _accuracy("test_accuracy_best")),
-    ("test, last (%)", "test, last\n(%)", _accuracy("test_accuracy_last")),
-    ("train loss", None, _loss),
     ("n", "n", _n),
 )
 """The numbers of a table: header in the report and in the terminal, None where it has no such column, and text."""
@@ -71,27 +65,22 @@ def report_markdown(results: Results) -> str:
     Raises:
       ValueError: `results` has no rows.
     """
-    summaries = summarize(results)
-    if results.is_grid:
-        parts = [_what_was_swept(results), _table(results, summaries), _best(summaries), GRID_EXPLAINED]
-        files = (
-            "A row for each run: [sweep.csv](sweep.csv), [sweep.jsonl](sweep.jsonl); cells and config: "
-            "[summary.json](summary.json)."
-        )
-    else:
-        parts = [_what_was_compared(results), _table(results, summaries), _comparison_explained(results)]
-        files = "Every run, curve and setting is in [results.json](results.json)."
+    summaries, grid = summarize(results), results.is_grid
+    data = "[sweep.csv](sweep.csv), [sweep.jsonl](sweep.jsonl); cells and config: [summary.json](summary.json)"
     sections = [
         f"# {inline(results.name)}",
-        *parts,
+        _what_was_run(results),
+        _table(results, summaries),
+        _best(summaries) if grid else "",
+        _how_to_read(results),
         "\n".join(f"- {inline(line)}" for line in unfinished(results)),
-        "" if results.is_grid else _latent_weights(results, summaries),
+        "" if grid else _latent_weights(results, summaries),
         results.notes,
         _pictures(results),
         _tuning(results),
         provenance_section(results.provenance),
         f"## Remake\n\n```sh\n{results.command}\n```",
-        files,
+        f"A row for each run: {data}." if grid else "Every run, curve and setting is in [results.json](results.json).",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -105,20 +94,25 @@ def print_report(results: Results) -> None:
     summaries = summarize(results)
     columns = [(header, text) for _, header, text in _columns(results) if header]
     if results.is_grid:
-        names = list(results.axes) or [results.compared]
-        leading = [name.replace(".", ".\n", 1) for name in names]
-        lines = [_best(summaries), "mean ± std over n seeds, at the best validation epoch"]
-    else:
-        names = leading = [results.compared]
-        lines = ["best: at the epoch of the best validation accuracy; mean ± std over n seeds"]
+        # The axes take the place of what a comparison shows of loss and time.
+        columns = [*columns[: len(ACCURACIES)], columns[-1]]
+    names = list(results.axes) or [results.compared]
     rows = [
-        [*_leading(results, index), *(text(summary) for _, text in columns)] for index, summary in enumerate(summaries)
+        [*_names_of(results, index), *(text(summary) for _, text in columns)] for index, summary in enumerate(summaries)
     ]
-    best = next((index for index, row in enumerate(summaries) if row["best"]), None) if results.is_grid else None
-    data = ", ".join(data["name"] for data in results.datasets)
-    header = [*leading, *(header for header, _ in columns)]
-    print_table(header, rows, title=f"{results.name} on {data}", texts=range(len(names)), bold=best)
-    print_text(*lines, *unfinished(results))
+    best = next((index for index, row in enumerate(summaries) if row["best"]), None)
+    print_table(
+        [*(name.replace(".", ".\n", 1) for name in names), *(header for header, _ in columns)],
+        rows,
+        title=f"{results.name} on {', '.join(data['name'] for data in results.datasets)}",
+        texts=range(len(names)),
+        bold=best if results.is_grid else None,
+    )
+    print_text(
+        *([_best(summaries)] if results.is_grid else []),
+        "best: at the epoch of the best validation accuracy; mean ± std over n seeds",
+        *unfinished(results),
+    )
 
 
 def write_report(results: Results, folder: str | Path) -> list[str]:
@@ -166,79 +160,69 @@ def _grid_data(results: Results) -> dict[str, str]:
 
 
 def _columns(results: Results) -> tuple:
-    return GRID_COLUMNS if results.is_grid else COMPARISON_COLUMNS
+    """Those of the results: a comparison is not ranked, so it has no column of what ranks."""
+    return COLUMNS if results.is_grid else COLUMNS[1:]
 
 
-def _leading(results: Results, index: int) -> list[str]:
-    """What names a row in the terminal: of a grid the values of its axes."""
+def _names_of(results: Results, index: int) -> list[str]:
+    """What names a row: of a grid the values of its axes."""
     row = results.rows[index]
     return [value_text(row.settings[name]) for name in results.axes] or [results.labels[index]]
 
 
 def _table(results: Results, summaries: list[Summary]) -> str:
     columns = [(header, text) for header, _, text in _columns(results) if header]
-    if results.is_grid:
-        names, further = list(results.axes) or [results.compared], []
-    else:
-        names = [results.compared, *(["loss"] if len(results.losses) > 1 else []), "settings"]
-        further = list(dict.fromkeys(header for row in results.rows for header in row.columns))
+    loss = ["loss"] if len(results.losses) > 1 else []
+    names = list(results.axes) or [results.compared, *([] if results.is_grid else [*loss, "settings"])]
+    further = list(dict.fromkeys(header for row in results.rows for header in row.columns))
     rows = []
     for index, (row, summary) in enumerate(zip(results.rows, summaries)):
-        if results.is_grid:
-            cells = _leading(results, index)
-        else:
+        cells = _names_of(results, index)
+        if not results.is_grid:
             named = results.compared != "optimizer" or row.optimizer in row.label
-            cells = [row.label if named else f"{row.label} ({row.optimizer})"]
-            cells += [row.loss] if "loss" in names else []
-            cells += [settings_text(row.settings), *(str(row.columns.get(name, "-")) for name in further)]
-        cells += [text(summary) for _, text in columns]
+            cells = [row.label if named else f"{row.label} ({row.optimizer})", *([row.loss] if loss else [])]
+            cells.append(settings_text(row.settings))
+        cells += [*(str(row.columns.get(name, "-")) for name in further), *(text(summary) for _, text in columns)]
         rows.append([f"**{cell}**" for cell in cells] if results.is_grid and summary["best"] else cells)
-    header = [*names, *further, *(header for header, _ in columns)]
-    return markdown_table(header, rows, numbers_from=len(names))
+    return markdown_table([*names, *further, *(header for header, _ in columns)], rows, numbers_from=len(names))
 
 
-def _what_was_compared(results: Results) -> str:
-    (data,) = results.datasets
+def _what_was_run(results: Results) -> str:
     epochs = sorted({run["epochs"] for row in results.rows for run in row.runs if is_finished(run)})
     subjects = {"optimizer": "The same network trained by", "architecture": "The networks"}
     subject = subjects.get(results.compared, "The same network with")
+    rows = _enumerate([row.label for row in results.rows])
+    if results.is_grid:
+        subject = f"`{results.config['model']['name']}` trained by `{results.config['optim']['name']}` with"
+        rows = " x ".join(f"{len(values)} `{name}`" for name, values in results.axes.items()) or "one setting"
     length = f" for {epochs[-1]} epoch{'s' if epochs[-1] > 1 else ''}" if len(epochs) == 1 else ""
     loss = f" with the loss `{results.losses[0]}`" if len(results.losses) == 1 else ""
-    return (
-        f"{subject} {_enumerate([row.label for row in results.rows])} on **{inline(data['name'])}**"
-        f"{length}{loss}, seeds {', '.join(map(str, results.seeds))}. Data: {data['train']} training, "
-        f"{data['validation']} validation and {data['test']} test examples. {inline(data['note'])}"
-    )
-
-
-def _what_was_swept(results: Results) -> str:
-    seeds = ", ".join(map(str, results.seeds))
-    grid = " x ".join(f"{len(values)} `{name}`" for name, values in results.axes.items()) or "one cell"
     data = "; ".join(
-        f"{data['train']} training, {data['validation']} validation and {data['test']} test examples of "
-        f"**{inline(data['name'])}** ({inline(data['note'])})"
+        f"{data['train']} training, {data['validation']} validation and {data['test']} test examples. "
+        f"{inline(data['note'])}"
         for data in results.datasets
     )
-    config = results.config
-    trained = f"`{config['model']['name']}` by `{config['optim']['name']}`, {config['epochs']} epochs"
-    return f"{grid}, seeds {seeds}, each from {trained} but for what the table says. Data: {data}."
-
-
-GRID_EXPLAINED = (
-    "Mean ± sample standard deviation over the n seeds that finished. Accuracies are at the epoch of a run's highest "
-    "validation accuracy, *last* at the last epoch. The best cell is the one of the highest mean validation accuracy "
-    "among those in which every seed finished, so the test set has no part in the choice. The best of several "
-    "validation accuracies is a little too high by chance: quote the test accuracy beside it."
-)
-
-
-def _comparison_explained(results: Results) -> str:
-    losses = " Train losses of rows with different losses do not compare." if len(results.losses) > 1 else ""
     return (
+        f"{subject} {rows} on {_enumerate([data['name'] for data in results.datasets])}{length}{loss}, "
+        f"seeds {', '.join(map(str, results.seeds))}. Data: {data}"
+    )
+
+
+def _how_to_read(results: Results) -> str:
+    text = (
         "Mean ± sample standard deviation over the n seeds that finished. *Best* is the test accuracy at the epoch of "
         "the highest validation accuracy, so the test set has no part in the choice; *last* is at the last epoch. "
-        f"Train loss is at the last epoch, step time the median over the runs.{losses}"
+        "Train loss is at the last epoch, step time the median over the runs."
     )
+    if len(results.losses) > 1:
+        text += " Train losses of rows with different losses do not compare."
+    if results.is_grid:
+        text += (
+            " The best cell is the one of the highest mean validation accuracy among those in which every seed "
+            "finished. The best of several validation accuracies is a little too high by chance: quote the test "
+            "accuracy beside it."
+        )
+    return text
 
 
 def _best(summaries: list[Summary]) -> str:

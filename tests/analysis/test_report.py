@@ -310,7 +310,7 @@ def test_a_cell_with_a_diverged_seed_is_not_the_best():
     assert whole["test_accuracy_best_std"] == pytest.approx(stdev((0.5, 0.7)))
     assert (broken["n"], broken["runs"], broken["test_accuracy_best_std"]) == (1, 2, None)
     report = report_markdown(results)
-    assert "| 1 | 90.00 | 90.00 | 90.00 | 0.5 | 1/2 |" in report
+    assert "| 1 | 90.00 | 90.00 | 90.00 | 0.5 | 1.0 | 1/2 |" in report
     assert "- cell 1, seed 1, is not in the means: The loss became NaN in epoch 2." in report
     assert [row["diverged"] for row in tidy_rows(results)] == [None, None, None, "The loss became NaN in epoch 2."]
     assert [row["train_seconds"] for row in tidy_rows(results)] == [0.1, 0.1, 0.1, None]
