@@ -39,17 +39,18 @@ def outside(
            [0, 0]])
     """
     out = out_shape(shape, kernel_size, strides, padding, dilation)
-
-    def beyond(n, k, s, low, d, m):
-        place = np.arange(m)[:, None] * s + np.arange(k) * d - low
-        return (place < 0) | (place >= n)
-
-    rows, columns = (
-        beyond(n, k, s, low, d, m)
-        for n, k, s, (low, _), d, m in zip(shape, kernel_size, strides, padding, dilation, out)
-    )
+    axes = zip(shape, kernel_size, strides, padding, dilation, out)
+    rows, columns = (outside_of_axis(n, k, s, low, d, m) for n, k, s, (low, _), d, m in axes)
     taps = rows[:, None, :, None] | columns[None, :, None, :]
     return taps.reshape(out[0] * out[1], kernel_size[0] * kernel_size[1])
+
+
+def outside_of_axis(
+    size: int, taps: int, stride: int, low: int, dilation: int, outputs: int
+) -> Bool[np.ndarray, "outputs taps"]:
+    """Which taps lie outside an axis of `size` pixels that is padded by `low` in front, for every output."""
+    place = np.arange(outputs)[:, None] * stride + np.arange(taps) * dilation - low
+    return (place < 0) | (place >= size)
 
 
 def patch_words(

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from jax import lax
 
+from bnn_jax.bitops.bits import WORD_BITS
+from bnn_jax.bitops.conv import outside_of_axis
+from bnn_jax.layers.convolution import resolve_padding
 from bnn_jax.packed.tflite.schema import SAME, VALID, Graph
 
 Pads: TypeAlias = tuple[tuple[int, int], tuple[int, int]]
 NO_PADS: Pads = ((0, 0), (0, 0))
-WORD_BITS = 32
 
 
 class Unsupported(Exception):
@@ -94,8 +95,8 @@ class _Geometry(NamedTuple):
         return tuple((size - 1) * step + 1 for size, step in zip(self.window, self.dilation))
 
     def pads_of_same(self, shape):
-        pads = lax.padtype_to_pads(shape[1:3], self.extent, self.strides, "SAME")
-        return tuple((int(low), int(high)) for low, high in pads)
+        image = {"shape": shape[1:3], "kernel_size": self.window, "strides": self.strides, "dilation": self.dilation}
+        return resolve_padding("SAME", **image)
 
 
 def convolution(graph: Graph, call: Call, x: Real | Signs, kernel: np.ndarray) -> Real:
@@ -184,19 +185,14 @@ def pack_kernel(kernel: np.ndarray) -> np.ndarray:
 def _border_sums(graph, shape, kernel, geometry, size, pads):
     """What a border of +1 adds to each output, the sum of the kernel's taps on it; equal rows and columns once."""
     taps = kernel.sum(2)
-    axes = zip(shape[1:3], size, pads, geometry.strides, geometry.dilation, geometry.window)
-    (rows, row_of), (columns, column_of) = (_outside(*axis) for axis in axes)
+    axes = zip(size, geometry.window, geometry.strides, pads, geometry.dilation, shape[1:3])
+    patterns = (outside_of_axis(n, k, s, low, d, m) for n, k, s, (low, _), d, m in axes)
+    (rows, row_of), (columns, column_of) = (np.unique(p, axis=0, return_inverse=True) for p in patterns)
     outside = rows[:, None, :, None] | columns[None, :, None, :]
     sums = graph.constant(np.einsum("rcij,ijf->rcf", outside, taps)[None])
     inputs, wide = [sums, graph.constant(row_of, "int32")], (1, shape[1], len(columns), shape[3])
     inputs = [graph.operator("GATHER", inputs, wide, axis=1), graph.constant(column_of, "int32")]
     return graph.operator("GATHER", inputs, (1, *shape[1:]), axis=2)
-
-
-def _outside(outputs, size, pads, stride, dilation, window):
-    """The different patterns of taps outside the image, (patterns, window), and the one of each output."""
-    positions = np.arange(outputs)[:, None] * stride + np.arange(window)[None] * dilation - pads[0]
-    return np.unique((positions < 0) | (positions >= size), axis=0, return_inverse=True)
 
 
 def matrix_product(graph: Graph, call: Call, x: Real | Signs, kernel: np.ndarray) -> Real:
