@@ -212,6 +212,7 @@ def test_every_entry_of_the_tables_has_its_law():
         assert estimator.schedule is None or set(estimator.schedule(0.5)) <= options
 
 
+@pytest.mark.default_flags
 @EVERY
 def test_forward_is_the_published_step(law):
     x = grid_of(law)

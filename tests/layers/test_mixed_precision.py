@@ -77,6 +77,7 @@ def gradients_twin(x, kernel, g, stride):
     return dx[:, 1:-1, 1:-1], dkernel
 
 
+@pytest.mark.default_flags
 @pytest.mark.parametrize("stride", [1, 2])
 def test_convolution_of_codes_is_exact(stride):
     """Sums of up to 4608 codes and their gradients: integers that bfloat16 does not hold."""

@@ -18,6 +18,7 @@ def box_of(bounds, dtype):
     return [np.asarray(jnp.asarray(b, dtype)).astype(np.float64) for b in bounds]
 
 
+@pytest.mark.default_flags
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("jitted", [True, False])
 def test_every_weight_is_inside_its_bounds_exactly_after_the_update(dtype, jitted):
