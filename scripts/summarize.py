@@ -21,8 +21,8 @@ from bnn_jax.analysis.path_diagram import draw_gradient_paths
 from bnn_jax.analysis.published_sizes import TABLE, print_sizes
 from bnn_jax.errors import UsageError, exit_code_of
 from bnn_jax.models import MODELS
-from bnn_jax.training.config import Options
 from bnn_jax.training.metrics import write_file
+from bnn_jax.training.options import Options
 
 LARGE_IMAGES = 64
 SETTINGS = ("width", "input_scaling", "input_quantizer", "input_quantizer_options")
