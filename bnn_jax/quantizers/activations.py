@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.checks import require
+from bnn_jax.checks import require, require_floating
 from bnn_jax.estimators import ESTIMATORS, EstimatorLike, approx_sign, coupled_ternary, heaviside, make_estimator
 from bnn_jax.quantizers.binary import binary
 from bnn_jax.quantizers.codes import Quantized
@@ -38,6 +38,7 @@ def shifted_sign(
 
     Reference: Liu et al., ReActNet, 2020, arXiv:2003.03488.
     """
+    require_floating("x", x)
     return binary(x - shift, estimator=estimator)
 
 

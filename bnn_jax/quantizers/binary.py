@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.checks import require, require_positive
+from bnn_jax.checks import require, require_floating, require_positive
 from bnn_jax.estimators import identity_sign, sign, ste_sign
 from bnn_jax.quantizers.codes import Quantized
 from bnn_jax.quantizers.quantizer import Quantizer
@@ -86,6 +86,7 @@ def xnor(
 
     Raises:
       ValueError: for another `gradient`, or `center` without an axis of input channels.
+      TypeError: if `w` is not a floating-point array.
 
     >>> xnor(jnp.array([[-0.5, 1.0], [1.5, 0.0]]))
     Quantized(codes=Array([[-1.,  1.],
@@ -93,6 +94,7 @@ def xnor(
 
     Reference: Rastegari et al., XNOR-Net, 2016, arXiv:1603.05279.
     """
+    require_floating("w", w)
     known = gradient in ("exact", "diagonal")
     require("gradient", gradient, known, "must be 'exact' or 'diagonal'", "'exact' is the default")
     if center:
@@ -159,6 +161,7 @@ def binary_connect_weights(
 
     Raises:
       ValueError: if `magnitude` is not positive, or `key` is missing in stochastic training.
+      TypeError: if `w` is not a floating-point array.
 
     >>> quantized = binary_connect_weights(jnp.array([-0.3, 0.0]), magnitude=0.5)
     >>> quantized.codes * quantized.scale
@@ -167,6 +170,7 @@ def binary_connect_weights(
     Reference: Courbariaux, Bengio, David, BinaryConnect, 2015, arXiv:1511.00363.
     """
     require_positive("magnitude", magnitude, "1.0 is usual")
+    require_floating("w", w)
     if stochastic and not train:
         return Quantized(w, jnp.ones((), w.dtype))
     scale = jnp.asarray(magnitude, w.dtype)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from bnn_jax.checks import require_positive
+from bnn_jax.checks import require_floating, require_positive
 from bnn_jax.estimators import EstimatorLike, sign, ste_sign
 from bnn_jax.quantizers.binary import magnitude_aware, mean_magnitude
 from bnn_jax.quantizers.codes import Quantized
@@ -31,12 +31,14 @@ def standardize(
 
     Raises:
       ValueError: if `w` has a fan-in of 1.
+      TypeError: if `w` is not a floating-point array.
 
     >>> standardize(jnp.array([[1.0], [3.0]]), unbiased=False).ravel()
     Array([-1.,  1.], dtype=float32)
 
     Reference: Qiao et al., Weight Standardization, 2019, arXiv:1903.10520.
     """
+    require_floating("w", w)
     axes = tuple(range(w.ndim - 1))
     fan_in = math.prod(w.shape[:-1])
     if fan_in < 2:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.checks import require, require_positive
+from bnn_jax.checks import require, require_floating, require_positive
 from bnn_jax.estimators import ESTIMATORS, make_estimator, ternary
 from bnn_jax.precision import widened
 from bnn_jax.quantizers.codes import Quantized
@@ -65,6 +65,7 @@ def trained_ternary(
 
     Raises:
       ValueError: if `threshold` is not in [0, 1).
+      TypeError: if `w` is not a floating-point array.
 
     >>> positive, negative = trained_ternary(jnp.array([-1.0, 0.01, 0.5]), jnp.array(2.0), jnp.array(3.0))
     >>> positive.codes * positive.scale + negative.codes * negative.scale
@@ -72,6 +73,7 @@ def trained_ternary(
 
     Reference: Zhu et al., Trained Ternary Quantization, 2017, arXiv:1612.01064.
     """
+    require_floating("w", w)
     rule = "must be in [0, 1), a fraction of max|w|"
     require("threshold", threshold, lambda t: (t >= 0) & (t < 1), rule, "0.05 is usual")
     delta = jax.lax.stop_gradient(threshold * jnp.abs(w).max())

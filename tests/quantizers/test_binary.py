@@ -1,4 +1,4 @@
-"""Sign codes: optimal scales, gradients, drawn signs and what evaluation sees.  The laws are in test_binary_laws."""
+"""Sign codes: optimal scales, gradients, drawn signs and what evaluation sees.  For twins see test_binary_twins."""
 
 from functools import partial
 
@@ -191,8 +191,3 @@ def test_full_latent_sums_the_gradients_of_both_branches():
 def test_error_texts(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_integers_are_refused():
-    with pytest.raises(TypeError, match=r"`x` must be a floating-point array; got int32"):
-        xnor(jnp.ones((2, 2), jnp.int32))

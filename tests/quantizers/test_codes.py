@@ -33,19 +33,21 @@ def test_several_bases_mean_their_sum():
     assert bases(pair[0]) == (pair[0],)
 
 
+SLOPES_OF_TTQ = jax.jit(
+    jax.grad(lambda w, p, n, g: (dequantize(trained_ternary(w, p, n, threshold=0.2)) * g).sum(), argnums=(0, 1, 2))
+)
+
+
 @pytest.mark.parametrize(("positive", "negative"), [(1.0, 1.0), (0.3, 2.0), (2.0, 1e-30), (0.0, 0.7), (-0.5, 0.2)])
 def test_trained_ternary_forward_and_gradient(w, positive, negative):
     g = np.random.default_rng(2).normal(size=w.shape)
-
-    def loss(w, p, n):
-        return (dequantize(trained_ternary(w, p, n, threshold=0.2)) * g.astype(np.float32)).sum()
 
     p, n = jnp.float32(positive), jnp.float32(negative)
     delta = np.float32(0.2) * np.abs(w).max()
     up, down = w > delta, w < -delta
     value = np.where(up, positive, np.where(down, -negative, 0.0))
     np.testing.assert_allclose(dequantize(trained_ternary(jnp.asarray(w), p, n, threshold=0.2)), value, rtol=1e-6)
-    dw, dp, dn = jax.grad(loss, argnums=(0, 1, 2))(jnp.asarray(w), p, n)
+    dw, dp, dn = SLOPES_OF_TTQ(w, p, n, g.astype(np.float32))
     np.testing.assert_allclose(dw, g * np.where(up, positive, np.where(down, negative, 1.0)), rtol=1e-5, atol=1e-30)
     np.testing.assert_allclose(dp, g[up].sum(), rtol=1e-4)
     np.testing.assert_allclose(dn, -g[down].sum(), rtol=1e-4)

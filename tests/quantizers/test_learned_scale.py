@@ -1,4 +1,4 @@
-"""Learned scales and proxies: where they start, and what they reduce to.  The laws are in test_binary_laws."""
+"""Learned scales and proxies: where they start, and what they reduce to.  For twins see test_binary_twins."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Libra-PB's balance and shift, RBNN's rotations, BN-free weights.  The laws are in test_binary_laws."""
+"""Libra-PB's balance and shift, RBNN's rotations, BN-free weights.  For twins see test_binary_twins."""
 
 import jax
 import jax.numpy as jnp
