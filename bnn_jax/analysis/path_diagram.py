@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from graphlib import TopologicalSorter
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bnn_jax.analysis.figures import COLOURS, drawing
 from bnn_jax.analysis.gradient_paths import Edge, PathGraph, path_graph, smallest
@@ -20,7 +21,6 @@ _FONT = {BOX: 8, JOIN: 9, END: 9}
 # Inches.
 _LAYER, _GAP, _BEND, _CHARACTER, _BOX_HEIGHT, _MARGIN = 0.72, 0.22, 0.12, 0.073, 0.36, 0.25
 _LONGEST_LABEL, _ORDERING, _STRAIGHTENING = 26, 16, 120
-_Link: TypeAlias = tuple[int, float]
 
 
 class Node(NamedTuple):
@@ -180,8 +180,7 @@ def place(diagram: Diagram) -> Placement:
             below[layer].append(bend)
         widths += [_BEND] * len(bends)
         chains.append((source, *bends, target))
-    neighbours = _neighbours(chains)
-    x = _swept(below, widths, neighbours)
+    x = _swept(below, widths, _neighbours(chains))
     depth = {node: _LAYER * layer for layer, members in enumerate(below) for node in members}
     points = tuple((x[node], depth[node]) for node in range(len(diagram.nodes)))
     ways = tuple(tuple((x[node], depth[node]) for node in chain) for chain in chains)
@@ -221,15 +220,15 @@ def short(number: int) -> str:
     return f"{number / 1000**exponent:.3g} {' kMGT'[exponent]}"
 
 
-def _neighbours(chains: Iterable[Sequence[int]]) -> dict[int, tuple[list[_Link], list[_Link]]]:
-    """node -> its neighbours in the layer above and in the layer below, each with the weight of the link."""
-    neighbours: dict[int, tuple[list[_Link], list[_Link]]] = defaultdict(lambda: ([], []))
+def _neighbours(chains: Iterable[Sequence[int]]) -> dict[int, tuple[list[int], list[int]]]:
+    """node -> its neighbours in the layer above and in the layer below; the inside of a long arrow counts as more."""
+    neighbours: dict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
     for chain in chains:
         for position, (upper, lower) in enumerate(pairwise(chain)):
-            # The inside of a long arrow shall be straight (Gansner et al., 1993).
-            weight = 8.0 if 0 < position < len(chain) - 2 else 2.0 if len(chain) > 2 else 1.0
-            neighbours[lower][0].append((upper, weight))
-            neighbours[upper][1].append((lower, weight))
+            # So that it is straight (Gansner et al., 1993).
+            times = 8 if 0 < position < len(chain) - 2 else 2 if len(chain) > 2 else 1
+            neighbours[lower][0].extend([upper] * times)
+            neighbours[upper][1].extend([lower] * times)
     return neighbours
 
 
@@ -238,20 +237,15 @@ def _swept(below: list[list[int]], widths: list[float], neighbours: dict) -> dic
     x: dict[int, float] = {}
 
     def move(members: list[int], sides: tuple[int, ...], ordering: bool) -> None:
-        links = {node: [link for side in sides for link in neighbours[node][side]] for node in members}
-        weights = {node: sum(weight for _, weight in near) or 1.0 for node, near in links.items()}
-        wanted = {
-            node: sum(weight * x[other] for other, weight in near) / weights[node] if near else x[node]
-            for node, near in links.items()
-        }
+        near = {node: [other for side in sides for other in neighbours[node][side]] for node in members}
+        wanted = {node: fmean(x[other] for other in near[node]) if near[node] else x[node] for node in members}
         if ordering:
             members.sort(key=wanted.__getitem__)
-        columns = [[of[node] for node in members] for of in (wanted, widths, weights)]
-        x.update(zip(members, _apart(*columns)))
+        weights = [len(near[node]) or 1 for node in members]
+        x.update(zip(members, _apart([wanted[node] for node in members], [widths[node] for node in members], weights)))
 
     for members in below:
-        sizes = [widths[node] for node in members]
-        x.update(zip(members, _apart([0.0] * len(members), sizes, [1.0] * len(members))))
+        x.update(zip(members, _apart([0.0] * len(members), [widths[node] for node in members], [1] * len(members))))
     for sweep in range(_ORDERING + _STRAIGHTENING):
         down, ordering = sweep % 2 == 0, sweep < _ORDERING
         sides = ((0,) if down else (1,)) if ordering else (0, 1)
