@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from bnn_jax.cli.comparisons import optimizer_rows, run_comparison
 from bnn_jax.cli.options import ComparisonOptions
 from bnn_jax.errors import exit_code_of
-from bnn_jax.training.config import parse
+from bnn_jax.training.config import load_config, parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +22,9 @@ class Arguments(ComparisonOptions):
 
 def main() -> None:
     arguments = parse(Arguments)
-    rows = optimizer_rows(arguments, arguments.optimizers)
-    run_comparison(arguments, rows, compared="optimizer", name=f"compare_{arguments.settings.name}")
+    config = arguments.settings
+    rows = optimizer_rows(config, arguments.optimizers, [load_config(arguments.config).loss, config.loss])
+    run_comparison(arguments, rows, compared="optimizer", name=f"compare_{config.name}")
 
 
 if __name__ == "__main__":

@@ -16,9 +16,11 @@ from bnn_jax.analysis.report import print_report, write_report
 from bnn_jax.cli.options import ComparisonOptions
 from bnn_jax.errors import UsageError, unknown_name
 from bnn_jax.estimators import ESTIMATORS
-from bnn_jax.sweeps.comparison import compare, optimizer_cells
+from bnn_jax.losses import LOSSES
+from bnn_jax.optim import OPTIMIZERS
+from bnn_jax.sweeps.comparison import compare
 from bnn_jax.sweeps.results import Results
-from bnn_jax.training.config import Config, load_config, select_optimizer
+from bnn_jax.training.config import Config, select_optimizer
 from bnn_jax.training.experiment import make_model
 from bnn_jax.training.programs import use_compilation_cache
 from bnn_jax.training.validation import validate
@@ -32,15 +34,18 @@ Described: TypeAlias = dict[str, dict[str, Any]]
 """The `columns` of a row of the results, and its `gradient_paths`."""
 
 
-def optimizer_rows(options: ComparisonOptions, optimizers: Iterable[str]) -> Rows:
-    """A row for each of the optimizers whose settings the config keeps, and each loss: the config's and --loss."""
-    config = options.settings
-    cells = optimizer_cells(
-        config,
-        optimizers=[select_optimizer(config, name) for name in optimizers],
-        losses=dict.fromkeys([load_config(options.config).loss, config.loss]),
-    )
-    return {label: (cell, {}) for label, cell in cells.items()}
+def optimizer_rows(config: Config, optimizers: Iterable[str], losses: Iterable[str]) -> Rows:
+    """A row for each optimizer whose settings the config keeps, and each loss; an exact step only with a hinge.
+
+    A row of the first loss is labelled by its optimizer, one of another loss by both.
+    """
+    rows, (first, *others) = {}, dict.fromkeys(losses)
+    for loss in (first, *others):
+        for optim in (select_optimizer(config, name) for name in optimizers):
+            if loss == first or not OPTIMIZERS[optim.name].exact_step or LOSSES[loss].piecewise_linear:
+                label = optim.name if loss == first else f"{optim.name}-{loss}"
+                rows[label] = (replace(config, optim=optim, loss=loss), {})
+    return rows
 
 
 def estimator_rows(config: Config, estimators: Iterable[str], quantizes: str) -> Rows:
@@ -128,11 +133,12 @@ def run_comparison(
     """Train every row with every seed, write the report into the workdir and print its table.
 
     Args:
-      options: of the script; the config file's NOTES stand in the report.
+      options: of the script.
       rows: of the comparison.
       compared: what a row is: optimizer, estimator or architecture.
       name: of the comparison, and of its folder in runs/ if the options name no other.
-      describe: what the table says of a row's network, from the network and the shape of an image.
+      describe: what the table says of a row's network, from the network and the shape of an image; where the rows are
+        networks, the config file's NOTES follow the table.
       estimators: those to draw.
     """
     use_compilation_cache()

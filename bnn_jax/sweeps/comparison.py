@@ -7,32 +7,15 @@ from typing import Any
 
 from bnn_jax.data import Dataset, ImageStream
 from bnn_jax.errors import UsageError
-from bnn_jax.losses import LOSSES
-from bnn_jax.optim import OPTIMIZERS
 from bnn_jax.sweeps.engine import Run, run_all
 from bnn_jax.sweeps.grid import grid_cells
 from bnn_jax.sweeps.results import CELL, Results, Row
-from bnn_jax.training.config import Config, OptimConfig, flatten, to_dict
+from bnn_jax.training.config import Config, flatten, to_dict
 from bnn_jax.training.input_pipeline import load_data
 from bnn_jax.training.validation import validate
 
 TUNING_SEED = 1000
 """No run of a comparison uses the seed of the trials."""
-
-
-def optimizer_cells(config: Config, *, optimizers: Sequence[OptimConfig], losses: Sequence[str]) -> dict[str, Config]:
-    """A cell for every optimizer and loss; Deep Frank-Wolfe only with a loss that is piecewise linear.
-
-    A cell of the first loss is labelled by its optimizer, one of another loss by both.
-    """
-    losses = tuple(losses)
-    cells = [
-        replace(config, optim=optim, loss=loss)
-        for loss in losses
-        for optim in optimizers
-        if loss == losses[0] or not OPTIMIZERS[optim.name].exact_step or LOSSES[loss].piecewise_linear
-    ]
-    return {cell.optim.name if cell.loss == losses[0] else f"{cell.optim.name}-{cell.loss}": cell for cell in cells}
 
 
 def compare(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bnn_jax.cli.comparisons import architecture_rows, costs_and_paths, estimator_rows, rows_of_config
+from bnn_jax.cli.comparisons import architecture_rows, costs_and_paths, estimator_rows, optimizer_rows, rows_of_config
 from bnn_jax.cli.options import ComparisonOptions
 from bnn_jax.errors import UsageError
 from bnn_jax.training.config import load_config
@@ -131,3 +131,16 @@ def test_rows_share_the_quantizers_that_the_command_names():
     config = replace(config, model=replace(config.model, input_quantizer="approx_sign"))
     assert {row.model.input_quantizer for row, _ in get_rows(config).values()} == {"approx_sign"}
     assert {row.model.input_quantizer for row, _ in ROWS.values()} == {None}
+
+
+def test_deep_frank_wolfe_has_no_row_for_a_smooth_loss():
+    config = load_config(CONFIGS / "digits_xnor.py")
+    hinge = config.loss
+    rows = optimizer_rows(config, ["dfw", "sgd"], [hinge, "multiclass_hinge", "cross_entropy", hinge])
+    assert {label: (cell.optim.name, cell.loss) for label, (cell, _) in rows.items()} == {
+        "dfw": ("dfw", hinge),
+        "sgd": ("sgd", hinge),
+        "dfw-multiclass_hinge": ("dfw", "multiclass_hinge"),
+        "sgd-multiclass_hinge": ("sgd", "multiclass_hinge"),
+        "sgd-cross_entropy": ("sgd", "cross_entropy"),
+    }

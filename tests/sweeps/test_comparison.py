@@ -9,7 +9,7 @@ from jax.errors import JaxRuntimeError
 
 from bnn_jax.errors import UsageError
 from bnn_jax.sweeps import engine, throughput
-from bnn_jax.sweeps.comparison import compare, optimizer_cells
+from bnn_jax.sweeps.comparison import compare
 from bnn_jax.sweeps.engine import Run, run_all
 from bnn_jax.sweeps.grid import grid_cells, parse_axes, split_axes
 from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
@@ -190,16 +190,3 @@ def test_times_of_steps_alone_and_mapped():
     seconds = {execution: sorted(times)[1] for execution, times in found["seconds"].items()}
     assert found["sequential_ms"] == pytest.approx(1e3 * seconds["sequential"] / 2)
     assert found["vmapped_ms"] == pytest.approx(1e3 * seconds["vmapped"] / 4)
-
-
-def test_deep_frank_wolfe_has_no_cell_for_a_smooth_loss():
-    optimizers = (OptimConfig("dfw"), SGD)
-    hinge = "smoothed_multiclass_hinge"
-    cells = optimizer_cells(CONFIG, optimizers=optimizers, losses=(hinge, "multiclass_hinge", "cross_entropy"))
-    assert {label: (cell.optim.name, cell.loss) for label, cell in cells.items()} == {
-        "dfw": ("dfw", hinge),
-        "sgd": ("sgd", hinge),
-        "dfw-multiclass_hinge": ("dfw", "multiclass_hinge"),
-        "sgd-multiclass_hinge": ("sgd", "multiclass_hinge"),
-        "sgd-cross_entropy": ("sgd", "cross_entropy"),
-    }
