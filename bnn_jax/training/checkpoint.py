@@ -2,30 +2,27 @@
 
 A folder of checkpoints holds, for each step::
 
-    20/                       the data, written by Orbax: one uint8 vector named "bytes", the leaves end to end
+    20/                       the state, a tree of named arrays that Orbax has saved, and that plain Orbax loads
       state/                    OCDBT store: `manifest.ocdbt` and `d/` point into `ocdbt.process_0/d/*`, the bytes
-      state/_METADATA           names and types of what the store holds
+      state/_METADATA           names and types of the tree
       _CHECKPOINT_METADATA, commit_success.txt, orbax.checkpoint
-    20.json                   the manifest: key path, dtype, shape and SHA-256 of each leaf, in the vector's order,
-                              the caller's metadata, and a SHA-256 over the manifest itself
+    20.json                   the manifest: name, dtype, shape and SHA-256 of each leaf, the caller's metadata, and a
+                              SHA-256 over the manifest itself
     20.json.tmp               `20/` is being written or deleted, and counts for nothing
     20.orbax-checkpoint-tmp/  what Orbax has not finished
     quarantine-1/             what a run could not go on from, and moved out of its way
 
 The manifest takes its name last, after the data were read back and compared with it, so a checkpoint exists when its
 manifest does; whatever a kill leaves behind is cleared by the next save.  Orbax itself restores a flipped bit without
-a word and takes an empty folder for the latest checkpoint, hence the hashes.  It gets one vector rather than a tree
-because its parallel reads and writes print the tracebacks of those still in flight when one fails, and because bytes
-come back bit for bit whatever the dtype.
+a word and takes an empty folder for the latest checkpoint, hence the hashes.  A leaf without elements, which Orbax
+cannot store, is in the manifest alone, and None in the tree that plain Orbax loads; a dtype that it does not know
+(uint4) is there as bytes.
 
 One process at a time writes to a folder.
 """
 
 import contextlib
-import hashlib
 import itertools
-import json
-import math
 import operator
 import os
 import re
@@ -36,22 +33,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bnn_jax.errors import RunError, UsageError
-from bnn_jax.files import (
-    VectorError,
-    read_vector,
-    replace_synced,
-    sync_tree,
-    write_atomically,
-    write_synced,
-    write_vector,
+from bnn_jax.files import replace_synced, sync_tree, write_atomically, write_synced
+from bnn_jax.training.manifest import (
+    Damaged,
+    Unreadable,
+    check_same_leaves,
+    make_manifest,
+    manifest_text,
+    named_arrays,
+    named_shapes,
+    read_leaves,
+    read_manifest,
 )
+from bnn_jax.training.orbax_store import StoreError, save_tree
 
-_FORMAT = "bnn_jax checkpoint"
-_FORMAT_VERSION = 1
 _STEP_NAME = re.compile(r"(0|[1-9][0-9]*)(\.json)?")
 _UNFINISHED_NAME = re.compile(r"(0|[1-9][0-9]*)(\.json\.tmp|\.orbax-checkpoint-tmp.*)")
 _ORBAX_MARKS = {"_CHECKPOINT_METADATA", "commit_success.txt", "orbax.checkpoint", "state"}
@@ -67,14 +65,6 @@ class Restored(NamedTuple):
     state: Any
     step: int
     metadata: dict[str, Any]
-
-
-class _Damaged(Exception):
-    """The reason why a checkpoint does not verify, in words for the user."""
-
-
-class _Unreadable(_Damaged):
-    """Perhaps a good checkpoint, only not readable here and now (format version, permission): never to be deleted."""
 
 
 def save_checkpoint(
@@ -107,8 +97,8 @@ def save_checkpoint(
         raise ValueError(f"`step` (={step}) must be 0 or larger; give the number of training steps done")
     if keep < 1:
         raise ValueError(f"`keep` (={keep}) must be 1 or larger; give the number of checkpoints to keep")
-    leaves = _arrays(state)
-    manifest = _manifest(step, leaves, metadata)
+    arrays = named_arrays(state)
+    manifest = make_manifest(step, arrays, metadata)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -118,9 +108,9 @@ def save_checkpoint(
     try:
         _clear_unfinished(folder)
         if not _holds_already(folder, step, manifest):
-            _write(folder, step, list(leaves.values()), manifest)
+            _write(folder, step, _tree_to_store(state, arrays), manifest)
         _delete_older(folder, step, keep)
-    except (OSError, VectorError, _Damaged) as error:
+    except (OSError, StoreError, Damaged) as error:
         raise _save_error(folder, step, error) from error
     return folder / str(step)
 
@@ -154,22 +144,22 @@ def restore_checkpoint(
 
     >>> import tempfile
     >>> folder = tempfile.mkdtemp()
-    >>> _ = save_checkpoint(folder, 20, {"kernel": jnp.array([1.0, -0.0])}, metadata={"accuracy": 0.5})
-    >>> restore_checkpoint(folder, {"kernel": jnp.zeros(2)})
+    >>> _ = save_checkpoint(folder, 20, {"kernel": np.array([1.0, -0.0], np.float32)}, metadata={"accuracy": 0.5})
+    >>> restore_checkpoint(folder, {"kernel": np.zeros(2, np.float32)})
     Restored(state={'kernel': Array([ 1., -0.], dtype=float32)}, step=20, metadata={'accuracy': 0.5})
     """
     folder = Path(folder).absolute()
     present = _steps_present(folder)
-    wanted = _abstract_leaves(like, "like")
-    passed: dict[int, _Damaged] = {}
+    wanted = named_shapes(like, "like")
+    passed: dict[int, Damaged] = {}
     for candidate in reversed(present) if step is None else [_present_step(folder, present, step)]:
         try:
-            manifest = _read_manifest(folder, candidate)
+            manifest = _manifest_of(folder, candidate)
             if (reason := why_rejected(manifest["metadata"])) is not None:
-                raise _Damaged(reason)
-            _check_same_leaves(wanted, manifest, folder / str(candidate))
-            leaves = _read_leaves(folder, candidate, manifest)
-        except _Damaged as damage:
+                raise Damaged(reason)
+            check_same_leaves(wanted, manifest, folder / str(candidate))
+            leaves = read_leaves(folder, candidate, manifest)
+        except Damaged as damage:
             if step is not None:
                 raise _restore_error(folder, candidate, damage) from None
             warnings.warn(f"skipped checkpoint `{folder / str(candidate)}`: {damage}", CheckpointWarning, stacklevel=2)
@@ -178,9 +168,10 @@ def restore_checkpoint(
             continue
         if quarantine:
             _quarantine(folder, passed)
-        state = jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(like), jax.device_put(leaves))
+        arrays = jax.device_put([leaves[name] for name in wanted])
+        state = jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(like), arrays)
         return Restored(state, candidate, manifest["metadata"])
-    if quarantine and not any(isinstance(damage, _Unreadable) for damage in passed.values()):
+    if quarantine and not any(isinstance(damage, Unreadable) for damage in passed.values()):
         _quarantine(folder, passed)
     elif passed:
         each = "; ".join(f"step {candidate}: {damage}" for candidate, damage in passed.items())
@@ -191,8 +182,8 @@ def restore_checkpoint(
     return None
 
 
-def _quarantine(folder: Path, passed: dict[int, _Damaged]) -> None:
-    steps = [step for step, damage in passed.items() if not isinstance(damage, _Unreadable)]
+def _quarantine(folder: Path, passed: dict[int, Damaged]) -> None:
+    steps = [step for step, damage in passed.items() if not isinstance(damage, Unreadable)]
     if not steps:
         return
     target = next(path for n in itertools.count(1) if not (path := folder / f"quarantine-{n}").exists())
@@ -212,8 +203,8 @@ def checkpoint_steps(folder: str | os.PathLike[str]) -> list[int]:
     folder = Path(folder).absolute()
     steps = []
     for step in _steps_present(folder):
-        with contextlib.suppress(_Damaged):
-            _read_manifest(folder, step)
+        with contextlib.suppress(Damaged):
+            _manifest_of(folder, step)
             steps.append(step)
     return steps
 
@@ -228,8 +219,8 @@ def read_metadata(folder: str | os.PathLike[str], step: int) -> dict[str, Any]:
     folder = Path(folder).absolute()
     step = _present_step(folder, _steps_present(folder), step)
     try:
-        return _read_manifest(folder, step)["metadata"]
-    except _Damaged as damage:
+        return _manifest_of(folder, step)["metadata"]
+    except Damaged as damage:
         raise _restore_error(folder, step, damage) from None
 
 
@@ -243,89 +234,9 @@ def verify_checkpoint(folder: str | os.PathLike[str], step: int) -> None:
     folder = Path(folder).absolute()
     step = _present_step(folder, _steps_present(folder), step)
     try:
-        _read_leaves(folder, step, _read_manifest(folder, step))
-    except _Damaged as damage:
+        read_leaves(folder, step, _manifest_of(folder, step))
+    except Damaged as damage:
         raise _restore_error(folder, step, damage) from None
-
-
-def _abstract_leaves(tree: Any, argument: str) -> dict[str, jax.ShapeDtypeStruct]:
-    """Key path -> shape and dtype, in the tree's order."""
-    paths_and_leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    leaves = {}
-    for key_path, leaf in paths_and_leaves:
-        path = f"state{jax.tree_util.keystr(key_path)}"
-        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
-            raise TypeError(f"`{argument}` has {leaf!r} at {path}, not an array; wrap it with jnp.asarray")
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            raise TypeError(f"`{argument}` has a typed PRNG key at {path}; give jax.random.key_data(key) instead")
-        if not _jax_keeps(leaf.dtype):
-            raise TypeError(
-                f"`{argument}` has dtype {leaf.dtype} at {path}, which jax arrays cannot hold here; convert it with "
-                "jnp.asarray, or set jax_enable_x64 for 64-bit numbers"
-            )
-        leaves[path] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-    if len(leaves) < len(paths_and_leaves):
-        raise ValueError(f"`{argument}` has leaves with equal key paths; give its pytree nodes distinct keys")
-    return leaves
-
-
-def _jax_keeps(dtype: Any) -> bool:
-    try:
-        return jax.device_put(np.zeros((), dtype)).dtype == dtype
-    except TypeError:
-        return False
-
-
-def _arrays(state: Any) -> dict[str, np.ndarray]:
-    paths = _abstract_leaves(state, "state")
-    arrays = [np.asarray(leaf) for leaf in jax.device_get(jax.tree_util.tree_leaves(state))]
-    if not any(array.size for array in arrays):
-        raise ValueError("`state` holds no numbers to save; give the train state")
-    return dict(zip(paths, arrays))
-
-
-def _as_bytes(array: np.ndarray) -> np.ndarray:
-    """The array's bytes in C order, without a copy where it is contiguous: uint8 [array.nbytes]."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-
-
-def _leaf_hash(dtype: str, shape: list[int], data: np.ndarray) -> str:
-    digest = hashlib.sha256(f"{dtype} {shape}\n".encode())
-    digest.update(data)
-    return digest.hexdigest()
-
-
-def _manifest(step: int, leaves: dict[str, np.ndarray], metadata: dict[str, Any] | None) -> dict[str, Any]:
-    entries = []
-    for path, array in leaves.items():
-        dtype, shape = array.dtype.name, list(array.shape)
-        sha256 = _leaf_hash(dtype, shape, _as_bytes(array))
-        entries.append({"path": path, "dtype": dtype, "shape": shape, "sha256": sha256})
-    body = {
-        "format": _FORMAT,
-        "format_version": _FORMAT_VERSION,
-        "step": step,
-        "metadata": _json_metadata(metadata),
-        "leaves": entries,
-    }
-    return {**body, "sha256": _body_hash(body)}
-
-
-def _json_metadata(metadata: dict[str, Any] | None) -> dict[str, Any]:
-    """`metadata` as it will be read back: JSON turns tuples into lists and keys into strings."""
-    if not isinstance(metadata, dict | None):
-        raise TypeError(f"`metadata` (={metadata!r}) must be a dict; give for example {{'config': ...}}")
-    try:
-        return json.loads(json.dumps(metadata or {}))
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"`metadata` must be made of dicts, lists, strings, numbers, booleans and None, but: {error}; "
-            "convert arrays with float() or .tolist()"
-        ) from error
-
-
-def _body_hash(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _steps_present(folder: Path) -> list[int]:
@@ -348,71 +259,18 @@ def _present_step(folder: Path, present: list[int], step: int) -> int:
     return operator.index(step)
 
 
+def _manifest_of(folder: Path, step: int) -> dict[str, Any]:
+    """The manifest of a checkpoint whose save was finished; raises Damaged."""
+    if _is_unfinished(folder, step):
+        raise Damaged("its save was not finished")
+    return read_manifest(folder, step)
+
+
 def _is_unfinished(folder: Path, step: int) -> bool:
     return (folder / f"{step}.json.tmp").exists() and not (folder / f"{step}.json").exists()
 
 
-def _read_manifest(folder: Path, step: int) -> dict[str, Any]:
-    """The manifest of `step`, its own hash checked; raises _Damaged."""
-    path = folder / f"{step}.json"
-    if _is_unfinished(folder, step):
-        raise _Damaged("its save was not finished")
-    try:
-        manifest = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise _Damaged(f"it has no manifest `{path.name}`") from None
-    except OSError as error:
-        raise _Unreadable(f"its manifest cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError):
-        raise _Damaged("its manifest is not JSON") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
-        raise _Damaged(f"`{path.name}` is not a manifest of {_FORMAT}s")
-    # Every format version hashes its manifest like this, so that a flipped bit is not taken for another version.
-    if manifest.get("sha256") != _body_hash({key: value for key, value in manifest.items() if key != "sha256"}):
-        raise _Damaged("its manifest does not match its own hash")
-    if manifest["format_version"] != _FORMAT_VERSION:
-        raise _Unreadable(f"it has format version {manifest['format_version']}, this bnn_jax reads {_FORMAT_VERSION}")
-    if manifest["step"] != step:
-        raise _Damaged(f"its manifest is that of step {manifest['step']}")
-    if not (folder / str(step)).is_dir():
-        raise _Damaged("its data folder is missing")
-    return manifest
-
-
-def _read_leaves(folder: Path, step: int, manifest: dict[str, Any]) -> list[np.ndarray]:
-    """The leaves in the manifest's order, each one's hash checked; raises _Damaged."""
-    try:
-        data = read_vector(folder / str(step))
-    except VectorError as error:
-        reason = f"its data cannot be read ({error})"
-        raise _Unreadable(reason) if error.refused else _Damaged(reason) from None
-    leaves, offset = [], 0
-    for entry in manifest["leaves"]:
-        dtype = jnp.dtype(entry["dtype"])
-        end = offset + math.prod(entry["shape"]) * dtype.itemsize
-        part = data[offset:end]
-        if _leaf_hash(entry["dtype"], entry["shape"], part) != entry["sha256"]:
-            raise _Damaged(f"{entry['path']} does not match its hash")
-        # A copy, or the smallest leaf would keep the whole vector in memory.
-        leaves.append(part.copy().view(dtype).reshape(entry["shape"]))
-        offset = end
-    return leaves
-
-
-def _check_same_leaves(wanted: dict[str, jax.ShapeDtypeStruct], manifest: dict[str, Any], path: Path) -> None:
-    """Raise UsageError at the first leaf in which `like` and the manifest differ."""
-    saved = {entry["path"]: f"{entry['dtype']}{entry['shape']}" for entry in manifest["leaves"]}
-    asked = {key_path: f"{leaf.dtype.name}{list(leaf.shape)}" for key_path, leaf in wanted.items()}
-    for key_path in asked | saved:
-        here, there = asked.get(key_path, "nothing"), saved.get(key_path, "nothing")
-        if here != there:
-            raise UsageError(
-                f"`like` has {here} at {key_path}, the checkpoint `{path}` has {there}; restore with the model and "
-                "optimizer that were saved (see the checkpoint's metadata), or give another folder to start afresh"
-            )
-
-
-def _restore_error(folder: Path, step: int, damage: _Damaged) -> RunError:
+def _restore_error(folder: Path, step: int, damage: Damaged) -> RunError:
     others = [str(other) for other in checkpoint_steps(folder) if other != step]
     way_out = f"try step {' or '.join(reversed(others))}" if others else "put it back from a backup"
     return RunError(f"checkpoint `{folder / str(step)}` does not verify: {damage}; {way_out}")
@@ -424,11 +282,11 @@ def _holds_already(folder: Path, step: int, manifest: dict[str, Any]) -> bool:
     if step not in _steps_present(folder):
         return False
     try:
-        found = _read_manifest(folder, step)
-        _read_leaves(folder, step, found)
-    except _Unreadable as damage:
+        found = _manifest_of(folder, step)
+        read_leaves(folder, step, found)
+    except Unreadable as damage:
         raise UsageError(f"`{path}` cannot be replaced: {damage}; give another folder") from None
-    except _Damaged:
+    except Damaged:
         if path.is_dir() and os.listdir(path) and not _ORBAX_MARKS & set(os.listdir(path)):
             raise UsageError(f"`{path}` is in the way and no checkpoint; give another folder") from None
         _delete(folder, step)
@@ -436,26 +294,28 @@ def _holds_already(folder: Path, step: int, manifest: dict[str, Any]) -> bool:
     if found["leaves"] != manifest["leaves"]:
         raise UsageError(f"`{path}` holds another state of that step; give another folder, or delete it first")
     if found["sha256"] != manifest["sha256"]:
-        write_atomically(folder / f"{step}.json", _manifest_text(manifest))
+        write_atomically(folder / f"{step}.json", manifest_text(manifest))
     return True
 
 
-def _write(folder: Path, step: int, leaves: list[np.ndarray], manifest: dict[str, Any]) -> None:
+def _tree_to_store(state: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """The state as Orbax can store it: in numpy, and None for each leaf without elements."""
+    leaves = [array if array.size else None for array in arrays.values()]
+    return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(state), leaves)
+
+
+def _write(folder: Path, step: int, tree: Any, manifest: dict[str, Any]) -> None:
     pending = folder / f"{step}.json.tmp"
     try:
-        write_synced(pending, _manifest_text(manifest))
-        write_vector(folder / str(step), np.concatenate([_as_bytes(leaf) for leaf in leaves]))
+        write_synced(pending, manifest_text(manifest))
+        save_tree(folder / str(step), tree)
         sync_tree(folder / str(step))
-        _read_leaves(folder, step, manifest)
+        read_leaves(folder, step, manifest)
         replace_synced(pending, folder / f"{step}.json")
     except BaseException:
         with contextlib.suppress(OSError):
             _clear_unfinished(folder)
         raise
-
-
-def _manifest_text(manifest: dict[str, Any]) -> str:
-    return json.dumps(manifest, indent=1) + "\n"
 
 
 def _clear_unfinished(folder: Path) -> None:
@@ -491,10 +351,10 @@ def _delete_older(folder: Path, step: int, keep: int) -> None:
     kept = 1
     for other in reversed(older):
         try:
-            manifest = _read_manifest(folder, other)
+            manifest = _manifest_of(folder, other)
             if kept < keep:
-                _read_leaves(folder, other, manifest)
-        except _Damaged:
+                read_leaves(folder, other, manifest)
+        except Damaged:
             continue
         if kept == keep:
             _delete(folder, other)
@@ -504,7 +364,7 @@ def _delete_older(folder: Path, step: int, keep: int) -> None:
 
 def _save_error(folder: Path, step: int, error: Exception) -> RunError:
     cause = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-    if isinstance(error, _Damaged):
+    if isinstance(error, Damaged):
         cause = f"what was written does not read back, {cause}"
     last = _last_good(folder)
     kept = "there is no good checkpoint yet" if last is None else f"the last good checkpoint (step {last}) is kept"
@@ -517,7 +377,7 @@ def _save_error(folder: Path, step: int, error: Exception) -> RunError:
 def _last_good(folder: Path) -> int | None:
     with contextlib.suppress(RunError, UsageError):
         for step in reversed(_steps_present(folder)):
-            with contextlib.suppress(_Damaged):
-                _read_leaves(folder, step, _read_manifest(folder, step))
+            with contextlib.suppress(Damaged):
+                read_leaves(folder, step, _manifest_of(folder, step))
                 return step
     return None
