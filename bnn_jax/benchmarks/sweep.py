@@ -39,7 +39,7 @@ def benchmark_engine(config: Config, *, seeds: int = 4, on_progress: OnProgress 
     Returns:
       ``single``, a list, ``sequential`` and ``processes`` with the ``seconds`` and ``compile_seconds`` of each;
       ``over_limit``: seconds of the sequential sweep over those of all single runs less one compilation, their mean;
-      ``over_single_without_compilation``: likewise with all compilation taken off both sides.
+      ``over_single_without_compilation``: the same ratio with all compilation taken off both sides.
     """
     single = []
     for seed in range(seeds):
