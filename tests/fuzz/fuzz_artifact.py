@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from damage import DAMAGE_OF_BYTES
 
 from bnn_jax.errors import RunError, UsageError, exit_code_of
 from bnn_jax.models.build import build_model
@@ -88,47 +90,6 @@ def checksummed(header: dict, tensors: bytes) -> bytes:
 # -- damage: (rng, bytes) -> bytes
 
 
-def flip_bits(rng: np.random.Generator, data: bytes) -> bytes:
-    bits = np.unpackbits(np.frombuffer(data, np.uint8))
-    bits[rng.integers(0, bits.size, rng.integers(1, 9))] ^= 1
-    return np.packbits(bits).tobytes()
-
-
-def flip_one_bit(rng, data):
-    place = int(rng.integers(len(data)))
-    return data[:place] + bytes([data[place] ^ 1 << int(rng.integers(8))]) + data[place + 1 :]
-
-
-def overwrite(rng, data):
-    start, size = _run(rng, data)
-    return data[:start] + rng.bytes(size) + data[start + size :]
-
-
-def zero(rng, data):
-    start, size = _run(rng, data)
-    return data[:start] + bytes(size) + data[start + size :]
-
-
-def truncate(rng, data):
-    return data[: int(rng.integers(len(data)))]
-
-
-def insert(rng, data):
-    start, size = _run(rng, data)
-    return data[:start] + rng.bytes(size) + data[start:]
-
-
-def delete(rng, data):
-    start, size = _run(rng, data)
-    return data[:start] + data[start + size :]
-
-
-def exchange(rng, data):
-    """Two neighbouring blocks in the other order."""
-    a, b, c = sorted(rng.integers(0, len(data) + 1, 3).tolist())
-    return data[:a] + data[b:c] + data[a:b] + data[c:]
-
-
 def edit_header(rng, data):
     """Characters of the header replaced, inserted or left out, and its length made right again."""
     length = int.from_bytes(data[:8], "little")
@@ -167,23 +128,7 @@ def claim_more(rng, data):
     return len(text).to_bytes(8, "little") + text + tensors
 
 
-DAMAGE: tuple[Callable[[np.random.Generator, bytes], bytes], ...] = (
-    flip_bits,
-    flip_one_bit,
-    overwrite,
-    zero,
-    truncate,
-    insert,
-    delete,
-    exchange,
-    edit_header,
-    claim_more,
-)
-
-
-def _run(rng: np.random.Generator, data: bytes) -> tuple[int, int]:
-    """A place, and a length that is often short."""
-    return int(rng.integers(len(data))), int(2 ** rng.uniform(0, 8))
+DAMAGE = (*DAMAGE_OF_BYTES, edit_header, claim_more)
 
 
 def forge(rng: np.random.Generator, data: bytes) -> bytes:

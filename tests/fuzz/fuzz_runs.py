@@ -12,7 +12,6 @@ stands for it alone.
 import json
 import os
 import random
-import re
 import resource
 import shutil
 import signal
@@ -24,12 +23,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import tyro
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from damage import flip_one_bit, truncate
+from suffering_run import Failure, Run, listens, reach_a_moment, wait
 
 from bnn_jax.data import load_dataset
 from bnn_jax.errors import RunError, exit_code_of
@@ -39,22 +42,9 @@ from bnn_jax.training.metrics import read_metrics
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
 # A dozen epochs of 33 steps, eleven calls of one compiled program each.
 OPTIONS = "--epochs 12 --scan-steps 3 --model.width 4 --checkpoint-every-epochs 1"
-LONGEST_PROCESS = 300.0
-SECONDS_TO_START = 3.0
 SECONDS_TO_END = 10.0
 DISK_BYTES = 4_000_000
 DATA_FILES = "checkpoints/[0-9]*/**/*"
-SPOKEN = (
-    r"digits dfw: \d+/\d+ epoch .*",
-    r"test accuracy .*",
-    r"{workdir}: config\.json, metrics\.jsonl, checkpoints, result\.json",
-    r"preempted: \S.*",
-    r"error: \S.*",
-    r"\S+: (CheckpointWarning|DamagedFileWarning): skipped (checkpoint )?`{workdir}/[^`]+`: \S.*",
-    r"\S+: CheckpointWarning: moved what there was of step .* to `{workdir}/checkpoints/quarantine-\d+`",
-    r"  \S.*",  # the line of code to which a warning points
-)
-"""What a process may print, one of these a line."""
 
 
 @dataclass(frozen=True)
@@ -65,52 +55,6 @@ class Arguments:
     """Runs at the same time."""
     keep: Path | None = None
     """Folder for the runs, which are then kept; a new one."""
-
-
-class Failure(Exception):
-    """What must not be: its title, as "wrong result" or "traceback", and what was seen."""
-
-
-@dataclass
-class Run:
-    """A run that suffers, what it has suffered, and how it ended: "recovered" or the title of a failure."""
-
-    workdir: Path
-    command: list[str]
-    env: dict[str, str]
-    chance: random.Random
-    suffered: list[str] = field(default_factory=list)
-    seconds_to_end: float = 0.0
-    title: str = "recovered"
-    seen: object = None
-
-    def start(self) -> subprocess.Popen:
-        pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.Popen([*self.command, "--workdir", str(self.workdir)], env=self.env, **pipe)
-
-    def finish(self) -> None:
-        ended = wait(self, self.start())
-        if ended.returncode != 0:
-            raise Failure("not recovered", ended.stdout)
-
-    def saved(self) -> list[Path]:
-        return [path for path in self.workdir.glob("checkpoints/*.json") if path.stem.isdigit()]
-
-
-def wait(run: Run, process: subprocess.Popen) -> subprocess.CompletedProcess:
-    """The end of `process`, if what it printed is what a user should read."""
-    try:
-        output, _ = process.communicate(timeout=LONGEST_PROCESS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise Failure("it hangs", process.communicate()[0]) from None
-    if "Traceback" in output or "Exception ignored" in output:
-        raise Failure("traceback", output)
-    spoken = "|".join(SPOKEN).replace("{workdir}", re.escape(str(run.workdir)))
-    for line in output.splitlines():
-        if line.strip() and not re.fullmatch(spoken, line):
-            raise Failure("unclear words", output)
-    return subprocess.CompletedProcess("", process.returncode, output)
 
 
 # -- faults of a process: each returns False if the run was finished before
@@ -164,53 +108,20 @@ def out_of_space(run: Run, process: subprocess.Popen, reason: str) -> bool:
     return ended.returncode == 1
 
 
-def listens(process: subprocess.Popen) -> bool:
-    """Whether SIGTERM has a handler; the interpreter's first milliseconds and its last have none."""
-    try:
-        caught = re.search(r"^SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text(), re.M)
-    except OSError:
-        return False
-    return caught is not None and bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
-
-
-def reach_a_moment(run: Run, process: subprocess.Popen) -> bool:
-    """Wait for a random moment of the start, of training or of a save; False if the process ends before."""
-
-    def log_is_new():
-        return log.exists() and log.stat().st_mtime_ns != was
-
-    def saves():
-        return any(run.workdir.glob("checkpoints/*.json.tmp")) or any(run.workdir.glob("checkpoints/*-tmp*"))
-
-    log = run.workdir / "metrics.jsonl"
-    was = log.stat().st_mtime_ns if log.exists() else 0
-    begun, longest = run.chance.choice([(lambda: True, SECONDS_TO_START), (log_is_new, 0.5), (saves, 0.03)])
-    leftover = begun is saves and saves()
-    while not begun() or leftover:
-        leftover = leftover and not log_is_new()
-        if process.poll() is not None:
-            return False
-        time.sleep(0.001)
-    time.sleep(run.chance.uniform(0, longest))
-    return process.poll() is None
-
-
 # -- faults of what lies on the disk: (run) -> what was done
 
 
 def flip_bit(run: Run) -> str:
     path = some_file(run, least=1)
-    data, bit = bytearray(path.read_bytes()), run.chance.randrange(8 * path.stat().st_size)
-    data[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(data)
-    return f"bit {bit} of {path.relative_to(run.workdir)}"
+    path.write_bytes(flip_one_bit(run.bits(), path.read_bytes()))
+    return str(path.relative_to(run.workdir))
 
 
-def truncate(run: Run) -> str:
+def cut(run: Run) -> str:
     path = some_file(run, least=1)
-    size = run.chance.choice([0, run.chance.randrange(path.stat().st_size)])
-    os.truncate(path, size)
-    return f"{path.relative_to(run.workdir)} after {size} bytes"
+    data = path.read_bytes()
+    path.write_bytes(run.chance.choice([b"", truncate(run.bits(), data)]))
+    return f"{path.relative_to(run.workdir)} after {path.stat().st_size} bytes"
 
 
 def delete_file(run: Run) -> str:
@@ -267,7 +178,7 @@ PROCESS_FAULTS: dict[str, Callable[[Run], bool]] = {
 }
 DISK_FAULTS: dict[str, Callable[[Run], str]] = {
     "flipped bit": flip_bit,
-    "truncation": truncate,
+    "truncation": cut,
     "deleted file": delete_file,
     "deleted checkpoint": delete_checkpoint,
     "empty folder": add_empty_folder,

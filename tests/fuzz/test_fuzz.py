@@ -1,6 +1,7 @@
 """Runs that are broken on purpose recover; `python tests/fuzz/fuzz_runs.py --faults 100` is the long version."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from bnn_jax.training.checkpoint import CheckpointWarning
 from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
 from bnn_jax.training.loop import evaluate_run, train
 
+ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).parent / "fuzz_runs.py"
 CONFIG = Config("test", epochs=2, batch_size=16, model=ModelConfig("resnet6", width=4), optim=OptimConfig("dfw", 0.3))
 
@@ -39,27 +41,37 @@ def config(tmp_path_factory):
     return replace(CONFIG, data=DataConfig(str(path)))
 
 
-def train_again(workdir, config):
+def timeless(result):
+    return {name: value for name, value in result.items() if "time" not in name}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, config):
+    """A finished run's folder and result."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    return folder, timeless(train(config, folder))
+
+
+def train_again(workdir, config, reason):
+    """The result of a run that begins again because nothing of what it saved can be used."""
     (workdir / "result.json").unlink()
     with pytest.warns(CheckpointWarning) as caught:
         result = train(config, workdir)
-    return {name: value for name, value in result.items() if "time" not in name}, [str(w.message) for w in caught]
+    checkpoints = workdir / "checkpoints"
+    assert [str(warning.message) for warning in caught] == [
+        f"skipped checkpoint `{checkpoints}/10`: {reason}",
+        f"skipped checkpoint `{checkpoints}/5`: {reason}",
+        f"moved what there was of step 10, 5 to `{checkpoints}/quarantine-1`",
+    ]
+    return timeless(result)
 
 
-def test_a_run_without_any_checkpoint_of_its_own_begins_again(tmp_path, config):
-    whole, other = tmp_path / "whole", tmp_path / "other"
-    result = train(config, whole)
-    result = {name: value for name, value in result.items() if "time" not in name}
+def test_a_run_without_any_checkpoint_of_its_own_begins_again(tmp_path, config, trained):
+    whole, other = Path(shutil.copytree(trained[0], tmp_path / "whole")), tmp_path / "other"
     checkpoints = whole / "checkpoints"
     for step in (5, 10):
         os.truncate(checkpoints / f"{step}.json", 100)
-    again, texts = train_again(whole, config)
-    assert again == result
-    assert texts == [
-        f"skipped checkpoint `{checkpoints}/10`: its manifest is not JSON",
-        f"skipped checkpoint `{checkpoints}/5`: its manifest is not JSON",
-        f"moved what there was of step 10, 5 to `{checkpoints}/quarantine-1`",
-    ]
+    assert train_again(whole, config, "its manifest is not JSON") == trained[1]
 
     train(replace(config, seed=1), other)
     shutil.rmtree(checkpoints)
@@ -69,11 +81,13 @@ def test_a_run_without_any_checkpoint_of_its_own_begins_again(tmp_path, config):
         pytest.raises(RunError, match="step 10: it is of another run, whose `seed` is 1"),
     ):
         evaluate_run(whole)
-    again, texts = train_again(whole, config)
-    assert again == result
-    assert texts == [
-        f"skipped checkpoint `{checkpoints}/10`: it is of another run, whose `seed` is 1, not 0",
-        f"skipped checkpoint `{checkpoints}/5`: it is of another run, whose `seed` is 1, not 0",
-        f"moved what there was of step 10, 5 to `{checkpoints}/quarantine-1`",
-    ]
+    assert train_again(whole, config, "it is of another run, whose `seed` is 1, not 0") == trained[1]
     assert sorted(os.listdir(checkpoints)) == ["10", "10.json", "5", "5.json", "quarantine-1"]
+
+
+def test_the_readme_opens_a_run_with_orbax_alone(trained):
+    (script,) = re.findall(r"```python\n([^`]*ocp\.load[^`]*)```", (ROOT / "README.md").read_text())
+    assert len([line for line in script.splitlines() if line]) == 5
+    script = script.replace("runs/mine/checkpoints/20", str(trained[0] / "checkpoints" / "10"))
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("{'latent_kernel': (3, 3, 4, 4)}\n", "")
