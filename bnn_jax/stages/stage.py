@@ -108,25 +108,24 @@ def run_stages(
       RunError: as :func:`bnn_jax.training.loop.train`.
     """
     check_stages(stages)
-    workdir, names, loaded = Path(workdir), [stage.name for stage in stages], {}
+    folders, loaded = {stage.name: Path(workdir) / stage.name for stage in stages}, {}
     results: dict[str, dict[str, Any]] = {}
     for number, stage in enumerate(stages, start=1):
         data = dataset
         if data is None:
             data = loaded[stage.config.data] = loaded.get(stage.config.data) or load_data(stage.config.data)
         label = f"stage {number}/{len(stages)} {stage.name}"
-
-        def of_stage(name, which=stage.which, data=data):
-            return None if name is None else load_network(_folder_of(name, names, workdir), data, which=which)
-
-        origin, teacher = of_stage(stage.initialise_from), of_stage(stage.teacher)
+        origin, teacher = (
+            None if name is None else load_network(folders.get(name, name), data, which=stage.which)
+            for name in (stage.initialise_from, stage.teacher)
+        )
         start = None if origin is None else _warm_start(stage, origin.variables, data)
         record = _record_of(stage, origin, teacher, start)
-        _write_record(stage, workdir / stage.name, record)
+        _write_record(stage, folders[stage.name], record)
         announce(f"{label}: {_describe(stage, start)}")
         results[stage.name] = train(
             stage.config,
-            workdir / stage.name,
+            folders[stage.name],
             dataset=data,
             on_progress=lambda done, total, text, label=label: on_progress(done, total, f"{label}  {text}"),
             warm_start=None if start is None else start.variables,
@@ -171,10 +170,6 @@ def _warm_start(stage: Stage, source: Variables, dataset: Dataset | ImageStream)
             f"variable agrees in name and shape, {name} is {reason}; choose networks of one family and width"
         )
     return start
-
-
-def _folder_of(name: str, names: Sequence[str], workdir: Path) -> Path:
-    return workdir / name if name in names else Path(name)
 
 
 def _describe(stage: Stage, start: WarmStart | None) -> str:

@@ -4,7 +4,6 @@ import json
 import re
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +22,6 @@ from bnn_jax.training.metrics import read_metrics
 from bnn_jax.training.programs import initial_state, programs_of
 from bnn_jax.training.step import init_state, train_step
 
-ROOT = Path(__file__).parents[2]
 TINY = ModelConfig("resnet6", width=4, options={"stage_sizes": (1,)})
 OWN_NETWORK = {  # where a width of 4 needs another option
     "real_to_binary": ModelConfig("real_to_binary_resnet18", width=4, options={"stage_sizes": (1,), "reduction": 2})
