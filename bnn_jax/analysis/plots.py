@@ -1,6 +1,6 @@
 """Pictures of a comparison: accuracy over epochs, step size over steps, estimators, error over gradient paths."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,8 @@ from bnn_jax.sweeps.results import Results, Row, is_finished, is_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from bnn_jax.estimators import EstimatorLike
 
 SIZE = (7.4, 4.2)
 FEWEST_WINDOWS, MOST_WINDOWS, STEPS_IN_A_WINDOW = 20, 100, 40
@@ -81,10 +83,14 @@ def plot_step_size(results: Results, path: str | Path) -> Path:
     return Path(path)
 
 
-def plot_estimators(names: Sequence[str], path: str | Path) -> Path:
-    """Draw forward value and chosen derivative of estimators of the table, from the live functions, to a PNG.
+def plot_estimators(estimators: "Sequence[str] | Mapping[str, EstimatorLike]", path: str | Path) -> Path:
+    """Draw forward value and chosen derivative of estimators, from the live functions, to a PNG.
 
     A panel each, x from -2.5 to 2.5; A is the area under the derivative over the x that are drawn.
+
+    Args:
+      estimators: names of the table, or title -> estimator.
+      path: of the picture.
 
     Raises:
       ValueError: for an unknown estimator; the nearest is named.
@@ -95,11 +101,12 @@ def plot_estimators(names: Sequence[str], path: str | Path) -> Path:
     from bnn_jax.estimators import as_estimator
 
     x = np.linspace(-2.5, 2.5, 2001, dtype=np.float32)
-    columns = min(4, len(names))
-    size = (2.4 * columns, 2.1 * -(-len(names) // columns))
-    with drawing(path, size, count=len(names), columns=columns, sharex=True) as (_, panels):
-        for name, axes in zip(names, panels):
-            estimator = as_estimator(name)
+    named = estimators if isinstance(estimators, Mapping) else {name: name for name in estimators}
+    columns = min(4, len(named))
+    size = (2.4 * columns, 2.1 * -(-len(named) // columns))
+    with drawing(path, size, count=len(named), columns=columns, sharex=True) as (_, panels):
+        for (name, estimator), axes in zip(named.items(), panels):
+            estimator = as_estimator(estimator)
             derivative = np.asarray(jax.grad(lambda x, estimator=estimator: estimator(x).sum())(jnp.asarray(x)))
             axes.grid(False)
             axes.axhline(0, color="#DDDDDD", linewidth=0.7)

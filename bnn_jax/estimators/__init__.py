@@ -5,8 +5,7 @@ integer codes, and the backward factor that stands in for the derivative.  Most 
 A new one is its derivative: ``my_sign = make_sign(lambda x: ...)``.
 """
 
-from bnn_jax.checks import require
-from bnn_jax.errors import unknown_name
+from bnn_jax.checks import look_up, require
 from bnn_jax.estimators.definition import Estimator, EstimatorLike, make_estimator, make_sign, sign
 from bnn_jax.estimators.levels import coupled_ternary, heaviside, ternary
 from bnn_jax.estimators.scheduled import (
@@ -66,12 +65,9 @@ def as_estimator(estimator: EstimatorLike) -> Estimator:
     >>> as_estimator(make_sign(lambda x: 1.0)).code_set
     (-1, 1)
     """
+    estimator = look_up("estimator", estimator, ESTIMATORS)
     if isinstance(estimator, Estimator):
         return estimator
-    if isinstance(estimator, str):
-        if estimator not in ESTIMATORS:
-            raise unknown_name("estimator", estimator, ESTIMATORS)
-        return ESTIMATORS[estimator]
     require("estimator", estimator, callable(estimator), "must be a name, an Estimator or a function x -> codes")
     return next((record for record in ESTIMATORS.values() if record.apply is estimator), Estimator(estimator))
 

@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeAlias
 
-from bnn_jax.checks import require
-from bnn_jax.errors import unknown_name
+from bnn_jax.checks import look_up, require
 from bnn_jax.estimators import ESTIMATORS, EstimatorLike
 from bnn_jax.quantizers.activations import coupled, decouple, decoupled, rsign, sparse, unbalanced
 from bnn_jax.quantizers.binary import binary, binary_connect, full_latent, magnitude_aware, post_training, xnor
@@ -114,10 +113,7 @@ def make_quantizer(
 
 
 def _factory_of(table: QuantizerTable, quantizer: QuantizerLike, argument: str) -> Callable[..., Any]:
-    if isinstance(quantizer, str):
-        if quantizer not in table:
-            raise unknown_name(argument, quantizer, table)
-        return table[quantizer]
+    quantizer = look_up(argument, quantizer, table)
     if quantizer is None or isinstance(quantizer, Quantizer):
         return lambda: quantizer
     rule = "must be a name, a quantizer, an estimator, or a function of options that makes a quantizer"

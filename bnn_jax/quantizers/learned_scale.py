@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.checks import require
-from bnn_jax.errors import unknown_name
+from bnn_jax.checks import look_up, require
 from bnn_jax.estimators import EstimatorLike, ste_sign
 from bnn_jax.quantizers.binary import mean_magnitude, xnor
 from bnn_jax.quantizers.codes import Quantized
@@ -74,12 +73,11 @@ def learned_scale(
     Raises:
       ValueError: for an unknown `initial`, estimator or option.
     """
-    if initial not in INITIAL_SCALES:
-        raise unknown_name("initial", initial, INITIAL_SCALES)
+    initial_scale = look_up("initial", initial, INITIAL_SCALES)
     return with_estimator(
         learned_scale_weights,
         estimator,
-        init=lambda key, w: {"scale": INITIAL_SCALES[initial](w)},
+        init=lambda key, w: {"scale": initial_scale(w)},
         factory_options=("initial",),
         **options,
     )
