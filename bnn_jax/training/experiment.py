@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from bnn_jax.checks import look_up
 from bnn_jax.losses import Loss, make_loss
 from bnn_jax.models.build import build_model
 from bnn_jax.optim import latent_box, make_optimizer
@@ -80,7 +81,10 @@ def make_experiment(
     devices: Mesh | None = None,
     **hyper: float | Array,
 ) -> Experiment:
-    """Look up the names of a validated config; values in `hyper`, which may be traced, take the place of its own."""
+    """Look up the names of a validated config, or take the things in their place.
+
+    Values in `hyper`, which may be traced, take the place of the config's own.
+    """
     strength = hyper.pop("regularizer_strength", config.regularizer_strength)
     config = replace(config, regularizer_strength=strength, optim=replace(config.optim, **hyper))
     model = make_model(config.model, num_classes=info.num_classes)
@@ -120,9 +124,9 @@ def make_experiment(
 
 def _make_penalty(config: Config, total_steps: int) -> Callable[[Params, Array], Array] | None:
     """(params, step) -> the regularizer's share of the objective."""
-    if config.regularizer == "none":
+    regularizer = look_up("regularizer", config.regularizer, {"none": None, **REGULARIZERS})
+    if regularizer is None:
         return None
     options = config.regularizer_schedule_options
     strength = make_schedule(config.regularizer_schedule, config.regularizer_strength, total_steps, **options)
-    regularizer = REGULARIZERS[config.regularizer]
     return lambda params, step: strength(step) * penalty(params, regularizer)

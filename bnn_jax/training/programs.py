@@ -11,14 +11,18 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from bnn_jax.checks import look_up
 from bnn_jax.data import Dataset, ImageStream
 from bnn_jax.distillation import DISTILLATION_LOSSES
 from bnn_jax.errors import UsageError
-from bnn_jax.estimators import ESTIMATORS
+from bnn_jax.estimators import as_estimator
 from bnn_jax.losses import LOSSES
-from bnn_jax.models import MODELS
+from bnn_jax.models.build import entry_of
+from bnn_jax.optim import OPTIMIZERS
 from bnn_jax.paths import cache_folder
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
+from bnn_jax.regularizers import REGULARIZERS
+from bnn_jax.schedules import SCHEDULES
 from bnn_jax.training.config import Config, ModelConfig
 from bnn_jax.training.devices import check_batch_size, replicate, replicated
 from bnn_jax.training.divergence import first_non_finite_layer
@@ -91,23 +95,37 @@ def make_programs(
     With `devices` each of them but `init`, which runs on one, takes arrays that lie as
     :mod:`bnn_jax.training.devices` places them, and leaves the state so; whatever else comes out is on every device.
     """
-    config = program_key(config)
-    teacher = None if teacher is None else with_published_quantizers(teacher)
-    functions = (*_named_functions(config.model), *(() if teacher is None else _named_functions(teacher)))
-    losses = (LOSSES[config.loss], *(DISTILLATION_LOSSES[name] for name in config.distillation.losses))
-    return _make_programs(config, info, examples, teacher, devices, (*functions, *losses))
+    taught_by = tuple(DISTILLATION_LOSSES[name] for name in config.distillation.losses)
+    teacher = None if teacher is None else _resolve_model(with_published_quantizers(teacher))
+    return _make_programs(_resolve(program_key(config)), info, examples, teacher, devices, taught_by)
 
 
-def _named_functions(model: ModelConfig) -> tuple[Any, ...]:
-    """What the names of the model stand for now: a notebook may put another function under a name."""
-    estimators = (
-        options.get("estimator") for options in (model.input_quantizer_options, model.kernel_quantizer_options)
+def _resolve(config: Config) -> Config:
+    """`config` with the things that its names stand for now in their place: a notebook may give a name another one."""
+    schedule = look_up("optim.schedule", config.optim.schedule, SCHEDULES)
+    optimizer = look_up("optim.name", config.optim.name, OPTIMIZERS)
+    return replace(
+        config,
+        model=_resolve_model(config.model),
+        loss=look_up("loss", config.loss, LOSSES),
+        optim=replace(config.optim, name=optimizer, schedule=schedule),
+        regularizer=look_up("regularizer", config.regularizer, {"none": None, **REGULARIZERS}),
+        regularizer_schedule=look_up("regularizer_schedule", config.regularizer_schedule, SCHEDULES),
     )
-    return (
-        MODELS[model.name].constructor,
-        ACTIVATION_QUANTIZERS[model.input_quantizer],
-        WEIGHT_QUANTIZERS[model.kernel_quantizer],
-        *(ESTIMATORS.get(name) for name in (model.input_quantizer, *estimators)),
+
+
+def _resolve_model(model: ModelConfig) -> ModelConfig:
+    def resolved(options):
+        estimator = {"estimator": as_estimator(options["estimator"])} if "estimator" in options else {}
+        return {**options, **estimator}
+
+    return replace(
+        model,
+        name=entry_of(model.name).constructor,
+        input_quantizer=look_up("input_quantizer", model.input_quantizer, ACTIVATION_QUANTIZERS),
+        input_quantizer_options=resolved(model.input_quantizer_options),
+        kernel_quantizer=look_up("kernel_quantizer", model.kernel_quantizer, WEIGHT_QUANTIZERS),
+        kernel_quantizer_options=resolved(model.kernel_quantizer_options),
     )
 
 
@@ -118,7 +136,7 @@ def _make_programs(
     examples: int,
     teacher: ModelConfig | None,
     devices: Mesh | None,
-    functions: tuple[Any, ...],
+    taught_by: tuple[Callable[..., Array], ...],
 ) -> Programs:
     steps_per_epoch = examples // config.batch_size
     experiment_at = partial(

@@ -8,8 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bnn_jax.losses import augmented_margins, multiclass_hinge
-from bnn_jax.optim import bound_statistics, latent_box
+from bnn_jax.estimators import ESTIMATORS
+from bnn_jax.losses import LOSSES, augmented_margins, multiclass_hinge
+from bnn_jax.models import MODELS
+from bnn_jax.optim import OPTIMIZERS, bound_statistics, latent_box
+from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
+from bnn_jax.regularizers import REGULARIZERS
+from bnn_jax.schedules import SCHEDULES
 from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
 from bnn_jax.training.epoch import Batches, epoch_permutation, evaluate
 from bnn_jax.training.experiment import ImageInfo, hyper_parameters, make_experiment
@@ -39,7 +44,7 @@ def train_epoch(programs, state, data, epoch, config):
     return programs.train(state, batches, hyper_parameters(config))
 
 
-OPTIMIZERS = {
+SETTINGS = {
     "dfw": OptimConfig("dfw", learning_rate=0.3),
     "dfw, 3 inner steps": OptimConfig("dfw", learning_rate=0.3, inner_steps=3),
     "dfw, no box": OptimConfig("dfw", learning_rate=0.3, latent_box=None),
@@ -52,9 +57,9 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_every_optimizer_lowers_the_loss_and_keeps_the_box(name, data):
-    config = replace(CONFIG, optim=OPTIMIZERS[name])
+    config = replace(CONFIG, optim=SETTINGS[name])
     programs = make_programs(config, INFO, examples=24)
     state, losses = programs.init(np.uint32(0)), []
     for epoch in range(1, 13):
@@ -260,10 +265,23 @@ def test_states_randomness_and_schedules_of_quantizers_travel_through_training(i
     assert np.isfinite(programs.evaluate(first.params, first.model_state, *data)["loss"])
 
 
-def test_another_function_under_the_same_name_is_compiled_anew(monkeypatch):
-    from bnn_jax.quantizers import ACTIVATION_QUANTIZERS
-
-    before = make_programs(CONFIG, INFO, examples=24)
-    assert make_programs(CONFIG, INFO, examples=24) is before
-    monkeypatch.setitem(ACTIVATION_QUANTIZERS, "ste_sign", ACTIVATION_QUANTIZERS["approx_sign"])
-    assert make_programs(CONFIG, INFO, examples=24) is not before
+@pytest.mark.parametrize(
+    ("table", "name", "other"),
+    [
+        (ACTIVATION_QUANTIZERS, "ste_sign", "approx_sign"),
+        (WEIGHT_QUANTIZERS, "xnor", "binary"),
+        (ESTIMATORS, "swish_sign", "tanh_sign"),
+        (MODELS, "resnet6", "resnet20"),
+        (OPTIMIZERS, "dfw", "adam"),
+        (SCHEDULES, "constant", "cosine"),
+        (LOSSES, "smoothed_multiclass_hinge", "cross_entropy"),
+        (REGULARIZERS, "tang", "manhattan"),
+    ],
+)
+def test_another_thing_under_the_same_name_is_compiled_anew(monkeypatch, table, name, other):
+    model = replace(CONFIG.model, kernel_quantizer="xnor", kernel_quantizer_options={"estimator": "swish_sign"})
+    config = replace(CONFIG, model=model, regularizer="tang")
+    before = make_programs(config, INFO, examples=24)
+    assert make_programs(config, INFO, examples=24) is before
+    monkeypatch.setitem(table, name, table[other])
+    assert make_programs(config, INFO, examples=24) is not before
