@@ -98,7 +98,7 @@ def test_bfloat16_is_for_activations_alone(memory_and_stream, tmp_path):
     for precision in ("float32", "bfloat16"):
         train(replace(memory, precision=precision), tmp_path / precision)
     (records, leaves), (rounded, leaves_16) = (what_it_left(tmp_path / name) for name in ("float32", "bfloat16"))
-    assert [(leaf["path"], leaf["dtype"]) for leaf in leaves] == [(leaf["path"], leaf["dtype"]) for leaf in leaves_16]
+    assert [(leaf["name"], leaf["dtype"]) for leaf in leaves] == [(leaf["name"], leaf["dtype"]) for leaf in leaves_16]
     losses, losses_16 = ([r["loss"] for r in found if r["kind"] == "train"] for found in (records, rounded))
     assert losses != losses_16
     np.testing.assert_allclose(np.mean(losses), np.mean(losses_16), rtol=0.1)
