@@ -1,4 +1,7 @@
-"""The report of a comparison or a grid: tables, and the folder that holds them with their pictures."""
+"""The report of a comparison or a grid: tables, and the folder that holds them with their pictures.
+
+``write_report(read_results(folder / "results.json"), folder)`` writes that of a comparison again.
+"""
 
 import csv
 import io
