@@ -1,13 +1,37 @@
-"""What the tests of packed networks share: one program that runs the trained and the frozen network side by side."""
+"""What the tests of packed networks share: variables, and a program that runs trained and frozen network together."""
 
 import os
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 ROUNDING = 1e-6 if "BNN_JAX_TESTS_AT_DEFAULT_FLAGS" in os.environ else 0.0
 """How much logits may differ, as a share of the largest: optimized programs may round what follows the integers."""
+
+
+START = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1.0, "slope": 0.25, "positive_slope": 1.0}
+START |= dict.fromkeys(("input_shift", "output_shift", "shift"), 0.0)
+"""Name of a variable -> its value at the start; kernels are drawn."""
+
+
+def initialized(model, image_shape) -> dict:
+    """Variables at the start; without a program that makes them, where all of them are kernels or in START."""
+    init = lambda images: dict(model.init(jax.random.key(0), images, train=False))
+    images = jnp.zeros((1, *image_shape))
+    rng, shapes = np.random.default_rng(0), jax.eval_shape(init, images)
+    names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(shapes)}
+    if names - {*START, "kernel", "latent_kernel"}:
+        return jax.jit(init)(images)
+
+    def value(path, leaf):
+        start = START.get(path[-1].key)
+        deviation = (leaf.size / leaf.shape[-1]) ** -0.5 if leaf.size else 1.0
+        values = rng.normal(0, deviation, leaf.shape) if start is None else np.full(leaf.shape, start)
+        return jnp.asarray(values, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(value, shapes)
 
 
 class Comparison(NamedTuple):

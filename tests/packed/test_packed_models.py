@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from packed_checks import compare
+from packed_checks import compare, initialized
 from small_models import INSTANCES, LARGE, SIDES, UNREAD, small
 
 from bnn_jax.analysis.accounting import account_model
@@ -23,8 +23,7 @@ def network(name):
 
 def trained(model, image_shape):
     """Variables as after training: no shift or slope at its start, statistics and gammas of all kinds."""
-    images = jnp.zeros((1, *image_shape))
-    variables = dict(jax.jit(lambda images: model.init(jax.random.key(0), images, train=False))(images))
+    variables = initialized(model, image_shape)
     rng = np.random.default_rng(0)
 
     def value(path, leaf):
@@ -43,31 +42,40 @@ def trained(model, image_shape):
     return variables
 
 
+def size_is_what_accounting_says(name, model, image_shape, structure):
+    """Accounting counts the trained network's computation and knows nothing of the packed arrays."""
+    stored = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(structure))
+    # A kernel that is multiplied by zero alone is stored, but nothing depends on it.
+    return (account_model(model, image_shape).payload_bytes() == stored) != (name in UNREAD)
+
+
 MARKS = dict.fromkeys(LARGE, pytest.mark.full) | {"bireal18": pytest.mark.default_flags}
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=MARKS.get(n, ())) for n in NETWORKS if n not in NOTHING_TO_PACK]
 )
-def test_a_frozen_network_is_the_trained_one(name):
+def test_a_frozen_network_is_the_trained_one_and_as_small_as_accounting_says(name):
     model, image_shape = network(name)
     variables = trained(model, image_shape)
     images = jnp.asarray(np.random.default_rng(1).normal(size=(1, *image_shape)), jnp.float32)
-    found = compare(model, variables, freeze(model, variables, image_shape), images)
+    frozen = freeze(model, variables, image_shape)
+    found = compare(model, variables, frozen, images)
     weights_only = model.input_quantizer is None
     # Sums of real numbers may be rounded in another order.
     assert found.differing == 0 and found.logits <= 1e-5 * found.largest if weights_only else found.same, found
     assert (found.values == 0) == weights_only
+    assert size_is_what_accounting_says(name, model, image_shape, frozen)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_the_frozen_size_is_what_accounting_says(name):
-    """Accounting counts the trained network's computation and knows nothing of the packed arrays."""
+@pytest.mark.parametrize("name", LARGE)
+def test_a_large_network_is_as_small_as_accounting_says(name):
+    """By tracing alone."""
     model, image_shape = network(name)
-    if name in NOTHING_TO_PACK:
-        with pytest.raises(ValueError, match="has no layer with quantized weights"):
-            packed_structure(model, image_shape)
-        return
-    stored = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(packed_structure(model, image_shape)))
-    # A kernel that is multiplied by zero alone is stored, but nothing depends on it.
-    assert (account_model(model, image_shape).payload_bytes() == stored) != (name in UNREAD)
+    assert size_is_what_accounting_says(name, model, image_shape, packed_structure(model, image_shape))
+
+
+@pytest.mark.parametrize("name", sorted(NOTHING_TO_PACK))
+def test_a_network_without_quantized_weights_is_refused(name):
+    with pytest.raises(ValueError, match="has no layer with quantized weights"):
+        packed_structure(*network(name))
