@@ -41,12 +41,20 @@ def looped(tmp_path_factory, dataset):
     return folders, [train(config, folder, dataset=dataset) for config, folder in zip((CONFIG, OTHER), folders)]
 
 
+def preempt(done, total, text):
+    signal.raise_signal(signal.SIGTERM)
+
+
 @pytest.fixture(scope="module")
 def mapped(tmp_path_factory, dataset):
+    """Three runs as one program, which a SIGTERM stops within their first epoch, and which then go on."""
     folders, calls = [tmp_path_factory.mktemp("mapped") for _ in range(3)], []
-    results = train_together(
-        (CONFIG, DIVERGING, OTHER), folders, dataset=dataset, on_progress=lambda *call: calls.append(call)
-    )
+    runs = ((CONFIG, DIVERGING, OTHER), folders)
+    with pytest.raises(Preempted, match="saved at step 1; the same command resumes there"):
+        train_together(*runs, dataset=dataset, on_progress=preempt)
+    assert [checkpoint_steps(folder / "checkpoints") for folder in folders] == [[1], [1], [1]]
+    assert not (folders[0] / "result.json").exists()
+    results = train_together(*runs, dataset=dataset, on_progress=lambda *call: calls.append(call))
     return folders, results, calls
 
 
@@ -74,23 +82,9 @@ def assert_same_run(folder, expected, dataset):
 
 @pytest.mark.parametrize("member", [0, 1])
 def test_runs_mapped_together_are_those_that_train_alone(mapped, looped, member, dataset):
-    assert_same_run(mapped[0][2 * member], looped[0][member], dataset)
-
-
-def preempt(done, total, text):
-    signal.raise_signal(signal.SIGTERM)
-
-
-def test_runs_mapped_together_stop_within_an_epoch_and_go_on(tmp_path, looped, dataset):
-    configs, folders = (CONFIG, OTHER), [tmp_path / "first", tmp_path / "second"]
-    with pytest.raises(Preempted, match="saved at step 1; the same command resumes there"):
-        train_together(configs, folders, dataset=dataset, on_progress=preempt)
-    assert [checkpoint_steps(folder / "checkpoints") for folder in folders] == [[1], [1]]
-    assert not (folders[0] / "result.json").exists()
-    results = train_together(configs, folders, dataset=dataset)
-    for folder, expected, result in zip(folders, looped[0], results, strict=True):
-        assert_same_run(folder, expected, dataset)
-        assert evaluate_run(folder)["accuracy"] == pytest.approx(result["test_accuracy_best"], abs=1e-6)
+    folder, result = mapped[0][2 * member], mapped[1][2 * member]
+    assert_same_run(folder, looped[0][member], dataset)
+    assert evaluate_run(folder)["accuracy"] == pytest.approx(result["test_accuracy_best"], abs=1e-6)
 
 
 def test_runs_saved_at_different_steps_do_not_go_on_together(tmp_path, dataset):
