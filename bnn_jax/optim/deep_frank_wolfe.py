@@ -146,6 +146,15 @@ def _advance(problem: _Problem, point: _DualPoint, vertex: list[Array], vertex_o
     )
 
 
+def _with_momentum(
+    problem: _Problem, point: _DualPoint, velocity: list[Array], momentum: float | Array
+) -> tuple[list[Array], list[Array]]:
+    """Displacements after Nesterov's momentum, before the projection, and the new velocities."""
+    pulls = zip(velocity, point.direction, problem.decay)
+    velocity = [momentum * z - problem.eta * (g + point.weight * r) for z, g, r in pulls]
+    return [d + momentum * z for d, z in zip(_displacement(problem, point.direction), velocity)], velocity
+
+
 def deep_frank_wolfe(
     learning_rate: float | Array | Schedule,
     momentum: float | Array = 0.9,
@@ -225,25 +234,19 @@ def deep_frank_wolfe(
 
     def update_fn(updates, state, params=None, *, value=None, oracle=None, inner_steps=1, **extra_args):
         del extra_args
-        if params is None or value is None:
-            raise ValueError("`params` and the loss, `value=loss`, must be given to the `update` of deep_frank_wolfe")
-        if jnp.shape(value) != ():
-            raise ValueError(f"`value` must be the scalar mean loss of the batch; got shape {jnp.shape(value)}")
-        if inner_steps < 1 or (inner_steps > 1 and oracle is None):
-            raise ValueError(f"`inner_steps` (={inner_steps}) must be 1, or more together with an `oracle`")
-
+        _check_call(params, value, oracle, inner_steps)
         leaves, treedef = jax.tree.flatten(params)
         wide = [w.astype(jnp.promote_types(w.dtype, jnp.float32)) for w in leaves]
 
         def flat(tree):
             return [x.astype(w.dtype) for x, w in zip(jax.tree.leaves(tree), wide)]
 
-        eta = jnp.asarray(learning_rate(state.count) if callable(learning_rate) else learning_rate, jnp.float32)
+        eta = learning_rate(state.count) if callable(learning_rate) else learning_rate
         problem = _Problem(
             params=wide,
             decay=[d * w for d, w in zip(_decay_of_leaves(weight_decay, weight_decay_mask, params), wide)],
             bounds=resolve_box(box, params),
-            eta=eta,
+            eta=jnp.asarray(eta, jnp.float32),
             epsilon=jnp.asarray(epsilon, jnp.float32),
         )
         vertex, offset = flat(updates), jnp.asarray(value, jnp.float32)
@@ -259,9 +262,7 @@ def deep_frank_wolfe(
 
         norms = _dot(vertex, vertex) + _dot(point.direction, point.direction)
         finite = jnp.isfinite(point.offset) & jnp.isfinite(norms)
-        pulls = zip(flat(state.velocity), point.direction, problem.decay)
-        velocity = [momentum * z - eta * (g + point.weight * r) for z, g, r in pulls]
-        moved = [d + momentum * z for d, z in zip(_displacement(problem, point.direction), velocity)]
+        moved, velocity = _with_momentum(problem, point, flat(state.velocity), momentum)
         new_updates = [
             jnp.where(finite, land_inside(w, clip_displacement(d, u, b), b), 0)
             for w, u, d, b in zip(leaves, wide, moved, problem.bounds)
@@ -278,6 +279,15 @@ def deep_frank_wolfe(
         return treedef.unflatten(new_updates), new_state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _check_call(params, value, oracle, inner_steps) -> None:
+    if params is None or value is None:
+        raise ValueError("`params` and the loss, `value=loss`, must be given to the `update` of deep_frank_wolfe")
+    if jnp.shape(value) != ():
+        raise ValueError(f"`value` must be the scalar mean loss of the batch; got shape {jnp.shape(value)}")
+    if inner_steps < 1 or (inner_steps > 1 and oracle is None):
+        raise ValueError(f"`inner_steps` (={inner_steps}) must be 1, or more together with an `oracle`")
 
 
 def _decay_of_leaves(weight_decay, mask, params) -> list[Array]:
