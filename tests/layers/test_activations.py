@@ -49,8 +49,13 @@ def test_values_and_derivatives(layer, scalar):
     x, g = inputs(), np.random.default_rng(1).normal(size=(2, 4, 2, CHANNELS)).astype(np.float32)
     names = set(layer.init(jax.random.key(0), x)["params"])
     params = {name: jnp.asarray(VALUES[name], jnp.float32) for name in names}
-    y, pull = jax.vjp(lambda params, x: layer.apply({"params": params}, x), params, x)
-    dparams, dx = pull(jnp.asarray(g))
+
+    @jax.jit
+    def run(params, x, g):
+        y, pull = jax.vjp(lambda params, x: layer.apply({"params": params}, x), params, x)
+        return y, *pull(g)
+
+    y, dparams, dx = run(params, x, jnp.asarray(g))
     expected = {name: np.zeros(CHANNELS) for name in names}
     for index in np.ndindex(x.shape):
         value, derivatives = scalar(float(x[index]), index[-1])

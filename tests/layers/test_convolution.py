@@ -66,11 +66,16 @@ def test_scaled_conv_value_and_gradients(scale_shape):
     codes = jnp.asarray(rng.choice([-1.0, 0.0, 1.0], size=(3, 3, 3, 4)), jnp.float32)
     scale = jnp.asarray(rng.uniform(0.5, 2, size=scale_shape), jnp.float32)
     static = ((2, 1), ((1, 1), (0, 1)), (1, 1))
-    expected, pullback = jax.vjp(lambda x, c, s: jax_conv(x, c, *static) * s, x, codes, scale)
-    found, our_pullback = jax.vjp(lambda x, c, s: scaled_conv(x, c, s, *static), x, codes, scale)
+    g = jnp.asarray(rng.normal(size=(2, 3, 4, 4)), jnp.float32)
+
+    def run(function):
+        y, pullback = jax.vjp(lambda x, c, s: function(x, c, s), x, codes, scale)
+        return y, pullback(g)
+
+    expected, gradients = jax.jit(lambda: run(lambda x, c, s: jax_conv(x, c, *static) * s))()
+    found, our_gradients = jax.jit(lambda: run(lambda x, c, s: scaled_conv(x, c, s, *static)))()
     np.testing.assert_array_equal(found, expected)
-    g = jnp.asarray(rng.normal(size=expected.shape), jnp.float32)
-    for ours, theirs in zip(our_pullback(g), pullback(g)):
+    for ours, theirs in zip(our_gradients, gradients):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
