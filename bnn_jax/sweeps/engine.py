@@ -90,7 +90,7 @@ def run_all(
 
 
 def recorded_result(run: Run) -> dict[str, Any] | None:
-    """What a run that is finished, or diverged, left in its folder; None for another.
+    """Read what a run that is finished, or diverged, left in its folder; None for another.
 
     Raises:
       UsageError: if the folder holds a run of another config.
@@ -103,7 +103,7 @@ def recorded_result(run: Run) -> dict[str, Any] | None:
 
 
 def train_one(run: Run, datasets: Datasets, on_progress: OnProgress) -> None:
-    """Train a run in the loop; one that diverges is recorded as such."""
+    """Train a run; record one that diverges as such."""
     try:
         train(run.config, run.workdir, dataset=_dataset(run.config, datasets), on_progress=on_progress)
     except Diverged as error:
@@ -166,7 +166,7 @@ def _train_group(group: list[Run], datasets: Datasets) -> None:
 
 
 def _groups(runs: list[Run]) -> list[list[Run]]:
-    """Runs of one program that were saved at the same step."""
+    """Group the runs of one program that were saved at the same step."""
     groups: dict[tuple[Config, int], list[Run]] = {}
     for run in runs:
         folder = run.workdir / "checkpoints"
@@ -186,4 +186,4 @@ def _choose(runs: list[Run], group_size: int | None, datasets: Datasets) -> tupl
 
 
 RUNNERS = {"sequential": _run_sequentially, "processes": _run_in_processes, "vmapped": _run_vmapped}
-"""Of each way the function; "auto" chooses between sequential and vmapped."""
+"""What each `execution` does; "auto" chooses between sequential and vmapped."""

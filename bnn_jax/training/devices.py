@@ -62,7 +62,7 @@ def initialize_processes(
 
 
 def make_devices(count: int | None = None, *, model_parallel: int = 1) -> Mesh | None:
-    """The mesh ("data", "model") over the first `count` devices, all by default; None for a single one.
+    """Make the mesh ("data", "model") of the first `count` devices, all by default; None for a single one.
 
     Args:
       count: of devices; with several processes it must be left out.
@@ -71,7 +71,7 @@ def make_devices(count: int | None = None, *, model_parallel: int = 1) -> Mesh |
     Raises:
       UsageError: if there are not that many, or `model_parallel` does not divide them.
     """
-    # In the order of processes, so that each holds neighbouring columns of a batch; jax.make_mesh may mix them.
+    # In the order of processes, so that each holds neighbouring examples of a batch; jax.make_mesh may mix them.
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     if count is not None and jax.process_count() > 1:
         raise UsageError(f"`devices` (={count}) must be left out with several processes; all {len(devices)} are used")
@@ -91,7 +91,7 @@ def make_devices(count: int | None = None, *, model_parallel: int = 1) -> Mesh |
 
 
 def data_shards(devices: Mesh | None) -> int:
-    """How many parts a batch is divided into."""
+    """Count the parts into which a batch is divided."""
     return 1 if devices is None else devices.shape["data"]
 
 
@@ -108,12 +108,12 @@ def check_batch_size(batch_size: int, devices: Mesh | None) -> None:
 
 
 def replicated(devices: Mesh) -> NamedSharding:
-    """Everything on every device."""
+    """Return the sharding that puts the whole array on every device."""
     return NamedSharding(devices, PartitionSpec())
 
 
 def state_sharding(leaf: Any, devices: Mesh) -> NamedSharding:
-    """Where an array of a run's state lies, by its shape.
+    """Choose how an array of a run's state is sharded, by its shape.
 
     The last axis goes over "model" if the array has two or more and its length is a multiple; else it is replicated.
     """
@@ -130,24 +130,24 @@ def _place(array: Any, sharding: NamedSharding) -> Array:
 
 
 def replicate(tree: Any, devices: Mesh | None) -> Any:
-    """Arrays that each process has whole, on every device."""
+    """Copy arrays that each process has whole to every device."""
     if devices is None:
         return jax.tree.map(jnp.asarray, tree)
     return jax.tree.map(lambda leaf: _place(leaf, replicated(devices)), tree)
 
 
 def place_state(state: Any, devices: Mesh | None) -> Any:
-    """A state that each process has whole, where :func:`state_sharding` says; as it is on one device."""
+    """Shard a state that each process has whole as :func:`state_sharding` says; on one device leave it as it is."""
     if devices is None:
         return state
     return jax.tree.map(lambda leaf: _place(leaf, state_sharding(np.asarray(leaf), devices)), state)
 
 
-def place_columns(block: Any, devices: Mesh | None) -> Any:
-    """Batches of which each process has the columns that :func:`columns_reader` tells it to read.
+def place_batches(block: Any, devices: Mesh | None) -> Any:
+    """Put batches on the devices, each process the part of each batch that :func:`process_part` says.
 
     Args:
-      block: tree of arrays [steps, columns of this process, ...].
+      block: tree of arrays [steps, examples of this process, ...].
 
     Returns:
       Arrays [steps, batch, ...], their second axis over "data".
@@ -159,15 +159,15 @@ def place_columns(block: Any, devices: Mesh | None) -> Any:
 
 
 def place_batch(batch: Any, devices: Mesh | None) -> Any:
-    """As :func:`place_columns` for one batch: arrays [columns of this process, ...] become [batch, ...]."""
+    """Put one batch on the devices: arrays [examples of this process, ...] become [batch, ...]."""
     if devices is None:
         return jax.tree.map(jnp.asarray, batch)
     sharding = NamedSharding(devices, PartitionSpec("data"))
     return jax.tree.map(lambda part: jax.make_array_from_process_local_data(sharding, np.asarray(part)), batch)
 
 
-def columns_reader(devices: Mesh | None) -> tuple[int, int]:
-    """(index, count): this process reads the index-th of `count` equal parts of each batch, in the batch's order.
+def process_part(devices: Mesh | None) -> tuple[int, int]:
+    """Return (index, count): this process reads the index-th of `count` equal parts of each batch, in its order.
 
     Several processes have the same index where the axis "model" goes over them.
     """
@@ -179,21 +179,21 @@ def columns_reader(devices: Mesh | None) -> tuple[int, int]:
 
 
 def shard_batch(x: Array, devices: Mesh | None) -> Array:
-    """Inside jit: divide the first axis over "data"."""
+    """Divide the first axis over "data", inside jit."""
     if devices is None:
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(devices, PartitionSpec("data")))
 
 
 def keep_sharding(state: Any, devices: Mesh | None) -> Any:
-    """Inside jit: leave the next state where :func:`state_sharding` puts it, so that the program fits it again."""
+    """Shard a state inside jit as :func:`state_sharding` says, so that the same program takes it again."""
     if devices is None:
         return state
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, state_sharding(leaf, devices)), state)
 
 
 def to_host(tree: Any) -> Any:
-    """The arrays whole, in numpy.  All processes call this together."""
+    """Gather the arrays whole, in numpy.  All processes call this together."""
 
     def gather(leaf):
         whole = leaf.is_fully_addressable or leaf.is_fully_replicated
@@ -203,12 +203,12 @@ def to_host(tree: Any) -> Any:
 
 
 def is_first_process() -> bool:
-    """Whether this process reads, writes and prints."""
+    """Tell whether this process is the one that reads, writes and prints."""
     return jax.process_index() == 0
 
 
 def on_first_process(work: Callable[[], T]) -> T:
-    """What `work` returns or raises on process 0, on every process; it runs on process 0 alone.
+    """Run `work` on process 0 alone, and return or raise on every process what it returns or raises there.
 
     All processes call this together, so that each waits until the work is done.  Results have to be picklable.
 
@@ -233,7 +233,7 @@ def on_first_process(work: Callable[[], T]) -> T:
 
 
 def _broadcast(message: bytes) -> bytes:
-    """The message of process 0."""
+    """Send the message of process 0 to all."""
     length = int(multihost_utils.broadcast_one_to_all(np.uint32(len(message))))
     words = np.zeros(1024 * math.ceil(length / 4096), np.uint32)  # few lengths, few programs
     words.view(np.uint8)[: len(message)] = np.frombuffer(message, np.uint8)
@@ -241,7 +241,7 @@ def _broadcast(message: bytes) -> bytes:
 
 
 def largest(value: float) -> float:
-    """The largest of the values that the processes have, in float32 if there are several; all call this together."""
+    """Return the largest value of all processes, in float32 if there are several; all call this together."""
     if jax.process_count() == 1:
         return value
     return float(multihost_utils.process_allgather(np.float32(value)).max())

@@ -38,11 +38,11 @@ class Batches(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """How many batches there are."""
+        """Number of batches."""
         return len(self.labels if self.order is None else self.order)
 
     def at(self, number: Int[Array, ""]) -> tuple[Images, Labels]:
-        """Images and labels of one batch."""
+        """Return images and labels of one batch."""
         rows = number if self.order is None else self.order[number]
         return self.images[rows], self.labels[rows]
 
@@ -50,7 +50,7 @@ class Batches(NamedTuple):
 def epoch_permutation(
     seed: UInt32[Array, "2"], epoch: Int[Array, ""], *, examples: int, batch_size: int
 ) -> Int[Array, "steps batch"]:
-    """The batches of one epoch: a permutation by (seed, epoch) alone; an incomplete last batch is left out."""
+    """Draw the batches of one epoch by (seed, epoch) alone; an incomplete last batch is left out."""
     steps = examples // batch_size
     orders = jax.random.fold_in(jax.random.wrap_key_data(seed), np.uint32(2**32 - 1))  # no step is ever this one
     permutation = jax.random.permutation(jax.random.fold_in(orders, epoch), examples)
@@ -126,14 +126,14 @@ def evaluate(
 
 
 def first_state(train: TrainState) -> RunState:
-    """The state of a run before its first step: the best variables so far are those it starts from."""
+    """Make the state of a run before its first step: the best variables so far are those it starts from."""
     return RunState(train, Best(train.params, train.model_state, jnp.float32(-1.0), jnp.int32(0)))
 
 
 def end_epoch(
     experiment: Experiment, best: Best, params: Params, model_state: Any, accuracy: Float[Array, ""], epoch: Array
 ) -> tuple[Best, dict[str, Array]]:
-    """The best variables after an epoch, the earlier ones on a tie, and what bounds the latent weights."""
+    """Choose the best variables after an epoch, the earlier ones on a tie; measure what bounds the latent weights."""
     better = accuracy > best.accuracy
     best = jax.tree.map(partial(jnp.where, better), Best(params, model_state, accuracy, epoch), best)
     return keep_sharding(best, experiment.devices), bound_statistics(params, box=experiment.box)
@@ -147,7 +147,7 @@ def epoch(
     evaluate: Callable[[Params, Any], dict[str, Array]],
     end: Callable[..., tuple[Best, dict[str, Array]]],
 ) -> tuple[RunState, Any, dict[str, Array]]:
-    """One epoch of a run, or of several with a leading axis, as pure as the functions that it is made of.
+    """Train for one epoch, one run or several with a leading axis; as pure as the functions that it is made of.
 
     :func:`whole_run` gives those of this module; the loop gives theirs jitted, and makes the steps in several calls,
     between which it records, saves and stops.

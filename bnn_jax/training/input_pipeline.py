@@ -13,7 +13,7 @@ from jaxtyping import Int
 
 from bnn_jax.data import Dataset, ImageStream, batches, batching, load_dataset, open_stream, padded_order, prefetch
 from bnn_jax.training.config import Config, DataConfig
-from bnn_jax.training.devices import columns_reader, data_shards, place_batch, place_columns, replicate
+from bnn_jax.training.devices import data_shards, place_batch, place_batches, process_part, replicate
 from bnn_jax.training.epoch import EVALUATION_BATCH, Batches
 from bnn_jax.training.programs import Programs
 from bnn_jax.types import Params
@@ -41,7 +41,7 @@ class InputPipeline(NamedTuple):
 
 
 def load_data(data: DataConfig) -> Dataset | ImageStream:
-    """The data set that the settings name, checked: in memory, or opened to be read while it is used."""
+    """Load the data set that the settings name, checked, or open it to be read while it is used."""
     where = {
         "data_dir": data.data_dir,
         "validation_examples": data.validation_examples,
@@ -55,7 +55,7 @@ def load_data(data: DataConfig) -> Dataset | ImageStream:
 def make_input_pipeline(
     config: Config, programs: Programs, dataset: Dataset | ImageStream, *, workers: int = 0, strict: bool = False
 ) -> InputPipeline:
-    """The input pipeline of a run from its data.
+    """Make the input pipeline of a run from its data.
 
     Args:
       config: decides how many batches go to the device together, and what is random in preprocessing.
@@ -68,7 +68,7 @@ def make_input_pipeline(
 
 
 def _from_memory(programs: Programs, dataset: Dataset) -> InputPipeline:
-    """Of a set that fits in the memory of each device, to which the training split goes once."""
+    """Make that of a set that fits in the memory of each device, to which the training split goes once."""
     whole = replicate((dataset.train.images, dataset.train.labels), programs.devices)
 
     def epoch_batches(order, epoch, begun):
@@ -85,9 +85,9 @@ def _from_memory(programs: Programs, dataset: Dataset) -> InputPipeline:
 def _from_stream(
     config: Config, programs: Programs, stream: ImageStream, *, workers: int, strict: bool
 ) -> InputPipeline:
-    """Of a set on disk: while some batches are trained on, the next ones are read and go to the device."""
+    """Make that of a set on disk: while some batches are trained on, the next ones are read and go to the device."""
     devices = programs.devices
-    index, count = columns_reader(devices)
+    index, count = process_part(devices)
     tell_skipped = _teller_of_skipped()
     size = max(1, min(config.scan_steps, programs.steps_per_epoch, BYTES_AT_ONCE // _batch_bytes(config, stream)))
 
@@ -108,7 +108,7 @@ def _from_stream(
 
     def epoch_batches(order, epoch, begun):
         source = _Stacked(read("train", order, epoch=epoch, training=True, first_step=begun), size)
-        with prefetch(source, lambda found: (found[0], place_columns(found[1], devices))) as found:
+        with prefetch(source, lambda found: (found[0], place_batches(found[1], devices))) as found:
             for steps, (images, labels) in found:
                 yield Batches(images, labels), range(steps)
 
@@ -152,7 +152,7 @@ class _Stacked:
 
 
 def _teller_of_skipped() -> Callable[[str, int, str], None]:
-    """(split, index, reason) -> a warning with the number of corrupt examples so far, once for each example."""
+    """Make (split, index, reason) -> a warning with the number of corrupt examples so far, once for each example."""
     seen = set()
 
     def tell(split: str, index: int, reason: str) -> None:

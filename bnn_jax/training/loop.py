@@ -74,8 +74,8 @@ def train(
 ) -> dict[str, Any]:
     """Run `config` in `workdir`, or resume it from its newest good checkpoint, or return the result it already has.
 
-    Ctrl-C saves after the training steps under way and raises KeyboardInterrupt, SIGTERM likewise Preempted; a second
-    Ctrl-C stops at once.
+    Ctrl-C saves after the training steps under way and raises KeyboardInterrupt, SIGTERM saves and raises Preempted; a
+    second Ctrl-C stops at once.
 
     Args:
       config: the run; validated first.
@@ -213,7 +213,7 @@ def _check_teacher(config: Config, teacher: Teacher | None) -> None:
 
 
 def _agreed(asked: Asked) -> Asked:
-    """What one of the processes at least is asked for."""
+    """Ask what one of the processes at least is asked for."""
     endings = (None, KeyboardInterrupt, Preempted)
     return lambda: endings[int(largest(endings.index(asked())))]
 
@@ -280,7 +280,7 @@ def _train_steps(job: _Job, state: TrainState, batches: Batches, first: int, cou
 
 
 def _going_on(job: _Job, tree: Any) -> list[tuple[int, Member, Any]]:
-    """Of each member that has not diverged its number, itself and its part of a tree."""
+    """Pair each member that has not diverged with its number and its part of a tree."""
     parts = unstack(tree, len(job.members))
     each = zip(range(len(parts)), job.members, parts, strict=True)
     return [(index, member, own) for index, member, own in each if member.diverged is None]

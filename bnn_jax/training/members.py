@@ -68,22 +68,22 @@ def _steps_of(workdir: Path, epoch: int) -> list[dict[str, Any]]:
 
 
 def stack(trees: Sequence[Any]) -> Any:
-    """The trees of several members with a leading axis, that of a single one as it is."""
+    """Stack the trees of several members along a leading axis; leave that of a single one as it is."""
     return trees[0] if len(trees) == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def unstack(tree: Any, members: int) -> list[Any]:
-    """The tree of each member."""
+    """Return the tree of each member."""
     return [tree] if members == 1 else [jax.tree.map(lambda leaf, n=n: leaf[n, ...], tree) for n in range(members)]
 
 
 def steps_done(state: TrainState) -> int:
-    """Training steps behind a state, the same for all members."""
+    """Count the training steps behind a state, the same for all members."""
     return int(np.ravel(state.step)[0])
 
 
 def why_alone(config: Config) -> str | None:
-    """What in a config cannot be mapped over several runs, in words; None if all of it can."""
+    """Tell in words what in a config cannot be mapped over several runs; None if all of it can."""
     if config.diagnostics.every_steps:
         return f"`diagnostics.every_steps` (={config.diagnostics.every_steps})"
     if config.data.stream:
@@ -106,7 +106,7 @@ def check_together(configs: Sequence[Config]) -> None:
 
 
 def claim(members: Sequence[Member], locks: ExitStack) -> list[dict[str, Any]] | None:
-    """The results of runs that are finished; None, and their folders are locked until `locks` end, if one is not."""
+    """Return the results if all runs are finished; else lock their folders until `locks` end, and return None."""
     results = []
     for member in members:
         claim_workdir(member.config, member.workdir)
@@ -119,7 +119,7 @@ def claim(members: Sequence[Member], locks: ExitStack) -> list[dict[str, Any]] |
 
 
 def resume(members: Sequence[Member], starts: Sequence[RunState]) -> list[RunState]:
-    """The states of the newest good checkpoints, or `starts` where there are none; logs become as they were then.
+    """Restore the newest good checkpoints and their logs; where there is none, take the start and an empty log.
 
     Raises:
       UsageError: if the checkpoints of several members are of different steps, or of states of another kind.

@@ -15,7 +15,7 @@ from bnn_jax.files import write_atomically
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a file; a last line that an interrupted write left incomplete is skipped."""
+    """Read the records of a file; skip a last line that an interrupted write left incomplete."""
     if not path.exists():
         return
     with path.open() as lines:
@@ -37,12 +37,12 @@ def write_file(path: Path, text: str) -> None:
 
 
 def pack_log(path: Path) -> str:
-    """A file of records as text, some five times smaller, that a checkpoint keeps."""
+    """Compress a file of records into text, some five times smaller, that a checkpoint keeps."""
     return base64.b64encode(zlib.compress(path.read_bytes())).decode()
 
 
 def unpack_log(packed: str) -> str:
-    """The records that :func:`pack_log` took, a line each."""
+    """Return the lines that :func:`pack_log` took."""
     return zlib.decompress(base64.b64decode(packed)).decode()
 
 
@@ -62,7 +62,7 @@ def append_metrics(path: Path, records: Iterable[dict[str, Any]]) -> None:
 
 
 def step_records(stacked: dict[str, np.ndarray], *, first_step: int, epoch: int) -> list[dict[str, Any]]:
-    """One record for each of the steps whose metrics are stacked."""
+    """Make a record of each of the steps whose metrics are stacked."""
     names = sorted(stacked)
     columns = zip(*(stacked[name].tolist() for name in names))
     return [
@@ -72,7 +72,7 @@ def step_records(stacked: dict[str, np.ndarray], *, first_step: int, epoch: int)
 
 
 def diagnostics_record(found: dict[str, Any], *, step: int, epoch: int) -> dict[str, Any]:
-    """The record of what `bnn_jax.training.diagnostics.diagnose` found; a number that is not finite becomes null."""
+    """Make the record of what `bnn_jax.training.diagnostics.diagnose` found; what is not finite becomes null."""
 
     def plain(value):
         if isinstance(value, dict):
@@ -84,7 +84,7 @@ def diagnostics_record(found: dict[str, Any], *, step: int, epoch: int) -> dict[
 
 
 def first_non_finite(records: list[dict[str, Any]]) -> tuple[int, str, float] | None:
-    """(step, metric, value) of the first value that is not finite."""
+    """Return (step, metric, value) of the first value that is not finite, or None."""
     for record in records:
         for name, value in record.items():
             if isinstance(value, float) and not math.isfinite(value):
@@ -93,7 +93,7 @@ def first_non_finite(records: list[dict[str, Any]]) -> tuple[int, str, float] | 
 
 
 def summarize(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """What of a run's records goes into its result: curves over epochs, gamma over steps, the last of each."""
+    """Summarize a run's records for its result: curves over epochs, gamma over steps, the last of each."""
     evaluations = [r for r in records if r["kind"] == "evaluation"]
     steps = [r for r in records if r["kind"] == "train"]
     columns = ("epoch", "validation_accuracy", "validation_loss", "train_loss", "train_accuracy")

@@ -76,7 +76,7 @@ class Programs(NamedTuple):
 
 
 def program_key(config: Config) -> Config:
-    """`config` with all that is an argument of its programs made the same: configs with equal keys share programs."""
+    """Make the same what is an argument of programs: configs with equal keys share them."""
     optim = replace(config.optim, learning_rate=1.0, momentum=0.0, weight_decay=0.0, tune_learning_rates=())
     same = {"seed": 0, "name": "", "optimizers": (), "regularizer_strength": 1.0, "tune_epochs": 1}
     return replace(config, model=with_published_quantizers(config.model), optim=optim, **same)
@@ -90,7 +90,7 @@ def make_programs(
     teacher: ModelConfig | None = None,
     devices: Mesh | None = None,
 ) -> Programs:
-    """The programs of `config` on `examples` training examples; one set for all seeds and hyper-parameters.
+    """Make the programs of `config` on `examples` training examples; one set for all seeds and hyper-parameters.
 
     With `devices` each of them but `init`, which runs on one, takes arrays that lie as
     :mod:`bnn_jax.training.devices` places them, and leaves the state so; whatever else comes out is on every device.
@@ -101,7 +101,7 @@ def make_programs(
 
 
 def _resolve(config: Config) -> Config:
-    """`config` with the things that its names stand for now in their place: a notebook may give a name another one."""
+    """Replace the names of a config by what they stand for now: a notebook may give a name to something else."""
     schedule = look_up("optim.schedule", config.optim.schedule, SCHEDULES)
     optimizer = look_up("optim.name", config.optim.name, OPTIMIZERS)
     return replace(
@@ -165,7 +165,7 @@ def _make_programs(
 
 @lru_cache(maxsize=8)
 def over_members(programs: Programs) -> Programs:
-    """Programs that train several runs at once, mapped by vmap: states, batches' orders and `hyper` have a first axis.
+    """Map programs by vmap over several runs: states, orders of batches and `hyper` have a first axis.
 
     The others, `init`, `diagnose` and `first_non_finite_layer`, stay those of one run.
     """
@@ -186,14 +186,14 @@ class Teacher(NamedTuple):
 
 
 def image_info(dataset: Dataset | ImageStream) -> ImageInfo:
-    """What of a data set decides the programs."""
+    """Return what of a data set decides the programs."""
     return ImageInfo(tuple(dataset.image_shape), dataset.num_classes, tuple(dataset.mean), tuple(dataset.std))
 
 
 def programs_of(
     config: Config, dataset: Dataset | ImageStream, *, teacher: Teacher | None = None, devices: Mesh | None = None
 ) -> Programs:
-    """The jitted functions of `config` on `dataset`, the training program with the variables of its `teacher`.
+    """Make the programs of `config` on `dataset`, that of training with the variables of its `teacher`.
 
     Raises:
       UsageError: if a batch is larger than the training split, or cannot be divided among the devices.
@@ -211,7 +211,7 @@ def programs_of(
 
 
 def initial_state(programs: Programs, seed: int, *, warm_start: Any | None = None) -> RunState:
-    """The state of a run before its first step; the variables `warm_start`, if any, start from given values.
+    """Initialise the state of a run; the variables `warm_start`, if any, start from given values.
 
     Raises:
       UsageError: if network, quantizers and images do not go together.
@@ -224,6 +224,6 @@ def initial_state(programs: Programs, seed: int, *, warm_start: Any | None = Non
 
 
 def state_shapes(programs: Programs) -> RunState:
-    """Shapes and dtypes of a run's state, at no cost; of a run without a warm start."""
+    """Return shapes and dtypes of a run's state, at no cost."""
     train = programs.init.eval_shape(np.uint32(0))
     return jax.eval_shape(first_state, train)

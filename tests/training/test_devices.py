@@ -28,10 +28,10 @@ from bnn_jax.training.checkpoint import restore_checkpoint
 from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig, to_dict
 from bnn_jax.training.devices import (
     check_batch_size,
-    columns_reader,
     make_devices,
-    place_columns,
+    place_batches,
     place_state,
+    process_part,
     replicate,
     to_host,
 )
@@ -200,9 +200,9 @@ def measure_resume(dataset, folder: Path, reference) -> float:
 
 def check_placement() -> None:
     devices = make_devices(4, model_parallel=2)
-    assert columns_reader(devices) == columns_reader(None) == (0, 1)
+    assert process_part(devices) == process_part(None) == (0, 1)
     block = np.arange(3 * 8 * 5).reshape(3, 8, 5)
-    placed = place_columns(block, devices)
+    placed = place_batches(block, devices)
     np.testing.assert_array_equal(placed, block)
     assert {shard.data.shape for shard in placed.addressable_shards} == {(3, 4, 5)}
     assert make_devices(1) is None
