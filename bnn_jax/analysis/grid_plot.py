@@ -125,7 +125,7 @@ def _scale(values: Sequence[Any]) -> str:
     return "log" if len(positive) == len(values) else "ordinal"
 
 
-def _moved(places: dict[Any, float], value: Any, scale: str, shift: float) -> float:
+def _moved(places: dict[Any, int | float], value: Any, scale: str, shift: float) -> float:
     """Where a line's point is drawn: beside its value by `shift`, a part of the axis's width."""
     low, high = min(places.values()), max(places.values())
     if scale == "log":
@@ -133,7 +133,7 @@ def _moved(places: dict[Any, float], value: Any, scale: str, shift: float) -> fl
     return places[value] + shift * (high - low)
 
 
-def _set_places(axes: "Axes", along: str, values: Sequence[Any], places: dict[Any, float], scale: str) -> None:
+def _set_places(axes: "Axes", along: str, values: Sequence[Any], places: dict[Any, int | float], scale: str) -> None:
     from matplotlib.ticker import NullLocator
 
     if scale == "log":

@@ -254,17 +254,17 @@ def _swept(below: list[list[int]], widths: list[float], neighbours: dict) -> dic
     return x
 
 
-def _apart(wanted: Sequence[float], widths: Sequence[float], weights: Sequence[float]) -> list[float]:
+def _apart(wanted: Sequence[float], widths: Sequence[float], weights: Sequence[int]) -> list[float]:
     """Positions in the given order at which the widths do not overlap, nearest to the wanted ones in weighted squares.
 
-    >>> _apart([0.0, 0.0], [1.0, 0.56], [1.0, 1.0])
+    >>> _apart([0.0, 0.0], [1.0, 0.56], [1, 1])
     [-0.5, 0.5]
     """
     offsets = [0.0]
     for left, right in pairwise(widths):
         offsets.append(offsets[-1] + (left + right) / 2 + _GAP)
     # Isotonic regression: neighbours that would cross share their mean.
-    pools: list[tuple[float, float, int]] = []
+    pools: list[tuple[float, int, int]] = []
     for want, offset, weight in zip(wanted, offsets, weights):
         pools.append((want - offset, weight, 1))
         while len(pools) > 1 and pools[-2][0] > pools[-1][0]:

@@ -190,10 +190,10 @@ def _draw_gammas(axes: "Axes", gammas: list, look: dict[str, Any]) -> np.ndarray
     edges = np.linspace(0, last, windows + 1)
     if len(gammas) > 1:
         for steps, values in gammas:
-            middles, quantiles = _windowed_quantiles(steps, values, edges, (50,))
+            middles, quantiles = _windowed_quantiles(steps, values, edges, (50.0,))
             axes.plot(middles, quantiles[0], color=look["color"], alpha=0.35, linewidth=0.7)
     steps, values = (np.concatenate(parts) for parts in zip(*gammas))
-    middles, (low, median, high) = _windowed_quantiles(steps, values, edges, (25, 50, 75))
+    middles, (low, median, high) = _windowed_quantiles(steps, values, edges, (25.0, 50.0, 75.0))
     axes.fill_between(middles, low, high, color=look["color"], alpha=0.15, linewidth=0)
     axes.plot(middles, median, linewidth=1.8, **look)
     return median

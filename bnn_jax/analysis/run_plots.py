@@ -113,8 +113,8 @@ def _read(workdir: Path) -> dict[str, list[dict[str, Any]]]:
 
 def _draw_curves(path: Path, steps: Records, evaluations: Records) -> None:
     panels = [
-        ("loss", lambda axes: _draw_training(axes, steps, evaluations, "loss", 1)),
-        ("accuracy (%)", lambda axes: _draw_training(axes, steps, evaluations, "accuracy", 100)),
+        ("loss", lambda axes: _draw_training(axes, steps, evaluations, "loss", 1.0)),
+        ("accuracy (%)", lambda axes: _draw_training(axes, steps, evaluations, "accuracy", 100.0)),
         ("learning rate", lambda axes: _draw_rate(axes, steps)),
     ]
     if "gamma" in steps[0]:
@@ -158,7 +158,7 @@ def _draw_rate(axes: "Axes", steps: Records) -> None:
 
 
 def _draw_gamma(axes: "Axes", steps: Records) -> None:
-    _draw_windows(axes, *_column(steps, "gamma"), factor=1, colour=COLOURS[0], label="median and quartiles")
+    _draw_windows(axes, *_column(steps, "gamma"), factor=1.0, colour=COLOURS[0], label="median and quartiles")
     axes.set_ylim(-0.02, 1.03)
 
 
@@ -190,7 +190,7 @@ def _draw_diagnostics(path: Path, records: Records) -> None:
 
 def _is_shown(records: Records, name: str) -> bool:
     _, values = series(records, None, name)
-    return len(values) > 0 and (name not in NATURALLY_ZERO or values.any())
+    return len(values) > 0 and (name not in NATURALLY_ZERO or bool(values.any()))
 
 
 def _marker(records: Records) -> dict[str, Any]:

@@ -335,7 +335,7 @@ def print_packed(found: dict[str, Any]) -> None:
 def plot_packed(found: dict[str, Any], path: str | Path) -> Path:
     """Draw matmuls and convolutions as multiply-accumulates a second, networks as latency, to a PNG at `path`."""
     products = "10$^9$ multiply-accumulates / s"
-    with drawing(path, (9, 12), count=3, columns=1) as (_, axes):
+    with drawing(path, (9.0, 12.0), count=3, columns=1) as (_, axes):
         labels = ["x".join(map(str, row["shape"])) for row in found["matmul"]]
         _bars(axes[0], labels, [row["gmacs"] for row in found["matmul"]], products, "Matrix products (M x K x N)")
         labels = [f"{r['side']}²·{r['channels']}→{r['features']}, batch {r['batch']}" for r in found["conv"]]
