@@ -28,7 +28,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,19 +99,13 @@ def save_checkpoint(
         raise ValueError(f"`keep` (={keep}) must be 1 or larger; give the number of checkpoints to keep")
     arrays = named_arrays(state)
     manifest = make_manifest(step, arrays, metadata)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UsageError(f"`folder` (={folder}) is a file or lies below one; give the path of a folder") from error
-    except OSError as error:
-        raise _save_error(folder, step, error) from error
-    try:
-        _clear_unfinished(folder)
+    with telling_of_save(folder, step):
+        make_ready(folder)
         if not _holds_already(folder, step, manifest):
-            _write(folder, step, _tree_to_store(state, arrays), manifest)
-        _delete_older(folder, step, keep)
-    except (OSError, StoreError, Damaged) as error:
-        raise _save_error(folder, step, error) from error
+            with marked_as_unfinished(folder, step):
+                save_tree(folder / str(step), tree_to_store(state, arrays))
+                commit(folder, step, manifest)
+        delete_older(folder, step, keep)
     return folder / str(step)
 
 
@@ -298,24 +292,40 @@ def _holds_already(folder: Path, step: int, manifest: dict[str, Any]) -> bool:
     return True
 
 
-def _tree_to_store(state: Any, arrays: dict[str, np.ndarray]) -> Any:
+def tree_to_store(state: Any, arrays: dict[str, np.ndarray]) -> Any:
     """The state as Orbax can store it: in numpy, and None for each leaf without elements."""
     leaves = [array if array.size else None for array in arrays.values()]
     return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(state), leaves)
 
 
-def _write(folder: Path, step: int, tree: Any, manifest: dict[str, Any]) -> None:
-    pending = folder / f"{step}.json.tmp"
+def make_ready(folder: Path) -> None:
+    """Make `folder` if it is missing, and clear it of what was not finished."""
     try:
-        write_synced(pending, manifest_text(manifest))
-        save_tree(folder / str(step), tree)
-        sync_tree(folder / str(step))
-        read_leaves(folder, step, manifest)
-        replace_synced(pending, folder / f"{step}.json")
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(f"`folder` (={folder}) is a file or lies below one; give the path of a folder") from error
+    _clear_unfinished(folder)
+
+
+@contextlib.contextmanager
+def marked_as_unfinished(folder: Path, step: int) -> Iterator[None]:
+    """Mark `step` as being written until :func:`commit`; clear what there is of it if that fails."""
+    try:
+        write_synced(folder / f"{step}.json.tmp", "")
+        yield
     except BaseException:
         with contextlib.suppress(OSError):
             _clear_unfinished(folder)
         raise
+
+
+def commit(folder: Path, step: int, manifest: dict[str, Any]) -> None:
+    """Make what was written a checkpoint, if it reads back as `manifest` says."""
+    pending = folder / f"{step}.json.tmp"
+    write_synced(pending, manifest_text(manifest))
+    sync_tree(folder / str(step))
+    read_leaves(folder, step, manifest)
+    replace_synced(pending, folder / f"{step}.json")
 
 
 def _clear_unfinished(folder: Path) -> None:
@@ -340,7 +350,7 @@ def _delete(folder: Path, step: int) -> None:
     _clear_unfinished(folder)
 
 
-def _delete_older(folder: Path, step: int, keep: int) -> None:
+def delete_older(folder: Path, step: int, keep: int) -> None:
     """Delete what lies below the newest `keep` sound checkpoints, `step` the first of them.
 
     Checkpoints with an unreadable manifest are nobody's to delete, and a damaged one does not count as kept.
@@ -362,16 +372,21 @@ def _delete_older(folder: Path, step: int, keep: int) -> None:
             kept += 1
 
 
-def _save_error(folder: Path, step: int, error: Exception) -> RunError:
-    cause = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-    if isinstance(error, Damaged):
-        cause = f"what was written does not read back, {cause}"
-    last = _last_good(folder)
-    kept = "there is no good checkpoint yet" if last is None else f"the last good checkpoint (step {last}) is kept"
-    return RunError(
-        f"saving checkpoint `{folder / str(step)}` failed: {cause}; {kept}; "
-        "make room or make the folder writable, then run again to go on from there"
-    )
+@contextlib.contextmanager
+def telling_of_save(folder: Path, step: int) -> Iterator[None]:
+    """Raise RunError, which names the last good checkpoint, for what fails in saving `step`."""
+    try:
+        yield
+    except (OSError, StoreError, Damaged) as error:
+        cause = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+        if isinstance(error, Damaged):
+            cause = f"what was written does not read back, {cause}"
+        last = _last_good(folder)
+        kept = "there is no good checkpoint yet" if last is None else f"the last good checkpoint (step {last}) is kept"
+        raise RunError(
+            f"saving checkpoint `{folder / str(step)}` failed: {cause}; {kept}; "
+            "make room or make the folder writable, then run again to go on from there"
+        ) from error
 
 
 def _last_good(folder: Path) -> int | None:

@@ -147,9 +147,9 @@ def save(members: Sequence[Member], run: RunState) -> None:
     Raises:
       RunError: if the disk is full; the last good checkpoint is kept.
     """
-    for member, own in zip(members, unstack(to_host(run), len(members))):
+    for member, own in zip(members, unstack(run if len(members) == 1 else to_host(run), len(members))):
         if member.diverged is None:
-            on_first_process(partial(save_run, member.config, member.workdir, own, stage=member.stage))
+            save_run(member.config, member.workdir, own, stage=member.stage)
 
 
 def write_results(

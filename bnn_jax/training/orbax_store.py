@@ -43,16 +43,17 @@ class StoreError(Exception):
         self.refused = refused
 
 
-def save_tree(path: Path, tree: Any) -> None:
+def save_tree(path: Path, tree: Any, *, together: bool = False) -> None:
     """Save a tree of numpy arrays, none of them empty, as the new Orbax checkpoint at the absolute `path`.
 
-    One process of several may do that while the others wait.
+    One process of several does that while the others wait, or, with `together`, all of them do: process 0 writes what
+    is in numpy, and of a jax array each process the parts that it holds.
 
     Raises:
       StoreError: with the file system's words ("No space left on device") where it is to blame.
     """
     threads = set(threading.enumerate())
-    save = _save if jax.process_count() == 1 else _save_alone
+    save = _save if together or jax.process_count() == 1 else _save_alone
     with _quiet(), ThreadPoolExecutor(max_workers=1) as executor:
         try:
             return executor.submit(save, path, jax.tree.map(_storable, tree)).result()
@@ -150,7 +151,7 @@ def read_arrays(path: Path, dtypes: dict[str, np.dtype]) -> dict[str, np.ndarray
     return arrays
 
 
-def _storable(array: np.ndarray) -> np.ndarray:
+def _storable(array: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
     """The array itself, or its bytes where TensorStore does not know the type (uint4)."""
     import tensorstore
 

@@ -11,10 +11,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.training.checkpoint import checkpoint_steps, read_metadata, save_checkpoint
 from bnn_jax.training.config import Config, flatten, from_dict, to_dict
+from bnn_jax.training.devices import is_first_process, on_first_process, to_host
 from bnn_jax.training.metrics import pack_log, read_metrics, summarize, write_file
+from bnn_jax.training.sharded_checkpoint import is_in_parts, save_in_parts, sees_folder_of_first
 from bnn_jax.training.state import RunState
 
 WHERE_DATA_LIE = "data.data_dir"
@@ -160,15 +164,29 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def save_run(config: Config, workdir: Path, run: RunState, *, stage: dict[str, Any] | None = None) -> None:
-    """Save the state of a run, on the host, with all that its folder is remade from: config, log, stage.
+    """Save the state of a run with all that its folder is remade from: config, log, stage.
+
+    All processes call this together.  Process 0 gathers and saves arrays that lie in parts on several, unless all see
+    its folder: then each saves the parts it holds.
 
     Raises:
       RunError: if the disk is full; the last good checkpoint is kept.
     """
-    log = pack_log(workdir / "metrics.jsonl")
-    metadata = {"config": to_dict(config), "best_validation_accuracy": float(run.best.accuracy), "log": log}
-    metadata |= {} if stage is None else {"stage": stage}
-    save_checkpoint(workdir / "checkpoints", int(run.train.step), run, metadata=metadata)
+
+    def metadata() -> dict[str, Any]:
+        log = pack_log(workdir / "metrics.jsonl")
+        values = {"config": to_dict(config), "best_validation_accuracy": float(run.best.accuracy), "log": log}
+        return values if stage is None else values | {"stage": stage}
+
+    step = int(run.train.step)
+    if any(map(is_in_parts, jax.tree.leaves(run))):
+        folder = on_first_process(lambda: workdir.absolute()) / "checkpoints"
+        is_new = not on_first_process((folder / str(step)).exists)
+        if is_new and sees_folder_of_first(folder.parent):
+            save_in_parts(folder, step, run, metadata=metadata() if is_first_process() else {})
+            return
+        run = to_host(run)
+    on_first_process(lambda: save_checkpoint(workdir / "checkpoints", step, run, metadata=metadata()))
 
 
 def write_result(config: Config, workdir: Path, run: RunState, *, best: float, last: float) -> dict[str, Any]:

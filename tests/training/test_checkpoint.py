@@ -29,7 +29,7 @@ from bnn_jax.training.checkpoint import (
 
 
 @pytest.fixture(scope="module")
-def saved_pair(tmp_path_factory) -> Path:
+def saved_pair(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pair")
     for step in (1, 2):
         save_checkpoint(folder, step, state_of(step), metadata={"saved_at": step})
@@ -42,9 +42,6 @@ def pair(saved_pair, tmp_path) -> Path:
     return Path(shutil.copytree(saved_pair, tmp_path / "pair"))
 
 
-# ------------------------------------------------------------------------------------------------------------ damage
-
-
 def data_files(folder: Path, step: int) -> list[Path]:
     return sorted(path for path in (folder / str(step)).rglob("*") if path.is_file())
 
@@ -53,14 +50,6 @@ def kernel_file(folder: Path) -> Path:
     kernel = np.asarray(state_of(2)["kernel"]).tobytes()
     (path,) = [path for path in data_files(folder, 2) if kernel in path.read_bytes()]
     return path
-
-
-def rewrite_manifest(folder: Path, *, rehash: bool, **changes: Any) -> None:
-    path = folder / "2.json"
-    manifest = json.loads(path.read_text()) | changes
-    if rehash:
-        manifest["sha256"] = own_hash(manifest)
-    path.write_text(json.dumps(manifest))
 
 
 def flip(path: Path, bit: int) -> None:
@@ -74,58 +63,43 @@ def flip_kernel_bit(folder: Path) -> None:
     flip(path, 8 * path.read_bytes().index(np.asarray(state_of(2)["kernel"]).tobytes()) + 12345)
 
 
-def make_empty_folder(folder: Path) -> None:
-    (folder / "2.json").unlink()
-    shutil.rmtree(folder / "2")
-    (folder / "2").mkdir()
-
-
 def interrupt(folder: Path) -> None:
     os.rename(folder / "2.json", folder / "2.json.tmp")
     kernel_file(folder).unlink()
 
 
-NO_KERNEL = r"`kernel` cannot be read \(.*\)$"
+def edit(path: Path, *, hashed: bool = False, **changes: Any) -> None:
+    manifest = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps(manifest | {"sha256": own_hash(manifest)} if hashed else manifest))
+
+
+NO_KERNEL, WRONG_KERNEL = r"`kernel` cannot be read \(.*\)$", "`kernel` does not match its hash"
+WRONG_MANIFEST, NO_JSON = "its manifest does not match its own hash", "its manifest is not JSON"
+NO_MANIFEST, NOT_READ = "it has no manifest `2.json`", r"its manifest cannot be read \(Is a directory\)"
+OTHER_VERSION = "it has format version 1, this bnn_jax reads 2"
 DAMAGES = {
-    "bit flipped": (flip_kernel_bit, "`kernel` does not match its hash"),
-    "data truncated": (lambda folder: os.truncate(kernel_file(folder), 100), NO_KERNEL),
-    "data emptied": (lambda folder: os.truncate(kernel_file(folder), 0), NO_KERNEL),
-    "data file deleted": (lambda folder: kernel_file(folder).unlink(), NO_KERNEL),
-    "store emptied": (lambda folder: os.truncate(folder / "2" / "state" / "manifest.ocdbt", 0), NO_KERNEL),
-    "data folder deleted": (lambda folder: shutil.rmtree(folder / "2"), "its data folder is missing"),
-    "data folder of another step": (
-        lambda folder: (shutil.rmtree(folder / "2"), shutil.copytree(folder / "1", folder / "2")),
-        "`kernel` does not match its hash",
-    ),
-    "empty numeric folder": (make_empty_folder, "it has no manifest `2.json`"),
-    "manifest deleted": (lambda folder: (folder / "2.json").unlink(), "it has no manifest `2.json`"),
-    "manifest truncated": (lambda folder: os.truncate(folder / "2.json", 200), "its manifest is not JSON"),
-    "manifest of bytes": (lambda folder: (folder / "2.json").write_bytes(b"\xff\x00"), "its manifest is not JSON"),
-    "manifest of another kind": (lambda folder: (folder / "2.json").write_text("[1]"), "not a manifest of bnn_jax"),
+    "bit flipped": (flip_kernel_bit, WRONG_KERNEL),
+    "data truncated": (lambda at: os.truncate(kernel_file(at), 100), NO_KERNEL),
+    "data emptied": (lambda at: os.truncate(kernel_file(at), 0), NO_KERNEL),
+    "data file deleted": (lambda at: kernel_file(at).unlink(), NO_KERNEL),
+    "store emptied": (lambda at: os.truncate(at / "2" / "state" / "manifest.ocdbt", 0), NO_KERNEL),
+    "data deleted": (lambda at: shutil.rmtree(at / "2"), "its data folder is missing"),
+    "data of another step": (lambda at: (shutil.rmtree(at / "2"), shutil.copytree(at / "1", at / "2")), WRONG_KERNEL),
+    "empty folder": (lambda at: ((at / "2.json").unlink(), shutil.rmtree(at / "2"), (at / "2").mkdir()), NO_MANIFEST),
+    "manifest deleted": (lambda at: (at / "2.json").unlink(), NO_MANIFEST),
+    "manifest emptied": (lambda at: os.truncate(at / "2.json", 0), NO_JSON),
+    "manifest truncated": (lambda at: os.truncate(at / "2.json", 200), NO_JSON),
+    "manifest of bytes": (lambda at: (at / "2.json").write_bytes(b"\xff\x00"), NO_JSON),
+    "manifest of another kind": (lambda at: (at / "2.json").write_text("[1]"), "not a manifest of bnn_jax"),
     "manifest of another step": (
-        lambda folder: shutil.copy(folder / "1.json", folder / "2.json"),
+        lambda at: shutil.copy(at / "1.json", at / "2.json"),
         "its manifest is that of step 1",
     ),
-    "manifest without hash": (
-        lambda folder: (folder / "2.json").write_text('{"format": "bnn_jax checkpoint"}'),
-        "does not match its own hash",
-    ),
-    "manifest is a folder": (
-        lambda folder: ((folder / "2.json").unlink(), (folder / "2.json").mkdir()),
-        r"its manifest cannot be read \(Is a directory\)",
-    ),
-    "metadata tampered with": (
-        lambda folder: rewrite_manifest(folder, rehash=False, metadata={"saved_at": 99}),
-        "does not match its own hash",
-    ),
-    "version garbled": (
-        lambda folder: rewrite_manifest(folder, rehash=False, format_version=3),
-        "does not match its own hash",
-    ),
-    "other version": (
-        lambda folder: rewrite_manifest(folder, rehash=True, format_version=1),
-        "it has format version 1, this bnn_jax reads 2",
-    ),
+    "manifest alone": (lambda at: (at / "2.json").write_text('{"format": "bnn_jax checkpoint"}'), WRONG_MANIFEST),
+    "manifest is a folder": (lambda at: ((at / "2.json").unlink(), (at / "2.json").mkdir()), NOT_READ),
+    "metadata tampered with": (lambda at: edit(at / "2.json", metadata={"saved_at": 99}), WRONG_MANIFEST),
+    "version garbled": (lambda at: edit(at / "2.json", format_version=3), WRONG_MANIFEST),
+    "other version": (lambda at: edit(at / "2.json", hashed=True, format_version=1), OTHER_VERSION),
     "save interrupted": (interrupt, "its save was not finished"),
 }
 UNREADABLE = ("other version", "manifest is a folder")
@@ -138,10 +112,8 @@ def test_damage_is_passed_over_quarantined_and_replaced(pair, tmp_path, name, ca
     damage(pair)
     with pytest.warns(CheckpointWarning, match=reason) as caught:
         restored = restore_checkpoint(pair, state_of(0))
-    assert len(caught) == 1
-    assert str(caught[0].message).startswith(f"skipped checkpoint `{pair / '2'}`: ")
-    assert "\n" not in str(caught[0].message)
-    assert caught[0].filename == __file__
+    ((text, place),) = [(str(warning.message), warning.filename) for warning in caught]
+    assert (text.startswith(f"skipped checkpoint `{pair}/2`: "), "\n" in text, place) == (True, False, __file__)
     assert (restored.step, restored.metadata) == (1, {"saved_at": 1})
     assert bits_of(restored.state) == bits_of(state_of(1))
     assert capfd.readouterr().err == ""
@@ -155,11 +127,15 @@ def test_damage_is_passed_over_quarantined_and_replaced(pair, tmp_path, name, ca
     assert (restored.step, restored.metadata) == (2, {"saved_at": 3})
     assert bits_of(restored.state) == bits_of(state_of(3))
     assert sorted(os.listdir(copy)) == ["1", "1.json", "2", "2.json"]
-    if name == "save interrupted":
+    (pair / "1.json").write_text("{")
+    if name == "save interrupted":  # which was no checkpoint yet
+        (pair / "1.json").unlink()
+        shutil.rmtree(pair / "1")
+        with pytest.warns(CheckpointWarning, match=reason):
+            assert restore_checkpoint(pair, state_of(0)) is None
         return
 
     # A run that has nothing left begins again, and can save at every step; the damaged checkpoints are kept.
-    (pair / "1.json").write_text("{")
     left = {f"quarantine-1/{path.relative_to(pair)}" for path in pair.rglob("*")}
     with pytest.warns(CheckpointWarning) as caught:
         assert restore_checkpoint(pair, state_of(0), quarantine=True) is None
@@ -190,8 +166,7 @@ def test_what_only_cannot_be_read_is_neither_quarantined_nor_forgotten_nor_repla
 
 
 def restore_quietly(folder: Path, like: Any) -> tuple[Any, int]:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True, action="always") as caught:
         restored = restore_checkpoint(folder, like)
     assert all(warning.category is CheckpointWarning for warning in caught)
     return restored, len(caught)
@@ -218,14 +193,6 @@ def test_none_where_there_is_no_checkpoint(tmp_path, folder):
     (tmp_path / "unrelated" / "config.json").write_text("{}")
     assert restore_checkpoint(tmp_path / folder, state_of(0)) is None
     assert checkpoint_steps(tmp_path / folder) == []
-
-
-def test_an_interrupted_first_save_is_no_checkpoint(pair):
-    shutil.rmtree(pair / "1")
-    (pair / "1.json").unlink()
-    interrupt(pair)
-    with pytest.warns(CheckpointWarning, match=r"/2`: its save was not finished"):
-        assert restore_checkpoint(pair, state_of(0)) is None
 
 
 def test_run_error_when_none_verifies(pair):
@@ -269,13 +236,10 @@ def test_only_the_step_asked_for_is_tried_and_metadata_need_no_model(pair):
     for action in (lambda: verify_checkpoint(pair, 2), lambda: restore_checkpoint(pair, state_of(0), step=2)):
         with pytest.raises(RunError, match=r"`.*/2` does not verify: `kernel` does not match its hash; try step 1$"):
             action()
-    rewrite_manifest(pair, rehash=False, metadata={})
+    edit(pair / "2.json", metadata={})
     assert checkpoint_steps(pair) == [1]
     with pytest.raises(RunError, match=r"/2` does not verify: its manifest does not match its own hash; try step 1$"):
         read_metadata(pair, 2)
-
-
-# ------------------------------------------------------------------------------------------------ saving and deleting
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
@@ -313,7 +277,7 @@ def test_saving_the_same_again_writes_nothing_but_new_metadata(pair):
 
 
 def test_what_is_not_ours_is_never_deleted_and_leftovers_are(pair):
-    rewrite_manifest(pair, rehash=True, format_version=1)
+    edit(pair / "2.json", hashed=True, format_version=1)
     (pair / "5").mkdir()
     (pair / "5" / "photo.jpg").write_text("mine")
     with pytest.raises(UsageError, match=r"`.*/5` is in the way and no checkpoint; give another folder$"):
@@ -338,9 +302,6 @@ def test_a_file_in_place_of_the_folder(tmp_path):
             action(folder)
 
 
-# ----------------------------------------------------------------------------------------------------------- failures
-
-
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
 @pytest.mark.parametrize("place", ["write_synced", "save_tree", "sync_tree", "replace_synced"])
 def test_whatever_fails_a_save_leaves_the_others(pair, monkeypatch, place, error):
@@ -352,8 +313,8 @@ def test_whatever_fails_a_save_leaves_the_others(pair, monkeypatch, place, error
     expected = (
         rf"saving checkpoint `{pair}/3` failed: Input/output error; the last good checkpoint \(step 2\) is kept; "
     )
-    failed = isinstance(error, OSError)
-    with pytest.raises(RunError if failed else KeyboardInterrupt, match=expected if failed else None):
+    raised, told = (RunError, expected) if isinstance(error, OSError) else (KeyboardInterrupt, None)
+    with pytest.raises(raised, match=told):
         save_checkpoint(pair, 3, state_of(3))
     assert before.keys() == contents(pair).keys()
     assert checkpoint_steps(pair) == [1, 2]
@@ -382,10 +343,10 @@ def test_what_does_not_read_back_is_no_checkpoint(tmp_path, monkeypatch):
 
 
 DISK_FULL = """
-import json, resource, sys, warnings
+import json, resource, sys
 import numpy as np
 from bnn_jax.errors import RunError
-from bnn_jax.training.checkpoint import checkpoint_steps, restore_checkpoint, save_checkpoint
+from bnn_jax.training.checkpoint import checkpoint_steps, save_checkpoint
 
 folder, texts = sys.argv[1], []
 rng = np.random.default_rng(0)
@@ -409,11 +370,9 @@ def test_disk_full_is_told_in_one_sentence_and_costs_nothing(tmp_path, subproces
     assert (done.returncode, done.stderr) == (0, "")
     texts, steps, steps_after = json.loads(done.stdout)
     way_out = "make room or make the folder writable, then run again to go on from there"
-    kept = ["there is no good checkpoint yet"] + ["the last good checkpoint (step 1) is kept"] * 5
-    assert texts == [
-        f"saving checkpoint `{folder}/{step}` failed: File too large; {last}; {way_out}"
-        for step, last in zip([0, 2, 2, 2, 2, 2], kept)
-    ]
+    told = lambda step, kept: f"saving checkpoint `{folder}/{step}` failed: File too large; {kept}; {way_out}"
+    last = "the last good checkpoint (step 1) is kept"
+    assert texts == [told(0, "there is no good checkpoint yet")] + [told(2, last)] * 5
     assert (steps, steps_after) == ([1], [1, 2])
     assert sorted(os.listdir(folder)) == ["1", "1.json", "2", "2.json"]
 
@@ -474,18 +433,17 @@ for step in itertools.count(1):
 
 
 def test_a_kill_loses_nothing_that_was_saved(tmp_path, subprocess_env):
-    savers = []
-    for index in range(3):
-        command = [sys.executable, "-c", SAVE_FOR_EVER, tmp_path / str(index)]
-        savers.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=subprocess_env))
+    commands = [[sys.executable, "-c", SAVE_FOR_EVER, tmp_path / str(index)] for index in range(3)]
+    pipe = {"stdout": subprocess.PIPE, "text": True, "env": subprocess_env}
+    savers = [subprocess.Popen(command, **pipe) for command in commands]
     delays = np.random.default_rng(time.time_ns()).uniform(0.0, 0.3, len(savers))
-    for index, (saver, delay) in enumerate(zip(savers, delays)):
+    for command, saver, delay in zip(commands, savers, delays):
         assert saver.stdout.readline() == "1\n"
         time.sleep(delay)
         saver.send_signal(signal.SIGKILL)
         acknowledged = [1, *map(int, saver.communicate()[0].split())]
-        restored, _ = restore_quietly(tmp_path / str(index), {str(n): np.zeros(5_000, np.uint32) for n in range(4)})
-        assert restored.step in (acknowledged[-1], acknowledged[-1] + 1)
+        (state, step, _), _ = restore_quietly(command[-1], {str(n): np.zeros(5_000, np.uint32) for n in range(4)})
+        assert step in (acknowledged[-1], acknowledged[-1] + 1)
         for n in range(4):
-            expected = np.random.default_rng([restored.step, n]).integers(0, 2**32, 5_000, dtype=np.uint32)
-            np.testing.assert_array_equal(restored.state[str(n)], expected)
+            bits = np.random.default_rng([step, n])
+            np.testing.assert_array_equal(state[str(n)], bits.integers(0, 2**32, 5_000, dtype=np.uint32))
