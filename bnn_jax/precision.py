@@ -1,12 +1,14 @@
 """The dtype of sums: float32 at least, whatever narrower dtype the operands have."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
 
 def sum_dtype(*operands: Float[Array, "..."]) -> jnp.dtype:
     """The dtype in which products of `operands` are summed: float32 at least."""
-    return jnp.promote_types(jnp.result_type(*operands), jnp.float32)
+    with jax.numpy_dtype_promotion("standard"):  # Here dtypes promote by intent; elsewhere one may forbid it.
+        return jnp.promote_types(jnp.result_type(*operands), jnp.float32)
 
 
 def widened(x: Num[Array, "..."]) -> Num[Array, "..."]:

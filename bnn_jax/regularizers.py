@@ -14,6 +14,7 @@ from jax.tree_util import DictKey
 from jaxtyping import Array, Float
 
 from bnn_jax.estimators import sign
+from bnn_jax.precision import widened
 from bnn_jax.types import LATENT_KERNEL, Params
 
 Regularizer: TypeAlias = Callable[[Array, Array], Array]
@@ -166,7 +167,7 @@ REGULARIZERS: dict[str, Regularizer] = {
 
 
 def _total(terms: list[Array]) -> Float[Array, ""]:
-    return sum(terms, start=jnp.zeros((), jnp.float32))
+    return sum(map(widened, terms), start=jnp.zeros((), jnp.float32))
 
 
 def penalty(params: Params, regularizer: Regularizer) -> Float[Array, ""]:

@@ -3,6 +3,7 @@ r"""Schedules: step -> value, for learning rates and for the sharpness of estima
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -21,12 +22,12 @@ def cosine(value: float, total_steps: int) -> Schedule:
     >>> print(f"{cosine(1.0, 100)(50):.4f}")
     0.5000
     """
-    return optax.cosine_decay_schedule(value, total_steps)
+    return _of_whole_steps(optax.cosine_decay_schedule(value, total_steps))
 
 
 def linear(value: float, total_steps: int) -> Schedule:
     """value (1 - step / total_steps): from value to 0."""
-    return optax.linear_schedule(value, 0.0, total_steps)
+    return _of_whole_steps(optax.linear_schedule(value, 0.0, total_steps))
 
 
 def exponential(value: float, total_steps: int, *, final_share: float = 1e-3) -> Schedule:
@@ -61,7 +62,17 @@ def staircase(value: float, total_steps: int, *, stages: int = 5, factor: float 
     """
     require("stages", stages, stages >= 1, "must be at least 1", "5 is usual")
     require_positive("factor", factor, "0.1 is usual")
-    return lambda step: value * factor ** jnp.clip(step * stages // total_steps, 0, stages - 1)
+    return _of_whole_steps(lambda step: value * factor ** jnp.clip(step * stages // total_steps, 0, stages - 1))
+
+
+def _of_whole_steps(schedule: Schedule) -> Schedule:
+    """A schedule that mixes its numbers with the whole number of the step, also where dtypes are not promoted."""
+
+    def at(step):
+        with jax.numpy_dtype_promotion("standard"):
+            return schedule(step)
+
+    return at
 
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {

@@ -1,15 +1,19 @@
 """What holds for every test: strict ranks, a shared compilation cache, no downloads."""
 
+import ctypes
 import gc
 import os
+import resource
 from pathlib import Path
 
 import hypothesis
 import jax
 import jaxlib.version
+import jaxtyping
 import pytest
 
 ROOT = Path(__file__).parents[1]
+MOST_RESIDENT = 10**9
 CACHE = ROOT / ".cache" / "jax"
 
 # Compiling is most of the tests' time: no optimizations by LLVM, no splitting of programs that are small,
@@ -30,11 +34,37 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=No
 hypothesis.settings.load_profile("repeatable")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def freeze_garbage():
-    """What a test file leaves in JAX's caches stays: the garbage collector need not walk through it again and again."""
+@pytest.fixture
+def unchecked():
+    """Nothing is checked against annotations, as users have it: for tests of what the functions themselves refuse."""
+    jaxtyping.config.update("jaxtyping_disable", True)
     yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def standard_dtypes():
+    """Dtypes promote, as users have it: for transforms of optax, which mix numbers with their whole step counts."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory():
+    """What test files leave in JAX's caches stays until it is much; the garbage collector need not walk through it."""
+    yield
+    if resident_bytes() > MOST_RESIDENT:
+        jax.clear_caches()
+        gc.unfreeze()
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
     gc.freeze()
+
+
+def resident_bytes() -> int:
+    """The memory of this process, where the system tells it."""
+    statistics = Path("/proc/self/statm")
+    return int(statistics.read_text().split()[1]) * resource.getpagesize() if statistics.exists() else 0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -214,6 +214,7 @@ def test_stages_are_summed_and_blocks_stand_for_their_stage():
     assert names == ["stage1"]
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_networks_that_do_not_fit_are_refused():
     with pytest.raises(
         ValueError, match=r"`teacher` \(with conv1\) shares no stage with the network, which has stage1"

@@ -138,6 +138,7 @@ def test_one_scale_is_the_default(name, w):
     assert float(REGULARIZERS[name](w)) == pytest.approx(float(REGULARIZERS[name](w, 1.0)))
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("name", REGULARIZERS)
 def test_other_shapes_and_dtypes_are_refused(name):
     text = r"^`scale` must be a scalar or one value a feature, shape \(1, 1, 1, 4\); got \({}\)$"
@@ -157,7 +158,7 @@ def test_the_best_scale_is_the_median_or_the_mean_of_the_magnitudes(regularizer,
     best = optimum(np.abs(w).reshape(-1, 4), axis=0).astype(np.float32)
 
     def error(scale, feature):
-        return float(regularizer(jnp.asarray(w[..., feature]).reshape(-1, 1), scale))
+        return float(regularizer(jnp.asarray(w[..., feature]).reshape(-1, 1), jnp.asarray(scale)))
 
     for feature in range(4):
         for epsilon in (-0.3, -0.02, 0.02, 0.3):

@@ -121,12 +121,13 @@ def make_estimator(
         x, parameters = residuals
         wide, cotangent = widened(x), widened(cotangent)
         dparameters = {
-            name: _summed_to(cotangent * factors[name](wide, **parameters), value.shape)
+            name: _summed_to(cotangent * jnp.asarray(factors[name](wide, **parameters), cotangent.dtype), value.shape)
             if name in factors
             else jnp.zeros_like(value)
             for name, value in parameters.items()
         }
-        return (cotangent * derivative(wide, **parameters)).astype(x.dtype), dparameters
+        slope = jnp.asarray(derivative(wide, **parameters), cotangent.dtype)
+        return (cotangent * slope).astype(x.dtype), dparameters
 
     quantize.defvjp(forward, backward)
 

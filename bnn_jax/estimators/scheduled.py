@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from bnn_jax.checks import require, require_positive
 from bnn_jax.estimators.definition import make_sign
 from bnn_jax.estimators.signs import sech_squared
+from bnn_jax.precision import widened
 from bnn_jax.types import Key
 
 Progress: TypeAlias = float | Float[Array, ""]
@@ -24,7 +25,7 @@ Progress: TypeAlias = float | Float[Array, ""]
 SINE_COEFFICIENTS = (0.9999999947, -0.1666665668, 0.008333025139, -1.980741873e-4, 2.601903068e-6)
 
 
-def _split_pi(multiple: Float[Array, "..."], angle: Float[Array, "..."]) -> Float[Array, "..."]:
+def _split_pi(multiple: float | Float[Array, "..."], angle: Float[Array, "..."]) -> Float[Array, "..."]:
     # angle - multiple * pi in two steps, of which the first is exact.
     return (angle - multiple * 3.140625) - multiple * (math.pi - 3.140625)
 
@@ -74,7 +75,7 @@ def _quantile(magnitude: Float[Array, "size"], eps: Float[Array, ""]) -> Float[A
     lower = jax.lax.bitcast_convert_type(at, jnp.float32)
     larger = jnp.min(magnitude, initial=jnp.inf, where=bits > at)
     upper = jnp.where(up_to(at) > jnp.minimum(rank + 1, last), lower, larger)
-    return lower + (position - rank) * (upper - lower)
+    return lower + (position - rank.astype(position.dtype)) * (upper - lower)
 
 
 _ede = make_sign(lambda x, t, k: k * t * sech_squared(t * x))
@@ -285,10 +286,11 @@ def gumbel_sign(
     # Drawn in float32 also for a narrower x, whose few bits would make a coarse draw; one logarithm where
     # jax.random.logistic takes two, which the compiler keeps in memory.
     u = jax.random.uniform(key, x.shape, jnp.float32, minval=jnp.finfo(jnp.float32).tiny)
-    noise = jnp.log(u / (1 - u)) / 2
+    wide = widened(x)
+    noise = (jnp.log(u / (1 - u)) / 2).astype(wide.dtype)
     if not sampled:
         return _noisy_slope(x, noise=noise, temperature=temperature)
-    return _gumbel((x + noise).astype(x.dtype), temperature=temperature)
+    return _gumbel((wide + noise).astype(x.dtype), temperature=temperature)
 
 
 def fda_schedule(

@@ -78,7 +78,8 @@ def mean_pool(
     >>> mean_pool(jnp.array([256, 1, 1, 1], jnp.bfloat16).reshape(1, 2, 2, 1), (2, 2), (2, 2)).ravel()
     Array([65], dtype=bfloat16)
     """
-    return nn.avg_pool(widened(x), window, strides, padding, count_include_pad).astype(x.dtype)
+    with jax.numpy_dtype_promotion("standard"):  # Flax divides by whole numbers.
+        return nn.avg_pool(widened(x), window, strides, padding, count_include_pad).astype(x.dtype)
 
 
 def _largest(x: Array, axis: int) -> Array:

@@ -205,7 +205,17 @@ def make_optimizer(
     found = look_up("optimizer", optimizer, OPTIMIZERS)
     check_options("options", found.make, options)
     settings = Settings(learning_rate, momentum, weight_decay, box, total_steps, scale_latent)
-    return optax.with_extra_args_support(found.make(settings, **options))
+    return _promoting(optax.with_extra_args_support(found.make(settings, **options)))
+
+
+def _promoting(transform: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+    """Let a transform mix dtypes where this is otherwise forbidden: those of optax multiply by their step count."""
+
+    def update(updates, state, params=None, **extra):
+        with jax.numpy_dtype_promotion("standard"):
+            return transform.update(updates, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(transform.init, update)
 
 
 __all__ = [

@@ -11,6 +11,7 @@ from jaxtyping import Array, Int
 
 from bnn_jax.checks import require
 from bnn_jax.optim.latent import Box, clip_displacement, land_inside, resolve_box
+from bnn_jax.precision import sum_dtype
 from bnn_jax.types import Params
 
 ORDERS = ("before", "after")
@@ -87,14 +88,14 @@ def push_to_bounds(
     def update_fn(updates, state, params=None):
         if params is None:
             raise ValueError("`params` must be given to `update`: the push is about parameters, not updates")
-        epoch = state.count // steps_per_epoch
+        epoch = (state.count // steps_per_epoch).astype(float)
         growth = 2 * rate * (epoch + 1) * (steps_per_epoch / total_steps)
-        frozen = state.count >= freeze_from * total_steps
+        frozen = state.count.astype(float) >= freeze_from * total_steps
 
         def push(u, w, bounds):
             if bounds is None:
                 return u
-            wide = jnp.promote_types(w.dtype, jnp.float32)
+            wide = sum_dtype(w)
             displacement = _pushed(u.astype(wide), w.astype(wide), bounds, jnp.asarray(growth, wide), order)
             end = jnp.where(w < 0, *(jnp.asarray(bound, wide) for bound in bounds))
             return land_inside(w, jnp.where(frozen, end - w.astype(wide), displacement), bounds)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Int
 from bnn_jax.checks import require
 from bnn_jax.estimators import sign
 from bnn_jax.optim.latent import is_latent
+from bnn_jax.precision import sum_dtype
 from bnn_jax.types import Params, Schedule
 
 
@@ -78,7 +79,7 @@ def bop(
         check_rate(adaptivity_rate)
 
     def init_fn(params):
-        momentum = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.promote_types(w.dtype, jnp.float32)), params)
+        momentum = jax.tree.map(lambda w: jnp.zeros(w.shape, sum_dtype(w)), params)
         return BopState(jnp.zeros((), jnp.int32), momentum, jnp.zeros((), jnp.int32))
 
     def update_fn(updates, state, params=None):

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from bnn_jax.checks import require, require_positive
 from bnn_jax.optim.latent import Box, clip_displacement, land_inside, resolve_box
+from bnn_jax.precision import widened
 from bnn_jax.types import Params, Schedule
 
 MAX_NEWTON = 20
@@ -236,7 +237,7 @@ def deep_frank_wolfe(
         del extra_args
         _check_call(params, value, oracle, inner_steps)
         leaves, treedef = jax.tree.flatten(params)
-        wide = [w.astype(jnp.promote_types(w.dtype, jnp.float32)) for w in leaves]
+        wide = [widened(w) for w in leaves]
 
         def flat(tree):
             return [x.astype(w.dtype) for x, w in zip(jax.tree.leaves(tree), wide)]

@@ -130,7 +130,7 @@ def _freeze(state, w, count, *, bits):
 def _octave(magnitude):
     """floor(log2(4 magnitude / 3)), exact: the largest n with magnitude >= 3/4 2^n."""
     mantissa, exponent = jnp.frexp(magnitude)
-    return exponent - (mantissa < 0.75)
+    return exponent - (mantissa < 0.75).astype(exponent.dtype)
 
 
 def _lowest_exponent(largest, bits):

@@ -223,7 +223,7 @@ def pact_activations(x: Float[Array, "..."], clipping_level: float | Float[Array
     level = jnp.asarray(clipping_level, wide.dtype)
     if level.ndim:
         raise ValueError(f"`clipping_level` (of shape {level.shape}) must be a scalar, one a layer; give one value")
-    n, top = 2**bits - 1, jnp.maximum(level, jnp.finfo(x.dtype).eps)
+    n, top = 2**bits - 1, jnp.maximum(level, float(jnp.finfo(x.dtype).eps))
     codes = jnp.round(n * jnp.clip(wide / top, 0, 1))
     # Its derivative alone matters: by `level`, not `top`, which below eps would be 0 and leave the level stuck.
     clipped = jnp.where(wide >= top, level, jnp.where(wide > 0, wide, 0))

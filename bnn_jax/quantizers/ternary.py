@@ -130,11 +130,12 @@ def twn(
     """
     require("threshold", threshold, lambda t: t >= 0, "must be at least 0", "0.7 is usual")
     require_positive("clip_value", clip_value, "1.0 is usual, infinity is the identity")
+    require_floating("w", w)
     axes = tuple(range(w.ndim - 1 if per_channel else w.ndim))
     magnitude = widened(jax.lax.stop_gradient(jnp.abs(w)))
     delta = threshold * magnitude.mean(axes, keepdims=per_channel)
     above = magnitude > delta
-    count = above.sum(axes, keepdims=per_channel)
+    count = above.sum(axes, keepdims=per_channel).astype(magnitude.dtype)
     mean = jnp.where(above, magnitude, 0).sum(axes, keepdims=per_channel) / jnp.maximum(count, 1)
     scale = jnp.where(count == 0, 1, mean).astype(w.dtype)
     return Quantized(_thresholded(w, delta=delta, scale=scale, clip_value=clip_value), scale)

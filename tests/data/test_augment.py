@@ -131,6 +131,7 @@ def test_jit_and_vmap_change_nothing():
     assert not np.array_equal(expected[0] > 0, expected[1] > 0)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_errors_name_the_argument():
     with pytest.raises(ValueError, match=r"`padding` \(=-1\) must not be negative; 0 switches the crop off"):
         augment(jax.random.key(0), jnp.zeros(SHAPE), padding=-1, flip=False)

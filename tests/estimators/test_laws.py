@@ -392,6 +392,7 @@ def test_scales_and_sharpness_must_be_positive(name, parameter, value):
         ESTIMATORS[name](jnp.ones(2), **{parameter: value})
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("estimator", [sign, *ESTIMATORS.values()])
 def test_integers_are_refused(estimator):
     with pytest.raises(TypeError, match=r"`x` must be a floating-point array; got int32"):

@@ -146,6 +146,7 @@ def test_weights_are_inside_their_box_whatever_the_updates_are(dtype, order, dat
 # ---- in a chain, as a transform
 
 
+@pytest.mark.usefixtures("standard_dtypes")
 def test_only_boxed_parameters_are_pushed_and_the_chain_is_traced_once():
     params = {
         "conv": {"latent_kernel": jnp.array([[0.5, -0.25]]), "bias": jnp.array([0.5, 3.0])},
@@ -200,6 +201,7 @@ def test_vmap_over_rates_equals_the_loop():
     np.testing.assert_allclose(together[0], u, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("standard_dtypes")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_it_survives_multi_steps(dtype):
     w = jnp.array([0.5, -0.25], dtype)

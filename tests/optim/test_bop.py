@@ -179,6 +179,7 @@ def test_vmap_over_thresholds_equals_the_loop():
         np.testing.assert_array_equal(together[i], update(threshold)[0])
 
 
+@pytest.mark.usefixtures("standard_dtypes")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_it_survives_multi_steps_and_finds_the_mean_gradient(dtype):
     w = jnp.array([1.0, -1.0], dtype)
@@ -199,6 +200,7 @@ def test_tree_map_params_finds_the_momentum():
 # ---- Bop on the latent weights, another optimizer on the rest
 
 
+@pytest.mark.usefixtures("standard_dtypes")
 def test_the_rest_is_trained_as_by_the_other_optimizer_alone():
     gradient = jax.tree.map(lambda w: jnp.cos(3 * w) + 1, NETWORK)
     optimizer, adam = bop_on_latent(optax.adam(0.1), threshold=1e-5), optax.adam(0.1)

@@ -185,6 +185,7 @@ def test_an_oracle_that_fails_changes_nothing(boxed):
     assert 0 < float(state.gamma) <= 1
 
 
+@pytest.mark.usefixtures("standard_dtypes")
 @pytest.mark.parametrize("x64", [False, True])
 def test_the_oracle_meets_float32_whatever_the_parameters(x64):
     seen = []

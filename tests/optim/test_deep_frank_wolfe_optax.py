@@ -117,6 +117,7 @@ def test_inject_hyperparams_changes_nothing_but_lets_the_rate_change(box):
         assert_close((updates, new_state.inner_state), plain_update(rate), rtol=1e-5)
 
 
+@pytest.mark.usefixtures("standard_dtypes")
 @pytest.mark.parametrize(
     ("dtype", "x64"),
     [("bfloat16", False), ("float16", False), ("float32", False), ("float32", True), ("float64", True)],
@@ -147,6 +148,7 @@ def test_dtypes_are_kept_also_under_cond(dtype, x64, variant):
         assert float(state.gamma) == 1
 
 
+@pytest.mark.usefixtures("standard_dtypes")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_it_survives_multi_steps(dtype):
     params = jnp.array([1.0, 2.0], dtype)
@@ -156,6 +158,7 @@ def test_it_survives_multi_steps(dtype):
     assert not np.any(updates)
 
 
+@pytest.mark.usefixtures("standard_dtypes")
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_schedule_is_read_at_the_count(variant):
     scheduled = deep_frank_wolfe(optax.piecewise_constant_schedule(0.01, {2: 0.1}), **VARIANTS[variant])

@@ -130,6 +130,7 @@ def test_the_box_is_checked_under_jit_as_far_as_it_is_known():
 OPTIMIZERS = {"sgd": optax.sgd(0.5, momentum=0.9), "adam": optax.adam(0.2)}
 
 
+@pytest.mark.usefixtures("standard_dtypes")
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("bounds", [(-0.3, 0.7), (0.0, 1 / 3), (0.1, 0.1)])
 def test_keep_in_box_projects_what_the_optimizer_proposes(name, bounds):
@@ -156,6 +157,7 @@ def test_keep_in_box_projects_what_the_optimizer_proposes(name, bounds):
         np.testing.assert_array_equal(params["out"]["kernel"], proposed["out"]["kernel"])
 
 
+@pytest.mark.usefixtures("standard_dtypes")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_keep_in_box_is_exact_for_adversarial_boxes(dtype):
     rng, size = np.random.default_rng(1), 100_000
@@ -206,6 +208,7 @@ def test_the_learning_rate_scale_is_that_of_the_published_formula(shape, fan_in,
     assert latent_learning_rate_scale(shape) == pytest.approx(1 / np.sqrt(1.5 / (fan_in + fan_out)), rel=1e-12)
 
 
+@pytest.mark.usefixtures("standard_dtypes")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_final_update_of_latent_weights_is_scaled_before_the_clip(dtype):
     """updates[w] = clip(w + scale (optimizer's w - w)), in float64, beside a jitted chain."""

@@ -199,6 +199,7 @@ def test_decoupled_neurons_are_the_two_thresholds():
     np.testing.assert_array_equal(codes[clear, 1], np.asarray(z[:, 0] > 0.25)[clear])
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_decouple_refuses_shapes_that_do_not_match():
     with pytest.raises(ValueError, match=r"`next_kernel` \(with 3 features\) must have the 2 features of `norm_bias`"):
         decouple((), jnp.zeros(2), jnp.ones((3, 4)))

@@ -91,6 +91,7 @@ def test_jit_scan_and_second_call(g):
     assert jitted._cache_size() == 1
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_error_texts():
     key = jax.random.key(0)
     with pytest.raises(ValueError, match=r"`bits` \(=0\) must be at least 1"):

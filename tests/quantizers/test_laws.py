@@ -151,6 +151,7 @@ def test_jit_vmap_and_scan_equal_plain_calls(table, name, options):
     assert jitted._cache_size() == 1
 
 
+@pytest.mark.usefixtures("unchecked")
 @over(CASES)
 def test_integers_are_refused(table, name, options):
     quantizer, x = make_quantizer(table, name, **options), jnp.ones(SHAPE, jnp.int32)

@@ -190,6 +190,7 @@ def test_bases_below_one(function):
         function(*arguments, bases=0)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_error_texts():
     with pytest.raises(ValueError, match=r"`spread` \(=0\) must be positive; at 0 all bases would stay equal"):
         abc_net_activations(spread=0)

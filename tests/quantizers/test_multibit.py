@@ -329,6 +329,7 @@ def test_bits_out_of_range(function):
         function(jnp.ones((2, 2), jnp.bfloat16), bits=9)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_error_texts_of_pact_and_hwgq():
     with pytest.raises(ValueError, match=r"`clipping_level` \(=-1\.0\) must be positive; 8 to 10 is usual"):
         pact(clipping_level=-1.0)
