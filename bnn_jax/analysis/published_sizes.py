@@ -12,13 +12,14 @@ from bnn_jax.analysis.accounting import Account, Convention, account_model
 from bnn_jax.analysis.documents import print_table, print_text
 from bnn_jax.models.binaryduo import binaryduo_resnet18
 from bnn_jax.models.birealnet import bireal18, bireal34, ftbnn_resnet18
+from bnn_jax.models.bn_free import reactnet18_bn_free
 from bnn_jax.models.bnas import bnas_e
 from bnn_jax.models.cinet import cinet_resnet18
 from bnn_jax.models.densenet import binary_densenet51, binary_densenet69, igp_densenet51, igp_densenet69
 from bnn_jax.models.dgrl import dgrl_resnet18
 from bnn_jax.models.fractal import igp_resnet37, igp_resnet41
 from bnn_jax.models.irnet import irnet_resnet18
-from bnn_jax.models.reactnet import reactnet18, reactnet18_bn_free
+from bnn_jax.models.reactnet import reactnet18
 from bnn_jax.models.real_to_binary import real_to_binary_resnet18
 from bnn_jax.models.resnet_large import resnet18, resnet34, tbn_resnet18, tbn_resnet34, xnor_resnet18
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, make_quantizer

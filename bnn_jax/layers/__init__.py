@@ -6,7 +6,7 @@ from bnn_jax.layers.binary_dense import BinaryDense
 from bnn_jax.layers.convolution import conv, scaled_conv
 from bnn_jax.layers.gates import ChannelGate, ChannelInteractions
 from bnn_jax.layers.norm import BatchNorm, batch_norm
-from bnn_jax.layers.pooling import halve, max_pool, mean_pool
+from bnn_jax.layers.pooling import avg_pool_2x2, max_pool, mean_pool
 from bnn_jax.layers.scaling import OutputScale
 from bnn_jax.precision import widened
 
@@ -19,9 +19,9 @@ __all__ = [
     "OutputScale",
     "PReLU",
     "RPReLU",
+    "avg_pool_2x2",
     "batch_norm",
     "conv",
-    "halve",
     "max_pool",
     "mean_pool",
     "scaled_conv",

@@ -52,11 +52,11 @@ def max_pool(
     return _largest(_largest(tiles, 4), 2)
 
 
-def halve(x: Float[Array, "batch h w channels"]) -> Float[Array, "batch rows columns channels"]:
+def avg_pool_2x2(x: Float[Array, "batch h w channels"]) -> Float[Array, "batch rows columns channels"]:
     """Means over 2x2 windows; at an odd edge over the pixels that are there, so that a 3x3 convolution, stride 2, fits.
 
     >>> import jax.numpy as jnp
-    >>> halve(jnp.arange(9.0).reshape(1, 3, 3, 1))[0, :, :, 0]
+    >>> avg_pool_2x2(jnp.arange(9.0).reshape(1, 3, 3, 1))[0, :, :, 0]
     Array([[2. , 3.5],
            [6.5, 8. ]], dtype=float32)
     """

@@ -19,6 +19,7 @@ from bnn_jax.models.birealnet import (
     ebireal34,
     ftbnn_resnet18,
 )
+from bnn_jax.models.bn_free import reactnet18_bn_free
 from bnn_jax.models.bnas import bnas_a, bnas_e
 from bnn_jax.models.cinet import cinet_resnet18
 from bnn_jax.models.convnet import binaryconnect_convnet, bnn_convnet, mnist_mlp
@@ -36,7 +37,7 @@ from bnn_jax.models.fractal import igp_resnet21, igp_resnet37, igp_resnet41, igp
 from bnn_jax.models.irnet import irnet_resnet18, irnet_resnet20, irnet_resnet34
 from bnn_jax.models.lenet import LeNet
 from bnn_jax.models.mobilenet import reactnet_a
-from bnn_jax.models.reactnet import reactnet18, reactnet18_bn_free, reactnet_resnet20
+from bnn_jax.models.reactnet import reactnet18, reactnet_resnet20
 from bnn_jax.models.real_to_binary import real_to_binary_baseline_resnet18, real_to_binary_resnet18
 from bnn_jax.models.resnet import ResNet, resnet6, resnet20
 from bnn_jax.models.resnet_large import (

@@ -6,17 +6,15 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool, widened
+from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool
 from bnn_jax.layers.convolution import resolve_padding
-from bnn_jax.models.convnet import check_image_size, check_positive
-from bnn_jax.models.stem import STEMS
-from bnn_jax.quantizers import Quantizer
-from bnn_jax.quantizers.gradients import GradientQuantizer
+from bnn_jax.models.network import Network, check_image_size
+from bnn_jax.precision import widened
 
 overlapping_pool = partial(max_pool, window=(3, 3), strides=(2, 2))
 
 
-class XnorAlexNet(nn.Module):
+class XnorAlexNet(Network):
     r"""AlexNet of XNOR-Net: pools follow the binary convolutions, on real values; no groups, no dropout.
 
     conv 11x11/4 w -> BN -> ReLU -> max pool 3/2, in full precision
@@ -28,10 +26,10 @@ class XnorAlexNet(nn.Module):
     The weights of width 96 at 224x224: 34,848 and 4,096,000 in full precision, 58,236,928 binary.
 
     Attributes:
-      num_classes: of the logits.
       width: filters of the first convolution, w.
       input_quantizer, kernel_quantizer: of all layers but the first and the last.
       input_scaling: XNOR-Net's map K, see :class:`bnn_jax.layers.BinaryConv`.
+      others: see :class:`bnn_jax.models.network.Network`.
 
     Returns:
       (logits, intermediates): float32 (batch, num_classes), and a dict with the outputs `stage1`, `stage2`, `stage3` of
@@ -43,34 +41,19 @@ class XnorAlexNet(nn.Module):
     Reference: Rastegari et al., XNOR-Net, 2016, arXiv:1603.05279, and the authors' program.
     """
 
-    num_classes: int
     width: int = 96
-    input_quantizer: Quantizer | None = None
-    kernel_quantizer: Quantizer | None = None
     input_scaling: bool = False
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_positive(self, "num_classes", "width")
 
     @nn.compact
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
     ):
         check_image_size(images, 63, "the AlexNet of XNOR-Net")
-        activation = nn.relu if self.input_quantizer is None else lambda y: y
+        conv = partial(BinaryConv, input_scaling=self.input_scaling, use_bias=True, **self.quantizers)
 
         def block(number, x, features, **geometry):
-            x = activation(BatchNorm(epsilon=1e-4, name=f"norm{number}")(x, train=train))
-            return BinaryConv(
-                features,
-                input_quantizer=self.input_quantizer,
-                kernel_quantizer=self.kernel_quantizer,
-                input_scaling=self.input_scaling,
-                use_bias=True,
-                name=f"conv{number}",
-                **geometry,
-            )(x, train=train, progress=progress)
+            x = self.unless_quantized(nn.relu)(BatchNorm(epsilon=1e-4, name=f"norm{number}")(x, train=train))
+            return conv(features, name=f"conv{number}", **geometry)(x, train=train, progress=progress)
 
         middle, units = round(self.width * 8 / 3), round(self.width * 128 / 3)
         x = BinaryConv(self.width, kernel_size=(11, 11), strides=(4, 4), padding=2, use_bias=True, name="conv1")(images)
@@ -84,10 +67,10 @@ class XnorAlexNet(nn.Module):
         x = block(7, x, units, kernel_size=(1, 1))
         x = BatchNorm(epsilon=1e-3, name="norm")(x, train=train)
         intermediates["features"] = x = nn.relu(x).reshape((x.shape[0], -1))
-        return BinaryDense(self.num_classes, use_bias=True, name="head")(widened(x)), intermediates
+        return self.classify(x), intermediates
 
 
-class DorefaAlexNet(nn.Module):
+class DorefaAlexNet(Network):
     r"""AlexNet of DoReFa-Net: three convolutions in two groups, pools behind the batch norm.
 
     conv 12x12/4 w + bias, in full precision -> [quantize -> layer (-> quantizer of its gradient) -> BN (-> max pool)]:
@@ -98,10 +81,10 @@ class DorefaAlexNet(nn.Module):
     the whole layer is one of a group here; the gradient of both groups is quantized together.
 
     Attributes:
-      num_classes: of the logits.
       width: filters of the first convolution, w; even, for the groups.
       input_quantizer, kernel_quantizer: of all layers but the first and the last.
       gradient_quantizer: of the same layers, (y, key) -> y, as `bnn_jax.quantizers.dorefa_gradient`; in training only.
+      others: see :class:`bnn_jax.models.network.Network`.
 
     Returns:
       (logits, intermediates): float32 (batch, num_classes), and a dict with the outputs `stage1`, `stage2`, `stage3` of
@@ -113,17 +96,11 @@ class DorefaAlexNet(nn.Module):
     Reference: Zhou et al., DoReFa-Net, 2016, arXiv:1606.06160, and the authors' program.
     """
 
-    num_classes: int
     width: int = 96
-    input_quantizer: Quantizer | None = None
-    kernel_quantizer: Quantizer | None = None
-    gradient_quantizer: GradientQuantizer | None = None
 
     def __post_init__(self):
         super().__post_init__()
-        check_positive(self, "num_classes", "width")
-        if self.width % 2:
-            raise ValueError(f"`width` (={self.width}) must be even in a DorefaAlexNet, which splits it; 96 is usual")
+        self.require("width", self.width % 2 == 0, "must be even, for the groups split it", "96 is usual")
 
     @nn.compact
     def __call__(
@@ -145,19 +122,13 @@ class DorefaAlexNet(nn.Module):
         for number in ("5", "6"):
             x = self._layer(number, x, units, **phase)
         intermediates["features"] = x = nn.relu(x) if self.input_quantizer is None else jnp.clip(x, 0, 1)
-        return BinaryDense(self.num_classes, use_bias=True, name="head")(widened(x)), intermediates
+        return self.classify(x), intermediates
 
     def _layer(self, number, x, features, *, train, progress, groups=1, **geometry):
         """Activation -> dense layer, or convolution in groups -> quantizer of the gradient -> BN."""
         x = nn.relu(x) if self.input_quantizer is None else x
         layer, name = (BinaryDense, f"dense{number}") if x.ndim == 2 else (BinaryConv, f"conv{number}")
-        layer = partial(
-            layer,
-            features // groups,
-            input_quantizer=self.input_quantizer,
-            kernel_quantizer=self.kernel_quantizer,
-            **geometry,
-        )
+        layer = partial(layer, features // groups, **self.quantizers | {"gradient_quantizer": None}, **geometry)
         names = [name] if groups == 1 else [f"{name}_group{group + 1}" for group in range(groups)]
         parts = jnp.split(x, groups, -1)
         y = [layer(name=name)(part, train=train, progress=progress) for name, part in zip(names, parts)]
@@ -172,7 +143,7 @@ def _same_pool(x):
     return overlapping_pool(x, padding=resolve_padding("SAME", shape=x.shape[1:3], **geometry))
 
 
-class BnnPlusAlexNet(nn.Module):
+class BnnPlusAlexNet(Network):
     r"""AlexNet of "one weird trick" with batch norm, as BNN+ trains it.
 
     conv w, in full precision -> max pool 3/2 -> BN -> [sign -> layer (-> max pool 3/2) -> BN]: conv 5x5 3w with pool,
@@ -183,11 +154,11 @@ class BnnPlusAlexNet(nn.Module):
     before batch norms, and for the small images a first convolution of 3x3 and stride 1.
 
     Attributes:
-      num_classes: of the logits.
       width: filters of the first convolution, w.
       stem: the first convolution, "cifar": 3x3, stride 1; "imagenet": 11x11, stride 4, padding 2.
       final_norm: normalize the logits, without scale and bias.
       input_quantizer, kernel_quantizer: of all layers but the first and the last.
+      others: see :class:`bnn_jax.models.network.Network`.
 
     Returns:
       (logits, intermediates): float32 (batch, num_classes), and a dict with the outputs `stage1`, `stage2`, `stage3`
@@ -201,18 +172,9 @@ class BnnPlusAlexNet(nn.Module):
     neural networks, 2014, arXiv:1404.5997.
     """
 
-    num_classes: int
     width: int = 64
     stem: str = "cifar"
     final_norm: bool = True
-    input_quantizer: Quantizer | None = None
-    kernel_quantizer: Quantizer | None = None
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_positive(self, "num_classes", "width")
-        if self.stem not in STEMS:
-            raise ValueError(f"`stem` (={self.stem!r}) must be cifar (small images) or imagenet in a BnnPlusAlexNet")
 
     @nn.compact
     def __call__(
@@ -220,9 +182,8 @@ class BnnPlusAlexNet(nn.Module):
     ):
         large = self.stem == "imagenet"
         check_image_size(images, 63 if large else 15, f"the AlexNet of BNN+ with the stem {self.stem!r}")
-        quantizers = {"input_quantizer": self.input_quantizer, "kernel_quantizer": self.kernel_quantizer}
-        conv, dense = partial(BinaryConv, **quantizers), partial(BinaryDense, **quantizers)
-        clip = nn.hard_tanh if self.input_quantizer is None else lambda y: y
+        conv, dense = partial(BinaryConv, **self.quantizers), partial(BinaryDense, **self.quantizers)
+        clip = self.unless_quantized(nn.hard_tanh)
         phase = {"train": train, "progress": progress}
 
         def norm(number, x):

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool, mean_pool, widened
-from bnn_jax.models.convnet import check_image_size, check_positive
-from bnn_jax.models.stem import STEMS, Stem
+from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool, mean_pool
+from bnn_jax.models.network import Network, check_image_size, stem_layers
+from bnn_jax.precision import widened
 from bnn_jax.quantizers import Quantizer, decouple, dequantize
 
 
@@ -51,7 +51,7 @@ def _twice(x: Array) -> Array:
     return jnp.concatenate([x, x], -1)
 
 
-class BinaryDuoVGG7(nn.Module):
+class BinaryDuoVGG7(Network):
     r"""The small VGG-7 of BinaryDuo for 32x32 images.
 
     conv 3x3 w, in full precision -> BN -> quantize -> conv 3x3 w -> max pool 2 -> BN -> quantize -> conv 3x3 2w ->
@@ -64,11 +64,11 @@ class BinaryDuoVGG7(nn.Module):
     64, 64, 128, 128, 512, 512.  A ReLU takes the place of the quantizer where inputs stay real.
 
     Attributes:
-      num_classes: of the logits.
       width: filters of the first convolution, w.
       coupled: True for the first stage of training, False for the second.
       input_quantizer: of the activations, usually `coupled` or `decoupled`.
       kernel_quantizer: of all layers but the first and the last; None in the paper's runs on CIFAR-10.
+      others: see :class:`bnn_jax.models.network.Network`.
 
     Returns:
       (logits, intermediates): float32 (batch, num_classes), and a dict with the outputs `stage1`, `stage2`, `stage3` of
@@ -81,15 +81,11 @@ class BinaryDuoVGG7(nn.Module):
     Reference: Kim et al., BinaryDuo, 2020, arXiv:2002.06517, and the authors' program.
     """
 
-    num_classes: int
     width: int = 45
     coupled: bool = True
-    input_quantizer: Quantizer | None = None
-    kernel_quantizer: Quantizer | None = None
 
     def __post_init__(self):
         super().__post_init__()
-        check_positive(self, "num_classes", "width")
         _check_neurons(self)
 
     @nn.compact
@@ -97,8 +93,8 @@ class BinaryDuoVGG7(nn.Module):
         self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
     ):
         check_image_size(images, 32, "the VGG-7 of BinaryDuo")
-        activation = nn.relu if self.input_quantizer is None else lambda y: y
-        conv = partial(BinaryConv, input_quantizer=self.input_quantizer, kernel_quantizer=self.kernel_quantizer)
+        activation = self.unless_quantized(nn.relu)
+        conv = partial(BinaryConv, **self.quantizers)
         phase = {"train": train, "progress": progress}
 
         def neurons(number, x):
@@ -118,7 +114,7 @@ class BinaryDuoVGG7(nn.Module):
         return BinaryDense(self.num_classes, name="head")(widened(x)), intermediates
 
 
-class BinaryDuoResNet(nn.Module):
+class BinaryDuoResNet(Network):
     r"""The ResNet-18 of BinaryDuo, with a shortcut around every convolution ("R18-sc").
 
     stem -> BN -> [x + BN(conv 3x3(quantize(x)))] twice a block -> ReLU -> global mean -> dense; stem, dense and the
@@ -131,14 +127,14 @@ class BinaryDuoResNet(nn.Module):
     lead to the last convolution take the mean of the two.  A ReLU takes the quantizer's place where inputs stay real.
 
     Attributes:
-      num_classes: of the logits.
       width: filters of the first stage, w; the others have sqrt(2) w, rounded down, and doublings of that, the last
         convolution w 2^(stages - 1).
       stage_sizes: blocks in each stage, of two convolutions.
-      stem: "cifar" or "imagenet", see :class:`bnn_jax.models.stem.Stem`.
+      stem: "cifar" or "imagenet", see :func:`bnn_jax.models.network.stem_layers`.
       coupled: True for the first stage of training, False for the second.
       input_quantizer: of the activations, usually `coupled` or `decoupled`.
       kernel_quantizer: of the 3x3 convolutions; the paper's is `dorefa` of 1 bit: one scale a layer.
+      others: see :class:`bnn_jax.models.network.Network`.
 
     Returns:
       (logits, intermediates): float32 (batch, num_classes), and a dict with each stage's output and the `features` that
@@ -151,19 +147,13 @@ class BinaryDuoResNet(nn.Module):
     Reference: Kim et al., BinaryDuo, 2020, arXiv:2002.06517, and the authors' program.
     """
 
-    num_classes: int
     width: int = 64
     stage_sizes: tuple[int, ...] = (2, 2, 2, 2)
     stem: str = "cifar"
     coupled: bool = True
-    input_quantizer: Quantizer | None = None
-    kernel_quantizer: Quantizer | None = None
 
     def __post_init__(self):
         super().__post_init__()
-        check_positive(self, "num_classes", "width", "stage_sizes")
-        if self.stem not in STEMS:
-            raise ValueError(f"`stem` (={self.stem!r}) must be cifar (small images) or imagenet in a BinaryDuoResNet")
         _check_neurons(self)
 
     @nn.compact
@@ -171,17 +161,15 @@ class BinaryDuoResNet(nn.Module):
         self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
     ):
         self._check_windows(images)
-        activation = nn.relu if self.input_quantizer is None else lambda y: y
-        conv = partial(
-            BinaryConv, padding=1, input_quantizer=self.input_quantizer, kernel_quantizer=self.kernel_quantizer
-        )
+        activation = self.unless_quantized(nn.relu)
+        conv = partial(BinaryConv, padding=1, **self.quantizers)
         twice, once = (lambda x: x, lambda x: x) if self.coupled else (_twice, _mean_of_halves)
         stages = len(self.stage_sizes)
         widths = [self.width] + [math.isqrt(2 * self.width**2) << stage for stage in range(stages - 1)]
         widest = self.width * 2 ** (stages - 1)
         last = 2 * sum(self.stage_sizes)
 
-        x = Stem(self.width, kind=self.stem, name="stem")(images, train=train)
+        x = stem_layers(images, self.width, self.stem, train=train, activation=nn.relu)
         x = BatchNorm(name="norm1")(twice(x), train=train)
         intermediates, number = {}, 0
         for stage, blocks in enumerate(self.stage_sizes):
@@ -201,8 +189,9 @@ class BinaryDuoResNet(nn.Module):
                 x = x + y
             intermediates[f"stage{stage + 1}"] = x
         intermediates["features"] = x = nn.relu(x).mean((1, 2))
-        return BinaryDense(self.num_classes, use_bias=True, name="head")(widened(x)), intermediates
+        return self.classify(x), intermediates
 
+    @nn.nowrap
     def _check_windows(self, images):
         multiple = 2 ** (len(self.stage_sizes) - 1) * (4 if self.stem == "imagenet" else 1)
         height, width = images.shape[1:3]
@@ -246,7 +235,7 @@ def decouple_variables(variables: Mapping[str, Any]) -> dict[str, Any]:
     """
     _check_coupled(variables)
     params, stats = dict(variables["params"]), dict(variables["batch_stats"])
-    has_shortcuts = "conv" in params["stem"]
+    has_shortcuts = "stem_norm" in params
     number = 1
     while f"conv{number + 1}" in params:
         norm, conv = f"norm{number}", f"conv{number + 1}"

@@ -1,16 +1,15 @@
 r"""BNAS: networks of searched cells of binary convolutions and pools."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool, mean_pool, widened
-from bnn_jax.models.stem import STEMS
-from bnn_jax.quantizers import Quantizer
+from bnn_jax.layers import BatchNorm, BinaryConv, max_pool, mean_pool
+from bnn_jax.models.network import Network
 
 CONVOLUTIONS = {"conv_3x3": (3, 1), "conv_5x5": (5, 1), "dilated_conv_3x3": (3, 2), "dilated_conv_5x5": (5, 2)}
 """Name of an operation -> (kernel size, dilation)."""
@@ -73,11 +72,10 @@ class BinaryLayer(nn.Module):
 
     features: int
     size: int
+    quantizers: Mapping[str, Any]
     dilation: int = 1
     stride: int = 1
     affine: bool = True
-    input_quantizer: Quantizer | None = None
-    kernel_quantizer: Quantizer | None = None
 
     @nn.compact
     def __call__(self, x, *, train: bool, progress: Array | float = 1.0):
@@ -88,9 +86,8 @@ class BinaryLayer(nn.Module):
             strides=(self.stride, self.stride),
             padding=self.dilation * (self.size // 2),
             kernel_dilation=(self.dilation, self.dilation),
-            input_quantizer=self.input_quantizer,
-            kernel_quantizer=self.kernel_quantizer,
             name="conv",
+            **self.quantizers,
         )(x, train=train, progress=progress)
         return nn.relu(x)
 
@@ -122,7 +119,7 @@ class Cell(nn.Module):
       skip: add it; the first cell has none, as the stem has another width.
       catch_up: `older` has twice the resolution of `previous`.
       affine: s_0's batch norm learns scale and bias.
-      input_quantizer, kernel_quantizer: of the convolutions.
+      quantizers: of the convolutions.
     """
 
     features: int
@@ -131,17 +128,11 @@ class Cell(nn.Module):
     skip: bool
     catch_up: bool
     affine: bool
-    input_quantizer: Quantizer | None = None
-    kernel_quantizer: Quantizer | None = None
+    quantizers: Mapping[str, Any]
 
     @nn.compact
     def __call__(self, older, previous, *, train: bool, progress: Array | float = 1.0):
-        layer = partial(
-            BinaryLayer,
-            self.features,
-            input_quantizer=self.input_quantizer,
-            kernel_quantizer=self.kernel_quantizer,
-        )
+        layer = partial(BinaryLayer, self.features, quantizers=self.quantizers)
         phase = {"train": train, "progress": progress}
         size, stride = (3, 2) if self.catch_up else (1, 1)
         states = [
@@ -173,7 +164,7 @@ def operate(x: Array, operation: str, stride: int, layer: Callable, name: str, p
     return layer(size=size, dilation=dilation, stride=stride, name=name)(x, **phase)
 
 
-class BNAS(nn.Module):
+class BNAS(Network):
     r"""A stack of searched binary cells in three stages.
 
     stem -> cells of width w -> cells of 2w -> cells of 4w -> global mean -> dense
@@ -189,12 +180,12 @@ class BNAS(nn.Module):
     on CIFAR-10 and none on ImageNet, is left out.
 
     Attributes:
-      num_classes: of the logits.
       width: filters w of a node in the first stage.
       num_cells: at least 3.
       genotype: the two cells; CIFAR_CELLS or IMAGENET_CELLS are published.
       input_quantizer, kernel_quantizer: of the convolutions in the cells.
       stem: "cifar" or "imagenet".
+      others: see :class:`bnn_jax.models.network.Network`.
 
     Returns:
       (logits, intermediates): float32 (batch, num_classes), and a dict with each stage's output and the `features` that
@@ -207,22 +198,16 @@ class BNAS(nn.Module):
     Reference: Kim, Singh and Choi, Learning Architectures for Binary Networks, 2020, arXiv:2002.06963.
     """
 
-    num_classes: int
     width: int = 68
     num_cells: int = 12
     genotype: Genotype = IMAGENET_CELLS
-    input_quantizer: Quantizer | None = None
-    kernel_quantizer: Quantizer | None = None
     stem: str = "cifar"
 
     def __post_init__(self):
         super().__post_init__()
-        if self.stem not in STEMS:
-            raise ValueError(f"`stem` (={self.stem!r}) of BNAS must be cifar (small images) or imagenet (224x224)")
         for argument, least, usual in (("width", 2, 68), ("num_cells", 3, 12)):
-            value = getattr(self, argument)
-            if value < least:
-                raise ValueError(f"`{argument}` (={value!r}) of BNAS must be at least {least}; {usual} is usual")
+            holds = getattr(self, argument) >= least
+            self.require(argument, holds, f"must be at least {least}", f"{usual} is usual")
         check_genotype(self.genotype)
 
     @nn.compact
@@ -246,14 +231,13 @@ class BNAS(nn.Module):
                 skip=index > 0,
                 catch_up=catch_up,
                 affine=large or not catch_up,
-                input_quantizer=self.input_quantizer,
-                kernel_quantizer=self.kernel_quantizer,
+                quantizers=self.quantizers,
                 name=f"cell{index + 1}",
             )
             older, x, catch_up = x, cell(older, x, train=train, progress=progress), reduction
         intermediates["stage3"] = x
         intermediates["features"] = x = x.mean((1, 2))
-        return BinaryDense(self.num_classes, use_bias=True, name="head")(widened(x)), intermediates
+        return self.classify(x), intermediates
 
     def _stem(self, images, train):
         """The first cell's two inputs."""

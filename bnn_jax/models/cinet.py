@@ -1,6 +1,6 @@
 r"""CI-Net: a plain binary residual network whose channels correct one another along given edges."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import field
 from functools import partial
 
@@ -9,10 +9,9 @@ from flax.core import freeze
 from jaxtyping import Array, Float
 
 from bnn_jax.errors import unknown_name
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, ChannelInteractions, halve, widened
+from bnn_jax.layers import BatchNorm, ChannelInteractions
 from bnn_jax.layers.gates import Edge
-from bnn_jax.models.stem import Stem
-from bnn_jax.quantizers import Quantizer
+from bnn_jax.models.residual import ResidualNetwork, pool_and_project
 
 
 class InteractingBlock(nn.Module):
@@ -23,41 +22,31 @@ class InteractingBlock(nn.Module):
 
     features: int
     stride: int
+    conv: Callable[..., nn.Module]
     last: bool
-    input_quantizer: Quantizer | None
-    kernel_quantizer: Quantizer | None
     binary_downsampling: bool
     edges: Mapping[str, tuple[Edge, ...]]
     interactions: partial
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch h w channels"], *, train: bool, progress: Array | float):
-        def conv(name, x, size, stride):
-            y = BinaryConv(
-                self.features,
-                kernel_size=(size, size),
-                strides=(stride, stride),
-                padding=size // 2,
-                input_quantizer=self.input_quantizer,
-                kernel_quantizer=self.kernel_quantizer,
-                name=name,
-            )(x, train=train, progress=progress)
+        def conv(name, x, stride=1, **geometry):
+            y = self.conv(self.features, strides=(stride, stride), name=name, **geometry)
+            y = y(x, train=train, progress=progress)
             return self.interactions(edges=self.edges.get(name, ()), name=f"{name}_interactions")(y)
 
-        y = nn.hard_tanh(BatchNorm(name="norm1")(conv("conv1", x, 3, self.stride), train=train))
-        y = conv("conv2", y, 3, 1)
-        if self.stride > 1 or x.shape[-1] != self.features:
-            if self.binary_downsampling:
-                x = conv("downsample", x, 1, self.stride)
-            else:
-                x = halve(x) if self.stride > 1 else x
-                x = BinaryConv(self.features, kernel_size=(1, 1), name="downsample")(x)
+        y = nn.hard_tanh(BatchNorm(name="norm1")(conv("conv1", x, self.stride), train=train))
+        y = conv("conv2", y)
+        if x.shape == y.shape or not self.binary_downsampling:
+            x = pool_and_project(x, self.features, self.stride, train=train)
+        else:
+            x = conv("downsample", x, self.stride, kernel_size=(1, 1), padding=0)
             x = BatchNorm(name="downsample_norm")(x, train=train)
         y = y + x
         return y if self.last else nn.hard_tanh(BatchNorm(name="norm2")(y, train=train))
 
 
-class CINet(nn.Module):
+class CINet(ResidualNetwork):
     r"""Residual network of plain signs with channel-wise interactions.
 
     stem -> hardtanh -> stages of blocks, widths w, 2w, 4w, ..., stride 2 between them -> global mean -> BN -> hardtanh
@@ -69,21 +58,18 @@ class CINet(nn.Module):
     layer; without edges this is a plain binary network.
 
     Attributes:
-      num_classes: of the logits.
       stage_sizes: blocks in each stage, two convolutions a block.
-      width: filters of the first stage.
       input_quantizer, kernel_quantizer: of all convolutions but the stem; the method's are ste_sign and binary.
-      stem: "cifar" or "imagenet", see :class:`bnn_jax.models.stem.Stem`.
       binary_downsampling: quantize the 1x1 convolutions on the shortcuts, with stride; otherwise they are an average
         pool and a full-precision convolution.
       edges: layer -> its (source, target, level) edges, see :class:`bnn_jax.layers.ChannelInteractions`.  Layers are
         named as "stage2_block1/conv1", "/conv2" and, where binary, "/downsample".
       thresholds, step, symmetric: of the corrections; in units of the convolutions' outputs, which are integers where
         both quantizers have scale 1.
+      others: see :class:`bnn_jax.models.residual.ResidualNetwork`.
 
     Returns:
-      (logits, intermediates): float32 (batch, num_classes), and a dict with each stage's output and the `features` that
-      the last layer sees.
+      (logits, intermediates), as :class:`bnn_jax.models.residual.ResidualNetwork`.
 
     Raises:
       ValueError: for another `stem`, an unknown layer in `edges` (the nearest is named), or edges that its channels or
@@ -92,11 +78,6 @@ class CINet(nn.Module):
     Reference: Wang et al., Learning Channel-wise Interactions for Binary Convolutional Neural Networks, CVPR 2019.
     """
 
-    num_classes: int
-    stage_sizes: tuple[int, ...] = (2, 2, 2, 2)
-    width: int = 64
-    input_quantizer: Quantizer | None = None
-    kernel_quantizer: Quantizer | None = None
     stem: str = "cifar"
     binary_downsampling: bool = True
     edges: Mapping[str, tuple[Edge, ...]] = field(default_factory=dict)
@@ -121,33 +102,26 @@ class CINet(nn.Module):
                 names += [f"stage{stage + 1}_block{block + 1}/{conv}" for conv in ("conv1", "conv2", *shortcut)]
         return names
 
-    @nn.compact
-    def __call__(
-        self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
-    ):
-        interactions = partial(
-            ChannelInteractions, thresholds=self.thresholds, step=self.step, symmetric=self.symmetric
+    @nn.nowrap
+    def begin(self, images, train):
+        return nn.hard_tanh(super().begin(images, train))
+
+    @nn.nowrap
+    def block(self, *, name, **place):
+        options = {"thresholds": self.thresholds, "step": self.step, "symmetric": self.symmetric}
+        layers = {layer.split("/")[1]: edges for layer, edges in self.edges.items() if layer.split("/")[0] == name}
+        return InteractingBlock(
+            last=name == f"stage{len(self.stage_sizes)}_block{self.stage_sizes[-1]}",
+            binary_downsampling=self.binary_downsampling,
+            edges=layers,
+            interactions=partial(ChannelInteractions, **options),
+            name=name,
+            **place,
         )
-        intermediates = {}
-        x = nn.hard_tanh(Stem(self.width, kind=self.stem, relu=False, name="stem")(images, train=train))
-        for stage, blocks in enumerate(self.stage_sizes):
-            for block in range(blocks):
-                name = f"stage{stage + 1}_block{block + 1}"
-                x = InteractingBlock(
-                    features=self.width * 2**stage,
-                    stride=2 if stage > 0 and block == 0 else 1,
-                    last=stage + 1 == len(self.stage_sizes) and block + 1 == blocks,
-                    input_quantizer=self.input_quantizer,
-                    kernel_quantizer=self.kernel_quantizer,
-                    binary_downsampling=self.binary_downsampling,
-                    edges={k.split("/")[1]: edges for k, edges in self.edges.items() if k.split("/")[0] == name},
-                    interactions=interactions,
-                    name=name,
-                )(x, train=train, progress=progress)
-            intermediates[f"stage{stage + 1}"] = x
-        x = nn.hard_tanh(BatchNorm(name="norm")(x.mean((1, 2)), train=train))
-        intermediates["features"] = x
-        return BinaryDense(self.num_classes, use_bias=True, name="head")(widened(x)), intermediates
+
+    @nn.nowrap
+    def end(self, x, train):
+        return nn.hard_tanh(BatchNorm(name="norm")(x.mean((1, 2)), train=train))
 
 
 cinet_resnet18 = partial(CINet, stage_sizes=(2, 2, 2, 2), width=64, stem="imagenet")

@@ -7,21 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool, widened
+from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool
+from bnn_jax.models.network import Network, check_image_size
+from bnn_jax.precision import widened
 from bnn_jax.quantizers import Quantized, Quantizer, bases
-
-
-def check_image_size(images: Float[Array, "batch height width channels"], smallest: int, network: str) -> None:
-    """Refuse images that the strides and pools of `network` use up.
-
-    Raises:
-      ValueError: if a side has fewer than `smallest` pixels.
-    """
-    height, width = images.shape[1:3]
-    if min(height, width) < smallest:
-        raise ValueError(
-            f"`images` (of {height}x{width}) are too small for {network}; they need {smallest}x{smallest} pixels"
-        )
 
 
 def latent_uniform(kernel_quantizer: Quantizer | None, limit: float | None) -> nn.initializers.Initializer:
@@ -31,20 +20,7 @@ def latent_uniform(kernel_quantizer: Quantizer | None, limit: float | None) -> n
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -limit, limit)
 
 
-def check_positive(network: nn.Module, *arguments: str) -> None:
-    """Refuse attributes of `network` that are not positive; a None passes.
-
-    Raises:
-      ValueError: naming the argument, its value and the network.
-    """
-    for argument in arguments:
-        value = getattr(network, argument)
-        numbers = value if isinstance(value, tuple) else (value,)
-        if not numbers or any(number is not None and number <= 0 for number in numbers):
-            raise ValueError(f"`{argument}` (={value!r}) must be positive in a {type(network).__name__}")
-
-
-class ConvNet(nn.Module):
+class ConvNet(Network):
     r"""The CIFAR network of BinaryConnect and BinaryNet: convolutions in stages, then dense layers, all of them binary.
 
     stages of [conv 3x3 -> (max pool 2 after the stage's last) -> BN -> sign], widths w, 2w, 4w -> flatten ->
@@ -53,7 +29,6 @@ class ConvNet(nn.Module):
     the batch norms would absorb.  With 32x32x3 images and ten classes: 14,022,016 binary weights.
 
     Attributes:
-      num_classes: of the logits.
       width: filters of the first stage, w.
       stage_sizes: convolutions in each stage.
       dense_layers: hidden dense layers, of 8w units.
@@ -61,6 +36,7 @@ class ConvNet(nn.Module):
         scale the learning rates to fit; None starts from Glorot's range, as real weights do.
       input_quantizer: of all layers but the first, which sees the image; None quantizes weights only.
       kernel_quantizer: of all layers, the first and the last included.
+      others: see :class:`bnn_jax.models.network.Network`.
 
     Returns:
       (logits, intermediates): float32 (batch, num_classes), and a dict with the outputs `stage1`, `stage2`, ... of the
@@ -73,17 +49,15 @@ class ConvNet(nn.Module):
     2016, arXiv:1602.02830.
     """
 
-    num_classes: int
     width: int = 128
     stage_sizes: tuple[int, ...] = (2, 2, 2)
     dense_layers: int = 2
     latent_range: float | None = 1.0
-    input_quantizer: Quantizer | None = None
-    kernel_quantizer: Quantizer | None = None
 
     def __post_init__(self):
         super().__post_init__()
-        check_positive(self, "num_classes", "width", "stage_sizes", "latent_range")
+        if self.latent_range is not None:
+            self.require_positive("latent_range")
 
     @nn.compact
     def __call__(
@@ -91,12 +65,10 @@ class ConvNet(nn.Module):
     ):
         check_image_size(images, 2 ** len(self.stage_sizes), f"a ConvNet with {len(self.stage_sizes)} pools")
         init = latent_uniform(self.kernel_quantizer, self.latent_range)
-        conv = partial(BinaryConv, padding=1, kernel_quantizer=self.kernel_quantizer, kernel_init=init)
-        dense = partial(
-            BinaryDense, input_quantizer=self.input_quantizer, kernel_quantizer=self.kernel_quantizer, kernel_init=init
-        )
+        conv = partial(BinaryConv, padding=1, kernel_init=init, **self.quantizers)
+        dense = partial(BinaryDense, kernel_init=init, **self.quantizers)
         norm = partial(BatchNorm, epsilon=1e-4)
-        activation = nn.relu if self.input_quantizer is None else lambda y: y
+        activation = self.unless_quantized(nn.relu)
         phase = {"train": train, "progress": progress}
 
         x, number, intermediates = images, 0, {}
@@ -138,20 +110,20 @@ def with_dropout(quantizer: Quantizer, rate: float) -> Quantizer:
     return quantizer._replace(apply=apply, wants=tuple(dict.fromkeys((*quantizer.wants, "key"))))
 
 
-class BinaryMLP(nn.Module):
+class BinaryMLP(Network):
     r"""The MNIST network of BinaryConnect and BinaryNet: dense layers, all of them binary.
 
     dropout -> [dense -> BN -> sign -> dropout] three times -> dense -> BN.  The sign belongs to the layer behind it; a
     ReLU takes its place where inputs stay real.  The randomness of the dropout comes from the stream "quantizer".
 
     Attributes:
-      num_classes: of the logits.
       width: units of a hidden layer.
       hidden_layers: how many.
       input_dropout, hidden_dropout: probability that a pixel or a hidden neuron is dropped in training.
       latent_range: latent weights start uniform in [-latent_range, latent_range]; None: Glorot's range.
       input_quantizer: of all layers but the first; None quantizes weights only.
       kernel_quantizer: of all layers.
+      others: see :class:`bnn_jax.models.network.Network`.
 
     Returns:
       (logits, intermediates): float32 (batch, num_classes), and a dict with the outputs `stage1`, `stage2`, ... of the
@@ -164,30 +136,26 @@ class BinaryMLP(nn.Module):
     2016, arXiv:1602.02830.
     """
 
-    num_classes: int
     width: int = 4096
     hidden_layers: int = 3
     input_dropout: float = 0.2
     hidden_dropout: float = 0.5
     latent_range: float | None = 1.0
-    input_quantizer: Quantizer | None = None
-    kernel_quantizer: Quantizer | None = None
 
     def __post_init__(self):
         super().__post_init__()
-        check_positive(self, "num_classes", "width", "hidden_layers", "latent_range")
+        self.require_positive("hidden_layers")
+        if self.latent_range is not None:
+            self.require_positive("latent_range")
         for argument in ("input_dropout", "hidden_dropout"):
-            if not 0 <= getattr(self, argument) < 1:
-                raise ValueError(
-                    f"`{argument}` (={getattr(self, argument)}) must be in [0, 1) in a BinaryMLP; 0 drops nothing"
-                )
+            self.require(argument, 0 <= getattr(self, argument) < 1, "must be in [0, 1)", "0 drops nothing")
 
     @nn.compact
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
     ):
         init = latent_uniform(self.kernel_quantizer, self.latent_range)
-        dense = partial(BinaryDense, kernel_quantizer=self.kernel_quantizer, kernel_init=init)
+        dense = partial(BinaryDense, kernel_init=init, **self.quantizers)
         norm = partial(BatchNorm, epsilon=1e-4)
         dropout = partial(nn.Dropout, rng_collection="quantizer", deterministic=not train)
         real = self.input_quantizer is None

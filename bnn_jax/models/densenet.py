@@ -1,15 +1,15 @@
 r"""Binary dense networks: every layer's outputs are kept and concatenated, so no sign loses them."""
 
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool, widened
+from bnn_jax.layers import BatchNorm, BinaryConv, max_pool
 from bnn_jax.models.fractal import JOINS, join_paths
-from bnn_jax.models.stem import Stem
-from bnn_jax.quantizers import Quantizer
+from bnn_jax.models.network import Network, identity, stem_layers
 
 
 def transition_features(channels: int, reduction: float, rounding: int) -> int:
@@ -26,22 +26,13 @@ class DenseLayer(nn.Module):
     """x -> concat[x, conv3x3(sign(BN(x)))]; ReLU takes the place of sign where inputs stay real."""
 
     growth: int
-    pad_value: int = 0
-    input_quantizer: Quantizer | None = None
-    kernel_quantizer: Quantizer | None = None
+    conv: Callable[..., nn.Module]
+    activation: Callable[[Array], Array] = identity
 
     @nn.compact
     def __call__(self, x, *, train: bool, progress: Array | float = 1.0):
-        y = BatchNorm(name="norm")(x, train=train)
-        y = nn.relu(y) if self.input_quantizer is None else y
-        y = BinaryConv(
-            self.growth,
-            padding=1,
-            pad_value=self.pad_value,
-            input_quantizer=self.input_quantizer,
-            kernel_quantizer=self.kernel_quantizer,
-            name="conv",
-        )(y, train=train, progress=progress)
+        y = self.activation(BatchNorm(name="norm")(x, train=train))
+        y = self.conv(self.growth, name="conv")(y, train=train, progress=progress)
         return jnp.concatenate([x, y], -1)
 
 
@@ -55,23 +46,14 @@ class IGPDenseBlock(nn.Module):
     """
 
     growth: int
+    conv: Callable[..., nn.Module]
+    activation: Callable[[Array], Array] = identity
     join: str = "mean"
-    pad_value: int = 0
-    input_quantizer: Quantizer | None = None
-    kernel_quantizer: Quantizer | None = None
 
     @nn.compact
     def __call__(self, x, *, train: bool, progress: Array | float = 1.0):
         def unit(y, name):
-            y = nn.relu(y) if self.input_quantizer is None else y
-            y = BinaryConv(
-                self.growth,
-                padding=1,
-                pad_value=self.pad_value,
-                input_quantizer=self.input_quantizer,
-                kernel_quantizer=self.kernel_quantizer,
-                name=f"{name}_conv",
-            )(y, train=train, progress=progress)
+            y = self.conv(self.growth, name=f"{name}_conv")(self.activation(y), train=train, progress=progress)
             return BatchNorm(name=f"{name}_norm")(y, train=train)
 
         short = unit(x, "short")
@@ -91,7 +73,83 @@ class Transition(nn.Module):
         return BinaryConv(self.features, kernel_size=(1, 1), name="conv")(x)
 
 
-class BinaryDenseNet(nn.Module):
+class DenseNetwork(Network):
+    r"""The dense networks: stem -> dense stages with transitions between them -> BN -> ReLU -> mean -> dense.
+
+    A family says what its `layer` is, and whether its stem has a ReLU.
+
+    Attributes:
+      width: the growth, filters that each dense layer adds.
+      stage_sizes: dense layers in each stage.
+      reduction: factor by which each transition divides the channels, one fewer than stages.
+      rounding: channels after a transition are a multiple of it, see :func:`transition_features`; 1 takes the floor.
+      stem_width: filters of the stem.
+      pad_value: 0, +1 or -1, what pads the binary inputs; the authors' own framework, BMXNet, pads with -1.
+      input_quantizer, kernel_quantizer: of the convolutions in the dense layers.
+      stem: "cifar" or "imagenet", see :func:`bnn_jax.models.network.stem_layers`.
+      others: see :class:`bnn_jax.models.network.Network`.
+
+    Returns:
+      (logits, intermediates): float32 (batch, num_classes), and a dict with each stage's output and the `features` that
+      the last layer sees.
+
+    Raises:
+      ValueError: for another `stem` or `pad_value`, a `width`, `stem_width`, `rounding` or stage size < 1, no stages,
+        a `reduction` that does not fit or leaves no channels, and images that the pools use up.
+    """
+
+    stage_sizes: tuple[int, ...] = (6, 6, 6, 5)
+    reduction: tuple[float, ...] = (2.7, 2.7, 2.2)
+    rounding: int = 32
+    stem_width: int = 64
+    pad_value: int = 0
+    stem: str = "cifar"
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.require_positive("stem_width")
+        self.require_positive("rounding")
+        stages, factors = len(self.stage_sizes), len(self.reduction)
+        rule = f"must give a factor for each transition; {stages} stages have {stages - 1}"
+        self.require("reduction", factors == stages - 1, rule)
+        self.require("reduction", min(self.reduction, default=1) >= 1, "must be at least 1", "1 keeps all channels")
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
+    ):
+        conv = partial(BinaryConv, padding=1, pad_value=self.pad_value, **self.quantizers)
+        place = {"conv": conv, "activation": self.unless_quantized(nn.relu)}
+        intermediates = {}
+        x = stem_layers(images, self.stem_width, self.stem, train=train, activation=self.stem_activation)
+        for stage, layers in enumerate(self.stage_sizes, start=1):
+            if stage > 1:
+                x = Transition(self.reduced(stage, x), name=f"transition{stage - 1}")(x, train=train)
+            for index in range(1, layers + 1):
+                x = self.layer(stage, index, **place)(x, train=train, progress=progress)
+            intermediates[f"stage{stage}"] = x
+        intermediates["features"] = x = nn.relu(BatchNorm(name="norm")(x, train=train)).mean((1, 2))
+        return self.classify(x), intermediates
+
+    @nn.nowrap
+    def reduced(self, stage: int, x: Array) -> int:
+        """Channels with which x enters `stage`, after checks of what only the image and the width decide."""
+        name, reduction = type(self).__name__, self.reduction[stage - 2]
+        if min(x.shape[1:3]) < 2:
+            raise ValueError(
+                f"`images` are too small for {len(self.stage_sizes)} stages of {name} with the {self.stem} stem: "
+                f"{x.shape[1]}x{x.shape[2]} pixels are left before stage {stage}; use larger ones or fewer stages"
+            )
+        features = transition_features(x.shape[-1], reduction, self.rounding)
+        if features < 1:
+            raise ValueError(
+                f"`reduction` (={reduction!r}) of {name} leaves none of {x.shape[-1]} channels for stage {stage} at "
+                f"`rounding` {self.rounding}; use a smaller one or `rounding` 1"
+            )
+        return features
+
+
+class BinaryDenseNet(DenseNetwork):
     r"""DenseNet without bottlenecks, its 3x3 convolutions binary.
 
     stem conv -> BN -> ReLU [-> max pool] -> dense layers
@@ -101,61 +159,21 @@ class BinaryDenseNet(nn.Module):
     A dense layer is x -> concat[x, conv3x3(sign(BN(x)))].  Stem, 1x1 convolutions and the last layer are in full
     precision; in the others ReLU takes the place of sign where inputs stay real.
 
-    Attributes:
-      num_classes: of the logits.
-      width: the growth, filters that each dense layer adds.
-      stage_sizes: dense layers in each stage.
-      reduction: factor by which each transition divides the channels, one fewer than stages.
-      rounding: channels after a transition are a multiple of it, see :func:`transition_features`; 1 takes the floor.
-      stem_width: filters of the stem.
-      pad_value: 0, +1 or -1, what pads the binary inputs; the authors' own framework, BMXNet, pads with -1.
-      input_quantizer, kernel_quantizer: of the convolutions in the dense layers.
-      stem: "cifar" or "imagenet", see :class:`bnn_jax.models.stem.Stem`.
-
-    Returns:
-      (logits, intermediates): float32 (batch, num_classes), and a dict with each stage's output and the `features` that
-      the last layer sees.
-
-    Raises:
-      ValueError: for another `stem` or `pad_value`, a `width`, `stem_width`, `rounding` or stage size < 1, no stages,
-        a `reduction` that does not fit or leaves no channels, and images that the pools use up.
+    Attributes, returns and errors: see :class:`DenseNetwork`.
 
     Reference: Bethge et al., Back to Simplicity: How to Train Accurate BNNs from Scratch?, 2019, arXiv:1906.08637.
     """
 
-    num_classes: int
     width: int = 64
-    stage_sizes: tuple[int, ...] = (6, 6, 6, 5)
-    reduction: tuple[float, ...] = (2.7, 2.7, 2.2)
-    rounding: int = 32
-    stem_width: int = 64
-    pad_value: int = 0
-    input_quantizer: Quantizer | None = None
-    kernel_quantizer: Quantizer | None = None
-    stem: str = "cifar"
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_dense(self)
+    stem_activation = staticmethod(nn.relu)
 
-    @nn.compact
-    def __call__(
-        self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
-    ):
-        layer = partial(DenseLayer, self.width, self.pad_value, self.input_quantizer, self.kernel_quantizer)
-        intermediates = {}
-        x = Stem(self.stem_width, kind=self.stem, name="stem")(images, train=train)
-        for stage, layers in enumerate(self.stage_sizes, start=1):
-            if stage > 1:
-                x = Transition(reduced(self, stage, x), name=f"transition{stage - 1}")(x, train=train)
-            for index in range(1, layers + 1):
-                x = layer(name=f"stage{stage}_layer{index}")(x, train=train, progress=progress)
-            intermediates[f"stage{stage}"] = x
-        intermediates["features"] = x = nn.relu(BatchNorm(name="norm")(x, train=train)).mean((1, 2))
-        return BinaryDense(self.num_classes, use_bias=True, name="head")(widened(x)), intermediates
+    @nn.nowrap
+    def layer(self, stage, index, **place):
+        return DenseLayer(self.width, name=f"stage{stage}_layer{index}", **place)
 
 
-class IGPDenseNet(nn.Module):
+class IGPDenseNet(DenseNetwork):
     r"""Improved-gradient-path DenseNet: dense stages of two-column blocks.
 
     stem conv -> BN [-> max pool] -> blocks
@@ -169,95 +187,37 @@ class IGPDenseNet(nn.Module):
     41.5, as our BinaryDenseNet51 and 69 are below theirs; other reductions fit as well.
 
     Attributes:
-      num_classes: of the logits.
       width: the growth, filters that each block adds.
       stage_sizes: blocks in each stage, three convolutions a block.
       reduction: factor by which each transition divides the channels, one fewer than stages; fitted, not published.
       join: "mean" or "sum" of a block's two paths.
-      rounding, stem_width, pad_value, input_quantizer, kernel_quantizer, stem: as in :class:`BinaryDenseNet`.
+      others: see :class:`DenseNetwork`.
 
     Returns:
-      (logits, intermediates): float32 (batch, num_classes), and a dict with each stage's output and the `features` that
-      the last layer sees.
+      (logits, intermediates), as :class:`DenseNetwork`.
 
     Raises:
-      ValueError: for another `join`, and as in :class:`BinaryDenseNet`.
+      ValueError: for another `join`, and as :class:`DenseNetwork`.
 
     Reference: Zhu, Hofstee, Lee and Al-Ars, Improving Gradient Paths for Binary Convolutional Neural Networks, TU
     Delft; an earlier form is SoFAr, 2020, arXiv:2009.05317.
     """
 
-    num_classes: int
     width: int = 53
-    stage_sizes: tuple[int, ...] = (6, 6, 6, 5)
     reduction: tuple[float, ...] = (1.9, 2.8, 1.9)
-    join: str = "mean"
     rounding: int = 1
-    stem_width: int = 64
-    pad_value: int = 0
-    input_quantizer: Quantizer | None = None
-    kernel_quantizer: Quantizer | None = None
-    stem: str = "cifar"
+    join: str = "mean"
+
+    # A ReLU would leave nothing negative for the first sign, which here has no batch norm before it.
+    stem_activation = staticmethod(identity)
 
     def __post_init__(self):
         super().__post_init__()
-        check_dense(self)
-        if self.join not in JOINS:
-            raise ValueError(f"`join` (={self.join!r}) of IGPDenseNet must be mean or sum; mean is the default")
+        self.require("join", self.join in JOINS, "must be mean or sum", "mean is the default")
 
-    @nn.compact
-    def __call__(
-        self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
-    ):
-        quantizers = (self.input_quantizer, self.kernel_quantizer)
-        block = partial(IGPDenseBlock, self.width, self.join, self.pad_value, *quantizers)
-        intermediates = {}
-        # A ReLU would leave nothing negative for the first sign, which here has no batch norm before it.
-        x = Stem(self.stem_width, kind=self.stem, relu=False, name="stem")(images, train=train)
-        for stage, blocks in enumerate(self.stage_sizes, start=1):
-            if stage > 1:
-                x = Transition(reduced(self, stage, x), name=f"transition{stage - 1}")(x, train=train)
-            for index in range(1, blocks + 1):
-                x = block(name=f"stage{stage}_block{index}")(x, train=train, progress=progress)
-            intermediates[f"stage{stage}"] = x
-        intermediates["features"] = x = nn.relu(BatchNorm(name="norm")(x, train=train)).mean((1, 2))
-        return BinaryDense(self.num_classes, use_bias=True, name="head")(widened(x)), intermediates
-
-
-def check_dense(network: BinaryDenseNet | IGPDenseNet) -> None:
-    """Refuse what no dense network can be built from, with the network's name."""
-    name = type(network).__name__
-    for argument, usual in (("width", "64 in BinaryDenseNet28"), ("stem_width", "64"), ("rounding", "32")):
-        value = getattr(network, argument)
-        if value < 1:
-            raise ValueError(f"`{argument}` (={value!r}) of {name} must be at least 1; {usual} is usual")
-    sizes, reduction = network.stage_sizes, network.reduction
-    if not sizes or min(sizes) < 1:
-        raise ValueError(f"`stage_sizes` (={sizes!r}) of {name} must name one or more stages of at least 1 layer each")
-    if len(reduction) != len(sizes) - 1:
-        raise ValueError(
-            f"`reduction` (={reduction!r}) of {name} must give a factor for each transition; "
-            f"{len(sizes)} stages have {len(sizes) - 1}"
-        )
-    if reduction and min(reduction) < 1:
-        raise ValueError(f"`reduction` (={reduction!r}) of {name} must be at least 1; 1 keeps all channels")
-
-
-def reduced(network: BinaryDenseNet | IGPDenseNet, stage: int, x: Array) -> int:
-    """Channels with which x enters `stage`, after checks of what only the image and the width decide."""
-    name, reduction = type(network).__name__, network.reduction[stage - 2]
-    if min(x.shape[1:3]) < 2:
-        raise ValueError(
-            f"`images` are too small for {len(network.stage_sizes)} stages of {name} with the {network.stem} stem: "
-            f"{x.shape[1]}x{x.shape[2]} pixels are left before stage {stage}; use larger ones or fewer stages"
-        )
-    features = transition_features(x.shape[-1], reduction, network.rounding)
-    if features < 1:
-        raise ValueError(
-            f"`reduction` (={reduction!r}) of {name} leaves none of {x.shape[-1]} channels for stage {stage} at "
-            f"`rounding` {network.rounding}; use a smaller one or `rounding` 1"
-        )
-    return features
+    @nn.nowrap
+    def layer(self, stage, index, **place):
+        return IGPDenseBlock(self.width, join=self.join, name=f"stage{stage}_block{index}", **place)
 
 
 binary_densenet28 = partial(BinaryDenseNet, stage_sizes=(6, 6, 6, 5), reduction=(2.7, 2.7, 2.2), stem="imagenet")

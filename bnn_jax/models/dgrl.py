@@ -1,13 +1,13 @@
 r"""DGRL: a Bi-Real network with a light full-precision branch beside each unit, made to be distilled unit by unit."""
 
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, halve, widened
-from bnn_jax.models.stem import Stem
-from bnn_jax.quantizers import Quantizer
+from bnn_jax.layers import BatchNorm, BinaryConv
+from bnn_jax.models.residual import ResidualNetwork, pool_and_project
 
 
 class SqueezeInteraction(nn.Module):
@@ -58,39 +58,34 @@ class SqueezeInteraction(nn.Module):
         return BatchNorm(name="expand_norm")(x, train=train)
 
 
-class DgrlUnit(nn.Module):
-    """BN(conv(sign(x))) + branch(x) + shortcut(x); ReLU takes the place of sign where inputs stay real.
+class DgrlBlock(nn.Module):
+    """One or two units BN(conv(sign(x))) + branch(x) + S(x); returns the output of each.
 
-    The shortcut of a stride: average pool -> 1x1 conv -> BN.
+    ReLU takes the place of sign where inputs stay real.  S of a stride: average pool -> 1x1 conv -> BN.
     """
 
     features: int
     stride: int
+    units: int
+    conv: Callable[..., nn.Module]
+    activation: Callable[[Array], Array]
     reduction: int
-    input_quantizer: Quantizer | None
-    kernel_quantizer: Quantizer | None
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch h w channels"], *, train: bool, progress: Array | float):
-        y = BinaryConv(
-            self.features,
-            kernel_size=(3, 3),
-            strides=(self.stride, self.stride),
-            padding=1,
-            input_quantizer=self.input_quantizer,
-            kernel_quantizer=self.kernel_quantizer,
-            name="conv",
-        )(nn.relu(x) if self.input_quantizer is None else x, train=train, progress=progress)
-        y = BatchNorm(name="norm")(y, train=train)
-        y = y + SqueezeInteraction(self.features, self.stride, self.reduction, name="branch")(x, train=train)
-        if self.stride > 1 or x.shape[-1] != self.features:
-            x = halve(x) if self.stride > 1 else x
-            x = BinaryConv(self.features, kernel_size=(1, 1), name="downsample")(x)
-            x = BatchNorm(name="downsample_norm")(x, train=train)
-        return y + x
+        outputs = []
+        for unit in range(1, self.units + 1):
+            stride = self.stride if unit == 1 else 1
+            conv = self.conv(self.features, strides=(stride, stride), name=f"conv{unit}")
+            y = conv(self.activation(x), train=train, progress=progress)
+            y = BatchNorm(name=f"norm{unit}")(y, train=train)
+            y = y + SqueezeInteraction(self.features, stride, self.reduction, name=f"branch{unit}")(x, train=train)
+            x = y + pool_and_project(x, self.features, stride, train=train)
+            outputs.append(x)
+        return outputs
 
 
-class DGRL(nn.Module):
+class DGRL(ResidualNetwork):
     r"""Bi-Real network with a squeeze-and-interaction branch beside each unit.
 
     stem -> stages of units of one binary 3x3 convolution, widths w, 2w, 4w, ..., stride 2 between them -> global mean
@@ -100,12 +95,10 @@ class DGRL(nn.Module):
     The paper's exact form could not be confirmed; this is a reading.
 
     Attributes:
-      num_classes: of the logits.
       stage_sizes: units in each stage, one convolution a unit.
-      width: filters of the first stage.
       reduction: of the branches, see :class:`SqueezeInteraction`.
       input_quantizer, kernel_quantizer: of the 3x3 convolutions; the method's are approx_sign and magnitude_aware.
-      stem: "cifar" or "imagenet", see :class:`bnn_jax.models.stem.Stem`.
+      others: see :class:`bnn_jax.models.residual.ResidualNetwork`.
 
     Returns:
       (logits, intermediates): float32 (batch, num_classes), and a dict with the output of each stage, that of each
@@ -118,34 +111,22 @@ class DGRL(nn.Module):
     arXiv:2007.05223.
     """
 
-    num_classes: int
     stage_sizes: tuple[int, ...] = (4, 4, 4, 4)
-    width: int = 64
-    reduction: int = 4
-    input_quantizer: Quantizer | None = None
-    kernel_quantizer: Quantizer | None = None
     stem: str = "cifar"
+    reduction: int = 4
 
-    @nn.compact
-    def __call__(
-        self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
-    ):
-        intermediates = {}
-        x = Stem(self.width, kind=self.stem, relu=False, name="stem")(images, train=train)
-        for stage, units in enumerate(self.stage_sizes):
-            for unit in range(units):
-                name = f"stage{stage + 1}_unit{unit + 1}"
-                intermediates[name] = x = DgrlUnit(
-                    features=self.width * 2**stage,
-                    stride=2 if stage > 0 and unit == 0 else 1,
-                    reduction=self.reduction,
-                    input_quantizer=self.input_quantizer,
-                    kernel_quantizer=self.kernel_quantizer,
-                    name=name,
-                )(x, train=train, progress=progress)
-            intermediates[f"stage{stage + 1}"] = x
-        intermediates["features"] = x = x.mean((1, 2))
-        return BinaryDense(self.num_classes, use_bias=True, name="head")(widened(x)), intermediates
+    counts_units = True
+
+    @nn.nowrap
+    def block(self, **place):
+        return DgrlBlock(reduction=self.reduction, activation=self.unless_quantized(nn.relu), **place)
+
+    @nn.nowrap
+    def report(self, name, outputs, intermediates):
+        stage, block = name.split("_block")
+        for unit, x in enumerate(outputs, start=2 * int(block) - 1):
+            intermediates[f"{stage}_unit{unit}"] = x
+        return outputs[-1]
 
 
 dgrl_resnet18 = partial(DGRL, stage_sizes=(4, 4, 4, 4), width=64, stem="imagenet")

@@ -1,13 +1,13 @@
 r"""Fractal residual networks: short gradient paths through many thin binary convolutions."""
 
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, mean_pool, widened
-from bnn_jax.models.stem import Stem
-from bnn_jax.quantizers import Quantizer
+from bnn_jax.layers import BatchNorm, BinaryConv, mean_pool
+from bnn_jax.models.network import Network, identity, stem_layers
 
 JOINS = ("mean", "sum")
 
@@ -29,33 +29,32 @@ class FractalBlock(nn.Module):
     Attributes:
       columns: C, at least 1.
       join: "mean" or "sum"; with the sum the identity path has gain G_{C+1} = G_C^2 + 1 = 2, 5, 26, ... instead of 1.
-      input_quantizer, kernel_quantizer: of the convolutions.
+      conv: makes a convolution, 3x3 unless told otherwise.
+      activation: in front of each, where the convolutions take real inputs.
 
     Reference: Larsson et al., FractalNet, 2017, arXiv:1605.07648; unit of Liu et al., Bi-Real Net, 2018.
     """
 
     columns: int
     join: str = "mean"
-    input_quantizer: Quantizer | None = None
-    kernel_quantizer: Quantizer | None = None
+    conv: Callable[..., nn.Module] = partial(BinaryConv, padding=1)
+    activation: Callable[[Array], Array] = identity
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch h w channels"], *, train: bool, progress: Array | float = 1.0
     ) -> Float[Array, "batch h w channels"]:
-        quantizers = {"input_quantizer": self.input_quantizer, "kernel_quantizer": self.kernel_quantizer}
-        y = nn.relu(x) if self.input_quantizer is None else x
-        y = BinaryConv(x.shape[-1], padding=1, name="conv", **quantizers)(y, train=train, progress=progress)
+        y = self.conv(x.shape[-1], name="conv")(self.activation(x), train=train, progress=progress)
         short = x + BatchNorm(name="norm")(y, train=train)
         if self.columns == 1:
             return short
-        deeper = partial(FractalBlock, columns=self.columns - 1, join=self.join, **quantizers)
+        deeper = partial(FractalBlock, self.columns - 1, self.join, self.conv, self.activation)
         long = deeper(name="first")(x, train=train, progress=progress)
         long = deeper(name="second")(long, train=train, progress=progress)
         return join_paths(long, short, self.join)
 
 
-class IGPResNet(nn.Module):
+class IGPResNet(Network):
     r"""Improved-gradient-path ResNet: stages of fractal blocks, each at one width.
 
     stem conv -> BN [-> max pool] -> fractal blocks of width w
@@ -69,12 +68,12 @@ class IGPResNet(nn.Module):
     not state the join, nor where batch norm follows the 1x1 convolutions; the mean and the batch norm are our choices.
 
     Attributes:
-      num_classes: of the logits.
       width: filters of the first stage; each further stage has twice as many.
       columns, depths: of each stage; any number of stages.
       join: "mean" or "sum", see :class:`FractalBlock`.
       input_quantizer, kernel_quantizer: of the convolutions in the blocks.
-      stem: "cifar" or "imagenet", see :class:`bnn_jax.models.stem.Stem`.
+      stem: "cifar" or "imagenet", see :func:`bnn_jax.models.network.stem_layers`.
+      others: see :class:`bnn_jax.models.network.Network`.
 
     Returns:
       (logits, intermediates): float32 (batch, num_classes), and a dict with each stage's output and the `features` that
@@ -88,23 +87,15 @@ class IGPResNet(nn.Module):
     Delft; an earlier form is SoFAr, 2020, arXiv:2009.05317.
     """
 
-    num_classes: int
     width: int = 53
     columns: tuple[int, ...] = (3, 3, 3, 3)
     depths: tuple[int, ...] = (4, 4, 4, 4)
     join: str = "mean"
-    input_quantizer: Quantizer | None = None
-    kernel_quantizer: Quantizer | None = None
     stem: str = "cifar"
 
     def __post_init__(self):
         super().__post_init__()
-        if self.width < 1:
-            raise ValueError(f"`width` (={self.width!r}) of IGPResNet must be at least 1; 53 is usual")
-        if self.join not in JOINS:
-            raise ValueError(
-                f"`join` (={self.join!r}) of IGPResNet must be mean or sum; mean keeps shortcuts at gain 1"
-            )
+        self.require("join", self.join in JOINS, "must be mean or sum", "mean keeps shortcuts at gain 1")
         check_stages(self.columns, self.depths)
 
     @nn.compact
@@ -112,10 +103,10 @@ class IGPResNet(nn.Module):
         self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
     ):
         phase = {"train": train, "progress": progress}
-        quantizers = {"input_quantizer": self.input_quantizer, "kernel_quantizer": self.kernel_quantizer}
-        intermediates = {}
+        conv = partial(BinaryConv, padding=1, **self.quantizers)
+        activation, intermediates = self.unless_quantized(nn.relu), {}
         # A ReLU would leave nothing negative for the first sign.
-        x = Stem(self.width, kind=self.stem, relu=False, name="stem")(images, train=train)
+        x = stem_layers(images, self.width, self.stem, train=train)
         for stage, (columns, depth) in enumerate(zip(self.columns, self.depths), start=1):
             if stage > 1:
                 if min(x.shape[1:3]) < 2:
@@ -128,10 +119,10 @@ class IGPResNet(nn.Module):
                 x = BatchNorm(name=f"stage{stage}_norm")(x, train=train)
             for block in range(1, depth // 2 ** (columns - 1) + 1):
                 name = f"stage{stage}_block{block}"
-                x = FractalBlock(columns, join=self.join, name=name, **quantizers)(x, **phase)
+                x = FractalBlock(columns, self.join, conv, activation, name=name)(x, **phase)
             intermediates[f"stage{stage}"] = x
         intermediates["features"] = x = x.mean((1, 2))
-        return BinaryDense(self.num_classes, use_bias=True, name="head")(widened(x)), intermediates
+        return self.classify(x), intermediates
 
 
 def check_stages(columns: tuple[int, ...], depths: tuple[int, ...]) -> None:

@@ -1,49 +1,47 @@
 r"""IR-Net's residual networks: hard tanh after every binary convolution and its shortcut."""
 
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from bnn_jax.errors import unknown_name
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, widened
-from bnn_jax.models.resnet import check_sizes, subsample_and_pad
-from bnn_jax.models.stem import Stem
-from bnn_jax.quantizers import Quantizer
+from bnn_jax.layers import BatchNorm, BinaryConv
+from bnn_jax.models.residual import ResidualNetwork, subsample_and_pad
 
 SHORTCUTS = ("pad", "conv")
 
 
-class IRUnit(nn.Module):
-    """hardtanh(BN(conv 3x3(x)) + S(x)); S where the shape changes: subsample and pad, or conv 1x1 -> BN."""
+class IRBlock(nn.Module):
+    """One or two units hardtanh(BN(conv 3x3(x)) + S(x)).
+
+    S where the shape changes: subsample and pad, or conv 1x1 -> BN.
+    """
 
     features: int
     stride: int
-    input_quantizer: Quantizer | None
-    kernel_quantizer: Quantizer | None
+    units: int
+    conv: Callable[..., nn.Module]
     shortcut: str
 
     @nn.compact
     def __call__(self, x, *, train: bool, progress: Array | float):
-        strides = (self.stride, self.stride)
-        conv = BinaryConv(
-            self.features,
-            strides=strides,
-            padding=1,
-            input_quantizer=self.input_quantizer,
-            kernel_quantizer=self.kernel_quantizer,
-            name="conv",
-        )
-        y = BatchNorm(name="norm")(conv(x, train=train, progress=progress), train=train)
-        if x.shape != y.shape and self.shortcut == "conv":
-            conv = BinaryConv(self.features, kernel_size=(1, 1), strides=strides, padding=0, name="downsample")
-            x = BatchNorm(name="norm_downsample")(conv(x), train=train)
-        elif x.shape != y.shape:
-            x = subsample_and_pad(x, self.features, self.stride)
-        return nn.hard_tanh(x + y)
+        for unit in range(1, self.units + 1):
+            stride = self.stride if unit == 1 else 1
+            conv = self.conv(self.features, strides=(stride, stride), name=f"conv{unit}")
+            y = BatchNorm(name=f"norm{unit}")(conv(x, train=train, progress=progress), train=train)
+            if x.shape != y.shape and self.shortcut == "conv":
+                geometry = {"kernel_size": (1, 1), "strides": (stride, stride), "padding": 0}
+                x = BinaryConv(self.features, name="downsample", **geometry)(x)
+                x = BatchNorm(name="downsample_norm")(x, train=train)
+            elif x.shape != y.shape:
+                x = subsample_and_pad(x, self.features, stride)
+            x = nn.hard_tanh(x + y)
+        return x
 
 
-class IRNet(nn.Module):
+class IRNet(ResidualNetwork):
     r"""Residual network with a shortcut around every binary convolution and hard tanh as nonlinearity.
 
     stem with hard tanh -> stages of units, widths w, 2w, 4w, ..., stride 2 between them -> global mean -> BN -> dense
@@ -54,16 +52,13 @@ class IRNet(nn.Module):
     hard tanh.  IR-Net's quantizers: `ede_sign` for the inputs, `libra_pb` for the kernels.
 
     Attributes:
-      num_classes: of the logits.
       stage_sizes: units in each stage, one convolution a unit.
-      width: filters of the first stage.
-      stem: "cifar" (3x3, stride 1) or "imagenet" (7x7, stride 2, and max pool).
       input_quantizer, kernel_quantizer: of the convolutions in the units.
       shortcut: "pad" or "conv".
+      others: see :class:`bnn_jax.models.residual.ResidualNetwork`.
 
     Returns:
-      (logits, intermediates): float32 (batch, num_classes), and a dict with each stage's output and the `features` that
-      the last layer sees.
+      (logits, intermediates), as :class:`bnn_jax.models.residual.ResidualNetwork`.
 
     Raises:
       ValueError: if `num_classes` or `width` is below 1, a stage is empty, or for another `shortcut` or `stem`.
@@ -72,40 +67,30 @@ class IRNet(nn.Module):
     arXiv:1909.10788.
     """
 
-    num_classes: int
     stage_sizes: tuple[int, ...] = (6, 6, 6)
     width: int = 16
     stem: str = "cifar"
-    input_quantizer: Quantizer | None = None
-    kernel_quantizer: Quantizer | None = None
     shortcut: str = "pad"
+
+    counts_units = True
 
     def __post_init__(self):
         super().__post_init__()
-        check_sizes(self)
         if self.shortcut not in SHORTCUTS:
             raise unknown_name(f"{type(self).__name__}.shortcut", self.shortcut, SHORTCUTS)
 
-    @nn.compact
-    def __call__(
-        self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
-    ):
-        intermediates = {}
+    @nn.nowrap
+    def begin(self, images, train):
         # Not ReLU, whose outputs all have sign +1; hard tanh is monotone and commutes with the stem's max pool.
-        x = nn.hard_tanh(Stem(self.width, kind=self.stem, relu=False, name="stem")(images, train=train))
-        for stage, units in enumerate(self.stage_sizes):
-            for unit in range(units):
-                x = IRUnit(
-                    features=self.width * 2**stage,
-                    stride=2 if stage > 0 and unit == 0 else 1,
-                    input_quantizer=self.input_quantizer,
-                    kernel_quantizer=self.kernel_quantizer,
-                    shortcut=self.shortcut,
-                    name=f"stage{stage + 1}_unit{unit + 1}",
-                )(x, train=train, progress=progress)
-            intermediates[f"stage{stage + 1}"] = x
-        intermediates["features"] = x = BatchNorm(name="norm")(x.mean((1, 2)), train=train)
-        return BinaryDense(self.num_classes, use_bias=True, name="head")(widened(x)), intermediates
+        return nn.hard_tanh(super().begin(images, train))
+
+    @nn.nowrap
+    def block(self, **place):
+        return IRBlock(shortcut=self.shortcut, **place)
+
+    @nn.nowrap
+    def end(self, x, train):
+        return BatchNorm(name="norm")(x.mean((1, 2)), train=train)
 
 
 irnet_resnet20 = partial(IRNet, stage_sizes=(6, 6, 6))

@@ -5,14 +5,15 @@ from functools import partial
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from bnn_jax.layers import BinaryConv, BinaryDense, max_pool, widened
-from bnn_jax.quantizers import Quantizer
+from bnn_jax.layers import BinaryConv, BinaryDense, max_pool
+from bnn_jax.models.network import Network, check_image_size
+from bnn_jax.precision import widened
 
 torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 """U(-1/sqrt(n), 1/sqrt(n)) for fan-in n, as the PyTorch tutorial's layers start."""
 
 
-class LeNet(nn.Module):
+class LeNet(Network):
     r"""Two convolutions and three dense layers; no batch norm, no biases in the convolutions.
 
     conv -> ReLU -> max pool 2 -> [extra convs] -> conv -> ReLU -> max pool 2 -> dense 120 -> ReLU -> dense 84 -> ReLU
@@ -20,13 +21,13 @@ class LeNet(nn.Module):
     kernel 5: 450 + 2400 convolution weights, and 400 features for the dense layers.
 
     Attributes:
-      num_classes: of the logits.
       width: filters of the first convolution; the second has 8/3 of them, rounded.
       kernel_size: side of the kernels of the two convolutions.
       extra_layers: convolutions width -> width, kernel 5, "SAME", each followed by a ReLU, after the first pool.
       input_quantizer: of all convolutions but the first, which sees the image; None quantizes weights only.
       kernel_quantizer: of all convolutions, the first included.
       input_scaling: XNOR-Net's map K, see :class:`bnn_jax.layers.BinaryConv`.
+      others: see :class:`bnn_jax.models.network.Network`.
 
     Returns:
       (logits, intermediates): float32 (batch, num_classes), and a dict with the outputs `conv1`, `conv2` of the stages
@@ -40,31 +41,23 @@ class LeNet(nn.Module):
     Image Classification, Stanford, poster.
     """
 
-    num_classes: int
     width: int = 6
     kernel_size: int = 5
     extra_layers: int = 0
-    input_quantizer: Quantizer | None = None
-    kernel_quantizer: Quantizer | None = None
     input_scaling: bool = False
 
     @nn.compact
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
     ):
-        smallest = 3 * self.kernel_size + 1
-        if min(images.shape[1:3]) < smallest:
-            raise ValueError(
-                f"`images` (of {images.shape[1]}x{images.shape[2]}) are too small for a LeNet with `kernel_size` "
-                f"{self.kernel_size}; they need {smallest}x{smallest} pixels"
-            )
-        conv = partial(BinaryConv, kernel_quantizer=self.kernel_quantizer, kernel_init=torch_uniform)
-        inner = partial(conv, input_quantizer=self.input_quantizer, input_scaling=self.input_scaling)
+        check_image_size(images, 3 * self.kernel_size + 1, f"a LeNet with `kernel_size` {self.kernel_size}")
+        inner = partial(BinaryConv, kernel_init=torch_uniform, input_scaling=self.input_scaling, **self.quantizers)
+        first = partial(inner, input_quantizer=None, input_scaling=False)
         dense = partial(BinaryDense, kernel_init=torch_uniform, use_bias=True)
         size = (self.kernel_size, self.kernel_size)
 
         phase = {"train": train, "progress": progress}
-        x = nn.relu(max_pool(conv(self.width, kernel_size=size, padding="VALID", name="conv1")(images, **phase)))
+        x = nn.relu(max_pool(first(self.width, kernel_size=size, padding="VALID", name="conv1")(images, **phase)))
         for layer in range(self.extra_layers):
             x = nn.relu(inner(self.width, kernel_size=(5, 5), padding=2, name=f"extra{layer + 1}")(x, **phase))
         intermediates = {"conv1": x}

@@ -1,70 +1,46 @@
 r"""Real-to-Binary networks: residual, their binary convolutions scaled by a gate that sees the real input."""
 
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, ChannelGate, OutputScale, PReLU, halve, max_pool, widened
-from bnn_jax.models.stem import STEMS
-from bnn_jax.quantizers import Quantizer
+from bnn_jax.layers import BatchNorm, ChannelGate, OutputScale, PReLU
+from bnn_jax.models.network import stem_layers
+from bnn_jax.models.residual import ResidualNetwork, pool_and_project
 
 
-class HalfBlock(nn.Module):
-    """PReLU( scale * conv(sign(z)) ) + shortcut(x), z = BN(x); tanh takes the place of sign where inputs stay real.
+class RealToBinaryBlock(nn.Module):
+    """Twice PReLU( scale * conv(sign(z)) ) + S(x), z = BN(x); tanh takes the place of sign where inputs stay real.
 
-    The scale is a gate G(z), or learned factors of case 4.  The shortcut of a stride: average pool -> 1x1 conv -> BN.
+    The scale is a gate G(z), or learned factors of case 4.  S of a stride: average pool -> 1x1 conv -> BN.
     """
 
     features: int
     stride: int
-    input_quantizer: Quantizer | None
-    kernel_quantizer: Quantizer | None
+    conv: Callable[..., nn.Module]
+    activation: Callable[[Array], Array]
     gate: bool
     reduction: int
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch h w channels"], *, train: bool, progress: Array | float):
-        z = BatchNorm(name="norm")(x, train=train)
-        y = BinaryConv(
-            self.features,
-            kernel_size=(3, 3),
-            strides=(self.stride, self.stride),
-            padding=1,
-            input_quantizer=self.input_quantizer,
-            kernel_quantizer=self.kernel_quantizer,
-            name="conv",
-        )(jnp.tanh(z) if self.input_quantizer is None else z, train=train, progress=progress)
-        if self.gate:
-            y = y * ChannelGate(self.features, reduction=self.reduction, name="gate")(z)
-        else:
-            y = OutputScale(case=4, name="scale")(y)
-        y = PReLU(name="activation")(y)
-        if self.stride > 1 or x.shape[-1] != self.features:
-            x = halve(x) if self.stride > 1 else x
-            x = BinaryConv(self.features, kernel_size=(1, 1), name="downsample")(x)
-            x = BatchNorm(name="downsample_norm")(x, train=train)
-        return y + x
+        for half, stride in ((1, self.stride), (2, 1)):
+            z = BatchNorm(name=f"norm{half}")(x, train=train)
+            conv = self.conv(self.features, strides=(stride, stride), name=f"conv{half}")
+            y = conv(self.activation(z), train=train, progress=progress)
+            if self.gate:
+                y = y * ChannelGate(self.features, reduction=self.reduction, name=f"gate{half}")(z)
+            else:
+                y = OutputScale(case=4, name=f"conv{half}_scale")(y)
+            y = PReLU(name=f"activation{half}")(y)
+            x = y + pool_and_project(x, self.features, stride, train=train)
+        return x
 
 
-class ActivatedStem(nn.Module):
-    """conv -> BN -> ReLU or PReLU [-> max pool], sized as :class:`bnn_jax.models.stem.Stem`."""
-
-    features: int
-    kind: str
-    prelu: bool
-
-    @nn.compact
-    def __call__(self, images: Float[Array, "batch height width channels"], *, train: bool):
-        large = self.kind == "imagenet"
-        geometry = {"kernel_size": (7, 7), "strides": (2, 2), "padding": 3} if large else {"padding": 1}
-        x = BatchNorm(name="norm")(BinaryConv(self.features, name="conv", **geometry)(images), train=train)
-        x = PReLU(name="activation")(x) if self.prelu else nn.relu(x)
-        return max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1))) if large else x
-
-
-class RealToBinaryNet(nn.Module):
+class RealToBinaryNet(ResidualNetwork):
     r"""Residual network of half blocks, gated (Real-to-Binary) or with learned scales (the paper's strong baseline).
 
     stem -> stages of blocks of two half blocks, widths w, 2w, 4w, ..., stride 2 between them -> global mean -> dense.
@@ -73,15 +49,13 @@ class RealToBinaryNet(nn.Module):
     first student of the paper's recipe.
 
     Attributes:
-      num_classes: of the logits.
       stage_sizes: blocks in each stage, two half blocks of one convolution each a block.
-      width: filters of the first stage.
       input_quantizer, kernel_quantizer: of the 3x3 convolutions; the method's are ste_sign and binary.
-      stem: "cifar" (3x3) or "imagenet" (7x7, stride 2, and max pool 3x3, stride 2).
       stem_prelu: PReLU instead of ReLU in the stem; the paper's baseline has it, and so has larq's gated network.
       gate: scale by :class:`bnn_jax.layers.ChannelGate`; otherwise by :class:`bnn_jax.layers.OutputScale` of case 4,
         which ties the network to the image size that it was initialized with.
       reduction: of the gates.
+      others: see :class:`bnn_jax.models.residual.ResidualNetwork`.
 
     Returns:
       (logits, intermediates): float32 (batch, num_classes), and a dict with the output of each stage, that of each
@@ -94,44 +68,25 @@ class RealToBinaryNet(nn.Module):
     arXiv:2003.11535.
     """
 
-    num_classes: int
-    stage_sizes: tuple[int, ...] = (2, 2, 2, 2)
-    width: int = 64
-    input_quantizer: Quantizer | None = None
-    kernel_quantizer: Quantizer | None = None
     stem: str = "cifar"
     stem_prelu: bool = False
     gate: bool = True
     reduction: int = 8
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.stem not in STEMS:
-            raise ValueError(f"`stem` (={self.stem!r}) must be cifar (small images) or imagenet (224x224)")
+    @nn.nowrap
+    def begin(self, images, train):
+        activation = PReLU(name="stem_activation") if self.stem_prelu else nn.relu
+        return stem_layers(images, self.width, self.stem, train=train, activation=activation)
 
-    @nn.compact
-    def __call__(
-        self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
-    ):
-        intermediates = {}
-        x = ActivatedStem(self.width, kind=self.stem, prelu=self.stem_prelu, name="stem")(images, train=train)
-        for stage, blocks in enumerate(self.stage_sizes):
-            for block in range(blocks):
-                name = f"stage{stage + 1}_block{block + 1}"
-                for half in ("a", "b"):
-                    x = HalfBlock(
-                        features=self.width * 2**stage,
-                        stride=2 if stage > 0 and block == 0 and half == "a" else 1,
-                        input_quantizer=self.input_quantizer,
-                        kernel_quantizer=self.kernel_quantizer,
-                        gate=self.gate,
-                        reduction=self.reduction,
-                        name=f"{name}{half}",
-                    )(x, train=train, progress=progress)
-                intermediates[name] = x
-            intermediates[f"stage{stage + 1}"] = x
-        intermediates["features"] = x = x.mean((1, 2))
-        return BinaryDense(self.num_classes, use_bias=True, name="head")(widened(x)), intermediates
+    @nn.nowrap
+    def block(self, **place):
+        activation = self.unless_quantized(jnp.tanh)
+        return RealToBinaryBlock(activation=activation, gate=self.gate, reduction=self.reduction, **place)
+
+    @nn.nowrap
+    def report(self, name, outputs, intermediates):
+        intermediates[name] = outputs
+        return outputs
 
 
 real_to_binary_resnet18 = partial(RealToBinaryNet, stage_sizes=(2, 2, 2, 2), width=64, gate=True, stem="imagenet")

@@ -4,16 +4,11 @@ from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, OutputScale, halve, widened
-from bnn_jax.models.resnet import check_sizes
-from bnn_jax.models.stem import Stem
-from bnn_jax.quantizers import Quantizer
-
-
-def _identity(x):
-    return x
+from bnn_jax.layers import BatchNorm, BinaryConv, OutputScale, avg_pool_2x2
+from bnn_jax.models.network import identity, stem_layers
+from bnn_jax.models.residual import ResidualNetwork
 
 
 class PostActivationBlock(nn.Module):
@@ -36,11 +31,11 @@ class PostActivationBlock(nn.Module):
         if x.shape != y.shape:
             conv = self.conv if self.binary_downsampling else BinaryConv
             conv = conv(self.features, kernel_size=(1, 1), strides=strides, padding=0, name="downsample")
-            x = BatchNorm(name="norm_downsample")(conv(x, **phase), train=train)
+            x = BatchNorm(name="downsample_norm")(conv(x, **phase), train=train)
         return self.activation(x + y)
 
 
-class PostActivationResNet(nn.Module):
+class PostActivationResNet(ResidualNetwork):
     r"""The residual network of He et al.: batch norm and ReLU after the convolutions.
 
     stem -> stages of blocks, widths w, 2w, 4w, ..., stride 2 between them -> global mean -> dense
@@ -51,16 +46,13 @@ class PostActivationResNet(nn.Module):
     stand in their place, and the sign of a ReLU's output would be +1 everywhere.
 
     Attributes:
-      num_classes: of the logits.
       stage_sizes: blocks in each stage, two convolutions a block.
-      width: filters of the first stage.
-      stem: "imagenet" (7x7, stride 2, and max pool) or "cifar" (3x3, stride 1).
       input_quantizer, kernel_quantizer: of the convolutions in the blocks.
       binary_downsampling: quantize the 1x1 convolutions of the shortcuts as well.
+      others: see :class:`bnn_jax.models.residual.ResidualNetwork`.
 
     Returns:
-      (logits, intermediates): float32 (batch, num_classes), and a dict with each stage's output and the `features` that
-      the last layer sees.
+      (logits, intermediates), as :class:`bnn_jax.models.residual.ResidualNetwork`.
 
     Raises:
       ValueError: if `num_classes` or `width` is below 1, a stage is empty, or for another `stem`.
@@ -68,42 +60,20 @@ class PostActivationResNet(nn.Module):
     Reference: He et al., Deep Residual Learning, 2016, arXiv:1512.03385.
     """
 
-    num_classes: int
-    stage_sizes: tuple[int, ...] = (2, 2, 2, 2)
-    width: int = 64
-    stem: str = "imagenet"
-    input_quantizer: Quantizer | None = None
-    kernel_quantizer: Quantizer | None = None
     binary_downsampling: bool = False
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_sizes(self)
+    @nn.nowrap
+    def begin(self, images, train):
+        return stem_layers(images, self.width, self.stem, train=train, activation=self.unless_quantized(nn.relu))
 
-    @nn.compact
-    def __call__(
-        self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
-    ):
-        real_inputs = self.input_quantizer is None
-        conv = partial(
-            BinaryConv, padding=1, input_quantizer=self.input_quantizer, kernel_quantizer=self.kernel_quantizer
-        )
-        intermediates = {}
-        x = Stem(self.width, kind=self.stem, relu=real_inputs, name="stem")(images, train=train)
-        for stage, blocks in enumerate(self.stage_sizes):
-            for block in range(blocks):
-                x = PostActivationBlock(
-                    features=self.width * 2**stage,
-                    stride=2 if stage > 0 and block == 0 else 1,
-                    conv=conv,
-                    activation=nn.relu if real_inputs else _identity,
-                    binary_downsampling=self.binary_downsampling,
-                    name=f"stage{stage + 1}_block{block + 1}",
-                )(x, train=train, progress=progress)
-            intermediates[f"stage{stage + 1}"] = x
-        # Changes nothing in full precision, where the last block ends with it.
-        intermediates["features"] = x = nn.relu(x).mean((1, 2))
-        return BinaryDense(self.num_classes, use_bias=True, name="head")(widened(x)), intermediates
+    @nn.nowrap
+    def block(self, **place):
+        activation = self.unless_quantized(nn.relu)
+        return PostActivationBlock(activation=activation, binary_downsampling=self.binary_downsampling, **place)
+
+    @nn.nowrap
+    def end(self, x, train):
+        return nn.relu(x).mean((1, 2))  # changes nothing in full precision, where the last block ends with it
 
 
 class PreActivationBlock(nn.Module):
@@ -130,12 +100,12 @@ class PreActivationBlock(nn.Module):
             return x + y
         if self.binary_downsampling:
             return conv("downsample", normalized, kernel_size=(1, 1), strides=strides, padding=0) + y
-        x = halve(x) if self.stride == 2 else x
-        x = nn.relu(BatchNorm(name="norm_downsample")(x, train=train))
+        x = avg_pool_2x2(x) if self.stride == 2 else x
+        x = nn.relu(BatchNorm(name="downsample_norm")(x, train=train))
         return BinaryConv(self.features, kernel_size=(1, 1), padding=0, name="downsample")(x) + y
 
 
-class PreActivationResNet(nn.Module):
+class PreActivationResNet(ResidualNetwork):
     r"""Residual network with batch norm and quantizer before each convolution: XNOR-Net, XNOR-Net++ and TBN.
 
     stem -> stages of blocks, widths w, 2w, 4w, ..., stride 2 between them -> BN -> ReLU -> global mean -> dense
@@ -149,20 +119,17 @@ class PreActivationResNet(nn.Module):
     confirmed; this is a reading.
 
     Attributes:
-      num_classes: of the logits.
       stage_sizes: blocks in each stage, two convolutions a block.
-      width: filters of the first stage.
-      stem: "imagenet" (7x7, stride 2, and max pool) or "cifar" (3x3, stride 1).
-      stem_relu: apply ReLU in the stem; TBN does not.
       input_quantizer, kernel_quantizer: of the convolutions in the blocks.
+      stem_relu: apply ReLU in the stem; TBN does not.
       input_scaling: XNOR-Net's map K, see :class:`bnn_jax.layers.BinaryConv`.
       output_scale_case: learned scales after the quantized convolutions, 1 to 4 as in
         :class:`bnn_jax.layers.OutputScale` (XNOR-Net++); None for none.
       binary_downsampling: use the binary shortcut.
+      others: see :class:`bnn_jax.models.residual.ResidualNetwork`.
 
     Returns:
-      (logits, intermediates): float32 (batch, num_classes), and a dict with each stage's output and the `features` that
-      the last layer sees.
+      (logits, intermediates), as :class:`bnn_jax.models.residual.ResidualNetwork`.
 
     Raises:
       ValueError: if `num_classes` or `width` is below 1, a stage is empty, or for another `stem` or
@@ -172,53 +139,38 @@ class PreActivationResNet(nn.Module):
     arXiv:1909.13863; Wan et al., TBN: Convolutional Neural Network with Ternary Inputs and Binary Weights, ECCV 2018.
     """
 
-    num_classes: int
-    stage_sizes: tuple[int, ...] = (2, 2, 2, 2)
-    width: int = 64
-    stem: str = "imagenet"
     stem_relu: bool = True
-    input_quantizer: Quantizer | None = None
-    kernel_quantizer: Quantizer | None = None
     input_scaling: bool = False
     output_scale_case: int | None = None
     binary_downsampling: bool = True
 
     def __post_init__(self):
         super().__post_init__()
-        check_sizes(self)
-        if self.output_scale_case not in (None, 1, 2, 3, 4):
-            raise ValueError(
-                f"`output_scale_case` (={self.output_scale_case!r}) of {type(self).__name__} must be 1, 2, 3 or 4, "
-                "or None for no learned scales; 4 was the best in the paper"
-            )
+        holds = self.output_scale_case in (None, 1, 2, 3, 4)
+        advice = "or None for no learned scales; 4 was the best in the paper"
+        self.require("output_scale_case", holds, "must be 1, 2, 3 or 4", advice)
 
-    @nn.compact
-    def __call__(
-        self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
-    ):
-        conv = partial(
-            BinaryConv,
-            padding=1,
-            input_quantizer=self.input_quantizer,
-            kernel_quantizer=self.kernel_quantizer,
-            input_scaling=self.input_scaling,
+    @property
+    def quantized_conv(self):
+        return partial(BinaryConv, padding=1, input_scaling=self.input_scaling, **self.quantizers)
+
+    @nn.nowrap
+    def begin(self, images, train):
+        activation = nn.relu if self.stem_relu else identity
+        return stem_layers(images, self.width, self.stem, train=train, activation=activation)
+
+    @nn.nowrap
+    def block(self, **place):
+        return PreActivationBlock(
+            activation=self.unless_quantized(nn.relu),
+            binary_downsampling=self.binary_downsampling,
+            output_scale_case=self.output_scale_case,
+            **place,
         )
-        intermediates = {}
-        x = Stem(self.width, kind=self.stem, relu=self.stem_relu, name="stem")(images, train=train)
-        for stage, blocks in enumerate(self.stage_sizes):
-            for block in range(blocks):
-                x = PreActivationBlock(
-                    features=self.width * 2**stage,
-                    stride=2 if stage > 0 and block == 0 else 1,
-                    conv=conv,
-                    activation=nn.relu if self.input_quantizer is None else _identity,
-                    binary_downsampling=self.binary_downsampling,
-                    output_scale_case=self.output_scale_case,
-                    name=f"stage{stage + 1}_block{block + 1}",
-                )(x, train=train, progress=progress)
-            intermediates[f"stage{stage + 1}"] = x
-        intermediates["features"] = x = nn.relu(BatchNorm(name="norm")(x, train=train)).mean((1, 2))
-        return BinaryDense(self.num_classes, use_bias=True, name="head")(widened(x)), intermediates
+
+    @nn.nowrap
+    def end(self, x, train):
+        return nn.relu(BatchNorm(name="norm")(x, train=train)).mean((1, 2))
 
 
 resnet18 = partial(PostActivationResNet, stage_sizes=(2, 2, 2, 2))

@@ -5,12 +5,12 @@ from functools import partial
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool, widened
-from bnn_jax.models.convnet import check_image_size, check_positive
-from bnn_jax.quantizers import Quantizer
+from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool
+from bnn_jax.models.network import Network, check_image_size
+from bnn_jax.precision import widened
 
 
-class VGG(nn.Module):
+class VGG(Network):
     r"""3x3 convolutions in stages that end with a max pool, then dense layers; first and last in full precision.
 
     stages of [conv 3x3 -> (max pool 2 after the stage's last) -> BN -> hardtanh -> sign], widths w, 2w, 4w -> flatten
@@ -18,7 +18,6 @@ class VGG(nn.Module):
     behind it; the last layer, which is real, sees the hardtanh.
 
     Attributes:
-      num_classes: of the logits.
       width: filters of the first stage, w.
       stage_sizes: convolutions in each stage.
       dense_layers: hidden dense layers, of 4w units.
@@ -26,6 +25,7 @@ class VGG(nn.Module):
         inputs stay real, for estimators and quantizers that reach beyond [-1, 1], as BNN+'s, HWGQ's or LQ-Nets'.
       final_norm: normalize the logits, without scale and bias.
       input_quantizer, kernel_quantizer: of all layers but the first and the last.
+      others: see :class:`bnn_jax.models.network.Network`.
 
     Returns:
       (logits, intermediates): float32 (batch, num_classes), and a dict with the outputs `stage1`, `stage2`, ... of the
@@ -38,41 +38,32 @@ class VGG(nn.Module):
     BNN+, 2018, arXiv:1812.11800.
     """
 
-    num_classes: int
     width: int = 128
     stage_sizes: tuple[int, ...] = (2, 2, 2)
     dense_layers: int = 0
     hardtanh: bool = True
     final_norm: bool = False
-    input_quantizer: Quantizer | None = None
-    kernel_quantizer: Quantizer | None = None
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_positive(self, "num_classes", "width", "stage_sizes")
 
     @nn.compact
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
     ):
         check_image_size(images, 2 ** len(self.stage_sizes), f"a VGG with {len(self.stage_sizes)} pools")
-        quantizers = {"input_quantizer": self.input_quantizer, "kernel_quantizer": self.kernel_quantizer}
-        clip = nn.hard_tanh if self.hardtanh or self.input_quantizer is None else lambda y: y
+        clip = self.unless_quantized(nn.hard_tanh) if not self.hardtanh else nn.hard_tanh
         phase = {"train": train, "progress": progress}
 
         x, number, intermediates = images, 0, {}
         for stage, convs in enumerate(self.stage_sizes):
             for position in range(convs):
                 number += 1
-                x = BinaryConv(
-                    self.width * 2**stage, padding=1, name=f"conv{number}", **quantizers if number > 1 else {}
-                )(x, **phase)
+                quantizers = self.quantizers if number > 1 else {}
+                x = BinaryConv(self.width * 2**stage, padding=1, name=f"conv{number}", **quantizers)(x, **phase)
                 x = max_pool(x) if position == convs - 1 else x
                 x = clip(BatchNorm(name=f"norm{number}")(x, train=train))
             intermediates[f"stage{stage + 1}"] = x
         x = x.reshape((x.shape[0], -1))
         for layer in range(self.dense_layers):
-            x = BinaryDense(4 * self.width, name=f"dense{layer + 1}", **quantizers)(x, **phase)
+            x = BinaryDense(4 * self.width, name=f"dense{layer + 1}", **self.quantizers)(x, **phase)
             x = clip(BatchNorm(name=f"dense_norm{layer + 1}")(x, train=train))
         intermediates["features"] = x = nn.hard_tanh(x)
         x = BinaryDense(self.num_classes, use_bias=not self.final_norm, name="head")(widened(x))

@@ -1,6 +1,7 @@
 """The paper's statements about its blocks, and that a path is where a gradient really passes."""
 
 import random
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -23,6 +24,7 @@ BINARY = {
     "input_quantizer": make_quantizer(ACTIVATION_QUANTIZERS, "approx_sign"),
     "kernel_quantizer": make_quantizer(WEIGHT_QUANTIZERS, "xnor"),
 }
+CONV = partial(BinaryConv, padding=1, **BINARY)
 
 
 def cost(size, c_in, c_out, kernel=3):
@@ -107,7 +109,7 @@ def test_blocks_of_the_paper(wire, shape, costs, lengths):
 def test_a_thinner_igp_block_has_the_cheaper_second_path(width, ratio):
     """At one resolution N'/N = (width / 64)^2."""
     wide = module_gradient_paths(Block(bireal_block), (1, 56, 56, 64)).costs[1]
-    thin = module_gradient_paths(FractalBlock(2, **BINARY), (1, 56, 56, width)).costs[1]
+    thin = module_gradient_paths(FractalBlock(2, conv=CONV), (1, 56, 56, width)).costs[1]
     assert thin / wide == pytest.approx(ratio, abs=5e-5)
 
 
@@ -147,7 +149,7 @@ def test_resnet20_has_two_convolutions_a_shortcut():
 
 
 def test_igp_dense_block_of_the_networks():
-    paths = module_gradient_paths(IGPDenseBlock(32, **BINARY), (3, 28, 28, 128))
+    paths = module_gradient_paths(IGPDenseBlock(32, CONV), (3, 28, 28, 128))
     assert paths == ((0, N1, N1 + INNER), (0, 1, 2))
 
 

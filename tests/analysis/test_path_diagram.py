@@ -1,5 +1,6 @@
 """The picture of the gradient paths: it shows the graph's ways, and nothing in it covers anything else."""
 
+from functools import partial
 from itertools import combinations, pairwise
 
 import pytest
@@ -7,13 +8,16 @@ from jax import lax
 
 from bnn_jax.analysis.gradient_paths import BinaryOperation, Edge, PathGraph, path_graph, smallest
 from bnn_jax.analysis.path_diagram import BOX, END, JOIN, Node, cheapest, diagram_of, draw_gradient_paths, place
+from bnn_jax.layers import BinaryConv
 from bnn_jax.models.fractal import FractalBlock
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, make_quantizer
 
-QUANTIZERS = {
-    "input_quantizer": make_quantizer(ACTIVATION_QUANTIZERS, "approx_sign"),
-    "kernel_quantizer": make_quantizer(WEIGHT_QUANTIZERS, "xnor"),
-}
+CONV = partial(
+    BinaryConv,
+    padding=1,
+    input_quantizer=make_quantizer(ACTIVATION_QUANTIZERS, "approx_sign"),
+    kernel_quantizer=make_quantizer(WEIGHT_QUANTIZERS, "xnor"),
+)
 INPUT, OUTPUT = Node(END, "input"), Node(END, "output")
 
 
@@ -200,7 +204,7 @@ def test_the_picture_of_a_module(tmp_path, figures):
     from PIL import Image
 
     path = tmp_path / "block.png"
-    assert draw_gradient_paths(FractalBlock(2, **QUANTIZERS), (1, 56, 56, 53), path, train=False) == path
+    assert draw_gradient_paths(FractalBlock(2, conv=CONV), (1, 56, 56, 53), path, train=False) == path
     with Image.open(path) as image:
         assert image.format == "PNG"
         colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 20)}
@@ -212,7 +216,7 @@ def test_the_picture_of_a_module(tmp_path, figures):
 
 
 def test_the_text_fits_into_its_box(tmp_path, figures):
-    draw_gradient_paths(FractalBlock(3, **QUANTIZERS), (1, 8, 8, 8), tmp_path / "block.png")
+    draw_gradient_paths(FractalBlock(3, conv=CONV), (1, 8, 8, 8), tmp_path / "block.png")
     (axes,) = figures[0].axes
     renderer = figures[0].canvas.get_renderer()
     texts = [text.get_window_extent(renderer) for text in axes.texts]

@@ -7,7 +7,8 @@ They are taken at XLA's default flags and hold for one machine's arithmetic and 
 on them: make them before a change on the machine on which they are compared after it.
 
 A hash is SHA-256 over dtype, shape and bytes of every array, in the order of the arrays' names.  Where the product has
-renamed a parameter since the hashes were made, RENAMED says what it was called: values and order go by the old name.
+renamed a parameter since the hashes were made, RENAMED says what it was called: values, order and the random start,
+which Flax derives from the names of modules, go by the old name.
 """
 
 import argparse
@@ -16,11 +17,13 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import flax.core.scope
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,8 +45,30 @@ from bnn_jax.training.step import init_state, train_step
 from bnn_jax.training.validation import validate
 
 FILE = Path(__file__).with_suffix(".json")
-RENAMED: tuple[tuple[str, str], ...] = ()
-"""(pattern of a parameter's path now, what replaces it to give the path when the hashes were made), applied in turn."""
+
+
+def unit(match: re.Match) -> str:
+    """The unit of which a layer in a block of two was a part, and the layer's name there."""
+    stage, block, layer, position = match.groups()
+    return f"{stage}_unit{2 * int(block) - 2 + int(position or 1)}/{layer}"
+
+
+UNITS = "e?bireal|ftbnn|irnet|reactnet(18|_resnet20)|dgrl"
+STEMS = (
+    f"(?!.*bn_free)({UNITS})|(bnn_|xnor_|xnor_pp_|tbn_)?resnet(18|34)|real_to|cinet|binaryduo_resnet|igp|binary_dense"
+)
+RENAMED: tuple[tuple[str, str, str | Callable[[re.Match], str]], ...] = (
+    (UNITS, r"^(stage\d)_block(\d+)/(conv|norm|activation|branch)(\d)(?=/|_gain)", unit),
+    (UNITS, r"^(stage\d)_block(\d+)/(downsample\w*)()(?=/)", unit),
+    ("ftbnn", r"/activation/", "/prelu/"),
+    ("e?bireal|ftbnn|irnet|(bnn_|xnor_|xnor_pp_|tbn_)?resnet(18|34)", r"/downsample_norm/", "/norm_downsample/"),
+    ("real_to", r"_block(\d+)/conv(\d)_scale/", lambda m: f"_block{m[1]}{' ab'[int(m[2])]}/scale/"),
+    ("real_to", r"_block(\d+)/([a-z]+)(\d)/", lambda m: f"_block{m[1]}{' ab'[int(m[3])]}/{m[2]}/"),
+    ("real_to", r"_block(\d+)/downsample", r"_block\1a/downsample"),
+    (STEMS, r"^stem/(?!norm|activation)", "stem/conv/"),
+    (STEMS, r"^stem_", "stem/"),
+)
+"""(pattern of names of networks, pattern of a parameter's path now, what replaces it), applied in turn."""
 
 DIGITS = Config(
     name="golden",
@@ -75,11 +100,28 @@ NETWORKS = (
 )
 
 
-def old_name(path: str) -> str:
-    """What a parameter was called when the hashes were made."""
-    for now, then in RENAMED:
-        path = re.sub(now, then, path)
+def old_name(path: str, network: str) -> str:
+    """What a parameter of a network was called when the hashes were made."""
+    for networks, now, then in RENAMED:
+        path = re.sub(now, then, path) if re.match(networks, network) else path
     return path
+
+
+@contextmanager
+def started_by_old_names(network: str) -> Iterator[None]:
+    """Let Flax derive the random start of a network from what its modules were called when the hashes were made."""
+
+    def fold(key, data):
+        names = "/".join(name for name in data if isinstance(name, str))
+        old = old_name(f"{names}/", network)[:-1] if names else ""
+        return fold_in_static(key, (*old.split("/"), *data[len(names.split("/")) :]) if names else data)
+
+    fold_in_static = flax.core.scope._fold_in_static
+    flax.core.scope._fold_in_static = fold
+    try:
+        yield
+    finally:
+        flax.core.scope._fold_in_static = fold_in_static
 
 
 def hash_of(arrays: dict[str, np.ndarray]) -> str:
@@ -98,7 +140,7 @@ def hash_of_run(config: Config, workdir: Path) -> str:
     assert checkpoint_steps(workdir / "checkpoints"), workdir
     state = restore_checkpoint(workdir / "checkpoints", like).state
     flat = flatten_dict(state.train.params, sep="/")
-    return hash_of({old_name(path): array for path, array in flat.items()})
+    return hash_of({old_name(path, config.model.name): array for path, array in flat.items()})
 
 
 def short_run(name: str) -> str:
@@ -111,7 +153,7 @@ def short_run(name: str) -> str:
 def recipe_run() -> str:
     """The hash of the last stage of DIR-Net's recipe, which is taught by its first."""
     stages = RECIPES["dir_net"](DIGITS)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, started_by_old_names(stages[-1].config.model.name):
         run_stages(stages, folder)
         return hash_of_run(stages[-1].config, Path(folder) / stages[-1].name)
 
@@ -136,7 +178,7 @@ def network_after_a_step(name: str) -> str:
     kernels = {}
     for path, leaf in flatten_dict(shapes, sep="/").items():
         if path.rpartition("/")[2] in ("kernel", "latent_kernel"):
-            seed = int.from_bytes(hashlib.sha256(old_name(path).encode()).digest()[:4], "big")
+            seed = int.from_bytes(hashlib.sha256(old_name(path, name).encode()).digest()[:4], "big")
             scale = (2 / np.prod(leaf.shape[:-1])) ** 0.5
             kernels[path] = np.random.default_rng(seed).normal(0, scale, leaf.shape).astype(np.float32)
     rng = np.random.default_rng(0)
@@ -150,7 +192,8 @@ def network_after_a_step(name: str) -> str:
         logits, _ = experiment.model.apply(variables, images / 255.0 - 0.5, train=False)
         return logits
 
-    logits = run(unflatten_dict(kernels, sep="/"), images, labels)
+    with started_by_old_names(name):
+        logits = run(unflatten_dict(kernels, sep="/"), images, labels)
     assert np.isfinite(logits).all() and np.ptp(logits) > 0, name
     return hash_of({"logits": np.asarray(logits)})
 

@@ -15,8 +15,8 @@ from bnn_jax.layers import (
     OutputScale,
     PReLU,
     RPReLU,
+    avg_pool_2x2,
     conv,
-    halve,
     scaled_conv,
 )
 from bnn_jax.layers.precision import dot
@@ -286,7 +286,7 @@ def test_batch_norm_has_float32_statistics():
 def test_means_and_interactions_keep_the_dtype():
     """A mean of 256, 1, 1, 1, whose partial sums bfloat16 does not hold; corrections at thresholds above 256."""
     x = jnp.asarray([256, 1, 1, 1], jnp.bfloat16).reshape(1, 2, 2, 1)
-    assert halve(x).dtype == jnp.bfloat16 and halve(x).item() == rounded(64.75)
+    assert avg_pool_2x2(x).dtype == jnp.bfloat16 and avg_pool_2x2(x).item() == rounded(64.75)
     layer = ChannelInteractions(edges=((0, 1, 1),), thresholds=(301,), step=100)
     y = layer.apply({}, jnp.asarray([[302.0, 1.0], [300.0, 1.0]], jnp.bfloat16))
     assert y.dtype == jnp.bfloat16 and numbers(y).tolist() == [[302, 101], [300, 1]]

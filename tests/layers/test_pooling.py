@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bnn_jax.layers import batch_norm, halve, max_pool
+from bnn_jax.layers import avg_pool_2x2, batch_norm, max_pool
 
 
 @pytest.mark.parametrize("window", [(2, 2), (3, 2)])
@@ -54,5 +54,5 @@ def test_gradient_of_a_computed_maximum_is_finite(level):
 def test_halve_takes_the_means_of_what_is_there(shape):
     x = np.random.default_rng(1).normal(size=(2, *shape, 3)).astype(np.float32)
     expected = [[x[:, i : i + 2, j : j + 2].mean((1, 2)) for j in range(0, shape[1], 2)] for i in range(0, shape[0], 2)]
-    found = halve(jnp.asarray(x))
+    found = avg_pool_2x2(jnp.asarray(x))
     np.testing.assert_allclose(found, np.moveaxis(expected, 2, 0), rtol=1e-5, atol=1e-6)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from bnn_jax.errors import UsageError
-from bnn_jax.layers import BinaryConv, PReLU, halve, max_pool
+from bnn_jax.layers import BinaryConv, PReLU, avg_pool_2x2, max_pool
 from bnn_jax.models import MODELS
 from bnn_jax.packed.tflite.model import tflite_bytes, write_tflite
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, make_quantizer
@@ -192,7 +192,7 @@ def test_each_comparison_makes_the_codes_that_it_says(choose):
 
 def test_activations_and_pools_become_one_operator_each():
     overlapping = partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-    layers = (PReLU(), max_pool, nn.hard_tanh, halve, PReLU(both_slopes=True), overlapping)
+    layers = (PReLU(), max_pool, nn.hard_tanh, avg_pool_2x2, PReLU(both_slopes=True), overlapping)
     model, shape = Sequence(layers), (8, 8, 3)
     variables, images = random_variables(model, shape), images_of(shape)
     data = tflite_bytes(model, variables, shape)

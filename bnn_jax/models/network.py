@@ -1,0 +1,130 @@
+"""What all networks have: their sizes, checked, and the quantizers of their layers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+from jaxtyping import Array, Float
+
+from bnn_jax import checks
+from bnn_jax.errors import unknown_name
+from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool
+from bnn_jax.precision import widened
+from bnn_jax.quantizers import Quantizer
+from bnn_jax.quantizers.gradients import GradientQuantizer
+
+STEMS: dict[str, dict[str, Any]] = {
+    "cifar": {"kernel_size": (3, 3), "padding": 1},
+    "imagenet": {"kernel_size": (7, 7), "strides": (2, 2), "padding": 3},
+}
+"""First convolutions by name: for small images, and for those of 224x224, where a max pool follows."""
+
+
+class Network(nn.Module):
+    r"""The base of all networks.
+
+    Called as ``network(images, train=False, progress=1.0)``; returns (logits, intermediates).
+
+    Attributes:
+      num_classes: of the logits.
+      width: of the network's own unit, most often the filters of its first stage.
+      input_quantizer, kernel_quantizer: of the quantized layers; None is full precision.
+      gradient_quantizer: (y, key) -> y, whose backward pass quantizes the gradient of the quantized layers' outputs, as
+        those in `bnn_jax.quantizers.GRADIENT_QUANTIZERS`; in training only.  None leaves gradients as they are.
+
+    Raises:
+      ValueError: for sizes that are not positive, or an unknown `stem` where the network has one.
+    """
+
+    num_classes: int
+    width: int = 64
+    input_quantizer: Quantizer | None = None
+    kernel_quantizer: Quantizer | None = None
+    gradient_quantizer: GradientQuantizer | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        for argument in ("num_classes", "width", "stage_sizes"):
+            if hasattr(self, argument):
+                self.require_positive(argument)
+        if getattr(self, "stem", "cifar") not in STEMS:
+            raise unknown_name(f"{type(self).__name__}.stem", self.stem, STEMS)
+
+    @nn.nowrap
+    def require(self, argument: str, holds: bool, rule: str, advice: str = "") -> None:
+        """Refuse the value of `argument`, naming the network, unless the rule `holds`."""
+        checks.require(argument, getattr(self, argument), holds, f"of {type(self).__name__} {rule}", advice)
+
+    @nn.nowrap
+    def require_positive(self, argument: str) -> None:
+        """Refuse a number below 1, an empty tuple and one that holds such a number."""
+        value, usual = getattr(self, argument), getattr(type(self), argument, None)
+        numbers = value if isinstance(value, tuple) else (value,)
+        holds = len(numbers) > 0 and all(number > 0 for number in numbers)
+        rule = "must be positive numbers, at least one" if isinstance(value, tuple) else "must be positive"
+        self.require(argument, holds, rule, "" if usual is None else f"{usual} is usual")
+
+    @property
+    def quantizers(self) -> dict[str, Any]:
+        """The keyword arguments of a layer that quantizes."""
+        names = ("input_quantizer", "kernel_quantizer", "gradient_quantizer")
+        return {name: getattr(self, name) for name in names}
+
+    @nn.nowrap
+    def unless_quantized(self, activation: Callable[[Array], Array]) -> Callable[[Array], Array]:
+        """The `activation` where inputs stay real; otherwise the identity, for the quantizer stands in its place."""
+        return activation if self.input_quantizer is None else identity
+
+    @nn.nowrap
+    def classify(self, features: Float[Array, "batch features"]) -> Float[Array, "batch classes"]:
+        """The logits: a dense layer `head` in full precision, its sums in float32."""
+        return BinaryDense(self.num_classes, use_bias=True, name="head")(widened(features))
+
+
+def identity(x: Array) -> Array:
+    """Return x."""
+    return x
+
+
+def stem_layers(
+    images: Float[Array, "batch height width channels"],
+    features: int,
+    kind: str,
+    *,
+    train: bool,
+    activation: Callable[[Array], Array] = identity,
+) -> Float[Array, "batch h w features"]:
+    """conv -> BN -> activation in full precision, the layers `stem` and `stem_norm` of the network that calls this.
+
+    cifar: conv 3x3, stride 1.  imagenet: conv 7x7, stride 2, padding 3, and at the end max pool 3x3, stride 2, padding
+    1, so a 224x224 image leaves with 56x56.
+
+    Args:
+      images: normalized.
+      features: filters of the convolution.
+      kind: "cifar" or "imagenet".
+      train: use the statistics of the batch.
+      activation: between batch norm and pool.
+
+    Reference: He et al., Deep Residual Learning, 2016, arXiv:1512.03385.
+    """
+    x = BinaryConv(features, name="stem", **STEMS[kind])(images)
+    return stem_pool(activation(BatchNorm(name="stem_norm")(x, train=train)), kind)
+
+
+def stem_pool(x: Float[Array, "batch h w features"], kind: str) -> Float[Array, "batch rows columns features"]:
+    """The max pool at the end of an imagenet stem."""
+    return max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1))) if kind == "imagenet" else x
+
+
+def check_image_size(images: Float[Array, "batch height width channels"], smallest: int, network: str) -> None:
+    """Refuse images that the strides and pools of `network` use up.
+
+    Raises:
+      ValueError: if a side has fewer than `smallest` pixels.
+    """
+    height, width = images.shape[1:3]
+    if min(height, width) < smallest:
+        raise ValueError(
+            f"`images` (of {height}x{width}) are too small for {network}; they need {smallest}x{smallest} pixels"
+        )
