@@ -3,6 +3,7 @@
 import inspect
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from bnn_jax.models import MODELS
 from bnn_jax.training.config import ModelConfig
@@ -26,8 +27,8 @@ WIDTHS = {"binaryduo_vgg7": 3, "alexnet_xnor": 6, "alexnet_dorefa": 6}
 SIDES = {"alexnet_xnor": 63, "alexnet_dorefa": 44, "binaryduo_vgg7": 32, "lenet": 16, "bnn_plus_alexnet": 16}
 
 
-def small(name: str) -> ModelConfig:
-    """A small instance of the network `name`, with its published quantizers."""
+def small(name: str, **quantizers: Any) -> ModelConfig:
+    """A small instance of the network `name`, with its published quantizers where no others are given."""
     taken = inspect.signature(MODELS[name].constructor).parameters
     options = {option: value for option, value in SHRUNK.items() if option in taken}
     if "densenet" in name:
@@ -36,7 +37,7 @@ def small(name: str) -> ModelConfig:
         options.pop("stage_sizes", None)
     options |= {"stage_sizes": (2, 2)} if name.startswith("ebireal") else {}
     options |= {"reduction": 2} if name == "real_to_binary_resnet18" else {}
-    return with_published_quantizers(ModelConfig(name, width=WIDTHS.get(name, 4), options=options))
+    return with_published_quantizers(ModelConfig(name, width=WIDTHS.get(name, 4), options=options, **quantizers))
 
 
 def instance(name: str) -> str:

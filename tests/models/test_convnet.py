@@ -4,13 +4,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import (
+    SIGNS,
+    apply,
+    correlate,
+    exact,
+    maxima,
+    normal,
+    normalize,
+    of_layers,
+    random_variables,
+    relu,
+    shapes_of,
+    signs,
+)
 
 from bnn_jax.models.convnet import binaryconnect_convnet, bnn_convnet, latent_uniform, mnist_mlp
-from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
+from bnn_jax.quantizers import WEIGHT_QUANTIZERS
 
-BINARY = WEIGHT_QUANTIZERS["binary"]()
-SIGN = ACTIVATION_QUANTIZERS["ste_sign"]()
-BNN = {"input_quantizer": SIGN, "kernel_quantizer": BINARY}
+BINARY = SIGNS["kernel_quantizer"]
 CONNECT = {"kernel_quantizer": WEIGHT_QUANTIZERS["binary_connect"]()}
 CONVOLUTIONS = {
     "conv1": (3, 3, 3, 128),
@@ -23,39 +35,20 @@ CONVOLUTIONS = {
 DENSE = {"dense1": (8192, 1024), "dense2": (1024, 1024), "head": (1024, 10)}
 
 
-def shapes_of(model, shape=(32, 32, 3)):
-    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *shape)), train=False))["params"]
-
-
-def weights(params, leaf):
-    return {name: layer[leaf].shape for name, layer in params.items() if leaf in layer}
-
-
-@pytest.mark.parametrize(("network", "quantizers"), [(bnn_convnet, BNN), (binaryconnect_convnet, CONNECT)])
+@pytest.mark.parametrize(("network", "quantizers"), [(bnn_convnet, SIGNS), (binaryconnect_convnet, CONNECT)])
 def test_binarynet_has_14_022_016_binary_weights_and_no_real_ones(network, quantizers):
-    params = shapes_of(network(num_classes=10, **quantizers))
-    found = weights(params, "latent_kernel")
+    params = shapes_of(network(num_classes=10, **quantizers), 32)["params"]
+    found = of_layers(params, "latent_kernel")
     assert found == CONVOLUTIONS | DENSE
     assert sum(map(np.prod, found.values())) == 14_022_016
-    assert weights(params, "kernel") == {}
-    assert {name for name, layer in params.items() if "latent_kernel" not in layer} == {
-        *(f"norm{number}" for number in range(1, 7)),
-        *("dense_norm1", "dense_norm2", "head_norm"),
-    }
-
-
-def test_in_full_precision_the_weights_are_the_same():
-    assert weights(shapes_of(bnn_convnet(num_classes=10)), "kernel") == CONVOLUTIONS | DENSE
+    norms = {*(f"norm{number}" for number in range(1, 7)), "dense_norm1", "dense_norm2", "head_norm"}
+    assert params.keys() - found.keys() == norms
 
 
 def test_the_mlp_for_mnist():
-    params = shapes_of(mnist_mlp(num_classes=10, **BNN), (28, 28, 1))
-    assert weights(params, "latent_kernel") == {
-        "dense1": (784, 4096),
-        "dense2": (4096, 4096),
-        "dense3": (4096, 4096),
-        "head": (4096, 10),
-    }
+    params = shapes_of(mnist_mlp(num_classes=10, **SIGNS), (28, 28, 1))["params"]
+    hidden = {"dense1": (784, 4096), "dense2": (4096, 4096), "dense3": (4096, 4096)}
+    assert of_layers(params, "latent_kernel") == hidden | {"head": (4096, 10)}
 
 
 @pytest.mark.parametrize(
@@ -69,57 +62,24 @@ def test_where_weights_start(quantizer, limit, bound):
     assert abs(float(weight.mean())) < 0.02 * bound
 
 
-def convolve(x, kernel):
-    """Zero-padded correlation, 3x3, by loops over the taps."""
-    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    h, w = x.shape[1:3]
-    return sum(padded[:, i : i + h, j : j + w] @ kernel[i, j] for i, j in np.ndindex(3, 3))
-
-
-def pool(x):
-    return np.max([x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)], axis=0)
-
-
-def normalize(x, params, stats):
-    return (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-4) * params["scale"] + params["bias"]
-
-
-def signs(x):
-    return np.where(x < 0, -1.0, 1.0)
-
-
-def randomized(variables, seed=0):
-    """Random values for all that starts constant; scales of both signs show which side of the pool the norm is on."""
-    rng = np.random.default_rng(seed)
-
-    def value(path, leaf):
-        drawn = rng.normal(size=leaf.shape) * (0.5 if path[-1].key == "kernel" else 1)
-        return jnp.asarray(np.abs(drawn) + 0.5 if path[-1].key == "var" else drawn, jnp.float32)
-
-    return jax.tree_util.tree_map_with_path(value, variables)
-
-
-@pytest.mark.parametrize("quantizers", [BNN, CONNECT], ids=["bnn", "binaryconnect"])
+@pytest.mark.parametrize("quantizers", [SIGNS, CONNECT], ids=["bnn", "binaryconnect"])
 def test_the_network_equals_numpy(quantizers):
     """conv -> pool -> BN -> sign or ReLU, the image real, the last layer binary and normalized."""
     model = bnn_convnet(num_classes=3, width=2, stage_sizes=(2,), dense_layers=1, **quantizers)
-    images = np.random.default_rng(1).normal(size=(3, 6, 6, 3)).astype(np.float32)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
-    variables = randomized(shapes)
-    logits, intermediates = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
-    params, stats = jax.tree.map(
-        lambda leaf: np.asarray(leaf, np.float64), (variables["params"], variables["batch_stats"])
-    )
-    norm = lambda name, x: normalize(x, params[name], stats[name])
-    real = "input_quantizer" not in quantizers
-    neuron = (lambda x: np.maximum(x, 0)) if real else signs
+    images = normal(3, 6, 6, 3)
+    variables = random_variables(model, images)
+    variables["params"]["norm2"]["scale"] *= np.array([-1, 1])  # of both signs: on which side of the pool the norm is
+    logits, intermediates = apply(model, variables, images)
+    values, real = exact(variables), quantizers is CONNECT
+    norm = lambda name, x: normalize(x, values, name, epsilon=1e-4)
+    neuron = relu if real else signs
+    weight = lambda name: signs(values["params"][name]["latent_kernel"])
 
-    weight = lambda name: signs(params[name]["latent_kernel"])
-    x = norm("norm1", convolve(images.astype(np.float64), weight("conv1")))
-    x = norm("norm2", pool(convolve(neuron(x), weight("conv2"))))
-    np.testing.assert_allclose(intermediates["stage1"], np.maximum(x, 0) if real else x, rtol=1e-4, atol=1e-4)
+    x = norm("norm1", correlate(images, weight("conv1"), padding=1))
+    x = norm("norm2", maxima(correlate(neuron(x), weight("conv2"), padding=1)))
+    np.testing.assert_allclose(intermediates["stage1"], relu(x) if real else x, rtol=1e-4, atol=1e-4)
     x = norm("dense_norm1", neuron(x).reshape(3, -1) @ weight("dense1"))
-    np.testing.assert_allclose(intermediates["features"], np.maximum(x, 0) if real else x, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(intermediates["features"], relu(x) if real else x, rtol=1e-4, atol=1e-4)
     x = norm("head_norm", neuron(x) @ weight("head"))
     np.testing.assert_allclose(logits, x, rtol=1e-4, atol=1e-4)
 
@@ -133,10 +93,10 @@ def test_dropout_drops_neurons_behind_their_sign():
         hidden_layers=1,
         input_dropout=0.0,
         hidden_dropout=rate,
-        input_quantizer=SIGN,
+        input_quantizer=SIGNS["input_quantizer"],
     )
-    images = jnp.asarray(np.random.default_rng(3).normal(size=(256, 8, 8, 1)), jnp.float32)
-    variables = randomized(jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False)))
+    images = normal(256, 8, 8, 1, seed=3)
+    variables = random_variables(model, images)
     variables["params"]["head"]["kernel"] = jnp.eye(units)
     variables["params"]["norm1"]["bias"] = jnp.full(units, 0.5)
     variables["batch_stats"]["head_norm"] = {"mean": jnp.zeros(units), "var": jnp.ones(units)}
@@ -160,14 +120,10 @@ def test_dropout_drops_neurons_behind_their_sign():
 @pytest.mark.parametrize(
     ("message", "make"),
     [
-        (r"`width` \(=0\) must be positive in a ConvNet", lambda: bnn_convnet(num_classes=10, width=0)),
+        (r"`latent_range` \(=-1\) of BinaryMLP must be positive", lambda: mnist_mlp(num_classes=2, latent_range=-1)),
+        (r"`hidden_layers` \(=0\) of BinaryMLP must be positive", lambda: mnist_mlp(num_classes=2, hidden_layers=0)),
         (
-            r"`stage_sizes` \(=\(2, 0\)\) must be positive in a ConvNet",
-            lambda: bnn_convnet(num_classes=2, stage_sizes=(2, 0)),
-        ),
-        (r"`latent_range` \(=-1\) must be positive in a BinaryMLP", lambda: mnist_mlp(num_classes=2, latent_range=-1)),
-        (
-            r"`hidden_dropout` \(=1\) must be in \[0, 1\) in a BinaryMLP",
+            r"`hidden_dropout` \(=1\) of BinaryMLP must be in \[0, 1\); 0 drops nothing",
             lambda: mnist_mlp(num_classes=2, hidden_dropout=1),
         ),
         (

@@ -1,21 +1,31 @@
-"""The table of networks: complete, published quantizers, and two training steps of each."""
+"""The table of networks: complete, its published quantizers, and the laws that every network keeps."""
 
 import inspect
-from functools import partial
+from functools import lru_cache, partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import count, of_layers, outputs_of, paths_of, shapes_of
 from small_models import INSTANCES, LARGE, SIDES, UNREAD, small
 
+from bnn_jax.layers import BinaryConv, BinaryDense
 from bnn_jax.models import MODELS
+from bnn_jax.models.build import build_model
+from bnn_jax.models.residual import ResidualNetwork
+from bnn_jax.stages.warm_start import by_name
 from bnn_jax.training.config import Config, ModelConfig, OptimConfig
 from bnn_jax.training.experiment import ImageInfo, make_experiment, make_model
 from bnn_jax.training.step import init_state, train_step
 from bnn_jax.training.validation import validate
 
 ADAM = OptimConfig("adam", learning_rate=0.01)
+SMALL = sorted(INSTANCES.values())
+COMPILED = [pytest.param(name, marks=pytest.mark.full if name in LARGE else ()) for name in SMALL]
+CLASSES = {type(MODELS[name].constructor(num_classes=2)): name for name in reversed(MODELS)}
+"""One name for each class of networks."""
 
 CATALOGUE = {
     "LeNet": "lenet",
@@ -70,43 +80,152 @@ def test_every_network_of_the_catalogue_is_in_the_table():
     assert not set(CATALOGUE.values()) - set(MODELS)
 
 
-def test_every_network_has_its_published_quantizers():
+def test_every_network_can_be_trained_with_its_published_quantizers():
     for name in MODELS:
         validate(Config("test", epochs=1, batch_size=1, loss="cross_entropy", model=ModelConfig(name), optim=ADAM))
+
+
+def takes(name: str, option: str) -> bool:
+    return option in inspect.signature(MODELS[name].constructor).parameters
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_published_size_builds(name):
     """In evaluation, on 32x32 images where the network takes them, by tracing alone."""
-    side = 224 if name.startswith("alexnet") else 32
-    options = {"stem": "cifar"} if "stem" in inspect.signature(MODELS[name].constructor).parameters else {}
+    options = {"stem": "cifar"} if takes(name, "stem") else {}
     model = make_model(ModelConfig(name, options=options), num_classes=7)
+    logits, intermediates = outputs_of(model, 224 if name.startswith("alexnet") else 32)
+    assert logits.shape == (1, 7) and logits.dtype == jnp.float32
+    assert intermediates["features"].shape[0] == 1
 
-    def run():
-        return model.init_with_output(jax.random.key(0), jnp.zeros((2, side, side, 3)), train=False)[0]
 
-    logits, intermediates = jax.eval_shape(run)
-    assert logits.shape == (2, 7) and logits.dtype == jnp.float32
-    assert intermediates["features"].shape[0] == 2
+@lru_cache
+def small_shapes(name: str, real: bool = False):
+    quantizers = {f"{kind}_quantizer": "full_precision" for kind in ("input", "kernel")} if real else {}
+    model = make_model(small(name, **quantizers), num_classes=5)
+    return model, shapes_of(model, SIDES.get(name, 16))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_in_full_precision_every_kernel_is_real(name):
+    """And the same: the quantizers decide the name of a kernel alone."""
+    kernels = lambda params: of_layers(params, "kernel") | of_layers(params, "latent_kernel")
+    params, real = small_shapes(name)[1]["params"], small_shapes(name, real=True)[1]["params"]
+    assert count(real, "latent_kernel") == 0 and of_layers(real, "kernel") == kernels(real)
+    learned = {layer for layer in kernels(params) if layer.endswith("_quantizer")}
+    assert {layer: shape for layer, shape in kernels(params).items() if layer not in learned} == kernels(real)
+
+
+@pytest.mark.parametrize("name", CLASSES.values())
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("num_classes", 0, r"`num_classes` \(=0\) of {} must be positive"),
+        ("width", -4, r"`width` \(=-4\) of {} must be positive; \d+ is usual"),
+        ("stage_sizes", (2, 0), r"`stage_sizes` \(=\(2, 0\)\) of {} must be positive numbers, at least one; \(.*\) is"),
+        ("stage_sizes", (), r"`stage_sizes` \(=\(\)\) of {} must be positive numbers, at least one"),
+        ("stem", "imagenett", r"`{}.stem` \(='imagenett'\) is not known; did you mean 'imagenet'\?"),
+    ],
+)
+def test_sizes_are_checked(name, option, value, message):
+    constructor = MODELS[name].constructor
+    if not takes(name, option):
+        pytest.skip(f"{name} has no {option}")
+    network = type(constructor(num_classes=2)).__name__
+    with pytest.raises(ValueError, match=message.format(network)):
+        constructor(**{"num_classes": 2} | {option: value})
+
+
+RESIDUAL = [name for network, name in CLASSES.items() if issubclass(network, ResidualNetwork)]
+
+
+@pytest.mark.parametrize("name", RESIDUAL)
+@pytest.mark.parametrize(("stem", "side"), [("cifar", 16), ("cifar", 33), ("imagenet", 20), ("imagenet", 33)])
+def test_stages_halve_images_of_any_size(name, stem, side):
+    model = MODELS[name].constructor(num_classes=3, width=8, stem=stem, stage_sizes=(1, 1, 1))
+    logits, intermediates = outputs_of(model, (side, side + 1, 3))
+    sides, width = [side, side + 1], 8
+    for _ in range(0 if stem == "cifar" else 1 if name == "reactnet_a" else 2):
+        sides = [-(-n // 2) for n in sides]
+    for stage in (1, 2, 3):
+        width = width if stage == 1 and name != "reactnet_a" else 2 * width
+        assert intermediates[f"stage{stage}"].shape == (1, *sides, width)
+        sides = [-(-n // 2) for n in sides]
+    assert intermediates["features"].shape == (1, width)
+    assert (logits.shape, logits.dtype) == ((1, 3), jnp.float32)
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.full if n in LARGE else ()) for n in sorted(INSTANCES.values())]
+    "names",
+    [
+        ("resnet20", "bireal_resnet20", "irnet_resnet20", "reactnet_resnet20"),
+        ("resnet18", "bireal18", "irnet_resnet18", "reactnet18", "dgrl_resnet18", "real_to_binary_resnet18"),
+        ("tbn_resnet18", "ebireal18", "ftbnn_resnet18", "bireal18"),
+        ("xnor_resnet18", "cinet_resnet18", "bnn_resnet18"),
+    ],
 )
+def test_weights_pass_from_family_to_family(names):
+    """All that the next network has no equal for is what its family alone has: a shortcut's conv, branches, gates."""
+    shapes = []
+    for name in names:
+        options = {"shortcut": "conv"} if name == "irnet_resnet20" else {}
+        shapes.append(shapes_of(make_model(ModelConfig(name, options=options), num_classes=10), 32))
+    for before, (name, after) in zip(shapes, zip(names[1:], shapes[1:])):
+        missing = by_name(before, after).initialised
+        own = {"dgrl_resnet18": ("branch",), "real_to_binary_resnet18": ("gate",), "bireal_resnet20": ("downsample",)}
+        lost = [path for path in missing if path.endswith("kernel") or "downsample" in path]
+        known = own.get(name, ("downsample_norm",) if name == names[1] and "resnet18" in name else ())
+        assert [path for path in lost if not any(part in path for part in known)] == [], name
+        assert sum(path.endswith("/latent_kernel") for path in paths_of(after["params"])) >= 16
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_gradients_of_quantized_layers_are_quantized(name):
+    """With a gradient quantizer each layer has it that quantizes, and no other; an AlexNet of DoReFa-Net by itself."""
+    seen, layers = [], []
+    model, shapes = small_shapes(name)
+    model = model.clone(gradient_quantizer=lambda y, key: seen.append(y.shape) or y)
+
+    def remember(call, arguments, options, context):
+        layer = context.module
+        if isinstance(layer, BinaryConv | BinaryDense) and context.method_name == "__call__":
+            layers.append((layer.input_quantizer or layer.kernel_quantizer, layer.gradient_quantizer))
+        return call(*arguments, **options)
+
+    def run(variables, train):
+        rngs, images = {"quantizer": jax.random.key(0)}, jnp.zeros((1, *(2 * [SIDES.get(name, 16)]), 3))
+        with nn.intercept_methods(remember):
+            return model.apply(variables, images, train=train, mutable=True, rngs=rngs)
+
+    jax.eval_shape(partial(run, train=False), shapes)
+    assert seen == []
+    jax.eval_shape(partial(run, train=True), shapes)
+    if name != "alexnet_dorefa":
+        assert all((quantizer is None) == (gradient is None) for quantizer, gradient in layers)
+        assert 2 * len(seen) == sum(gradient is not None for _, gradient in layers)
+    assert seen
+
+
+def trainer(name: str, model: ModelConfig):
+    """A small network's compiled training step, its first state, images and labels."""
+    side = SIDES.get(name, 16)
+    info = ImageInfo((side, side, 3), 5, (0.5,) * 3, (0.25,) * 3)
+    config = Config("test", epochs=1, batch_size=4, loss="cross_entropy", model=model, optim=ADAM)
+    experiment = make_experiment(validate(config), info, total_steps=2, learning_rate=0.01)
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.integers(0, 256, (4, *info.shape)), jnp.uint8)
+    labels = jnp.asarray(rng.integers(0, 5, 4), jnp.int32)
+    state = jax.jit(partial(init_state, experiment))(jnp.uint32(0))
+    return jax.jit(partial(train_step, experiment)), state, images, labels
+
+
+@pytest.mark.parametrize("name", COMPILED)
 def test_two_training_steps(name):
     """Fake images: the loss stays finite and every parameter moves in each step; one compiled program for both.
 
     Adam without weight decay moves a parameter only by its gradient, and by any that is not zero.
     """
-    side = SIDES.get(name, 16)
-    info = ImageInfo((side, side, 3), 5, (0.5,) * 3, (0.25,) * 3)
-    config = Config("test", epochs=1, batch_size=4, loss="cross_entropy", model=small(name), optim=ADAM)
-    experiment = make_experiment(validate(config), info, total_steps=2, learning_rate=0.01)
-    rng = np.random.default_rng(0)
-    images = jnp.asarray(rng.integers(0, 256, (4, *info.shape)), jnp.uint8)
-    labels = jnp.asarray(rng.integers(0, 5, 4), jnp.int32)
-    step = jax.jit(partial(train_step, experiment))
-    state = jax.jit(partial(init_state, experiment))(jnp.uint32(0))
+    step, state, images, labels = trainer(name, small(name))
     for _ in range(2):
         before = state.params
         state, metrics = step(state, images, labels)
@@ -117,3 +236,29 @@ def test_two_training_steps(name):
         still = [jax.tree_util.keystr(path) for path, moves in jax.tree_util.tree_leaves_with_path(moved) if not moves]
         assert still == UNREAD.get(name, [])
     assert step._cache_size() == 1
+
+
+def test_dorefas_triple_is_one_config():
+    """Weights of 1 bit, activations of 2, gradients of 2: what the last quantized layer sees changes, not the head."""
+    triple = {"gradient_quantizer": "dorefa", "gradient_quantizer_options": {"bits": 2}}
+    after = {}
+    for quantizers in ({}, triple):
+        model = small("resnet6", input_quantizer="dorefa", kernel_quantizer="dorefa", **quantizers)
+        step, state, images, labels = trainer("resnet6", model)
+        after[len(quantizers)] = paths_of(step(state, images, labels)[0].params)
+    same = {path for path in after[0] if (after[0][path] == after[2][path]).all()}
+    assert same == {path for path in after[0] if path.startswith(("head", "norm"))}
+
+
+def test_a_constructor_is_taken_as_a_name_is():
+    """With the quantizers that are named, in full precision without."""
+
+    class Network(nn.Module):
+        num_classes: int
+        input_quantizer: object
+        kernel_quantizer: object
+
+    model = build_model(Network, num_classes=3, kernel_quantizer="binary")
+    assert (model.num_classes, model.input_quantizer) == (3, None)
+    assert model.kernel_quantizer.code_set == (-1, 1)
+    assert build_model(MODELS["lenet"], num_classes=3) == build_model("lenet", num_classes=3)
