@@ -70,10 +70,10 @@ def of_layers(params: Any, leaf: str) -> dict[str, tuple[int, ...]]:
     return {layer: shape for (layer, _, name), shape in found.items() if name == leaf}
 
 
-def random_variables(module: nn.Module, *inputs: Any, seed: int = 0, **phase) -> dict[str, Any]:
+def random_variables(module: nn.Module, *inputs: Any, seed: int = 0, mean: float = 0.5, **phase) -> dict[str, Any]:
     """Variables drawn at random, where those of a module's own start, zeros and ones, would hide what depends on them.
 
-    Kernels are normal with the variance of 1/inputs, variances positive, all else normal around 1/2.
+    Kernels are normal with the variance of 1/inputs, variances positive, all else normal around `mean`.
     """
     rng = np.random.default_rng(seed)
 
@@ -82,7 +82,7 @@ def random_variables(module: nn.Module, *inputs: Any, seed: int = 0, **phase) ->
         if path[-1].key in ("kernel", "latent_kernel"):
             drawn /= np.sqrt(leaf.size / leaf.shape[-1])
         else:
-            drawn = (np.abs(drawn) if path[-1].key == "var" else drawn) + 0.5
+            drawn = np.abs(drawn) + 0.5 if path[-1].key == "var" else drawn + mean
         return drawn.astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(draw, shapes_of(module, *inputs, **phase))

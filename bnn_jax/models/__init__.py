@@ -59,6 +59,7 @@ class ModelEntry(NamedTuple):
       constructor: makes the network, in its published size unless told otherwise.
       input_quantizer, kernel_quantizer: by their names in ACTIVATION_QUANTIZERS and WEIGHT_QUANTIZERS.
       input_quantizer_options, kernel_quantizer_options: of their functions.
+      gradient_quantizer, gradient_quantizer_options: the same of GRADIENT_QUANTIZERS; None leaves gradients real.
     """
 
     constructor: Callable[..., nn.Module]
@@ -66,6 +67,8 @@ class ModelEntry(NamedTuple):
     kernel_quantizer: str = "full_precision"
     input_quantizer_options: Mapping[str, Any] = {}
     kernel_quantizer_options: Mapping[str, Any] = {}
+    gradient_quantizer: str | None = None
+    gradient_quantizer_options: Mapping[str, Any] = {}
 
 
 _SIGNS = ("ste_sign", "binary")

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from bnn_jax.errors import unknown_name
+from bnn_jax.layers.arguments import QUANTIZERS
 from bnn_jax.models import MODELS, ModelEntry
-from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, make_quantizer
+from bnn_jax.quantizers import make_quantizer
 from bnn_jax.types import LATENT_KERNEL
 
 LARGEST = {"width": 2**16, "num_classes": 2**20, "image_shape": 2**10, "options": 2**9, "bases": 16, "bits": 12}
@@ -31,38 +32,36 @@ def entry_of(network: str | ModelEntry | Callable[..., nn.Module]) -> ModelEntry
     return network if isinstance(network, ModelEntry) else ModelEntry(network)
 
 
-def quantizer_settings(
-    name: str | ModelEntry | Callable[..., nn.Module],
-    *,
-    input_quantizer: str | None = None,
-    input_quantizer_options: Mapping[str, Any] = {},
-    kernel_quantizer: str | None = None,
-    kernel_quantizer_options: Mapping[str, Any] = {},
-) -> dict[str, Any]:
+def quantizer_settings(name: str | ModelEntry | Callable[..., nn.Module], **given: Any) -> dict[str, Any]:
     """The quantizers of a network by their names: those given, else those it was published with.
 
     Options that are given go before the published ones.
 
+    Args:
+      name: of the network, or what :func:`entry_of` takes else.
+      **given: `input_quantizer`, `kernel_quantizer`, `gradient_quantizer`, where None is the published one, and their
+        `input_quantizer_options`, `kernel_quantizer_options`, `gradient_quantizer_options`.
+
     Returns:
-      The four keyword arguments of :func:`build_model`.
+      All six, as keyword arguments of :func:`build_model`.
+
+    Raises:
+      UsageError: for another argument; the nearest is named.
 
     >>> print(quantizer_settings("tbn_resnet18", kernel_quantizer="xnor", input_quantizer_options={"threshold": 0.5}))
     {'input_quantizer': 'tbn', 'input_quantizer_options': {'threshold': 0.5},
-     'kernel_quantizer': 'xnor', 'kernel_quantizer_options': {}}
+     'kernel_quantizer': 'xnor', 'kernel_quantizer_options': {},
+     'gradient_quantizer': None, 'gradient_quantizer_options': {}}
     """
-    published = entry_of(name)
-    if input_quantizer is None:
-        input_quantizer = published.input_quantizer
-        input_quantizer_options = {**published.input_quantizer_options, **input_quantizer_options}
-    if kernel_quantizer is None:
-        kernel_quantizer = published.kernel_quantizer
-        kernel_quantizer_options = {**published.kernel_quantizer_options, **kernel_quantizer_options}
-    return {
-        "input_quantizer": input_quantizer,
-        "input_quantizer_options": dict(input_quantizer_options),
-        "kernel_quantizer": kernel_quantizer,
-        "kernel_quantizer_options": dict(kernel_quantizer_options),
-    }
+    published, settings = entry_of(name)._asdict(), {}
+    for kind in QUANTIZERS:
+        quantizer, options = given.pop(kind, None), given.pop(f"{kind}_options", {})
+        if quantizer is None:
+            quantizer, options = published[kind], {**published[f"{kind}_options"], **options}
+        settings |= {kind: quantizer, f"{kind}_options": dict(options)}
+    if given:
+        raise unknown_name("setting", next(iter(given)), settings)
+    return settings
 
 
 def build_model(
@@ -83,8 +82,9 @@ def build_model(
       width: of the network's own unit; None takes the published width.
       input_scaling: XNOR-Net's map K.
       options: what else the network's constructor takes; a single value stands for a tuple of one.
-      **quantizers: `input_quantizer`, `kernel_quantizer`, by their names in the tables, and their
-        `input_quantizer_options`, `kernel_quantizer_options`; see :func:`quantizer_settings`.
+      **quantizers: `input_quantizer`, `kernel_quantizer`, `gradient_quantizer`, by their names in the tables or as
+        :func:`bnn_jax.quantizers.make_quantizer` takes them else, and their `input_quantizer_options`,
+        `kernel_quantizer_options`, `gradient_quantizer_options`; see :func:`quantizer_settings`.
 
     Raises:
       ValueError: for a name that is not in a table (the nearest is named), or a value that the network or a quantizer
@@ -97,8 +97,14 @@ def build_model(
     >>> build_model("bireal_resnet20", num_classes=10, options={"stage_sizes": 2}).stage_sizes
     (2,)
     """
-    constructor, named = entry_of(name).constructor, quantizer_settings(name, **quantizers)
+    constructor, settings = entry_of(name).constructor, quantizer_settings(name, **quantizers)
+    made = {
+        kind: make_quantizer(table, settings[kind], argument=kind, **settings[f"{kind}_options"])
+        for kind, table in QUANTIZERS.items()
+    }
     taken = inspect.signature(constructor).parameters
+    if made["gradient_quantizer"] is None and "gradient_quantizer" not in taken:
+        del made["gradient_quantizer"]
     several = {option for option in options if option in taken and isinstance(taken[option].default, tuple)}
     options = {
         option: (value,) if option in several and not isinstance(value, tuple | list) else value
@@ -106,12 +112,7 @@ def build_model(
     }
     return constructor(
         num_classes=num_classes,
-        input_quantizer=make_quantizer(
-            ACTIVATION_QUANTIZERS, named["input_quantizer"], **named["input_quantizer_options"]
-        ),
-        kernel_quantizer=make_quantizer(
-            WEIGHT_QUANTIZERS, named["kernel_quantizer"], **named["kernel_quantizer_options"]
-        ),
+        **made,
         **({} if width is None else {"width": width}),
         **({"input_scaling": True} if input_scaling else {}),
         **options,
@@ -138,6 +139,7 @@ def check_extent(
     options: Mapping[str, Any] = {},
     input_quantizer_options: Mapping[str, Any] = {},
     kernel_quantizer_options: Mapping[str, Any] = {},
+    gradient_quantizer_options: Mapping[str, Any] = {},
     **others: Any,
 ) -> None:
     """Refuse settings of a network that would take hours to trace, for those that come from a stranger.
@@ -157,7 +159,7 @@ def check_extent(
     counts = [n for v in options.values() for n in (v if isinstance(v, Sequence) else [v]) if isinstance(n, int)]
     numbers = [("num_classes", num_classes), ("width", width or 1), *(("image_shape", side) for side in image_shape)]
     numbers += [("options", sum(map(abs, counts)))]
-    for quantizer_options in (input_quantizer_options, kernel_quantizer_options):
+    for quantizer_options in (input_quantizer_options, kernel_quantizer_options, gradient_quantizer_options):
         numbers += [item for item in quantizer_options.items() if item[0] in LARGEST]
     for name, number in numbers:
         if number > LARGEST[name]:

@@ -9,9 +9,9 @@ from jaxtyping import Array, Float
 from bnn_jax import checks
 from bnn_jax.errors import unknown_name
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool
+from bnn_jax.layers.arguments import QUANTIZERS, make_quantizers
 from bnn_jax.precision import widened
-from bnn_jax.quantizers import Quantizer
-from bnn_jax.quantizers.gradients import GradientQuantizer
+from bnn_jax.quantizers import QuantizerLike
 
 STEMS: dict[str, dict[str, Any]] = {
     "cifar": {"kernel_size": (3, 3), "padding": 1},
@@ -28,9 +28,8 @@ class Network(nn.Module):
     Attributes:
       num_classes: of the logits.
       width: of the network's own unit, most often the filters of its first stage.
-      input_quantizer, kernel_quantizer: of the quantized layers; None is full precision.
-      gradient_quantizer: (y, key) -> y, whose backward pass quantizes the gradient of the quantized layers' outputs, as
-        those in `bnn_jax.quantizers.GRADIENT_QUANTIZERS`; in training only.  None leaves gradients as they are.
+      input_quantizer, kernel_quantizer, gradient_quantizer: of the quantized layers, as
+        :class:`bnn_jax.layers.BinaryConv` takes them; None is full precision.
 
     Raises:
       ValueError: for sizes that are not positive, or an unknown `stem` where the network has one.
@@ -38,11 +37,12 @@ class Network(nn.Module):
 
     num_classes: int
     width: int = 64
-    input_quantizer: Quantizer | None = None
-    kernel_quantizer: Quantizer | None = None
-    gradient_quantizer: GradientQuantizer | None = None
+    input_quantizer: QuantizerLike = None
+    kernel_quantizer: QuantizerLike = None
+    gradient_quantizer: QuantizerLike = None
 
     def __post_init__(self):
+        make_quantizers(self)
         super().__post_init__()
         for argument in ("num_classes", "width", "stage_sizes"):
             if hasattr(self, argument):
@@ -67,8 +67,7 @@ class Network(nn.Module):
     @property
     def quantizers(self) -> dict[str, Any]:
         """The keyword arguments of a layer that quantizes."""
-        names = ("input_quantizer", "kernel_quantizer", "gradient_quantizer")
-        return {name: getattr(self, name) for name in names}
+        return {kind: getattr(self, kind) for kind in QUANTIZERS}
 
     @nn.nowrap
     def unless_quantized(self, activation: Callable[[Array], Array]) -> Callable[[Array], Array]:

@@ -68,6 +68,10 @@ class ModelConfig:
     full_precision leaves them real."""
     kernel_quantizer_options: Options = field(default_factory=dict, hash=False)
     """Keyword arguments of the kernel quantizer, as: estimator approx_sign"""
+    gradient_quantizer: str | None = None
+    """What quantizes the gradients of the quantized layers' outputs, as dorefa; None leaves them as they are."""
+    gradient_quantizer_options: Options = field(default_factory=dict, hash=False)
+    """Keyword arguments of the gradient quantizer, as: bits 6"""
     input_scaling: bool = False
     """Multiply the outputs of each layer by XNOR-Net's map K, the mean magnitude of the inputs."""
     options: Options = field(default_factory=dict, hash=False)

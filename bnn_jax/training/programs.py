@@ -20,7 +20,7 @@ from bnn_jax.losses import LOSSES
 from bnn_jax.models.build import entry_of
 from bnn_jax.optim import OPTIMIZERS
 from bnn_jax.paths import cache_folder
-from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
+from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, GRADIENT_QUANTIZERS, WEIGHT_QUANTIZERS
 from bnn_jax.regularizers import REGULARIZERS
 from bnn_jax.schedules import SCHEDULES
 from bnn_jax.training.config import Config, ModelConfig
@@ -126,6 +126,7 @@ def _resolve_model(model: ModelConfig) -> ModelConfig:
         input_quantizer_options=resolved(model.input_quantizer_options),
         kernel_quantizer=look_up("kernel_quantizer", model.kernel_quantizer, WEIGHT_QUANTIZERS),
         kernel_quantizer_options=resolved(model.kernel_quantizer_options),
+        gradient_quantizer=look_up("gradient_quantizer", model.gradient_quantizer, GRADIENT_QUANTIZERS),
     )
 
 

@@ -13,7 +13,7 @@ from bnn_jax.losses import LOSSES, make_loss
 from bnn_jax.models import MODELS
 from bnn_jax.models.build import quantizer_settings
 from bnn_jax.optim import OPTIMIZERS, Optimizer, latent_box, make_optimizer
-from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, make_quantizer
+from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, GRADIENT_QUANTIZERS, WEIGHT_QUANTIZERS, make_quantizer
 from bnn_jax.regularizers import REGULARIZERS
 from bnn_jax.schedules import SCHEDULES, constant, make_schedule
 from bnn_jax.training.config import Config, DataConfig, DistillationConfig, ModelConfig, OptimConfig
@@ -67,6 +67,7 @@ def _check_names(config: Config) -> None:
         ("loss", config.loss, LOSSES),
         ("model.input_quantizer", config.model.input_quantizer, ACTIVATION_QUANTIZERS),
         ("model.kernel_quantizer", config.model.kernel_quantizer, WEIGHT_QUANTIZERS),
+        ("model.gradient_quantizer", config.model.gradient_quantizer, (None, *GRADIENT_QUANTIZERS)),
         ("optim.name", config.optim.name, OPTIMIZERS),
         ("optim.schedule", config.optim.schedule, SCHEDULES),
         ("regularizer", config.regularizer, ("none", *REGULARIZERS)),
@@ -90,6 +91,7 @@ def _check_model(model: ModelConfig) -> None:
     for table, name, options in (
         (ACTIVATION_QUANTIZERS, model.input_quantizer, model.input_quantizer_options),
         (WEIGHT_QUANTIZERS, model.kernel_quantizer, model.kernel_quantizer_options),
+        (GRADIENT_QUANTIZERS, model.gradient_quantizer, model.gradient_quantizer_options),
     ):
         _check_made(name, lambda table=table, name=name, options=options: make_quantizer(table, name, **options))
     taken = inspect.signature(MODELS[model.name].constructor).parameters.keys()
