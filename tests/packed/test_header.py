@@ -105,7 +105,7 @@ DAMAGE = {
         with_model(name="mnist_mpl"),
         r"cannot be built \(`name` \(='mnist_mpl'\) is not known; did you mean",
     ),
-    "unknown setting": (with_model(code="print(1)"), r"cannot be built \(.*unexpected keyword argument 'code'"),
+    "unknown setting": (with_model(code="print(1)"), r"cannot be built \(.*`setting` \(='code'\) is not known"),
     "unknown option": (with_model(options={"depth": 3}), r"cannot be built \(.*unexpected keyword argument 'depth'"),
     "unknown quantizer": (with_model(kernel_quantizer="xnorr"), r"cannot be built .*did you mean 'xnor'"),
     "wider": (with_model(width=9), r"its tensors are .*, but the network that it describes needs"),
