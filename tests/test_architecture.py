@@ -70,3 +70,26 @@ def test_importing_the_package_is_light():
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
             assert not heavy & {name.split(".")[0] for name in names}, path
+
+
+FOR_USERS = {"clipping_penalty", "read_results", "rotation_objective", "verify_checkpoint", "whole_run"}
+"""What the package offers and does not call itself, beside the names of its `__all__`s."""
+
+
+def test_nothing_is_there_for_tests_alone():
+    defined, used = set(), set(FOR_USERS)
+    scripts = [path for folder in ("scripts", "configs") for path in (PACKAGE.parent / folder).glob("*.py")]
+    for path in [*PACKAGE.rglob("*.py"), *scripts]:
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+                used.add(node.id)
+            elif isinstance(node, ast.Attribute):
+                used.add(node.attr)
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and path not in scripts:
+                defined.add(node.name)
+            elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+                used |= set(ast.literal_eval(node.value))
+    assert defined - used == set()
+    assert not FOR_USERS - defined
