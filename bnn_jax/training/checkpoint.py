@@ -18,7 +18,7 @@ a word and takes an empty folder for the latest checkpoint, hence the hashes.  A
 cannot store, is in the manifest alone, and None in the tree that plain Orbax loads; a dtype that it does not know
 (uint4) is there as bytes.
 
-One process at a time writes to a folder.
+One process at a time writes to a folder; what several hold in parts is saved by `sharded_checkpoint`.
 """
 
 import contextlib

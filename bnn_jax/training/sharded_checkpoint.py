@@ -11,7 +11,7 @@ Orbax 0.12.8 does not tell the other processes when one cannot write: that one e
 which wait for it, are ended by JAX.  The last good checkpoint is kept.
 """
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,14 @@ def is_in_parts(leaf: Any) -> bool:
 def sees_folder_of_first(folder: Path) -> bool:
     """Whether all processes see `folder` as process 0 does, where it exists; all call this together."""
     mark = folder / f"seen-by-all-{on_first_process(lambda: uuid4().hex)}.tmp"
-    on_first_process(mark.touch)
+
+    def make_mark() -> None:
+        with suppress(OSError):  # then no process sees it, and what cannot be written is told by the save
+            mark.touch()
+
+    on_first_process(make_mark)
     seen = largest(float(not mark.exists())) == 0
-    on_first_process(mark.unlink)
+    on_first_process(partial(mark.unlink, missing_ok=True))
     return seen
 
 
@@ -58,13 +63,17 @@ def save_in_parts(folder: Path, step: int, state: Any, *, metadata: dict[str, An
     parts = {name: leaf for name, leaf in leaves.items() if is_in_parts(leaf)}
     arrays = {name: leaf if name in parts else np.asarray(leaf, order="C") for name, leaf in leaves.items()}
 
+    def begin() -> None:
+        with telling_of_save(folder, step):
+            make_ready(folder)
+
     def finish() -> None:
         with telling_of_save(folder, step):
             stored = read_arrays(path, {name: np.dtype(array.dtype) for name, array in parts.items()})
             commit(folder, step, make_manifest(step, arrays | stored, metadata))
             delete_older(folder, step, keep)
 
-    on_first_process(partial(make_ready, folder))
+    on_first_process(begin)
     with telling_of_save(folder, step), marked_as_unfinished(folder, step) if is_first_process() else nullcontext():
         save_tree(path, tree_to_store(state, arrays), together=True)
         wrong = next((name for name, array in parts.items() if not _is_stored(path, name, array)), None)
