@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Int32
 CHANNELS_AT_ONCE = 64
 
 
-def above(v: Int32[Array, "... channels"], threshold: Int32[Array, "channels"]) -> Bool[Array, "... channels"]:
+def above(v: Int32[Array, "... #channels"], threshold: Int32[Array, "channels"]) -> Bool[Array, "... channels"]:
     """(v >= t) xor flip, of thresholds 2 t + flip.
 
     >>> above(jnp.array([[-2, -2], [0, 0]]), jnp.array([2 * 0, 2 * 0 + 1])).tolist()

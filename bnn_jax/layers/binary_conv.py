@@ -8,7 +8,7 @@ kernel among its variables (:func:`bnn_jax.packed.freeze`) computes on bits, wit
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Int32, Num
 
 from bnn_jax.bitops.planes import PackedBase, conv_product
 from bnn_jax.layers.arguments import make_quantizers, pair, require_of_layer
@@ -79,8 +79,8 @@ class BinaryConv(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch height width channels"], *, train: bool = False, progress: Array | float = 1.0
-    ) -> Float[Array, "batch h w features"]:
+        self, x: Num[Array, "batch height width channels"], *, train: bool = False, progress: Array | float = 1.0
+    ) -> Num[Array, "batch h w features"]:
         phase = Phase(train, progress)
         geometry = {"kernel_size": self.kernel_size, "strides": self.strides, "dilation": self.kernel_dilation}
         padding = resolve_padding(self.padding, shape=x.shape[1:3], **geometry)
@@ -92,7 +92,7 @@ class BinaryConv(nn.Module):
         return self.finished(y, x, phase, padding)
 
     @nn.nowrap
-    def product(self, x: InputBase, kernel: Quantized, padding: Padding) -> Float[Array, "batch h w features"]:
+    def product(self, x: InputBase, kernel: Quantized, padding: Padding) -> Num[Array, "batch h w features"]:
         """Convolve one base of the inputs with one of the kernel: scale_x scale_w (codes_x * codes_w)."""
         codes = x.codes
         if self.pad_value:
@@ -116,7 +116,7 @@ class BinaryConv(nn.Module):
         return input_scale * (y * kernel_scale)
 
     @nn.nowrap
-    def finished(self, y: Array, x: Array, phase: Phase, padding: Padding) -> Float[Array, "batch h w features"]:
+    def finished(self, y: Array, x: Array, phase: Phase, padding: Padding) -> Num[Array, "batch h w features"]:
         """Multiply by XNOR-Net's map of the inputs x, where it is wanted; add the bias, see :func:`finish`."""
         if self.input_scaling:
             y = y * self._input_scale(x.astype(self.dtype), padding)

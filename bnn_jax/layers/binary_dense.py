@@ -2,7 +2,7 @@ r"""Dense layer on integer codes; see :mod:`bnn_jax.layers.binary_conv` for what
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Int32, Num
 
 from bnn_jax.bitops.planes import PackedBase, dense_product
 from bnn_jax.layers.arguments import make_quantizers, require_of_layer
@@ -42,8 +42,8 @@ class BinaryDense(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch inputs"], *, train: bool = False, progress: Array | float = 1.0
-    ) -> Float[Array, "batch features"]:
+        self, x: Num[Array, "batch inputs"], *, train: bool = False, progress: Array | float = 1.0
+    ) -> Num[Array, "batch features"]:
         phase = Phase(train, progress)
         packed = packed_kernel(self)
         if packed is not None:
@@ -53,7 +53,7 @@ class BinaryDense(nn.Module):
         return self.finished(y, x, phase)
 
     @nn.nowrap
-    def product(self, x: InputBase, kernel: Quantized) -> Float[Array, "batch features"]:
+    def product(self, x: InputBase, kernel: Quantized) -> Num[Array, "batch features"]:
         """Multiply one base of the inputs with one of the kernel: scale_x scale_w (codes_x @ codes_w)."""
         y = dot(x.codes, kernel.codes)
         record(self, x.codes, x.values, lambda: y)
@@ -72,6 +72,6 @@ class BinaryDense(nn.Module):
         return input_scale * kernel_scale * y
 
     @nn.nowrap
-    def finished(self, y: Array, x: Array, phase: Phase) -> Float[Array, "batch features"]:
+    def finished(self, y: Array, x: Array, phase: Phase) -> Num[Array, "batch features"]:
         """Add the bias to the sum of the products, see :func:`finish`."""
         return finish(self, y, x, phase)

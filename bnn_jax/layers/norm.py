@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from bnn_jax.bitops.bits import pack
 from bnn_jax.bitops.thresholds import above
@@ -40,7 +40,7 @@ def _per_channel(x, *vectors):
 
 
 def affine(
-    x: Float[Array, "... channels"], gain: Float[Array, "channels"], offset: Float[Array, "channels"]
+    x: Float[Array, "... #channels"], gain: Float[Array, "channels"], offset: Float[Array, "channels"]
 ) -> Float[Array, "... channels"]:
     """x gain + offset, in x's dtype."""
     gain, offset = _per_channel(x, gain, offset)
@@ -104,7 +104,7 @@ class BatchNorm(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... channels"], *, train: bool) -> Float[Array, "... channels"]:
+    def __call__(self, x: Num[Array, "... channels"], *, train: bool) -> Num[Array, "... channels"]:
         if self.has_variable(PACKED, "threshold"):
             return pack(above(x, self.get_variable(PACKED, "threshold")))
         if self.has_variable(PACKED, "gain"):

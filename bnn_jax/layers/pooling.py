@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from bnn_jax.bitops import bits
 from bnn_jax.layers.convolution import Padding, Pair
@@ -17,12 +17,12 @@ from bnn_jax.precision import widened
 
 @jax.named_scope("max_pool")
 def max_pool(
-    x: Float[Array, "batch height width channels"],
+    x: Num[Array, "batch height width channels"],
     window: Pair = (2, 2),
     *,
     strides: Pair | None = None,
     padding: Padding = ((0, 0), (0, 0)),
-) -> Float[Array, "batch h w channels"]:
+) -> Num[Array, "batch h w channels"]:
     r"""The largest value of each window.
 
     Forward   y[b,h,w,c] = max_{i,j} x[b, h s + i - p, w s + j - p, c]; padding counts as -infinity

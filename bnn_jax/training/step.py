@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Integer
 
 from bnn_jax.data import augment, normalize
 from bnn_jax.distillation import Outputs, distilled, enqueue, initial_keys
@@ -21,7 +21,7 @@ from bnn_jax.training.state import TrainState
 from bnn_jax.types import Images, Labels, Metrics, Params
 
 
-def init_state(experiment: Experiment, seed: Int[Array, ""], warm_start: Any | None = None) -> TrainState:
+def init_state(experiment: Experiment, seed: Integer[Array, ""], warm_start: Any | None = None) -> TrainState:
     """The state before the first step; every initialised weight is inside its box.
 
     Args:
