@@ -2,19 +2,21 @@
 
 The stages, in the order data flows; a file imports only from stages above it:
 
-    schedules     step -> value                                   SCHEDULES, make_schedule
+    schedules     step -> value                                   SCHEDULES
     estimators    step functions with a chosen derivative         ESTIMATORS, make_sign
     quantizers    real tensor -> integer codes and a scale        WEIGHT_QUANTIZERS, ACTIVATION_QUANTIZERS
+    bitops        XNOR and popcount on words of 32 bits           bnn_jax.bitops.bits, .matmul, .conv, .planes
     tracing       a computation as a graph                        bnn_jax.tracing.trace
-    packed        XNOR and popcount on words of 32 bits           bnn_jax.bitops.bits, .matmul, .conv, .planes
     layers        Flax layers on codes                            BinaryConv, BinaryDense, BatchNorm
     models        networks by name                                MODELS
-    losses        (logits, labels) -> a loss for each example     LOSSES, make_loss
+    losses        (logits, labels) -> a loss for each example     LOSSES
     distillation  student and teacher -> a loss                   DISTILLATION_LOSSES
     regularizers  latent weights and scales -> a penalty          REGULARIZERS
-    optim         Deep Frank-Wolfe with a box, and its peers      deep_frank_wolfe, OPTIMIZERS, make_optimizer
+    optim         Deep Frank-Wolfe with a box, and its peers      deep_frank_wolfe, OPTIMIZERS
     data          image sets in memory, augmentation inside jit   load_dataset
     training      config -> train(config, workdir) -> result      bnn_jax.training.loop.train
+    stages        runs that start from, or are taught by, others  bnn_jax.stages.stage.run_stages
+    sweeps        many runs: grids, comparisons, seeds            bnn_jax.sweeps.comparison
     packed        networks frozen to bits, their file             freeze, verify, save, load of bnn_jax.packed
     analysis      accounting, gradient paths, reports, pictures   bnn_jax.analysis.accounting, .gradient_paths
 """
