@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.tree_util import DictKey
 from jaxtyping import Array, Float
 
+from bnn_jax.checks import require_floating
 from bnn_jax.estimators import sign
 from bnn_jax.precision import widened
 from bnn_jax.types import LATENT_KERNEL, Params
@@ -24,8 +25,7 @@ Regularizer: TypeAlias = Callable[[Array, Array], Array]
 def _matched(w: Array, scale: float | Array) -> tuple[Array, Array]:
     """Both as arrays of w's dtype; their errors."""
     w = jnp.asarray(w)
-    if not jnp.issubdtype(w.dtype, jnp.floating):
-        raise TypeError(f"`w` must be a floating-point array; got {w.dtype}; convert it with `.astype`")
+    require_floating("w", w)
     per_feature = (1,) * (w.ndim - 1) + w.shape[-1:]
     if jnp.shape(scale) not in ((), per_feature):
         raise ValueError(
