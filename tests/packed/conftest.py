@@ -1,9 +1,7 @@
 """A packed network and its file, made once."""
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
+from networks import random_variables
 from packed_file import DESCRIBED, SETTINGS, SHAPE, TESTED
 
 from bnn_jax.models.build import build_model
@@ -14,14 +12,7 @@ from bnn_jax.packed import freeze, load, save
 def network():
     """The model and its packed variables, batch norms of both signs."""
     model = build_model(num_classes=4, **SETTINGS)
-    rng = np.random.default_rng(0)
-    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *SHAPE)), train=False))
-
-    def random(path, leaf):
-        values = rng.normal(size=leaf.shape).astype(leaf.dtype)
-        return jnp.asarray(np.abs(values) + 0.5 if "var" in str(path[-1]) else values)
-
-    return model, freeze(model, jax.tree_util.tree_map_with_path(random, dict(variables)), SHAPE)
+    return model, freeze(model, random_variables(model, SHAPE), SHAPE)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import random_variables
 
 from bnn_jax.errors import UsageError
 from bnn_jax.layers import BinaryConv, PReLU, avg_pool_2x2, max_pool
@@ -48,19 +49,6 @@ def quantizers(inputs="ste_sign", kernel="binary", **options):
         "input_quantizer": make_quantizer(ACTIVATION_QUANTIZERS, inputs, **options),
         "kernel_quantizer": make_quantizer(WEIGHT_QUANTIZERS, kernel, **options),
     }
-
-
-def random_variables(model, shape, seed=0):
-    """Normal numbers in every variable: batch norms have negative gains, variances are positive."""
-    rng = np.random.default_rng(seed)
-    init = partial(model.init, train=False)
-    structure = jax.eval_shape(
-        init, {"params": jax.random.key(0), "quantizer": jax.random.key(0)}, jnp.zeros((1, *shape))
-    )
-    draw = lambda path, like: rng.normal(0, 1, like.shape).astype(np.float32)
-    drawn = jax.tree_util.tree_map_with_path(draw, structure)
-    is_variance = lambda path: path[-1].key == "var"
-    return jax.tree_util.tree_map_with_path(lambda path, x: x * x + 0.1 if is_variance(path) else x, drawn)
 
 
 def images_of(shape, count=3):
