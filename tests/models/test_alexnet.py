@@ -7,18 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import (
-    XNOR,
-    correlate,
-    exact,
-    maxima,
-    normal,
-    of_layers,
-    outputs_of,
-    random_variables,
-    shapes_of,
-    signs,
-)
+from networks import XNOR, exact, normal, of_layers, outputs_of, random_variables, shapes_of
+from numpy_layers import correlate, maxima, signs
 
 from bnn_jax.models.alexnet import alexnet_dorefa, alexnet_xnor, bnn_plus_alexnet
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS

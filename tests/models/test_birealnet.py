@@ -9,22 +9,17 @@ from networks import (
     BI_REAL,
     apply,
     conv_of,
-    correlate,
     count,
-    magnitude_aware,
     normal,
-    normalize,
     number_of,
     of_layers,
-    projected,
     random_variables,
     replaced,
     shapes_of,
-    signs,
-    stem_of,
     within,
     without_gradient,
 )
+from numpy_layers import correlate, magnitude_aware, normalize, projected, signs, stem_of
 
 from bnn_jax.models.birealnet import (
     REAL_ACTIVATIONS,

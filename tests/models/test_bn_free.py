@@ -4,21 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import (
-    REACT,
-    apply,
-    correlate,
-    count,
-    exact,
-    magnitude_aware,
-    normal,
-    paths_of,
-    random_variables,
-    rprelu,
-    shapes_of,
-    signs,
-    without_gradient,
-)
+from networks import REACT, apply, count, exact, normal, paths_of, random_variables, shapes_of, without_gradient
+from numpy_layers import correlate, magnitude_aware, rprelu, signs
 
 from bnn_jax.models.bn_free import BnFreeBlock, input_factors, reactnet18_bn_free
 from bnn_jax.quantizers import WEIGHT_QUANTIZERS

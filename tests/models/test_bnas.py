@@ -6,20 +6,17 @@ import pytest
 from networks import (
     SIGNS,
     apply,
-    correlate,
     count,
     exact,
     normal,
-    normalize,
     of_layers,
     outputs_of,
     random_variables,
-    relu,
     shapes_of,
-    signs,
     within,
     without_gradient,
 )
+from numpy_layers import correlate, normalize, relu, signs
 
 from bnn_jax.models.bnas import BNAS, CIFAR_CELLS, IMAGENET_CELLS, BinaryLayer, Cell, Genotype, bnas_a, bnas_e, pool
 

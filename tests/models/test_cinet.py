@@ -4,20 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import (
-    SIGNS,
-    apply,
-    correlate,
-    count,
-    exact,
-    normal,
-    normalize,
-    random_variables,
-    shapes_of,
-    signs,
-    stem_of,
-    within,
-)
+from networks import SIGNS, apply, count, exact, normal, random_variables, shapes_of, within
+from numpy_layers import correlate, normalize, signs, stem_of
 
 from bnn_jax.models.cinet import cinet_resnet18
 

@@ -4,20 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import (
-    SIGNS,
-    apply,
-    correlate,
-    exact,
-    maxima,
-    normal,
-    normalize,
-    of_layers,
-    random_variables,
-    relu,
-    shapes_of,
-    signs,
-)
+from networks import SIGNS, apply, exact, normal, of_layers, random_variables, shapes_of
+from numpy_layers import correlate, maxima, normalize, relu, signs
 
 from bnn_jax.models.convnet import binaryconnect_convnet, bnn_convnet, latent_uniform, mnist_mlp
 from bnn_jax.quantizers import WEIGHT_QUANTIZERS

@@ -4,22 +4,8 @@ from functools import cache, partial
 
 import numpy as np
 import pytest
-from networks import (
-    apply,
-    correlate,
-    count,
-    exact,
-    maxima,
-    normal,
-    normalize,
-    of_layers,
-    outputs_of,
-    random_variables,
-    relu,
-    shapes_of,
-    signs,
-    without_gradient,
-)
+from networks import apply, count, exact, normal, of_layers, outputs_of, random_variables, shapes_of, without_gradient
+from numpy_layers import correlate, maxima, normalize, relu, signs
 
 from bnn_jax.layers import BinaryConv
 from bnn_jax.models import densenet

@@ -8,20 +8,16 @@ from networks import (
     REAL,
     apply,
     conv_of,
-    correlate,
     count,
     exact,
-    magnitude_aware,
     normal,
-    normalize,
     outputs_of,
     random_variables,
-    relu,
     replaced,
     shapes_of,
-    signs,
     within,
 )
+from numpy_layers import correlate, magnitude_aware, normalize, relu, signs
 
 from bnn_jax.models.dgrl import DgrlBlock, SqueezeInteraction, dgrl_resnet18
 

@@ -6,20 +6,18 @@ from networks import (
     SIGNS,
     apply,
     conv_of,
-    correlate,
     count,
     exact,
     normal,
-    normalize,
     of_layers,
     outputs_of,
     random_variables,
     replaced,
     shapes_of,
-    signs,
     within,
     without_gradient,
 )
+from numpy_layers import correlate, normalize, signs
 
 from bnn_jax.models.fractal import FractalBlock, IGPResNet, igp_resnet21, igp_resnet37, igp_resnet41, igp_resnet69
 

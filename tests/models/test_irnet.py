@@ -9,19 +9,16 @@ from networks import (
     SIGNS,
     apply,
     conv_of,
-    correlate,
     count,
     normal,
-    normalize,
     number_of,
     of_layers,
     random_variables,
     replaced,
     shapes_of,
-    signs,
-    stem_of,
     without_gradient,
 )
+from numpy_layers import correlate, normalize, signs, stem_of
 
 from bnn_jax.models.irnet import IRBlock, IRNet, irnet_resnet18, irnet_resnet20, irnet_resnet34
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from networks import SIGNS, apply, correlate, exact, maxima, normal, random_variables, relu, shapes_of, signs
+from networks import SIGNS, apply, exact, normal, random_variables, shapes_of
+from numpy_layers import correlate, maxima, relu, signs
 
 from bnn_jax.analysis.accounting import account_model
 from bnn_jax.models import LeNet

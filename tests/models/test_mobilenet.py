@@ -4,23 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
-from networks import (
-    REACT,
-    apply,
-    conv_of,
-    correlate,
-    exact,
-    magnitude_aware,
-    means_of_2x2,
-    normal,
-    normalize,
-    outputs_of,
-    paths_of,
-    random_variables,
-    rprelu,
-    shapes_of,
-    signs,
-)
+from networks import REACT, apply, conv_of, exact, normal, outputs_of, paths_of, random_variables, shapes_of
+from numpy_layers import correlate, magnitude_aware, means_of_2x2, normalize, rprelu, signs
 
 from bnn_jax.models.mobilenet import ReActBlock, reactnet_a
 

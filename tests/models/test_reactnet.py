@@ -3,22 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import (
-    REACT,
-    apply,
-    conv_of,
-    correlate,
-    count,
-    exact,
-    magnitude_aware,
-    normal,
-    normalize,
-    projected,
-    random_variables,
-    rprelu,
-    shapes_of,
-    signs,
-)
+from networks import REACT, apply, conv_of, count, exact, normal, random_variables, shapes_of
+from numpy_layers import correlate, magnitude_aware, normalize, projected, rprelu, signs
 
 from bnn_jax.models.reactnet import ReActBlock, reactnet18, reactnet_resnet20
 

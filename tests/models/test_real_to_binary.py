@@ -8,20 +8,15 @@ from networks import (
     SIGNS,
     apply,
     conv_of,
-    correlate,
     count,
     exact,
     normal,
-    normalize,
     outputs_of,
-    projected,
     random_variables,
-    relu,
     replaced,
     shapes_of,
-    signs,
-    stem_of,
 )
+from numpy_layers import correlate, normalize, projected, relu, signs, stem_of
 
 from bnn_jax.models.real_to_binary import (
     RealToBinaryBlock,

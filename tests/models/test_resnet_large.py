@@ -8,20 +8,15 @@ from networks import (
     XNOR,
     apply,
     conv_of,
-    correlate,
     count,
-    means_of_2x2,
     normal,
-    normalize,
     paths_of,
     random_variables,
-    relu,
     replaced,
     shapes_of,
-    signs,
-    stem_of,
     without_gradient,
 )
+from numpy_layers import correlate, means_of_2x2, normalize, relu, signs, stem_of
 
 from bnn_jax.models.resnet_large import (
     PostActivationBlock,

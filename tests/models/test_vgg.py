@@ -4,19 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from networks import (
-    SIGNS,
-    apply,
-    correlate,
-    exact,
-    maxima,
-    normal,
-    normalize,
-    of_layers,
-    random_variables,
-    shapes_of,
-    signs,
-)
+from networks import SIGNS, apply, exact, normal, of_layers, random_variables, shapes_of
+from numpy_layers import correlate, maxima, normalize, signs
 
 from bnn_jax.models.vgg import bnn_plus_vgg, vgg_small
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
