@@ -9,7 +9,6 @@ from jaxtyping import Array, Float
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool
 from bnn_jax.layers.convolution import resolve_padding
 from bnn_jax.models.network import Network, check_image_size
-from bnn_jax.precision import widened
 
 overlapping_pool = partial(max_pool, window=(3, 3), strides=(2, 2))
 
@@ -202,10 +201,7 @@ class BnnPlusAlexNet(Network):
         x = norm(6, dense(64 * self.width, name="dense1")(x, **phase))
         x = norm(7, dense(64 * self.width, name="dense2")(x, **phase))
         intermediates["features"] = x = nn.hard_tanh(x)
-        x = BinaryDense(self.num_classes, use_bias=not self.final_norm, name="head")(widened(x))
-        if self.final_norm:
-            x = BatchNorm(use_scale=False, use_bias=False, name="head_norm")(x, train=train)
-        return x, intermediates
+        return self.classify(x, final_norm=self.final_norm, train=train), intermediates
 
 
 alexnet_xnor = partial(XnorAlexNet)

@@ -137,8 +137,7 @@ class BinaryDuoResNet(Network):
       others: see :class:`bnn_jax.models.network.Network`.
 
     Returns:
-      (logits, intermediates): float32 (batch, num_classes), and a dict with each stage's output and the `features` that
-      the last layer sees.
+      (logits, intermediates), as :class:`bnn_jax.models.network.Network`.
 
     Raises:
       ValueError: for an `input_quantizer` with more than two levels in a decoupled network, another `stem`, sizes that

@@ -188,8 +188,7 @@ class BNAS(Network):
       others: see :class:`bnn_jax.models.network.Network`.
 
     Returns:
-      (logits, intermediates): float32 (batch, num_classes), and a dict with each stage's output and the `features` that
-      the last layer sees.
+      (logits, intermediates), as :class:`bnn_jax.models.network.Network`.
 
     Raises:
       ValueError: for another `stem`, a `width` < 2, `num_cells` < 3, a `genotype` that cannot be built, or images that

@@ -90,8 +90,7 @@ class DenseNetwork(Network):
       others: see :class:`bnn_jax.models.network.Network`.
 
     Returns:
-      (logits, intermediates): float32 (batch, num_classes), and a dict with each stage's output and the `features` that
-      the last layer sees.
+      (logits, intermediates), as :class:`bnn_jax.models.network.Network`.
 
     Raises:
       ValueError: for another `stem` or `pad_value`, a `width`, `stem_width`, `rounding` or stage size < 1, no stages,

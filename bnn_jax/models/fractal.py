@@ -76,8 +76,7 @@ class IGPResNet(Network):
       others: see :class:`bnn_jax.models.network.Network`.
 
     Returns:
-      (logits, intermediates): float32 (batch, num_classes), and a dict with each stage's output and the `features` that
-      the last layer sees.
+      (logits, intermediates), as :class:`bnn_jax.models.network.Network`.
 
     Raises:
       ValueError: for another `join` or `stem`, a `width` < 1, no stages, `columns` and `depths` of unequal lengths or

@@ -50,12 +50,6 @@ class ReActNetA(ResidualNetwork):
       stem: "imagenet" has stride 2, "cifar" stride 1; there is no pool.
       others: see :class:`bnn_jax.models.residual.ResidualNetwork`.
 
-    Returns:
-      (logits, intermediates), as :class:`bnn_jax.models.residual.ResidualNetwork`.
-
-    Raises:
-      ValueError: for another `stem`.
-
     Reference: Liu et al., ReActNet, 2020, arXiv:2003.03488.
     """
 

@@ -23,13 +23,18 @@ STEMS: dict[str, dict[str, Any]] = {
 class Network(nn.Module):
     r"""The base of all networks.
 
-    Called as ``network(images, train=False, progress=1.0)``; returns (logits, intermediates).
+    Called as ``network(images, train=False, progress=1.0)`` with NHWC images; `progress` is the share of the training
+    done, for schedules.
 
     Attributes:
       num_classes: of the logits.
       width: of the network's own unit, most often the filters of its first stage.
       input_quantizer, kernel_quantizer, gradient_quantizer: of the quantized layers, as
         :class:`bnn_jax.layers.BinaryConv` takes them; None is full precision.
+
+    Returns:
+      (logits, intermediates): float32 (batch, num_classes), and a dict with each stage's output and the `features` that
+      the last layer sees.
 
     Raises:
       ValueError: for sizes that are not positive, or an unknown `stem` where the network has one.
@@ -75,9 +80,17 @@ class Network(nn.Module):
         return activation if self.input_quantizer is None else identity
 
     @nn.nowrap
-    def classify(self, features: Float[Array, "batch features"]) -> Float[Array, "batch classes"]:
-        """The logits: a dense layer `head` in full precision, its sums in float32."""
-        return BinaryDense(self.num_classes, use_bias=True, name="head")(widened(features))
+    def classify(
+        self, features: Float[Array, "batch features"], *, final_norm: bool = False, train: bool = False
+    ) -> Float[Array, "batch classes"]:
+        """The logits: a dense layer `head` in full precision, its sums in float32.
+
+        With `final_norm` they are normalized, without scale and bias, and the layer has no bias.
+        """
+        logits = BinaryDense(self.num_classes, use_bias=not final_norm, name="head")(widened(features))
+        if not final_norm:
+            return logits
+        return BatchNorm(use_scale=False, use_bias=False, name="head_norm")(logits, train=train)
 
 
 def identity(x: Array) -> Array:

@@ -42,12 +42,6 @@ class ReActNet(ResidualNetwork):
       input_quantizer, kernel_quantizer: of the 3x3 convolutions; the method's are rsign and magnitude_aware.
       others: see :class:`bnn_jax.models.residual.ResidualNetwork`.
 
-    Returns:
-      (logits, intermediates), as :class:`bnn_jax.models.residual.ResidualNetwork`.
-
-    Raises:
-      ValueError: for another `stem`.
-
     Reference: Liu et al., ReActNet, 2020, arXiv:2003.03488.
     """
 

@@ -18,7 +18,7 @@ class ResidualNetwork(Network):
     parameters the same names, so that weights pass from one to another:
 
       stem, stem_norm                            the first convolution and its batch norm
-      stage1_block2/conv1, norm1, conv2, norm2   in the order of the convolutions; likewise activation1, gate1, ...
+      stage1_block2/conv1, norm1, conv2, norm2   in the order of the convolutions; so too activation1, gate1, ...
       stage2_block1/downsample, downsample_norm  on the shortcut where the shape changes
       norm, head                                 behind the last stage
 
@@ -31,10 +31,6 @@ class ResidualNetwork(Network):
       stem: "cifar" (3x3, stride 1) or "imagenet" (7x7, stride 2, and max pool), see
         :func:`bnn_jax.models.network.stem_layers`.
       others: see :class:`bnn_jax.models.network.Network`.
-
-    Returns:
-      (logits, intermediates): float32 (batch, num_classes), and a dict with each stage's output and the `features` that
-      the last layer sees.
 
     Reference: He et al., Deep Residual Learning, 2016, arXiv:1512.03385.
     """

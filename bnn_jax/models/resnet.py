@@ -42,12 +42,6 @@ class ResNet(ResidualNetwork):
       input_scaling: XNOR-Net's map K, see :class:`bnn_jax.layers.BinaryConv`.
       others: see :class:`bnn_jax.models.residual.ResidualNetwork`.
 
-    Returns:
-      (logits, intermediates), as :class:`bnn_jax.models.residual.ResidualNetwork`.
-
-    Raises:
-      ValueError: if `num_classes` or `width` is below 1, or a stage is empty.
-
     Reference: He et al., Deep Residual Learning, 2016, arXiv:1512.03385; block of Rastegari et al., XNOR-Net, 2016.
     """
 

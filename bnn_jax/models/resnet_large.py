@@ -51,12 +51,6 @@ class PostActivationResNet(ResidualNetwork):
       binary_downsampling: quantize the 1x1 convolutions of the shortcuts as well.
       others: see :class:`bnn_jax.models.residual.ResidualNetwork`.
 
-    Returns:
-      (logits, intermediates), as :class:`bnn_jax.models.residual.ResidualNetwork`.
-
-    Raises:
-      ValueError: if `num_classes` or `width` is below 1, a stage is empty, or for another `stem`.
-
     Reference: He et al., Deep Residual Learning, 2016, arXiv:1512.03385.
     """
 

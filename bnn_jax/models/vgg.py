@@ -7,7 +7,6 @@ from jaxtyping import Array, Float
 
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool
 from bnn_jax.models.network import Network, check_image_size
-from bnn_jax.precision import widened
 
 
 class VGG(Network):
@@ -66,10 +65,7 @@ class VGG(Network):
             x = BinaryDense(4 * self.width, name=f"dense{layer + 1}", **self.quantizers)(x, **phase)
             x = clip(BatchNorm(name=f"dense_norm{layer + 1}")(x, train=train))
         intermediates["features"] = x = nn.hard_tanh(x)
-        x = BinaryDense(self.num_classes, use_bias=not self.final_norm, name="head")(widened(x))
-        if self.final_norm:
-            x = BatchNorm(use_scale=False, use_bias=False, name="head_norm")(x, train=train)
-        return x, intermediates
+        return self.classify(x, final_norm=self.final_norm, train=train), intermediates
 
 
 vgg_small = partial(VGG)
