@@ -36,22 +36,28 @@ def _levels(quantizer: Quantizer) -> int:
         return len(np.unique(np.asarray(dequantize(quantized))))
 
 
-def _check_neurons(network: nn.Module) -> None:
-    if network.coupled or network.input_quantizer is None:
-        return
-    levels = _levels(network.input_quantizer)
-    if levels != 2:
-        raise ValueError(
-            f"`input_quantizer` (of {levels} levels) must be binary in a decoupled {type(network).__name__}; "
-            "choose decoupled, or set coupled=True for the first stage"
-        )
+class _Duo(Network):
+    """A network whose neurons are coupled, or as many pairs of binary ones."""
+
+    coupled: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.coupled or self.input_quantizer is None:
+            return
+        levels = _levels(self.input_quantizer)
+        if levels != 2:
+            raise ValueError(
+                f"`input_quantizer` (of {levels} levels) must be binary in a decoupled {type(self).__name__}; "
+                "choose decoupled, or set coupled=True for the first stage"
+            )
 
 
 def _twice(x: Array) -> Array:
     return jnp.concatenate([x, x], -1)
 
 
-class BinaryDuoVGG7(Network):
+class BinaryDuoVGG7(_Duo):
     r"""The small VGG-7 of BinaryDuo for 32x32 images.
 
     conv 3x3 w, in full precision -> BN -> quantize -> conv 3x3 w -> max pool 2 -> BN -> quantize -> conv 3x3 2w ->
@@ -82,11 +88,6 @@ class BinaryDuoVGG7(Network):
     """
 
     width: int = 45
-    coupled: bool = True
-
-    def __post_init__(self):
-        super().__post_init__()
-        _check_neurons(self)
 
     @nn.compact
     def __call__(
@@ -114,7 +115,7 @@ class BinaryDuoVGG7(Network):
         return BinaryDense(self.num_classes, name="head")(widened(x)), intermediates
 
 
-class BinaryDuoResNet(Network):
+class BinaryDuoResNet(_Duo):
     r"""The ResNet-18 of BinaryDuo, with a shortcut around every convolution ("R18-sc").
 
     stem -> BN -> [x + BN(conv 3x3(quantize(x)))] twice a block -> ReLU -> global mean -> dense; stem, dense and the
@@ -149,11 +150,6 @@ class BinaryDuoResNet(Network):
     width: int = 64
     stage_sizes: tuple[int, ...] = (2, 2, 2, 2)
     stem: str = "cifar"
-    coupled: bool = True
-
-    def __post_init__(self):
-        super().__post_init__()
-        _check_neurons(self)
 
     @nn.compact
     def __call__(

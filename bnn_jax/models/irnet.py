@@ -61,7 +61,7 @@ class IRNet(ResidualNetwork):
       (logits, intermediates), as :class:`bnn_jax.models.residual.ResidualNetwork`.
 
     Raises:
-      ValueError: if `num_classes` or `width` is below 1, a stage is empty, or for another `shortcut` or `stem`.
+      ValueError: as :class:`bnn_jax.models.residual.ResidualNetwork`, or for another `shortcut`.
 
     Reference: Qin et al., Forward and Backward Information Retention for Accurate Binary Neural Networks, 2020,
     arXiv:1909.10788.

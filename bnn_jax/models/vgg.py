@@ -27,11 +27,9 @@ class VGG(Network):
       others: see :class:`bnn_jax.models.network.Network`.
 
     Returns:
-      (logits, intermediates): float32 (batch, num_classes), and a dict with the outputs `stage1`, `stage2`, ... of the
-      stages, behind their last batch norm, and the `features` that the last layer sees.
+      (logits, intermediates), as :class:`bnn_jax.models.convnet.ConvNet`.
 
-    Raises:
-      ValueError: for sizes that are not positive, or images that the pools use up.
+    Raises: as :class:`bnn_jax.models.convnet.ConvNet`.
 
     Reference: Qin et al., IR-Net, 2020, arXiv:1909.10788; Zhang et al., LQ-Nets, 2018, arXiv:1807.10029; Darabi et al.,
     BNN+, 2018, arXiv:1812.11800.
