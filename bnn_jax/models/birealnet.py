@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from bnn_jax.errors import unknown_name
 from bnn_jax.layers import BatchNorm, PReLU
-from bnn_jax.models.residual import ResidualNetwork, pool_and_project
+from bnn_jax.models.residual import Block, ResidualNetwork, pool_and_project
 
 
 def leaky_clip(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -32,16 +32,13 @@ REAL_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 """What stands in sign's place while the inputs are real, in the order in which training in stages takes them."""
 
 
-class BiRealBlock(nn.Module):
+class BiRealBlock(Block):
     r"""Units u(x) = BN(conv 3x3(q(x))) + S(x) [-> PReLU], one or two; [S(x) once more around the two].
 
     S(x) = x, or where the shape changes  average pool 2 -> conv 1x1 in full precision -> BN
     """
 
-    features: int
-    stride: int
     units: int
-    conv: Callable[..., nn.Module]
     activation: Callable[[Array], Array]
     outer_shortcut: bool
     trainable_slopes: bool

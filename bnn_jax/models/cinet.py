@@ -1,6 +1,6 @@
 r"""CI-Net: a plain binary residual network whose channels correct one another along given edges."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import field
 from functools import partial
 
@@ -11,18 +11,15 @@ from jaxtyping import Array, Float
 from bnn_jax.errors import unknown_name
 from bnn_jax.layers import BatchNorm, ChannelInteractions
 from bnn_jax.layers.gates import Edge
-from bnn_jax.models.residual import ResidualNetwork, pool_and_project
+from bnn_jax.models.residual import Block, ResidualNetwork, pool_and_project
 
 
-class InteractingBlock(nn.Module):
+class InteractingBlock(Block):
     """hardtanh(BN( conv(sign(y)) + shortcut(x) )), y = hardtanh(BN(conv(sign(x)))); each conv followed by its edges.
 
     The network's last block leaves out the outer BN and hardtanh, which follow after the global mean.
     """
 
-    features: int
-    stride: int
-    conv: Callable[..., nn.Module]
     last: bool
     binary_downsampling: bool
     edges: Mapping[str, tuple[Edge, ...]]

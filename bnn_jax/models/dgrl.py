@@ -7,7 +7,7 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from bnn_jax.layers import BatchNorm, BinaryConv
-from bnn_jax.models.residual import ResidualNetwork, pool_and_project
+from bnn_jax.models.residual import Block, ResidualNetwork, pool_and_project
 
 
 class SqueezeInteraction(nn.Module):
@@ -58,16 +58,13 @@ class SqueezeInteraction(nn.Module):
         return BatchNorm(name="expand_norm")(x, train=train)
 
 
-class DgrlBlock(nn.Module):
+class DgrlBlock(Block):
     """One or two units BN(conv(sign(x))) + branch(x) + S(x); returns the output of each.
 
     ReLU takes the place of sign where inputs stay real.  S of a stride: average pool -> 1x1 conv -> BN.
     """
 
-    features: int
-    stride: int
     units: int
-    conv: Callable[..., nn.Module]
     activation: Callable[[Array], Array]
     reduction: int
 

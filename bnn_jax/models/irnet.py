@@ -1,6 +1,5 @@
 r"""IR-Net's residual networks: hard tanh after every binary convolution and its shortcut."""
 
-from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -8,21 +7,18 @@ from jaxtyping import Array
 
 from bnn_jax.errors import unknown_name
 from bnn_jax.layers import BatchNorm, BinaryConv
-from bnn_jax.models.residual import ResidualNetwork, subsample_and_pad
+from bnn_jax.models.residual import Block, ResidualNetwork, subsample_and_pad
 
 SHORTCUTS = ("pad", "conv")
 
 
-class IRBlock(nn.Module):
+class IRBlock(Block):
     """One or two units hardtanh(BN(conv 3x3(x)) + S(x)).
 
     S where the shape changes: subsample and pad, or conv 1x1 -> BN.
     """
 
-    features: int
-    stride: int
     units: int
-    conv: Callable[..., nn.Module]
     shortcut: str
 
     @nn.compact

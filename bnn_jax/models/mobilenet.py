@@ -1,6 +1,5 @@
 r"""ReActNet-A: a binary network in the shape of MobileNetV1."""
 
-from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -8,20 +7,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bnn_jax.layers import BatchNorm, BinaryConv, RPReLU, avg_pool_2x2
-from bnn_jax.models.residual import ResidualNetwork
+from bnn_jax.models.residual import Block, ResidualNetwork
 
 
-class ReActBlock(nn.Module):
+class ReActBlock(Block):
     """A 3x3 convolution C -> C and a 1x1 convolution C -> C or 2C, each RPReLU( BN(conv(RSign(x))) + shortcut(x) ).
 
     Shortcuts hold no parameters: an average pool where the 3x3 convolution has a stride, and x twice where the 1x1
     convolution doubles the channels.  The paper writes the latter as two convolutions C -> C of the same signs, joined;
     that is one convolution C -> 2C.
     """
-
-    features: int
-    stride: int
-    conv: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch h w channels"], *, train: bool, progress: Array | float):

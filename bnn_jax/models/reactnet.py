@@ -1,22 +1,18 @@
 r"""ReActNet on residual networks."""
 
-from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
 from jaxtyping import Array, Float
 
 from bnn_jax.layers import BatchNorm, RPReLU
-from bnn_jax.models.residual import ResidualNetwork, pool_and_project
+from bnn_jax.models.residual import Block, ResidualNetwork, pool_and_project
 
 
-class ReActBlock(nn.Module):
+class ReActBlock(Block):
     """One or two units RPReLU( BN(conv(RSign(x))) + S(x) ); S of a stride: average pool -> 1x1 conv -> BN."""
 
-    features: int
-    stride: int
     units: int
-    conv: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch h w channels"], *, train: bool, progress: Array | float):

@@ -9,18 +9,15 @@ from jaxtyping import Array, Float
 
 from bnn_jax.layers import BatchNorm, ChannelGate, OutputScale, PReLU
 from bnn_jax.models.network import stem_layers
-from bnn_jax.models.residual import ResidualNetwork, pool_and_project
+from bnn_jax.models.residual import Block, ResidualNetwork, pool_and_project
 
 
-class RealToBinaryBlock(nn.Module):
+class RealToBinaryBlock(Block):
     """Twice PReLU( scale * conv(sign(z)) ) + S(x), z = BN(x); tanh takes the place of sign where inputs stay real.
 
     The scale is a gate G(z), or learned factors of case 4.  S of a stride: average pool -> 1x1 conv -> BN.
     """
 
-    features: int
-    stride: int
-    conv: Callable[..., nn.Module]
     activation: Callable[[Array], Array]
     gate: bool
     reduction: int

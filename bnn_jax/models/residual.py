@@ -11,6 +11,14 @@ from bnn_jax.layers import BatchNorm, BinaryConv, avg_pool_2x2
 from bnn_jax.models.network import Network, stem_layers
 
 
+class Block(nn.Module):
+    """What every block is told: its filters, the stride of its first convolution, and what makes its convolutions."""
+
+    features: int
+    stride: int
+    conv: Callable[..., nn.Module]
+
+
 class ResidualNetwork(Network):
     r"""stem -> stages of blocks, widths w, 2w, 4w, ..., stride 2 between them -> global mean -> dense.
 

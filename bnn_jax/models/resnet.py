@@ -8,15 +8,12 @@ from jaxtyping import Array
 
 from bnn_jax.layers import BatchNorm, BinaryConv
 from bnn_jax.models.network import STEMS, stem_pool
-from bnn_jax.models.residual import ResidualNetwork, subsample_and_pad
+from bnn_jax.models.residual import Block, ResidualNetwork, subsample_and_pad
 
 
-class XnorBlock(nn.Module):
+class XnorBlock(Block):
     """BN -> sign -> binary conv, twice, around one shortcut; ReLU takes the place of sign where inputs stay real."""
 
-    features: int
-    stride: int
-    conv: Callable[..., nn.Module]
     activation: Callable[[Array], Array]
 
     @nn.compact

@@ -8,15 +8,12 @@ from jaxtyping import Array
 
 from bnn_jax.layers import BatchNorm, BinaryConv, OutputScale, avg_pool_2x2
 from bnn_jax.models.network import identity, stem_layers
-from bnn_jax.models.residual import ResidualNetwork
+from bnn_jax.models.residual import Block, ResidualNetwork
 
 
-class PostActivationBlock(nn.Module):
+class PostActivationBlock(Block):
     """conv -> BN -> ReLU -> conv -> BN, plus the shortcut -> ReLU; `activation` is what stands in ReLU's place."""
 
-    features: int
-    stride: int
-    conv: Callable[..., nn.Module]
     activation: Callable[[Array], Array]
     binary_downsampling: bool
 
@@ -70,12 +67,9 @@ class PostActivationResNet(ResidualNetwork):
         return nn.relu(x).mean((1, 2))  # changes nothing in full precision, where the last block ends with it
 
 
-class PreActivationBlock(nn.Module):
+class PreActivationBlock(Block):
     """BN -> quantizer -> conv [-> learned scale], twice, plus the shortcut; ReLU where inputs stay real."""
 
-    features: int
-    stride: int
-    conv: Callable[..., nn.Module]
     activation: Callable[[Array], Array]
     binary_downsampling: bool
     output_scale_case: int | None
