@@ -5,10 +5,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
 
+def promoted(*operands: Array | jnp.dtype) -> jnp.dtype:
+    """The dtype to which all operands promote: asked for by name, it is told also where they may not mix unsaid."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*operands)
+
+
 def sum_dtype(*operands: Float[Array, "..."]) -> jnp.dtype:
     """The dtype in which products of `operands` are summed: float32 at least."""
-    with jax.numpy_dtype_promotion("standard"):  # Here dtypes promote by intent; elsewhere one may forbid it.
-        return jnp.promote_types(jnp.result_type(*operands), jnp.float32)
+    return promoted(promoted(*operands), jnp.dtype(jnp.float32))
 
 
 def widened(x: Num[Array, "..."]) -> Num[Array, "..."]:

@@ -11,6 +11,7 @@ import jax
 import jaxlib.version
 import jaxtyping
 import pytest
+from strictness import check_arrays
 
 ROOT = Path(__file__).parents[1]
 MOST_RESIDENT = 10**9
@@ -25,7 +26,9 @@ if jaxlib.version.__version__.startswith("0.10."):
 if "BNN_JAX_TESTS_AT_DEFAULT_FLAGS" not in os.environ:
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 
+check_arrays("bnn_jax")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 

@@ -1,5 +1,6 @@
-"""The type checker that conftest.py hangs on every function of the package."""
+"""The checks of annotations that conftest.py hangs on the functions of the package."""
 
+import inspect
 import operator
 import types
 import typing
@@ -7,26 +8,48 @@ from collections.abc import Callable
 from functools import reduce
 
 import jax
+import jaxtyping
 import numpy as np
 from beartype import BeartypeConf, beartype
-from jaxtyping import AbstractArray
 
 CONF = BeartypeConf(is_pep484_tower=True)  # 3 is a number where a float is wanted.
 
 
+def check_arrays(package: str) -> None:
+    """Check what the functions of a package, imported afterwards, take and return against the arrays they name.
+
+    Functions that name none stay what they are: their frames count in warnings, and wrappers take time.  So do classes:
+    JAX fills the fields of a pytree with whatever it maps the leaves to.
+    """
+    wrapped = jaxtyping.jaxtyped
+
+    def jaxtyped(*, typechecker: Callable) -> Callable:
+        def decorate(found):
+            hints = found.__annotations__.values() if inspect.isfunction(found) else ()
+            return wrapped(found, typechecker=typechecker) if any(map(holds_array, hints)) else found
+
+        return decorate
+
+    jaxtyping.jaxtyped = jaxtyped
+    jaxtyping.install_import_hook(package, f"{__name__}.checked")
+
+
 def is_array(hint: object) -> bool:
-    return isinstance(hint, type) and issubclass(hint, AbstractArray)
+    """Whether an annotation is an array of some shape, as `Float[Array, "batch classes"]`."""
+    return isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray)
 
 
 def holds_array(hint: object) -> bool:
-    """Whether the value of an annotation is or holds an array of some shape, as `Float[Array, "classes"] | None`."""
-    return is_array(hint) or (typing.get_origin(hint) is not Callable and any(map(holds_array, typing.get_args(hint))))
+    """Whether a value of the annotation is or holds such an array; of functions it is not known."""
+    inner = () if typing.get_origin(hint) is Callable else typing.get_args(hint)
+    return is_array(hint) or any(map(holds_array, inner))
 
 
 def with_numpy(hint: typing.Any) -> typing.Any:
-    """The annotation that takes NumPy's arrays where it takes those of JAX, which converts them."""
+    """Take NumPy's arrays where those of JAX are taken, which converts them."""
     if is_array(hint):
-        return hint.dtype[jax.Array | np.ndarray, hint.dim_str] if hint.array_type is jax.Array else hint
+        kinds = jax.Array | np.ndarray | np.generic
+        return hint.dtype[kinds, hint.dim_str] if hint.array_type is jax.Array else hint
     if not holds_array(hint):
         return hint
     arguments = map(with_numpy, typing.get_args(hint))
@@ -35,12 +58,7 @@ def with_numpy(hint: typing.Any) -> typing.Any:
 
 
 def checked(function: Callable) -> Callable:
-    """Check the arrays of a call against their annotations; all else is left to the argument checks.
-
-    A constructor is not checked: JAX fills the fields of a pytree with whatever it maps the leaves to.
-    """
+    """Check arrays alone; numbers, words and the rest are left to the package's own checks of arguments."""
     hints = {name: with_numpy(hint) for name, hint in function.__annotations__.items() if holds_array(hint)}
-    if not hints or function.__name__ == "__init__":
-        return function
     function.__annotations__ = hints
     return beartype(function, conf=CONF)

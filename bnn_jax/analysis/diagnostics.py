@@ -87,4 +87,4 @@ def flip_rate(before: Params, after: Params) -> Float[Array, ""]:
     total = sum(old.size for old, _ in pairs)
     if total == 0:
         raise ValueError("`before` must hold latent weights, in leaves named `latent_kernel`; this network has none")
-    return sum((sign(old) != sign(new)).sum() for old, new in pairs) / jnp.float32(total)
+    return sum((sign(old) != sign(new)).sum() for old, new in pairs).astype(jnp.float32) / total

@@ -40,7 +40,7 @@ def find_thresholds(
     Returns:
       (thresholds, broken): `broken` is true for a channel that no threshold describes.
 
-    >>> rising = lambda v, index: (v + 0.5 >= index)
+    >>> rising = lambda v, index: (2 * v + 1 >= 2 * index)
     >>> find_thresholds(lambda v, index: rising(v, index[None]), -3, 3, 2)[0].tolist()
     [0, 2]
     """

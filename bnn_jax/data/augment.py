@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Num, Shaped
 
 from bnn_jax.checks import require
-from bnn_jax.types import Images, Key
+from bnn_jax.types import Key
 
 EIGENVALUES = (0.2175, 0.0188, 0.0045)
 EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
@@ -21,7 +21,11 @@ As published with fb.resnet.torch (Gross and Wilber, Training and investigating 
 
 
 def normalize(
-    images: Images, *, mean: Sequence[float], std: Sequence[float], dtype: jnp.dtype = jnp.float32
+    images: Num[Array, "batch height width channels"],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: jnp.dtype = jnp.float32,
 ) -> Float[Array, "batch height width channels"]:
     """(images - mean) / std, channel by channel, computed in float32 and returned as `dtype`.
 

@@ -100,7 +100,8 @@ class BinaryConv(nn.Module):
             padding = ((0, 0), (0, 0))
         geometry = (self.strides, padding, self.kernel_dilation)
         record(self, x.codes, x.values, lambda: conv(codes, kernel.codes, *geometry))
-        return x.scale * scaled_conv(codes, kernel.codes, kernel.scale, *geometry)
+        y = scaled_conv(codes, kernel.codes, kernel.scale, *geometry)
+        return x.scale.astype(y.dtype) * y
 
     @nn.nowrap
     def product_on_bits(
@@ -113,7 +114,7 @@ class BinaryConv(nn.Module):
     @nn.nowrap
     def scaled(self, y: Array, input_scale: Array, kernel_scale: Array) -> Array:
         """Multiply a product of codes by its scales, in the order of :meth:`product`, which decides the rounding."""
-        return input_scale * (y * kernel_scale)
+        return input_scale.astype(y.dtype) * (y * kernel_scale)
 
     @nn.nowrap
     def finished(self, y: Array, x: Array, phase: Phase, padding: Padding) -> Num[Array, "batch h w features"]:

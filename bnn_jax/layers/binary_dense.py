@@ -69,7 +69,7 @@ class BinaryDense(nn.Module):
     @nn.nowrap
     def scaled(self, y: Array, input_scale: Array, kernel_scale: Array) -> Array:
         """Multiply a product of codes by its scales, in an order that decides the rounding."""
-        return input_scale * kernel_scale * y
+        return input_scale.astype(y.dtype) * kernel_scale * y
 
     @nn.nowrap
     def finished(self, y: Array, x: Array, phase: Phase) -> Num[Array, "batch features"]:

@@ -123,6 +123,6 @@ class ChannelInteractions(nn.Module):
             up = np.where(np.abs(levels) > k, np.sign(levels), 0)
             down = up if self.symmetric else np.abs(up)
             up, down = (jnp.asarray(w, y.dtype).reshape((1,) * (y.ndim - 1) + (-1,)) for w in (up, down))
-            pushes = pushes + up * (source >= threshold) - down * (source <= -threshold)
+            pushes = pushes + up * (source >= threshold).astype(y.dtype) - down * (source <= -threshold).astype(y.dtype)
         # A product with a matrix of zeros and ones: a scatter would take one scalar loop an element on CPU.
         return self.step * (pushes @ jnp.eye(y.shape[-1], dtype=y.dtype)[targets])

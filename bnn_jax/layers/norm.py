@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Num
 from bnn_jax.bitops.bits import pack
 from bnn_jax.bitops.thresholds import above
 from bnn_jax.layers.frozen import PACKED, is_freezing
+from bnn_jax.precision import widened
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -44,7 +45,7 @@ def affine(
 ) -> Float[Array, "... channels"]:
     """x gain + offset, in x's dtype."""
     gain, offset = _per_channel(x, gain, offset)
-    return (x * gain + offset).astype(x.dtype)
+    return (widened(x) * gain + offset).astype(x.dtype)
 
 
 def _normalize(x, scale, bias, epsilon):
@@ -53,8 +54,8 @@ def _normalize(x, scale, bias, epsilon):
     mean = x32.mean(axes)
     variance = jnp.maximum((x32 * x32).mean(axes) - mean * mean, 0)
     inverse = lax.rsqrt(variance + epsilon)
-    gain = scale * inverse
-    return affine(x, gain, bias - mean * gain), mean, variance, inverse
+    gain = widened(scale) * inverse
+    return affine(x, gain, widened(bias) - mean * gain), mean, variance, inverse
 
 
 def _forward(x, scale, bias, epsilon):
@@ -69,12 +70,12 @@ def _backward(epsilon, residuals, cotangents):
     count = x.size // x.shape[-1]
     g32 = g.astype(jnp.float32)
     dbias = g32.sum(axes)
-    dscale = inverse * ((g32 * x).sum(axes) - mean * dbias)
-    k1 = scale * inverse
+    dscale = inverse * ((g32 * widened(x)).sum(axes) - mean * dbias)
+    k1 = widened(scale) * inverse
     k2 = -k1 * inverse * dscale / count
     k3 = -k1 * dbias / count - k2 * mean
     k1, k2, k3 = _per_channel(x, k1, k2, k3)
-    dx = (g * k1 + x * k2 + k3).astype(x.dtype)
+    dx = (widened(g) * k1 + widened(x) * k2 + k3).astype(x.dtype)
     return dx, dscale.astype(scale.dtype), dbias.astype(scale.dtype)
 
 
@@ -104,7 +105,7 @@ class BatchNorm(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Num[Array, "... channels"], *, train: bool) -> Num[Array, "... channels"]:
+    def __call__(self, x: Num[Array, "... channels"], *, train: bool) -> Num[Array, "... channels_or_words"]:
         if self.has_variable(PACKED, "threshold"):
             return pack(above(x, self.get_variable(PACKED, "threshold")))
         if self.has_variable(PACKED, "gain"):
@@ -118,8 +119,8 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_variance = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         if not train:
-            gain = scale * lax.rsqrt(running_variance.value + self.epsilon)
-            offset = bias - running_mean.value * gain
+            gain = widened(scale) * lax.rsqrt(running_variance.value + self.epsilon)
+            offset = widened(bias) - running_mean.value * gain
             if is_freezing(self, train):
                 self.put_variable(PACKED, "gain", gain)
                 self.put_variable(PACKED, "offset", offset)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from bnn_jax.precision import sum_dtype
+from bnn_jax.precision import promoted, sum_dtype
 
 
 def narrower(x: Float[Array, "..."], kernel: Float[Array, "..."]) -> jnp.dtype:
@@ -20,7 +20,7 @@ def narrower(x: Float[Array, "..."], kernel: Float[Array, "..."]) -> jnp.dtype:
     >>> narrower(jnp.ones(2, jnp.bfloat16), jnp.ones(2)).name
     'bfloat16'
     """
-    return x.dtype if jnp.promote_types(x.dtype, kernel.dtype) == kernel.dtype else kernel.dtype
+    return x.dtype if promoted(x.dtype, kernel.dtype) == kernel.dtype else kernel.dtype
 
 
 def activation_dtype(x: Array, dtype: jnp.dtype) -> jnp.dtype:
@@ -29,7 +29,7 @@ def activation_dtype(x: Array, dtype: jnp.dtype) -> jnp.dtype:
     >>> [activation_dtype(jnp.zeros(2, kind), jnp.float32).name for kind in ("bfloat16", "float32", "uint8")]
     ['bfloat16', 'float32', 'float32']
     """
-    narrow = jnp.issubdtype(x.dtype, jnp.floating) and jnp.promote_types(x.dtype, dtype) == dtype
+    narrow = jnp.issubdtype(x.dtype, jnp.floating) and promoted(x.dtype, dtype) == dtype
     return x.dtype if narrow else jnp.dtype(dtype)
 
 

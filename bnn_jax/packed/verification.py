@@ -142,4 +142,4 @@ def _differences(a: Any, b: Any, differ: Callable[[Array, Array], Array], values
 
 
 def _differing_bits(a: Array, b: Array) -> Array:
-    return jax.lax.population_count(a ^ b)
+    return jax.lax.population_count(a ^ b).astype(jnp.int32)

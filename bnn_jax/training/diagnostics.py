@@ -62,7 +62,10 @@ def no_flips(params: Params) -> Flips:
 def count_flips(flips: Flips, before: Params, after: Params) -> Flips:
     """The counts after one more step, from `before` to `after`; sign(0) = +1."""
     old, new = latent_kernels(before), latent_kernels(after)
-    counts = {layer: count + (sign(old[layer]) != sign(new[layer])) for layer, count in flips.counts.items()}
+    counts = {
+        layer: count + (sign(old[layer]) != sign(new[layer])).astype(count.dtype)
+        for layer, count in flips.counts.items()
+    }
     return Flips(counts, flips.steps + 1)
 
 
@@ -312,7 +315,7 @@ def diagnose(
         _, collection = loss(params)
     flipped, tapped = flip_parts(flips), tapped_parts(collection)
     parts = {layer: flipped.get(layer, {}) | tapped.get(layer, {}) for layer in flipped | tapped}
-    layers = {layer: {name: total / size for name, (total, size) in own.items()} for layer, own in parts.items()}
+    layers = {layer: _shares(own) for layer, own in parts.items()}
     total = _total(parts)
     histograms = {layer: histogram(w, bins=settings.histogram_bins, bounds=bounds) for layer, w in kernels.items()}
     for layer, counts in histograms.items():
@@ -327,8 +330,13 @@ def diagnose(
 
 
 def _total(parts: Mapping[str, Parts]) -> dict[str, Array]:
-    sums: dict[str, tuple] = {}
+    sums: Parts = {}
     for own in parts.values():
         for name, pair in own.items():
             sums[name] = jax.tree.map(jnp.add, sums[name], pair) if name in sums else pair
-    return {name: total / size for name, (total, size) in sums.items()}
+    return _shares(sums)
+
+
+def _shares(parts: Parts) -> dict[str, Array]:
+    as_float = lambda number: jnp.asarray(number, jnp.float32)
+    return {name: as_float(total) / as_float(size) for name, (total, size) in parts.items()}

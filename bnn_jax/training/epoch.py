@@ -122,7 +122,7 @@ def evaluate(
 
     (loss, correct), _ = lax.scan(body, (jnp.zeros(()), jnp.zeros((), jnp.int32)), order)
     examples = jnp.maximum((labels >= 0).sum(), 1)
-    return {"loss": loss / examples, "accuracy": correct / examples, "examples": (labels >= 0).sum()}
+    return {"loss": loss / examples.astype(loss.dtype), "accuracy": correct / examples, "examples": (labels >= 0).sum()}
 
 
 def first_state(train: TrainState) -> RunState:
@@ -141,7 +141,7 @@ def end_epoch(
 
 def epoch(
     run: RunState,
-    number: Int[Array, ""],
+    number: int | Int[Array, ""],
     *,
     train: Callable[[TrainState, Array], tuple[TrainState, Any]],
     evaluate: Callable[[Params, Any], dict[str, Array]],

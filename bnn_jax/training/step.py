@@ -21,7 +21,7 @@ from bnn_jax.training.state import TrainState
 from bnn_jax.types import Images, Labels, Metrics, Params
 
 
-def init_state(experiment: Experiment, seed: Integer[Array, ""], warm_start: Any | None = None) -> TrainState:
+def init_state(experiment: Experiment, seed: int | Integer[Array, ""], warm_start: Any | None = None) -> TrainState:
     """The state before the first step; every initialised weight is inside its box.
 
     Args:

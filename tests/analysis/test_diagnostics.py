@@ -102,6 +102,7 @@ def test_the_dtype_is_kept(dtype):
     np.testing.assert_array_equal(found.astype(jnp.float32), [[2.0], [-4.0]])
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_values_are_refused():
     total = jnp.sum
     with pytest.raises(ValueError, match=r"`step` \(=0\.0\) must be positive; a few hundredths suit"):

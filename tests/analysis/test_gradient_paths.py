@@ -113,6 +113,7 @@ def test_a_thinner_igp_block_has_the_cheaper_second_path(width, ratio):
     assert thin / wide == pytest.approx(ratio, abs=5e-5)
 
 
+@pytest.mark.usefixtures("standard_dtypes")
 def test_a_shortcut_by_a_real_convolution_costs_nothing():
     def wire(x, unit):
         shortcut = BinaryConv(128, kernel_size=(1, 1), name="shortcut")(nn.avg_pool(x, (2, 2), strides=(2, 2)))
@@ -340,6 +341,7 @@ def test_a_convolution_with_a_real_factor_costs_nothing(real):
     assert operations(layer, (2, 8, 8, 4)) == ()
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     "function, x, count, message",
     [

@@ -77,6 +77,7 @@ def test_max_pool_of_an_image_smaller_than_its_window_is_empty():
     assert max_pool(words).shape == (2, 0, 1, 1) == real_max_pool(words.astype(jnp.float32)).shape
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("call", "text"),
     [

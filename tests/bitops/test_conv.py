@@ -55,6 +55,7 @@ def test_outside_are_the_taps_of_pixels_that_the_image_has_not(strides, padding,
     np.testing.assert_array_equal(taps, expected)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("words", "text"),
     [

@@ -65,6 +65,7 @@ def words(*shape):
     return jnp.zeros(shape, jnp.uint32)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("call", "text"),
     [

@@ -172,6 +172,7 @@ def test_padded_order_refuses_what_makes_no_rows():
             padded_order(*arguments)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("order", "options", "message"),
     [

@@ -271,7 +271,7 @@ def test_batch_norm_has_float32_statistics():
 
     def loss(params):
         y, updated = norm.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
-        return (y.astype(jnp.float32) * x).sum(), (y, updated["batch_stats"])
+        return (y.astype(jnp.float32) * x.astype(jnp.float32)).sum(), (y, updated["batch_stats"])
 
     gradient, (y, stats) = jax.grad(loss, has_aux=True)(variables["params"])
     wide = numbers(x).reshape(-1, 4)

@@ -3,6 +3,7 @@
 import math
 from functools import lru_cache
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -156,9 +157,7 @@ def test_the_statistics_stay_decoupled_in_training(name):
     (_, variables), _, _ = networks(name, LAYERWISE)
     (_, coupled), (_, decoupled), _ = outputs(name, LAYERWISE, True)
     expected = decouple_variables(variables | coupled)["batch_stats"]
-    assert jax.tree.structure(expected) == jax.tree.structure(decoupled["batch_stats"])
-    for found, wanted in zip(jax.tree.leaves(decoupled["batch_stats"]), jax.tree.leaves(expected)):
-        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(decoupled["batch_stats"], expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -1,5 +1,6 @@
 """Bop: which weights flip, that they are binary at all times, and how it behaves as a transform of optax."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -193,7 +194,7 @@ def test_it_survives_multi_steps_and_finds_the_mean_gradient(dtype):
 def test_tree_map_params_finds_the_momentum():
     optimizer = bop()
     state = optax.tree.map_params(optimizer, lambda m: m + 1, optimizer.init(NETWORK))
-    jax.tree.map(np.testing.assert_array_equal, state.momentum, jax.tree.map(jnp.ones_like, NETWORK))
+    chex.assert_trees_all_equal(state.momentum, jax.tree.map(jnp.ones_like, NETWORK))
     assert int(state.count) == int(state.flips) == 0
 
 

@@ -1,5 +1,8 @@
 """Deep Frank-Wolfe as a citizen of optax and JAX: wrappers and transformations of functions."""
 
+from functools import partial
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,8 +24,7 @@ NETWORK = {
 GRADIENT = jax.tree.map(lambda w: jnp.cos(7 * w) / 4, NETWORK)
 
 
-def assert_close(actual, expected, rtol=1e-6, atol=1e-7):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), actual, expected)
+assert_close = partial(chex.assert_trees_all_close, rtol=1e-6, atol=1e-7)
 
 
 def jitted_step(optimizer, objective):

@@ -1,5 +1,6 @@
 """Training a part: frozen leaves do not move and have no share in what the optimizer computes from the whole tree."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,7 +37,7 @@ def test_the_trained_part_moves_as_it_would_alone(name):
         part_updates, part_state = alone.update(of_part, part_state, part, value=jnp.float32(value))
         np.testing.assert_array_equal(updates["head"]["kernel"], 0)
         params, part = optax.apply_updates(params, updates), optax.apply_updates(part, part_updates)
-        jax.tree.map(np.testing.assert_array_equal, {key: params[key] for key in part}, part)
+        chex.assert_trees_all_equal({key: params[key] for key in part}, part)
     np.testing.assert_array_equal(params["head"]["kernel"], PARAMS["head"]["kernel"])
     assert (params["norm"]["scale"] != 1).all()
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) == sum(leaf.size for leaf in jax.tree.leaves(part_state))
@@ -78,7 +79,7 @@ def test_the_oracle_is_asked_about_displacements_without_the_frozen_part():
         oracle=part_oracle,
         inner_steps=2,
     )
-    jax.tree.map(np.testing.assert_array_equal, {key: updates[key] for key in PART}, expected)
+    chex.assert_trees_all_equal({key: updates[key] for key in PART}, expected)
 
 
 def test_patterns_are_of_whole_paths():

@@ -1,5 +1,6 @@
 """Boxes: their forms and their errors, what keeps other optimizers inside, what is reported about them."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -232,7 +233,7 @@ def test_the_final_update_of_latent_weights_is_scaled_before_the_clip(dtype):
         expected["conv"]["latent_kernel"] = np.clip(w + scale * u, -1, 1)
         params, state = step(params, state, gradient)
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(np.float64(a), b, atol=tolerance), params, expected)
+        chex.assert_trees_all_close(jax.tree.map(np.float64, params), expected, rtol=1e-7, atol=tolerance)
     assert np.max(np.abs(np.asarray(params["conv"]["latent_kernel"], np.float64))) == 1
     assert step._cache_size() == 1
 

@@ -3,6 +3,7 @@
 import inspect
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,9 +111,9 @@ def test_an_optimizer_is_made_from_a_name_or_a_record():
     record = OPTIMIZERS["sgd"]._replace(make=lambda settings, *, sign=1.0: optax.scale(sign))
     optimizer = made(record, sign=-2.0)
     updates, _ = optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS, value=1.0)
-    jax.tree.map(lambda u, w: np.testing.assert_array_equal(u, -2 * w), updates, PARAMS)
+    chex.assert_trees_all_equal(updates, jax.tree.map(lambda w: -2 * w, PARAMS))
     by_record, by_name = (scanned(made(which), PARAMS, GRADIENTS)[0] for which in (OPTIMIZERS["sgd"], "sgd"))
-    jax.tree.map(np.testing.assert_array_equal, by_record, by_name)
+    chex.assert_trees_all_equal(by_record, by_name)
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,7 @@ def test_predictions_are_those_of_the_packed_network(path, network, images):
     assert loaded._compiled._cache_size() == 2  # batches of 5 and of 2, the last of which is filled up
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("wrong", "text"),
     [

@@ -3,6 +3,7 @@
 from functools import partial
 from itertools import pairwise
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,7 +111,7 @@ def test_the_frozen_set_grows_and_keeps_its_values_while_weights_change(bits, sh
     assert was_frozen.all()
     evaluated, after = quantize(jnp.asarray(weights(99)), state, bits=bits, shares=shares)
     np.testing.assert_array_equal(dequantize(evaluated), twin)
-    jax.tree.map(np.testing.assert_array_equal, after, state)
+    chex.assert_trees_all_equal(after, state)
 
 
 @pytest.mark.parametrize(("progress", "share"), [(0.0, 0.5), (0.25, 0.75), (0.6, 0.875), (0.75, 1.0), (1.0, 1.0)])

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,7 +100,7 @@ def test_codes_dtypes_states_and_finite_extremes(table, name, options, dtype):
     for seed, x in enumerate((w, np.zeros_like(w), np.full_like(w, 0.3), 1e4 * w, 1e4 * np.sign(w), spread)):
         trained, evaluated = run(jnp.asarray(x, dtype), seed / 5, jax.random.key(seed))
         (gradients, (quantized, after)), (evaluation, kept) = trained, evaluated
-        assert all(np.isfinite(np.asarray(a, np.float32)).all() for a in jax.tree.leaves((trained, evaluated)))
+        chex.assert_tree_all_finite((trained, evaluated))
         for base in (*bases(quantized), *bases(evaluation)):
             assert base.codes.shape == SHAPE
             assert base.codes.dtype == base.scale.dtype == dtype
@@ -111,7 +112,7 @@ def test_codes_dtypes_states_and_finite_extremes(table, name, options, dtype):
             check_codes(quantized, quantizer.code_set or (-1, 1))
         kinds = partial(jax.tree.map, lambda a: (a.shape, a.dtype))
         assert kinds(after) == kinds(state)
-        jax.tree.map(np.testing.assert_array_equal, kept, state)
+        chex.assert_trees_all_equal(kept, state)
     assert run._cache_size() == 1
 
 
@@ -133,8 +134,8 @@ def test_jit_vmap_and_scan_equal_plain_calls(table, name, options):
         for base, other in zip(bases(quantized), bases(expected_quantized), strict=True):
             np.testing.assert_array_equal(base.codes, other.codes)
             np.testing.assert_allclose(base.scale, other.scale, rtol=1e-5)
-        close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
-        jax.tree.map(close, (state, gradients), (expected_state, expected_gradients))
+        found, expected = (state, gradients), (expected_state, expected_gradients)
+        chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
 
     jitted = jax.jit(step)
     one, other = jitted(start, first), jitted(start, second)

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -167,7 +168,7 @@ def test_three_training_steps_in_a_layer(table, name):
 
     for number in range(3):
         params, state, gradient = step(params, state, number / 3, jax.random.key(number))
-        assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((params, gradient)))
+        chex.assert_tree_all_finite((params, gradient))
         assert any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(gradient))
     assert step._cache_size() == 1
     assert jnp.isfinite(jax.jit(layer.apply)({"params": params} | state, x)).all()

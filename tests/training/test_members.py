@@ -5,6 +5,7 @@ import re
 import signal
 from dataclasses import replace
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def assert_same_run(folder, expected, dataset):
     assert results[0]["test_accuracy_best"] == pytest.approx(results[1]["test_accuracy_best"], abs=1e-6)
     like = state_shapes(programs_of(CONFIG, dataset))
     states = [restore_checkpoint(path / "checkpoints", like).state for path in (folder, expected)]
-    jax.tree.map(lambda found, wanted: np.testing.assert_allclose(found, wanted, atol=2e-6), *states)
+    chex.assert_trees_all_close(*states, rtol=1e-7, atol=2e-6)
 
 
 @pytest.mark.parametrize("member", [0, 1])

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,8 +129,7 @@ def test_the_oracle_of_a_smooth_network_linearises_it(data):
     logits, pushed, gradient, offset = found(state.params, 0.0)
     product, slope, loss = expected(state.params)
     np.testing.assert_allclose(pushed, product, rtol=1e-3, atol=1e-3)
-    for ours, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(slope)):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+    chex.assert_trees_all_close(gradient, slope, rtol=1e-3, atol=1e-4)
     assert float(offset) == pytest.approx(float(loss), rel=1e-5)
 
     *_, offset = found(state.params, 0.3)
@@ -255,7 +255,7 @@ def test_states_randomness_and_schedules_of_quantizers_travel_through_training(i
         return state
 
     first, again = run(0), run(0)
-    jax.tree.map(np.testing.assert_array_equal, first, again)
+    chex.assert_trees_all_equal(first, again)
     start = programs.init(np.uint32(0)).model_state.get("quantizer_state", {})
     moved = [
         jnp.any(a != b) for a, b in zip(*map(jax.tree.leaves, (start, first.model_state.get("quantizer_state", {}))))
