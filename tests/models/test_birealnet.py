@@ -104,7 +104,7 @@ def numpy_block(variables, x, stride, *, outer=False):
 def test_a_block_equals_numpy(features, stride, units, options):
     """z = u1(x), y = u2(z) [+ S(x)]."""
     options = {"outer_shortcut": False, "trainable_slopes": False} | options
-    block = BiRealBlock(features, stride, units, conv_of(**BI_REAL), lambda x: x, **options)
+    block = BiRealBlock(features, stride, conv_of(**BI_REAL), units, lambda x: x, **options)
     x = normal(2, 5, 6, 3)
     variables = random_variables(block, x, progress=1.0)
     expected = numpy_block(variables, np.asarray(x), stride, outer=options["outer_shortcut"])

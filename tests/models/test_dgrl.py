@@ -49,7 +49,7 @@ def test_the_branch_equals_numpy(features, stride):
 @pytest.mark.parametrize("quantizers", [BI_REAL, REAL], ids=["binary", "real"])
 def test_a_unit_is_the_sum_of_its_parts(quantizers):
     x, real = normal(2, 4, 4, 4), quantizers is REAL
-    block = DgrlBlock(4, 1, 1, conv_of(**quantizers), nn.relu if real else lambda y: y, reduction=2)
+    block = DgrlBlock(4, 1, conv_of(**quantizers), 1, nn.relu if real else lambda y: y, reduction=2)
     variables = random_variables(block, x, progress=0.0)
     outputs = lambda variables: apply(block, variables, x, progress=0.0)
     no_branch = replaced(variables, lambda path: path.startswith("branch1/expand_norm"), 0.0)

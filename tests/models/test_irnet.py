@@ -52,7 +52,7 @@ def test_large_networks_have_the_weights_of_the_published_table(constructor, lay
     [(1, 3, 1, "pad", SIGNS), (2, 6, 2, "pad", SIGNS), (2, 6, 1, "conv", SIGNS), (2, 6, 2, "conv", REAL)],
 )
 def test_a_block_equals_numpy(stride, features, units, shortcut, quantizers):
-    block = IRBlock(features, stride, units, conv_of(**quantizers), shortcut)
+    block = IRBlock(features, stride, conv_of(**quantizers), units, shortcut)
     x = normal(2, 5, 6, 3)
     variables = random_variables(block, x, progress=1.0)
     params, expected = variables["params"], np.asarray(x)

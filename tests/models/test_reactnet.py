@@ -30,7 +30,7 @@ def test_sizes_by_hand_count(network, options, classes, side, latent, kernel, su
 def test_the_block_equals_numpy_and_is_bi_real_where_rprelu_is_the_identity(features, stride, units, plain):
     """Unit: RPReLU( BN(conv(sign(x - shift))) + shortcut(x) )."""
     x = normal(2, 6, 4, 3)
-    block = ReActBlock(features, stride, units, conv_of(**REACT))
+    block = ReActBlock(features, stride, conv_of(**REACT), units)
     variables = random_variables(block, x, progress=0.0)
     identity = {"slope": jnp.ones(features), "input_shift": jnp.zeros(features), "output_shift": jnp.zeros(features)}
     for unit in range(1, units + 1):
