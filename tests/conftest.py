@@ -26,6 +26,9 @@ if jaxlib.version.__version__.startswith("0.10."):
 if "BNN_JAX_TESTS_AT_DEFAULT_FLAGS" not in os.environ:
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 
+# A sixth of the time was the garbage collector's, which looks through all that JAX traces.
+gc.set_threshold(50_000, 20, 20)
+
 check_arrays("bnn_jax")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
