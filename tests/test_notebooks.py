@@ -48,7 +48,7 @@ def execute(name, last_cell, *, folder, env, shortened):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("seeds", "epochs"), [(2, 6), pytest.param(3, 12, marks=pytest.mark.full)])
+@pytest.mark.parametrize(("seeds", "epochs"), [(1, 6), pytest.param(3, 12, marks=pytest.mark.full)])
 def test_01_prototype_an_estimator(seeds, epochs, tmp_path, subprocess_env):
     found = execute(
         "01_prototype_an_estimator",

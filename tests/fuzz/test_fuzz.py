@@ -22,11 +22,12 @@ CONFIG = Config("test", epochs=2, batch_size=16, model=ModelConfig("resnet6", wi
 
 
 @pytest.mark.long
-def test_runs_recover_from_random_faults(subprocess_env):
-    command = [sys.executable, str(SCRIPT), "--faults", "5", "--at-once", "1"]
+@pytest.mark.parametrize("faults", [1, pytest.param(20, marks=pytest.mark.full)])
+def test_runs_recover_from_random_faults(faults, subprocess_env):
+    command = [sys.executable, str(SCRIPT), "--faults", str(faults), "--at-once", str(min(faults, 2))]
     done = subprocess.run(command, env=subprocess_env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "   5 faults,    5 recoveries" in done.stdout
+    assert f"{faults:4} faults, {faults:4} recoveries" in done.stdout
     assert "0 wrong results, 0 tracebacks" in done.stdout
 
 

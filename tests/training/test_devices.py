@@ -279,6 +279,7 @@ def outputs(pair, code=0) -> list[str]:
     return texts
 
 
+@pytest.mark.full
 def test_two_processes_stop_together_resume_and_make_the_run_of_one(measured, tmp_path, subprocess_env):
     """SIGTERM for one of them; both save at one step, and go on to the parameters of one process with two devices."""
     folder = measured[1]
