@@ -16,13 +16,13 @@ START |= dict.fromkeys(("input_shift", "output_shift", "shift"), 0.0)
 """Name of a variable -> its value at the start; kernels are drawn."""
 
 
-def initialized(model, image_shape) -> dict:
-    """Variables at the start; without a program that makes them, where all of them are kernels or in START."""
+def initialized(model, image_shape, *, drawn: bool = True) -> dict:
+    """Variables at the start; `drawn` without a program that makes them, where all are kernels or in START."""
     init = lambda images: dict(model.init(jax.random.key(0), images, train=False))
     images = jnp.zeros((1, *image_shape))
     rng, shapes = np.random.default_rng(0), jax.eval_shape(init, images)
     names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(shapes)}
-    if names - {*START, "kernel", "latent_kernel"}:
+    if not drawn or names - {*START, "kernel", "latent_kernel"}:
         return jax.jit(init)(images)
 
     def value(path, leaf):

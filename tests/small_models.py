@@ -22,7 +22,13 @@ SHRUNK = {
 }
 REDUCTION = {"stage_sizes": (1, 1), "reduction": (2.0,), "rounding": 1}
 # The published reduction cell of BNAS-A for CIFAR-10 multiplies all that its second input feeds by zero.
-UNREAD = {"bnas_a": [f"['cell{number}']['input1']['conv']['latent_kernel']" for number in (2, 3)]}
+UNREAD = {
+    "bnas_a": [
+        f"['cell{number}']['input1']{leaf}"
+        for number in (2, 3)
+        for leaf in ("['conv']['latent_kernel']", "['norm']['bias']", "['norm']['scale']")
+    ]
+}
 WIDTHS = {"binaryduo_vgg7": 3, "alexnet_xnor": 6, "alexnet_dorefa": 6}
 SIDES = {"alexnet_xnor": 63, "alexnet_dorefa": 44, "binaryduo_vgg7": 32, "lenet": 16, "bnn_plus_alexnet": 16}
 
