@@ -126,7 +126,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.long
+@pytest.mark.full
 def test_a_full_disk_is_one_sentence_and_the_run_resumes(tmp_path, interrupted_env):
     """A file-size limit stands for the full disk: the checkpoint does not fit, later it does."""
     arguments = ["--workdir", str(tmp_path), "--optimizer", "adam", *SMALL]

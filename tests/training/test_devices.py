@@ -223,6 +223,7 @@ def measured(tmp_path_factory, subprocess_env):
     return json.loads(done.stdout), folder
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_fifty_steps_on_many_devices_are_fifty_steps_on_one(measured, name, mesh):
@@ -234,6 +235,7 @@ def test_fifty_steps_on_many_devices_are_fifty_steps_on_one(measured, name, mesh
         assert found["largest"] == 1.0
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("case", NETWORKS)
 def test_fifty_steps_of_a_binary_network_too(measured, case):
     """The median of three seeds: now and then a sign's argument is within rounding of zero, and the two runs part."""
@@ -242,6 +244,7 @@ def test_fifty_steps_of_a_binary_network_too(measured, case):
     assert np.median(found["evaluation"]) < 1e-5
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("case", NETWORKS)
 def test_each_device_computes_its_part_in_one_program(measured, case):
     found = measured[0]["network"][case]
@@ -253,6 +256,7 @@ def test_each_device_computes_its_part_in_one_program(measured, case):
     assert found["all_reduces"] <= (12 if model_parallel == 1 else 30)
 
 
+@pytest.mark.full
 def test_a_run_goes_on_with_other_devices(measured):
     assert measured[0]["resumed"] < 1e-5
 
