@@ -82,7 +82,9 @@ def test_every_network_of_the_catalogue_is_in_the_table():
 
 def test_every_network_can_be_trained_with_its_published_quantizers():
     for name in MODELS:
-        validate(Config("test", epochs=1, batch_size=1, loss="cross_entropy", model=ModelConfig(name), optim=ADAM))
+        config = Config("test", epochs=1, batch_size=1, loss="cross_entropy", model=ModelConfig(name), optim=ADAM)
+        model = validate(config).model
+        assert (model.input_quantizer, model.kernel_quantizer) == MODELS[name][1:3], name
 
 
 def takes(name: str, option: str) -> bool:
