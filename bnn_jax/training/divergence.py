@@ -4,9 +4,9 @@ from functools import partial
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array
 
+from bnn_jax.finite import all_finite, leaf_name
 from bnn_jax.training.experiment import Experiment
 from bnn_jax.training.state import TrainState
 from bnn_jax.training.step import augmented_batch, forward
@@ -40,7 +40,7 @@ def _checks(experiment: Experiment, names: list[str], state: TrainState, images:
             result = following(*arguments, **keywords)
             if context.method_name == "__call__":
                 modules.append("/".join(context.module.path))
-                flags.append(_finite(result))
+                flags.append(all_finite(result))
             return result
 
         modules.clear()
@@ -49,29 +49,20 @@ def _checks(experiment: Experiment, names: list[str], state: TrainState, images:
         return experiment.loss.apply(logits, labels).mean(), flags
 
     (value, flags), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
-    checks = [(f"the parameter {_path(path)}", _finite(leaf)) for path, leaf in _leaves(state.params)]
+    checks = [(f"the parameter {leaf_name(path)}", all_finite(leaf)) for path, leaf in _leaves(state.params)]
     checks += [(f"the output of {module or 'the network'}", flag) for module, flag in zip(modules, flags, strict=True)]
-    checks.append(("the loss", _finite(value)))
+    checks.append(("the loss", all_finite(value)))
     backwards = sorted(_leaves(gradient), key=lambda item: -_order(modules, item[0]))
-    checks += [(f"the gradient of {_path(path)}", _finite(leaf)) for path, leaf in backwards]
+    checks += [(f"the gradient of {leaf_name(path)}", all_finite(leaf)) for path, leaf in backwards]
     names[:] = [name for name, _ in checks]
     return [flag for _, flag in checks]
 
 
 def _order(modules: list[str], path) -> int:
     """When the module that holds the parameter at `path` was first done on the way forward."""
-    owners = [_path(path[:end]) for end in range(len(path) - 1, -1, -1)]
+    owners = [leaf_name(path[:end]) for end in range(len(path) - 1, -1, -1)]
     return next(modules.index(owner) for owner in owners if owner in modules)
-
-
-def _finite(tree) -> Array:
-    inexact = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return jnp.array([jnp.isfinite(leaf).all() for leaf in inexact] or [True]).all()
 
 
 def _leaves(tree) -> list:
     return jax.tree_util.tree_leaves_with_path(tree)
-
-
-def _path(path) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")

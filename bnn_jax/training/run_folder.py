@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from bnn_jax.errors import RunError, UsageError
+from bnn_jax.finite import require_finite
 from bnn_jax.training.checkpoint import checkpoint_steps, read_metadata, save_checkpoint
 from bnn_jax.training.config import Config, flatten, from_dict, to_dict
 from bnn_jax.training.devices import is_first_process, on_first_process, to_host
@@ -170,7 +171,7 @@ def save_run(config: Config, workdir: Path, run: RunState, *, stage: dict[str, A
     its folder: then each saves the parts it holds.
 
     Raises:
-      RunError: if the disk is full; the last good checkpoint is kept.
+      RunError: if the disk is full, or a number of the state is not finite; the last good checkpoint is kept.
     """
 
     def metadata() -> dict[str, Any]:
@@ -186,6 +187,7 @@ def save_run(config: Config, workdir: Path, run: RunState, *, stage: dict[str, A
             save_in_parts(folder, step, run, metadata=metadata() if is_first_process() else {})
             return
         run = to_host(run)
+    require_finite("state", run, "it is not saved, the last good checkpoint is kept", error=RunError)
     on_first_process(lambda: save_checkpoint(workdir / "checkpoints", step, run, metadata=metadata()))
 
 
