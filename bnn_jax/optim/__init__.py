@@ -74,14 +74,20 @@ def _adamw(settings: Settings, *, b2: float = 0.999, eps: float = 1e-8) -> optax
     return optax.adamw(settings.learning_rate, b1=settings.momentum, b2=b2, eps=eps, **decay)
 
 
-def _dfw(settings: Settings, *, epsilon: float = 1e-5) -> optax.GradientTransformation:
+def _dfw(
+    settings: Settings, *, epsilon: float = 1e-5, target: float = 0.0, target_share: float = 0.0
+) -> optax.GradientTransformation:
+    def decay(params):
+        return jax.tree.map(lambda decayed: settings.weight_decay if decayed else 0.0, _decayed(params))
+
     return deep_frank_wolfe(
         settings.learning_rate,
         settings.momentum,
-        settings.weight_decay,
+        decay,
         box=settings.box,
-        weight_decay_mask=_decayed,
         epsilon=epsilon,
+        target=target,
+        target_share=target_share,
     )
 
 
@@ -180,7 +186,7 @@ def make_optimizer(
     Args:
       optimizer: an :class:`Optimizer`, or one of these names, with its options and their defaults
 
-        dfw         :func:`deep_frank_wolfe`: epsilon 1e-5
+        dfw         :func:`deep_frank_wolfe`: epsilon 1e-5, target 0, target_share 0
         adam        with decoupled weight decay: b2 0.999, eps 1e-8
         sgd         nesterov False
         polyak_sgd  f_min 0, the loss at the optimum

@@ -2,18 +2,20 @@ r"""Deep Frank-Wolfe: a proximal step on the linearised network, its step size e
 
 At w_t the network is linearised and the hinge loss is kept.  The proximal problem
 
-    min_w in W  |w - w_t|^2 / (2 eta) + r.(w - w_t) + mean_i max_c s_ic(w),        r = weight_decay * w_t,
+    min_w in W  |w - w_t|^2 / (2 eta) + r.(w - w_t) + max(mean_i max_c s_ic(w) - f*, 0),        r = weight_decay * w_t,
 
-with the linearised augmented scores s_ic, has a dual over the convex hull of linear pieces (g, b), g a direction and b
-its offset at w_t.  A point of the dual stands for w = Pi_W(w_t - eta (r + g)).  Frank-Wolfe starts at the true labels,
-g = b = 0; an ordinary backward pass gives the vertex g^ = gradient of the batch loss, b^ = the loss; and the step
-towards it, g + gamma (g^ - g), maximises over gamma in [0, 1] a concave piecewise quadratic with
+with the linearised augmented scores s_ic and the target f* (0 in the paper, where the outer maximum is idle), has a
+dual over the convex hull of linear pieces (g, b), g a direction and b its offset at w_t.  A point of the dual stands
+for w = Pi_W(w_t - eta (r + g)).  Frank-Wolfe starts at the piece of the outer maximum that is constant, g = b = 0; an
+ordinary backward pass gives the vertex g^ = gradient of the batch loss, b^ = the loss - f*; and the step towards it,
+g + gamma (g^ - g), maximises over gamma in [0, 1] a concave piecewise quadratic with
 
     D'(gamma) = (b^ - b) + (g^ - g).(w(gamma) - w_t) - epsilon gamma.
 """
 
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,7 @@ from bnn_jax.optim.latent import Box, clip_displacement, land_inside, resolve_bo
 from bnn_jax.precision import widened
 from bnn_jax.types import Params, Schedule
 
+LOSS_AVERAGE_DECAY = 0.99
 MAX_NEWTON = 20
 MAX_ITERATIONS = 64
 TOLERANCE = 1e-6
@@ -39,12 +42,16 @@ class DeepFrankWolfeState(NamedTuple):
       velocity: the momentum buffer z, one array for each parameter.
       gamma: step size of the last update in [0, 1]; with several inner steps, the weight that has left the true labels.
       search_iterations: evaluations of D' in the last update; 0 where the closed form holds.
+      loss_average: running mean of the losses, of which `target_share` is taken; not yet divided by 1 - 0.99^count.
+      refused: updates that were not made, because the loss, the gradient or a parameter was not finite.
     """
 
     count: Int[Array, ""]
     velocity: Params
     gamma: Float[Array, ""]
     search_iterations: Int[Array, ""]
+    loss_average: Float[Array, ""]
+    refused: Int[Array, ""]
 
 
 class _Problem(NamedTuple):
@@ -159,27 +166,39 @@ def _with_momentum(
 def deep_frank_wolfe(
     learning_rate: float | Array | Schedule,
     momentum: float | Array = 0.9,
-    weight_decay: float | Array = 0.0,
+    weight_decay: float | Array | Callable[[Params], Any] = 0.0,
     box: Box | Callable[[Params], Box] = None,
-    weight_decay_mask: Params | Callable[[Params], Params] | None = None,
     epsilon: float | Array = 1e-5,
+    target: float | Array | Schedule = 0.0,
+    target_share: float | Array = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Deep Frank-Wolfe, unconstrained or with box constraints; its one hyper-parameter is the learning rate.
 
-    With eta = learning_rate, r = weight_decay * w, delta the gradient and L the loss of the batch, without the decay:
+    With eta = learning_rate, r = weight_decay * w, delta the gradient, L the loss of the batch without the decay, and
+    f* the target, 0 as a rule:
 
         gamma = argmax of the dual over [0, 1], one scalar for the whole tree: the root of
-                D'(gamma) = L + delta.(Pi(w - eta (r + gamma delta)) - w) - epsilon gamma, clipped to [0, 1]
+                D'(gamma) = L - f* + delta.(Pi(w - eta (r + gamma delta)) - w) - epsilon gamma, clipped to [0, 1]
         z <- momentum * z - eta gamma (delta + r)
         w <- Pi(Pi(w - eta (r + gamma delta)) + momentum * z)
 
-    Pi is the projection onto the box.  Without one, gamma = clip((L - eta delta.r) / (eta |delta|^2 + epsilon), 0, 1),
-    in closed form, and nothing is projected.  With one, D' is piecewise linear; a Newton search inside a bracket finds
-    its root, in two or three passes over the parameters as a rule, to a relative 1e-6.  After `optax.apply_updates`
-    every constrained weight is inside its bounds exactly.  eta needs no decay: gamma decays by itself as the loss does.
+    Pi is the projection onto the box.  Without one, gamma = clip((L - f* - eta delta.r) / (eta |delta|^2 + epsilon),
+    0, 1), in closed form, and nothing is projected.  With one, D' is piecewise linear; a Newton search inside a bracket
+    finds its root, in two or three passes over the parameters as a rule, to a relative 1e-6.  After
+    `optax.apply_updates` every constrained weight is inside its bounds exactly.
+
+    Where the network can fit every example, the loss goes to 0, gamma with it, and eta needs no decay.  Where it
+    cannot, L stays large beside eta |delta|^2 and gamma at 1: the update is then projected Nesterov SGD with rate eta,
+    and either eta needs a schedule or the loss a target above 0, the loss that can be reached:
+
+        f* = target + target_share (m - target),      m the mean of the losses so far, weighted by 0.99^age
+
+    The problem solved is that of max(L - f*, 0): a step reduces the linearised loss to f* and no further.  With a
+    `target_share` close to 1 a step asks for a small relative decrease only, and gamma is eta's schedule.
 
     The loss should be convex and piecewise linear in the logits: :func:`bnn_jax.losses.multiclass_hinge`, smoothed or
-    not.  A zero gradient gives gamma = 0; with a loss or gradient that is not finite, nothing is changed.
+    not.  A zero gradient gives gamma = 0; with a loss, gradient or parameter that is not finite, nothing is changed but
+    the count `refused` of the state.
 
     Call ``update(gradient, state, params, value=loss)``.  Under data parallelism both are means over the global batch.
     For k inner steps of Frank-Wolfe pass also ``oracle`` and ``inner_steps=k``: the oracle maps a displacement w - w_t
@@ -191,19 +210,22 @@ def deep_frank_wolfe(
     Args:
       learning_rate: eta > 0, a scalar, traced or not, or a schedule.
       momentum: mu in [0, 1), Nesterov's.
-      weight_decay: lambda >= 0 of lambda/2 |w|^2.
+      weight_decay: lambda >= 0 of lambda/2 |w|^2, the same for all parameters, or a function from the parameters to a
+        prefix tree of such values: 0 leaves a parameter as it is.
       box: None, (lower, upper) or a prefix tree of the parameters with such leaves, or a function that returns one from
         the parameters, as :func:`bnn_jax.optim.latent_box`.  Under `optax.inject_hyperparams` name a function in
         ``static_args``.
-      weight_decay_mask: prefix tree of booleans, or a function that returns one; None decays all parameters.
       epsilon: keeps the quotient finite, as in the authors' code.
+      target: f*, the loss below which nothing is asked for; a number, or a schedule.
+      target_share: in [0, 1), how far from `target` towards the running mean of the loss f* lies.
 
     Returns:
       A transform with :class:`DeepFrankWolfeState`.
 
     Raises:
-      ValueError: on construction for `learning_rate` <= 0, `momentum` outside [0, 1), `weight_decay` or `epsilon` < 0;
-        on update without `params` or `value`, with a `value` that is no scalar, or with a `box` that does not fit.
+      ValueError: on construction for `learning_rate` <= 0, `momentum` or `target_share` outside [0, 1), `weight_decay`,
+        `epsilon` or `target` < 0; on update without `params` or `value`, with a `value` that is no scalar, or with a
+        `box` or a tree of decays that does not fit.
 
     >>> optimizer = deep_frank_wolfe(learning_rate=1.0, momentum=0.0, box=(-1.0, 1.0), epsilon=0.0)
     >>> w = {"w": jnp.array([0.5, -0.9])}
@@ -216,12 +238,18 @@ def deep_frank_wolfe(
 
     Reference: Berrada, Zisserman, Kumar, Deep Frank-Wolfe for Neural Network Optimization, 2019, arXiv:1811.07591; the
     box is that of Paren et al., Binary Neural Networks, Oxford, whose text gives the primal problem alone: the exact
-    search, the momentum and the projection after it are this library's.
+    search, the momentum and the projection after it are this library's.  A loss to aim at where the data cannot be
+    fitted is the idea of Paren, Poudel, Kumar, Faking Interpolation Until You Make It, 2022, there for each example and
+    a Polyak step; one target for all of them, and its running form, are this library's.
     """
     if not callable(learning_rate):
         require_positive("learning_rate", learning_rate, "1.0 is a good first choice")
     require("momentum", momentum, lambda mu: (mu >= 0) & (mu < 1), "must be in [0, 1)")
-    require("weight_decay", weight_decay, lambda decay: decay >= 0, "must not be negative")
+    if not callable(weight_decay):
+        require("weight_decay", weight_decay, lambda decay: decay >= 0, "must not be negative")
+    if not callable(target):
+        require("target", target, lambda loss: loss >= 0, "must not be negative", "0 is the loss of a perfect fit")
+    require("target_share", target_share, lambda share: (share >= 0) & (share < 1), "must be in [0, 1)")
     require("epsilon", epsilon, lambda e: e >= 0, "must not be negative")
 
     def init_fn(params):
@@ -231,7 +259,15 @@ def deep_frank_wolfe(
             velocity=optax.tree.zeros_like(params),
             gamma=jnp.zeros(()),
             search_iterations=jnp.zeros((), jnp.int32),
+            loss_average=jnp.zeros(()),
+            refused=jnp.zeros((), jnp.int32),
         )
+
+    def aimed_at(count, average):
+        lowest = jnp.asarray(target(count) if callable(target) else target, jnp.float32)
+        share = jnp.asarray(target_share, jnp.float32)
+        mean = average / -jnp.expm1((count + 1).astype(jnp.float32) * math.log(LOSS_AVERAGE_DECAY))
+        return lowest + share * (mean - lowest)
 
     def update_fn(updates, state, params=None, *, value=None, oracle=None, inner_steps=1, **extra_args):
         del extra_args
@@ -245,25 +281,33 @@ def deep_frank_wolfe(
         eta = learning_rate(state.count) if callable(learning_rate) else learning_rate
         problem = _Problem(
             params=wide,
-            decay=[d * w for d, w in zip(_decay_of_leaves(weight_decay, weight_decay_mask, params), wide)],
+            decay=[d * w for d, w in zip(_decay_of_leaves(weight_decay, params), wide)],
             bounds=resolve_box(box, params),
             eta=jnp.asarray(eta, jnp.float32),
             epsilon=jnp.asarray(epsilon, jnp.float32),
         )
-        vertex, offset = flat(updates), jnp.asarray(value, jnp.float32)
+        vertex, loss = flat(updates), jnp.asarray(value, jnp.float32)
+        average = LOSS_AVERAGE_DECAY * state.loss_average + (1 - LOSS_AVERAGE_DECAY) * loss
+        aim = aimed_at(state.count, average)
         origin = _DualPoint([jnp.zeros_like(w) for w in wide], jnp.zeros(()), jnp.zeros(()), jnp.zeros((), jnp.int32))
-        point = _advance(problem, origin, vertex, offset)
+        point = _advance(problem, origin, vertex, loss - aim)
 
         def inner_step(_, point):
-            gradient, offset = oracle(treedef.unflatten(_displacement(problem, point.direction)))
-            return _advance(problem, point, flat(gradient), offset)
+            moved = _displacement(problem, point.direction)
+            gradient, offset = oracle(treedef.unflatten(moved))
+            gradient, offset = flat(gradient), offset - aim
+            piece = offset + _dot(gradient, moved)
+            reached = (piece <= 0) & jnp.isfinite(piece)  # there max(L - f*, 0) is constant
+            vertex = [jnp.where(reached, 0, g) for g in gradient]
+            return _advance(problem, point, vertex, jnp.where(reached, 0, offset))
 
         if inner_steps > 1:
             point = lax.fori_loop(1, inner_steps, inner_step, point)
 
-        norms = _dot(vertex, vertex) + _dot(point.direction, point.direction)
-        finite = jnp.isfinite(point.offset) & jnp.isfinite(norms)
         moved, velocity = _with_momentum(problem, point, flat(state.velocity), momentum)
+        norms = _dot(vertex, vertex) + _dot(point.direction, point.direction)
+        lengths = sum((jnp.abs(d).sum() for d in moved), start=jnp.zeros(()))  # parameters and velocities are in it
+        finite = jnp.isfinite(point.offset) & jnp.isfinite(norms) & jnp.isfinite(lengths)
         new_updates = [
             jnp.where(finite, land_inside(w, clip_displacement(d, u, b), b), 0)
             for w, u, d, b in zip(leaves, wide, moved, problem.bounds)
@@ -276,6 +320,8 @@ def deep_frank_wolfe(
             velocity=treedef.unflatten(new_velocity),
             gamma=jnp.where(finite, point.weight, 0),
             search_iterations=point.iterations,
+            loss_average=jnp.where(finite, average, state.loss_average),
+            refused=jnp.where(finite, state.refused, optax.safe_increment(state.refused)),
         )
         return treedef.unflatten(new_updates), new_state
 
@@ -291,9 +337,14 @@ def _check_call(params, value, oracle, inner_steps) -> None:
         raise ValueError(f"`inner_steps` (={inner_steps}) must be 1, or more together with an `oracle`")
 
 
-def _decay_of_leaves(weight_decay, mask, params) -> list[Array]:
-    """lambda for each leaf: `weight_decay`, or 0 where the mask is False."""
-    mask = mask(params) if callable(mask) else mask
-    mask = True if mask is None else mask
-    tree = jax.tree.map(lambda flag, subtree: jax.tree.map(lambda _: flag, subtree), mask, params)
-    return [jnp.where(flag, weight_decay, 0).astype(jnp.float32) for flag in jax.tree.leaves(tree)]
+def _decay_of_leaves(weight_decay, params) -> list[Array]:
+    """lambda for each leaf, in the order of `jax.tree.leaves`."""
+    decay = weight_decay(params) if callable(weight_decay) else weight_decay
+    try:
+        tree = jax.tree.map(lambda value, subtree: jax.tree.map(lambda _: value, subtree), decay, params)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            "`weight_decay` must return a prefix tree of the parameters with a number at each leaf; it does not fit "
+            f"the parameters: {' '.join(str(error).split())}"
+        ) from None
+    return [jnp.asarray(value, jnp.float32) for value in jax.tree.leaves(tree)]

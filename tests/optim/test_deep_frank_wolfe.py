@@ -29,6 +29,8 @@ class Problem(NamedTuple):
     decay: np.float32 = np.float32(0)
     epsilon: np.float32 = np.float32(0)
     momentum: np.float32 = np.float32(0)
+    target: np.float32 = np.float32(0)
+    latent_decay: np.float32 = np.float32(0)  # beside `decay`, for the leaves with a box
 
 
 # ---- the oracle: float64, one vector, breakpoints sorted
@@ -41,9 +43,9 @@ class Flat(NamedTuple):
     delta: np.ndarray
     lower: np.ndarray
     upper: np.ndarray
-    loss: float
+    loss: float  # above the target
     eta: float
-    decay: float
+    decay: float | np.ndarray
     epsilon: float
 
 
@@ -57,7 +59,10 @@ def flatten(problem: Problem) -> Flat:
         vector(problem.gradient.get),
         vector(lambda name: problem.bounds.get(name, (-np.inf, np.inf))[0]),
         vector(lambda name: problem.bounds.get(name, (-np.inf, np.inf))[1]),
-        *(float(x) for x in (problem.loss, problem.eta, problem.decay, problem.epsilon)),
+        float(problem.loss) - float(problem.target),
+        float(problem.eta),
+        vector(lambda name: float(problem.decay) + float(problem.latent_decay) * (name in BOXED)),
+        float(problem.epsilon),
     )
 
 
@@ -125,7 +130,9 @@ def gamma_tolerance(flat: Flat, gamma: float) -> float:
 @jax.jit
 def update(problem: Problem, velocity):
     box = {name: problem.bounds.get(name) for name in SHAPES}
-    optimizer = deep_frank_wolfe(problem.eta, problem.momentum, problem.decay, box=box, epsilon=problem.epsilon)
+    decays = {name: problem.decay + problem.latent_decay if name in BOXED else problem.decay for name in SHAPES}
+    settings = {"box": box, "epsilon": problem.epsilon, "target": problem.target}
+    optimizer = deep_frank_wolfe(problem.eta, problem.momentum, lambda _: decays, **settings)
     state = optimizer.init(problem.params)._replace(velocity=velocity)
     updates, state = optimizer.update(problem.gradient, state, problem.params, value=problem.loss)
     return optax.apply_updates(problem.params, updates), state
@@ -140,9 +147,23 @@ def as_vector(tree: dict) -> np.ndarray:
 
 
 def random_problem(
-    rng, *, loss=None, eta=None, gradient=1.0, decay=0.0, epsilon=1e-5, place="inside", momentum=0.0, box=True
+    rng,
+    *,
+    loss=None,
+    eta=None,
+    gradient=1.0,
+    decay=0.0,
+    epsilon=1e-5,
+    place="inside",
+    momentum=0.0,
+    box=True,
+    target=0.0,
+    latent_decay=0.0,
 ) -> Problem:
-    """By default an everyday problem: gamma inside (0, 1) and some weights pushed against the box."""
+    """By default an everyday problem: gamma inside (0, 1) and some weights pushed against the box.
+
+    The target is a share of the loss.
+    """
     loss = 10.0 ** rng.uniform(-3, 1) if loss is None else loss
     params, gradients, bounds = {}, {}, {}
     for name, shape in SHAPES.items():
@@ -160,7 +181,7 @@ def random_problem(
         gradients[rng.choice(list(SHAPES))] *= np.float32(0)
     if eta is None:
         eta = loss / np.sum(as_vector(gradients) ** 2) * 10.0 ** rng.uniform(-0.3, 2.5)
-    scalars = (loss, np.clip(eta, 1e-8, 1e6), decay, epsilon, momentum)
+    scalars = (loss, np.clip(eta, 1e-8, 1e6), decay, epsilon, momentum, target * loss, latent_decay)
     return Problem(params, gradients, bounds, *(np.float32(x) for x in scalars))
 
 
@@ -199,7 +220,13 @@ REGIMES = {
     "huge gradient and eta": {"gradient": 1e15, "eta": 1e6},
     "tiny gradient": {"gradient": 1e-20, "eta": 1.0},
     "tiny gradient, no epsilon": {"gradient": 1e-20, "eta": 1e6, "epsilon": 0.0},
+    "target": {"target": 0.7},
+    "target, latent decay": {"target": 0.7, "latent_decay": 0.03},
+    "target, both decays": {"target": 0.3, "decay": 1e-3, "latent_decay": 0.01},
+    "target, outside": {"target": 0.9, "latent_decay": 0.03, "place": "outside"},
+    "target above the loss": {"target": 1.2, "latent_decay": 0.03, "eta": 0.3},
     "no box": {"box": False},
+    "no box, target": {"box": False, "target": 0.7, "decay": 1e-3},
     "no box, negative loss": {"box": False, "loss": -0.5, "eta": 0.3},
     "no box, tiny gradient": {"box": False, "gradient": 1e-20, "eta": 1e-3, "loss": 0.5, "epsilon": 0.0},
     "no box, decay, no epsilon": {"box": False, "decay": 1e-3, "epsilon": 0.0},
@@ -301,7 +328,9 @@ def test_the_step_minimises_the_primal_proximal_problem():
         eta = problem.loss / (np.sum(as_vector(problem.gradient) ** 2) + 0.01) * rng.uniform(1, 8)
         problem = problem._replace(eta=np.float32(eta))
         flat, keep = flatten(problem), as_vector(mask) == 1
-        small = flat._replace(w=flat.w[keep], delta=flat.delta[keep], lower=flat.lower[keep], upper=flat.upper[keep])
+        small = flat._replace(
+            **{field: getattr(flat, field)[keep] for field in ("w", "delta", "lower", "upper", "decay")}
+        )
 
         def objective(x, small=small):
             return x[:-1] @ x[:-1] / (2 * small.eta) + small.decay * small.w @ x[:-1] + x[-1]

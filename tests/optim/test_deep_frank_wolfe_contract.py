@@ -142,14 +142,55 @@ def test_the_state_counts_and_reports_the_search():
     assert 1 <= int(state.search_iterations) <= 3
 
 
-@pytest.mark.parametrize("mask", [{"a": True, "b": False}, lambda params: {"a": True, "b": False}])
-def test_the_decay_mask_spares_what_it_marks_false(mask):
+def test_each_parameter_has_its_own_decay():
     params = {"a": jnp.ones(2), "b": {"c": jnp.ones(3), "d": jnp.ones(())}}
-    optimizer = deep_frank_wolfe(0.1, 0.0, 0.5, weight_decay_mask=mask)
+    optimizer = deep_frank_wolfe(0.1, 0.0, lambda params: {"a": 0.5, "b": {"c": 0.0, "d": 0.25}})
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params, value=0.0)
     np.testing.assert_allclose(updates["a"], -0.05, rtol=1e-6)
     assert not np.any(updates["b"]["c"])
-    assert not np.any(updates["b"]["d"])
+    np.testing.assert_allclose(updates["b"]["d"], -0.025, rtol=1e-6)
+
+
+@pytest.mark.parametrize("place", ["loss", "gradient", "parameter", "velocity"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("box", [None, (-1.0, 1.0)], ids=["free", "box"])
+@pytest.mark.parametrize("decay", [0.0, 1e-3])
+def test_an_update_that_is_not_finite_is_refused_and_counted(box, value, place, decay):
+    optimizer = deep_frank_wolfe(0.1, weight_decay=decay, box=box)
+    params = jnp.array([0.5, -0.5])
+    state = optimizer.init(params)
+    _, state = optimizer.update(params, state, params, value=0.2)
+    assert int(state.refused) == 0
+    bad = {"loss": 0.2, "gradient": params, "parameter": params, "velocity": state.velocity}
+    bad[place] = value if place == "loss" else bad[place].at[0].set(value)
+    state = state._replace(velocity=bad["velocity"])
+    updates, after = optimizer.update(bad["gradient"], state, bad["parameter"], value=bad["loss"])
+    np.testing.assert_array_equal(updates, 0)
+    assert (int(after.refused), float(after.gamma), int(after.count)) == (1, 0, 2)
+    np.testing.assert_array_equal(after.velocity, state.velocity)
+    assert float(after.loss_average) == float(state.loss_average)
+
+
+def test_the_target_follows_the_running_mean_of_the_loss():
+    params, target, share = jnp.zeros(3), 0.1, 0.6
+    optimizer = deep_frank_wolfe(1.0, momentum=0.0, epsilon=0.0, target=target, target_share=share)
+    state, losses = optimizer.init(params), [0.9, 0.5, 0.7, 0.2]
+    update = jax.jit(lambda state, loss: optimizer.update(jnp.ones(3), state, params, value=loss)[1])
+    for count in range(1, len(losses) + 1):
+        state = update(state, losses[count - 1])
+        ages = 0.99 ** np.arange(count)[::-1]
+        mean = ages @ losses[:count] / ages.sum()
+        aim = target + share * (mean - target)
+        assert float(state.gamma) == pytest.approx(np.clip((losses[count - 1] - aim) / 3, 0, 1), rel=1e-5, abs=1e-7)
+
+
+def test_the_target_may_have_a_schedule():
+    optimizer = deep_frank_wolfe(1.0, epsilon=0.0, target=lambda step: jnp.where(step == 0, 0.0, 0.3))
+    params = jnp.zeros(2)
+    _, state = optimizer.update(jnp.ones(2), optimizer.init(params), params, value=0.5)
+    assert float(state.gamma) == pytest.approx(0.25)
+    _, state = optimizer.update(jnp.ones(2), state, params, value=0.5)
+    assert float(state.gamma) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +203,8 @@ def test_the_decay_mask_spares_what_it_marks_false(mask):
         ({"momentum": -0.1}, r"`momentum` \(=-0.1\) must be in \[0, 1\)"),
         ({"weight_decay": -1e-4}, r"`weight_decay` \(=-0.0001\) must not be negative"),
         ({"epsilon": -1.0}, r"`epsilon` \(=-1.0\) must not be negative"),
+        ({"target": -0.5}, r"`target` \(=-0.5\) must not be negative; 0 is the loss of a perfect fit"),
+        ({"target_share": 1.0}, r"`target_share` \(=1.0\) must be in \[0, 1\)"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, text):

@@ -22,7 +22,7 @@ PARAMS = {
 }
 GRADIENTS = jax.tree.map(lambda w: jnp.asarray(RNG.normal(size=(4, *w.shape)), jnp.float32), PARAMS)
 OTHER_OPTIONS = {
-    "dfw": {"epsilon": 1.0},
+    "dfw": {"epsilon": 1.0, "target": 0.3, "target_share": 0.9},
     "adam": {"b2": 0.5, "eps": 0.1},
     "sgd": {"nesterov": True},
     "polyak_sgd": {"f_min": 0.7},
