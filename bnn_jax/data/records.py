@@ -3,7 +3,6 @@
 import io
 import itertools
 import os
-import resource
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -270,6 +269,10 @@ def _open_source(folder: str, source: str, image_key: str, version: str) -> Any:
 
 def _allow_open_files(count: int) -> None:
     """Every file of a split stays open, for ImageNet a thousand, which is what a process often may open at most."""
+    try:
+        import resource
+    except ImportError:  # There are no such limits where it is missing, on Windows.
+        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count + 1024 if hard == resource.RLIM_INFINITY else min(count + 1024, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

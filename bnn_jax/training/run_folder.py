@@ -1,6 +1,5 @@
 """The folder of a run: its config, its lock, and small files that are what was written or known to be damaged."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -147,6 +146,8 @@ def locked(workdir: Path) -> Iterator[None]:
     except OSError as error:
         raise RunError(f"cannot write to {workdir} ({error.strerror}); make it writable") from None
     try:
+        import fcntl  # POSIX alone has it.
+
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
