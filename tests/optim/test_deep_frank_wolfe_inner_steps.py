@@ -23,13 +23,16 @@ class Task(NamedTuple):
     weights: np.ndarray
     eta: np.float32
     decay: np.float32
+    target: np.float32 = np.float32(0)
 
 
-def random_task(seed: int, decay: float = 0.0) -> Task:
+def random_task(seed: int, decay: float = 0.0, target: float = 0.0) -> Task:
     rng = np.random.default_rng(seed)
     inputs = rng.normal(size=(EXAMPLES, FEATURES)).astype(np.float32)
     weights = rng.uniform(*BOX, size=(FEATURES, CLASSES)).astype(np.float32)
-    return Task(inputs, rng.integers(0, CLASSES, EXAMPLES), weights, np.float32(2.0), np.float32(decay))
+    return Task(
+        inputs, rng.integers(0, CLASSES, EXAMPLES), weights, np.float32(2.0), np.float32(decay), np.float32(target)
+    )
 
 
 def margins_of(task: Task, weights: np.ndarray) -> np.ndarray:
@@ -43,9 +46,8 @@ def margins_of(task: Task, weights: np.ndarray) -> np.ndarray:
 def primal(task: Task, weights: np.ndarray) -> float:
     start = task.weights.astype(np.float64)
     d, decay = weights - start, float(task.decay)
-    return (
-        np.sum(d * d) / (2 * float(task.eta)) + decay * np.sum(start * d) + margins_of(task, weights).max(axis=1).mean()
-    )
+    loss = max(margins_of(task, weights).max(axis=1).mean() - float(task.target), 0)
+    return np.sum(d * d) / (2 * float(task.eta)) + decay * np.sum(start * d) + loss
 
 
 class Trace(NamedTuple):
@@ -73,10 +75,13 @@ def twin(task: Task, steps: int, bounds=(-np.inf, np.inf)) -> Trace:
     for step in range(steps):
         pull = decay * start + g
         seen = at_start if step == 0 else margins_of(task, start + move(pull))
-        tie = min(tie, np.diff(np.sort(seen, axis=1)[:, -2:]).min())
+        excess = seen.max(axis=1).mean() - float(task.target)
+        tie = min(tie, np.diff(np.sort(seen, axis=1)[:, -2:]).min(), abs(excess))
         chosen = seen.argmax(axis=1)
         one_hot = np.eye(CLASSES)[chosen] - np.eye(CLASSES)[task.labels]
-        change, gain = inputs.T @ one_hot / EXAMPLES - g, at_start[rows, chosen].mean() - b
+        active = float(excess > 0)  # else the piece 0 of max(L - target, 0)
+        change = active * inputs.T @ one_hot / EXAMPLES - g
+        gain = active * (at_start[rows, chosen].mean() - float(task.target)) - b
 
         def slope(gamma, pull=pull, change=change, gain=gain):
             return gain + np.sum(change * move(pull + gamma * change))
@@ -110,7 +115,7 @@ def step(task: Task, *, steps: int, boxed: bool):
         return multiclass_hinge(network(weights), task.labels).mean()
 
     value, gradient = jax.value_and_grad(loss)(task.weights)
-    optimizer = deep_frank_wolfe(task.eta, 0.0, task.decay, box=BOX if boxed else None, epsilon=0.0)
+    optimizer = deep_frank_wolfe(task.eta, 0.0, task.decay, box=BOX if boxed else None, epsilon=0.0, target=task.target)
     updates, state = optimizer.update(
         gradient, optimizer.init(task.weights), task.weights, value=value, oracle=oracle, inner_steps=steps
     )
@@ -122,10 +127,11 @@ SEEDS = (0, 1, 2, 3, 4, 5)
 
 @pytest.mark.parametrize("boxed", [True, False])
 @pytest.mark.parametrize("steps", [1, 2, 5, 20])
-def test_weights_and_step_sizes_are_those_of_the_float64_twin(steps, boxed):
+@pytest.mark.parametrize("target", [0.0, 0.8])
+def test_weights_and_step_sizes_are_those_of_the_float64_twin(steps, boxed, target):
     compared = 0
     for seed in SEEDS:
-        task = random_task(seed, decay=0.01 * (seed % 2))
+        task = random_task(seed, decay=0.01 * (seed % 2), target=target)
         trace = twin(task, steps, BOX if boxed else (-np.inf, np.inf))
         if trace.tie < 1e-5:  # float32 may rightly choose the other maximiser
             continue
@@ -141,9 +147,10 @@ def test_weights_and_step_sizes_are_those_of_the_float64_twin(steps, boxed):
 
 
 @pytest.mark.parametrize("bounds", [BOX, (-np.inf, np.inf)])
-def test_the_dual_rises_and_the_gap_closes(bounds):
+@pytest.mark.parametrize("target", [0.0, 0.8])
+def test_the_dual_rises_and_the_gap_closes(bounds, target):
     for seed in SEEDS:
-        trace = twin(random_task(seed, decay=0.01), 20, bounds)
+        trace = twin(random_task(seed, decay=0.01, target=target), 20, bounds)
         assert np.diff(trace.duals).min() >= -1e-12
         gaps = np.array(trace.primals) - trace.duals
         assert gaps.min() >= -1e-12
