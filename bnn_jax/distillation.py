@@ -5,12 +5,12 @@ them to the outputs of two whole networks.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bnn_jax.outputs import Outputs
 from bnn_jax.types import Key, Logits
 
 
@@ -164,13 +164,6 @@ def enqueue(keys: Float[Array, "keys size"], embeddings: Float[Array, "batch siz
     Reference: He et al., Momentum Contrast for Unsupervised Visual Representation Learning, 2020, arXiv:1911.05722.
     """
     return jnp.concatenate([_unit(embeddings), keys])[: len(keys)]
-
-
-class Outputs(NamedTuple):
-    """What a network returns for a batch."""
-
-    logits: Logits
-    intermediates: Mapping[str, Array]
 
 
 def shared_stages(network: Outputs, teacher: Outputs) -> Iterator[tuple[str, Array, Array]]:

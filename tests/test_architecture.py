@@ -10,7 +10,7 @@ import bnn_jax
 PACKAGE = Path(bnn_jax.__file__).parent
 STAGES = (
     {"errors", "precision", "types"},
-    {"checks", "files", "finite", "paths", "timing"},
+    {"checks", "files", "finite", "outputs", "paths", "timing"},
     {"schedules"},
     {"estimators"},
     {"quantizers"},

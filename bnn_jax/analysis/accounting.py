@@ -12,6 +12,7 @@ import jax
 from jax import ShapeDtypeStruct
 
 from bnn_jax.errors import unknown_name
+from bnn_jax.outputs import outputs_of
 from bnn_jax.packed.freezing import threshold_chains
 from bnn_jax.tracing.kernel_uses import Inference, Use, bases_of, bits_of, classifier_of, fan_in, inference
 from bnn_jax.tracing.trace import Trace, multiply_accumulates, trace
@@ -278,7 +279,7 @@ def account_model(model: Any, image_shape: tuple[int, int, int], *, num_classes:
     images = ShapeDtypeStruct((1, *image_shape), "float32")
     rngs = {"params": jax.random.key(0)}
     variables = jax.eval_shape(lambda images: model.init(rngs, images, train=False), images)
-    found = account(lambda variables, images: model.apply(variables, images, train=False), dict(variables), images)
+    found = account(lambda *arguments: tuple(outputs_of(model.apply(*arguments, train=False))), dict(variables), images)
     layers = {layer.name.rpartition("/")[0]: layer for layer in found.layers}
     # Of the two numbers of a normalized channel the threshold takes the place of one.
     thresholds = [layers[chain.layer] for chain in threshold_chains(model, variables, image_shape)]

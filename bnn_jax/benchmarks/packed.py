@@ -22,6 +22,7 @@ from bnn_jax.bitops.bits import pack
 from bnn_jax.bitops.matmul import WIDE_VECTORS
 from bnn_jax.bitops.planes import PackedBase, conv_product, dense_product, pack_codes
 from bnn_jax.models.build import build_model
+from bnn_jax.outputs import logits_of
 from bnn_jax.packed import freeze, save
 from bnn_jax.timing import interleaved_seconds, median_ms
 from bnn_jax.training.progress import OnProgress, silent
@@ -257,7 +258,7 @@ def _network(network: Network, repeats: int) -> list[dict[str, Any]]:
         images = jnp.asarray(np.random.default_rng(0).standard_normal((batch, *image_shape), np.float32))
         functions, memory = {}, {}
         for who, (model, variables) in cases.items():
-            apply = lambda variables, images, model=model: model.apply(variables, images, train=False)[0]
+            apply = lambda variables, images, model=model: logits_of(model.apply(variables, images, train=False))
             program = jax.jit(apply, compiler_options=WIDE_VECTORS).lower(variables, images).compile()
             needs = program.memory_analysis()
             memory[who] = needs.argument_size_in_bytes + needs.temp_size_in_bytes + needs.output_size_in_bytes

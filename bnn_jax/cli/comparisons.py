@@ -18,6 +18,7 @@ from bnn_jax.errors import UsageError, unknown_name
 from bnn_jax.estimators import ESTIMATORS
 from bnn_jax.losses import LOSSES
 from bnn_jax.optim import OPTIMIZERS
+from bnn_jax.outputs import outputs_of
 from bnn_jax.sweeps.comparison import compare
 from bnn_jax.sweeps.results import Results
 from bnn_jax.training.config import Config, select_optimizer
@@ -100,7 +101,7 @@ def costs_and_paths(network: Any, image_shape: tuple[int, ...]) -> Described:
         "binary MACs (10^6)": f"{account.macs().binary / 1e6:.4g}",
         "FLOPs (10^6)": f"{account.flops(WEIGHTS) / 1e6:.4g}",
     }
-    first_stage = lambda found: found[1].get("stage1", found[0])
+    first_stage = lambda found: outputs_of(found).intermediates.get("stage1", outputs_of(found).logits)
     shape = (1, *image_shape)
     paths = {
         "whole network": module_gradient_paths(network, shape),

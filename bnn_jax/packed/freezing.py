@@ -20,6 +20,7 @@ from bnn_jax.bitops.thresholds import find_thresholds
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense
 from bnn_jax.layers.frozen import PACKED, scale_of
 from bnn_jax.layers.norm import affine
+from bnn_jax.outputs import logits_of
 from bnn_jax.packed.chains import Chain, find_chains
 from bnn_jax.quantizers import bases
 from bnn_jax.tracing.trace import Trace, trace
@@ -57,7 +58,7 @@ def freeze(model: nn.Module, variables: Mapping[str, Any], image_shape: ImageSha
     integer, turns them into packed codes.  What the frozen network does not read is left out.
 
     Args:
-      model: returns (logits, intermediates) when called as ``model(images, train=False)``.
+      model: returns logits or (logits, intermediates) when called as ``model(images, train=False)``.
       variables: its trained variables.
       image_shape: (height, width, channels) of its images.
 
@@ -134,7 +135,7 @@ def _traced(model: nn.Module, variables: dict[str, Any], image_shape: ImageShape
         return call(*arguments, **options)
 
     with nn.intercept_methods(remember):
-        traced = trace(lambda v, x: model.apply(v, x, train=False)[0], variables, _images(image_shape))
+        traced = trace(lambda v, x: logits_of(model.apply(v, x, train=False)), variables, _images(image_shape))
     return modules, traced
 
 
@@ -301,7 +302,7 @@ def _of_module(collection: Mapping[str, Any], path: str) -> Mapping[str, Any]:
 
 def _kept(model: nn.Module, variables: dict[str, Any], images: Any) -> frozenset[tuple[str, ...]]:
     """Paths of the variables beside "packed" that decide the logits of the frozen network."""
-    traced = trace(lambda v, x: model.apply(v, x, train=False)[0], variables, images)
+    traced = trace(lambda v, x: logits_of(model.apply(v, x, train=False)), variables, images)
     needed = set(traced.outputs)
     for operation in reversed(traced.operations):
         if not needed.isdisjoint(operation.outputs):

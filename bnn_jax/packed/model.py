@@ -12,6 +12,7 @@ import numpy as np
 
 from bnn_jax.bitops.matmul import WIDE_VECTORS
 from bnn_jax.data import normalize
+from bnn_jax.outputs import logits_of
 from bnn_jax.types import Images, Labels, Logits
 
 
@@ -33,7 +34,7 @@ class PackedModel:
     def apply(self, variables: Any, images: Images) -> Logits:
         """:meth:`logits` as a function to transform, of variables like `variables`."""
         images = normalize(images, mean=self.metadata["mean"], std=self.metadata["std"])
-        return self.model.apply(variables, images, train=False)[0]
+        return logits_of(self.model.apply(variables, images, train=False))
 
     @cached_property
     def _compiled(self):

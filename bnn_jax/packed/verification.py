@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from bnn_jax.layers import BinaryConv, BinaryDense
 from bnn_jax.layers.frozen import PRODUCTS, is_words
+from bnn_jax.outputs import logits_of
 
 
 class LayerReport(NamedTuple):
@@ -70,7 +71,7 @@ def verify(
       packed: what :func:`bnn_jax.packed.freeze` made of them.
       batches: normalized images, as the network takes them.
     """
-    logits = jax.jit(lambda variables, images: model.apply(variables, images, train=False)[0])
+    logits = jax.jit(lambda variables, images: logits_of(model.apply(variables, images, train=False)))
     compare = jax.jit(partial(_compare, model))
     totals: dict[str, np.ndarray] = {}
     examples, differing, largest = 0, 0, 0.0

@@ -7,6 +7,7 @@ import jax
 from jaxtyping import Array
 
 from bnn_jax.finite import all_finite, leaf_name
+from bnn_jax.outputs import logits_of
 from bnn_jax.training.experiment import Experiment
 from bnn_jax.training.state import TrainState
 from bnn_jax.training.step import augmented_batch, forward
@@ -45,8 +46,8 @@ def _checks(experiment: Experiment, names: list[str], state: TrainState, images:
 
         modules.clear()
         with nn.intercept_methods(note):
-            (logits, _), _ = forward(experiment, state, params, x, key)
-        return experiment.loss.apply(logits, labels).mean(), flags
+            returned, _ = forward(experiment, state, params, x, key)
+        return experiment.loss.apply(logits_of(returned), labels).mean(), flags
 
     (value, flags), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
     checks = [(f"the parameter {leaf_name(path)}", all_finite(leaf)) for path, leaf in _leaves(state.params)]

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Num, UInt8, UInt32
 
 from bnn_jax.data import normalize
 from bnn_jax.optim import bound_statistics
+from bnn_jax.outputs import logits_of
 from bnn_jax.training.config import Config
 from bnn_jax.training.devices import data_shards, keep_sharding, shard_batch
 from bnn_jax.training.experiment import Experiment, HyperParameters, ImageInfo, make_experiment
@@ -115,7 +116,7 @@ def evaluate(
         indices = jnp.minimum(indices, count - 1)
         x = normalize(images[indices], mean=experiment.info.mean, std=experiment.info.std)
         x = shard_batch(x, experiment.devices)
-        logits, _ = experiment.model.apply({"params": params} | model_state, x, train=False)
+        logits = logits_of(experiment.model.apply({"params": params} | model_state, x, train=False))
         losses = jnp.where(counted, experiment.loss.monitored(logits, labels[indices]), 0)
         correct = counted & (logits.argmax(axis=1) == labels[indices])
         return (totals[0] + losses.sum(), totals[1] + correct.sum()), None

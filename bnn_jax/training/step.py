@@ -10,10 +10,11 @@ import optax
 from jaxtyping import Array, Integer
 
 from bnn_jax.data import augment, normalize
-from bnn_jax.distillation import Outputs, distilled, enqueue, initial_keys
+from bnn_jax.distillation import distilled, enqueue, initial_keys
 from bnn_jax.layers import widened
 from bnn_jax.losses import augmented_margins
 from bnn_jax.optim import DeepFrankWolfeState
+from bnn_jax.outputs import Outputs, logits_of, outputs_of
 from bnn_jax.training.devices import keep_sharding, shard_batch
 from bnn_jax.training.diagnostics import COLLECTION, count_flips, diagnose, no_flips, tap_quantizers
 from bnn_jax.training.experiment import Experiment
@@ -129,12 +130,13 @@ def train_step(
     key, x = augmented_batch(experiment, state, images)
 
     def network(params):
-        (logits, intermediates), updated = forward(experiment, state, params, x, key)
+        returned, updated = forward(experiment, state, params, x, key)
+        logits, intermediates = outputs_of(returned)
         intermediates = {} if experiment.teacher is None else jax.tree.map(widened, intermediates)
         return Outputs(logits, intermediates), updated
 
     outputs, pullback, model_state = jax.vjp(network, state.params, has_aux=True)
-    taught = None if experiment.teacher is None else Outputs(*experiment.teacher.apply(teacher, x, train=False))
+    taught = None if experiment.teacher is None else outputs_of(experiment.teacher.apply(teacher, x, train=False))
     objective_of = jax.value_and_grad(partial(_objective, experiment, labels, taught, state.keys), has_aux=True)
     (objective, parts), cotangents = objective_of(outputs)
     (gradient,) = pullback(cotangents)
@@ -179,8 +181,8 @@ def diagnose_step(experiment: Experiment, state: TrainState, images: Images, lab
 
     def loss(params):
         with tap_quantizers():
-            (logits, _), updated = forward(experiment, state, params, x, key, COLLECTION)
-        return experiment.loss.apply(logits, labels).mean(), updated.get(COLLECTION, {})
+            returned, updated = forward(experiment, state, params, x, key, COLLECTION)
+        return experiment.loss.apply(logits_of(returned), labels).mean(), updated.get(COLLECTION, {})
 
     return diagnose(
         loss,

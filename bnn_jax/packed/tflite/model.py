@@ -21,6 +21,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from bnn_jax.files import write_atomically
+from bnn_jax.outputs import logits_of
 from bnn_jax.packed.tflite.operations import RULES, as_tensor
 from bnn_jax.packed.tflite.products import Call, Real, Unsupported
 from bnn_jax.packed.tflite.schema import Graph, to_bytes
@@ -51,7 +52,7 @@ def write_tflite(
 
     Args:
       path: of the file; it is there whole or not at all.
-      model: called as ``model.apply(variables, images, train=False)``, with (logits, intermediates) as result.
+      model: called as ``model.apply(variables, images, train=False)``; returns logits, or (logits, intermediates).
       variables: of the trained network, not frozen.
       image_shape: (height, width, channels).
 
@@ -74,7 +75,7 @@ def tflite_bytes(model: nn.Module, variables: Mapping[str, Any], image_shape: Se
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise ValueError(f"`image_shape` (={tuple(image_shape)}) must be (height, width, channels), as (32, 32, 3)")
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    jaxpr = jax.make_jaxpr(lambda images: model.apply(variables, images, train=False)[0])(images)
+    jaxpr = jax.make_jaxpr(lambda images: logits_of(model.apply(variables, images, train=False)))(images)
     graph = Graph()
     image = graph.tensor(images.shape, "float32", "image")
     (logits,) = _run(graph, jaxpr, [Real(image, images.shape)], "")
