@@ -38,7 +38,9 @@ class Network(nn.Module):
     def __call__(self, images, *, train, progress=1.0):
         x = BinaryConv(8, name="conv", **SIGNS)(images, train=train, progress=progress)
         x = BatchNorm(name="norm")(x, train=train)
-        x = BinaryDense(self.num_classes, name="head", **SIGNS)(x.reshape(x.shape[0], -1), train=train, progress=progress)
+        x = BinaryDense(self.num_classes, name="head", **SIGNS)(
+            x.reshape(x.shape[0], -1), train=train, progress=progress
+        )
         return self.form(BatchNorm(use_scale=False, use_bias=False, name="head_norm")(x, train=train))
 
 
