@@ -46,8 +46,7 @@ def get_config() -> Config:
         loss="cross_entropy",
         data=DataConfig("cifar10", validation_examples=5000, crop_padding=4, flip=True),
         model=ModelConfig("bireal_resnet20", width=16),
-        optim=OptimConfig("adam", 0.003, schedule="cosine", tune_learning_rates=(0.001, 0.003, 0.01)),
-        tune_epochs=1,
+        optim=OptimConfig("adam", 0.003, schedule="cosine", tune={"learning_rate": (0.001, 0.003, 0.01)}),
         scan_steps=39,  # an epoch has 351 = 9 * 39 steps
     )
 

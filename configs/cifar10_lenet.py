@@ -59,7 +59,7 @@ def get_config() -> Config:
         loss="cross_entropy",
         data=DataConfig("cifar10", validation_examples=5000, flip=True),
         model=ModelConfig("lenet", width=6, input_quantizer="full_precision", kernel_quantizer="binary"),
-        optim=OptimConfig("adam", learning_rate=0.001, schedule="cosine", tune_learning_rates=RATES),
+        optim=OptimConfig("adam", learning_rate=0.001, schedule="cosine", tune={"learning_rate": RATES}),
         tune_epochs=1,
         scan_steps=900,
     )

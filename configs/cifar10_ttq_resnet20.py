@@ -10,9 +10,9 @@ full-precision network; this config starts from a random one.  Not yet run in fu
 from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
 
 OPTIMIZERS = (
-    OptimConfig("dfw", 0.1, weight_decay=1e-4, latent_box=None, tune_learning_rates=(0.01, 0.1, 1.0)),
+    OptimConfig("dfw", 0.1, weight_decay=1e-4, latent_box=None, tune={"learning_rate": (0.01, 0.1, 1.0)}),
     OptimConfig(
-        "sgd", 0.1, weight_decay=1e-4, schedule="cosine", latent_box=None, tune_learning_rates=(0.03, 0.1, 0.3)
+        "sgd", 0.1, weight_decay=1e-4, schedule="cosine", latent_box=None, tune={"learning_rate": (0.03, 0.1, 0.3)}
     ),
 )
 

@@ -10,11 +10,11 @@ Time: minutes on a GPU for each run; about two minutes an epoch on two CPU cores
 from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
 
 OPTIMIZERS = (
-    OptimConfig("dfw", learning_rate=1.0, tune_learning_rates=(0.3, 1.0, 3.0)),
-    OptimConfig("adam", learning_rate=0.001, schedule="cosine", tune_learning_rates=(0.001, 0.003, 0.01)),
-    OptimConfig("sgd", learning_rate=0.1, schedule="cosine", tune_learning_rates=(0.03, 0.1, 0.3)),
-    OptimConfig("polyak_sgd", learning_rate=1.0, tune_learning_rates=(0.1, 1.0, 3.0)),
-    OptimConfig("momo", learning_rate=1.0, tune_learning_rates=(0.1, 1.0, 3.0)),
+    OptimConfig("dfw", learning_rate=1.0, tune={"learning_rate": (0.3, 1.0, 3.0)}),
+    OptimConfig("adam", learning_rate=0.001, schedule="cosine", tune={"learning_rate": (0.001, 0.003, 0.01)}),
+    OptimConfig("sgd", learning_rate=0.1, schedule="cosine", tune={"learning_rate": (0.03, 0.1, 0.3)}),
+    OptimConfig("polyak_sgd", learning_rate=1.0, tune={"learning_rate": (0.3, 1.0, 3.0)}),
+    OptimConfig("momo", learning_rate=1.0, tune={"learning_rate": (0.3, 1.0, 3.0)}),
 )
 
 
@@ -27,6 +27,6 @@ def get_config() -> Config:
         model=ModelConfig("resnet20", width=16, input_quantizer="ste_sign", kernel_quantizer="xnor"),
         optim=OPTIMIZERS[0],
         optimizers=OPTIMIZERS,
-        tune_epochs=1,
+        tune_epochs=3,
         scan_steps=39,  # an epoch has 351 = 9 * 39 steps
     )

@@ -12,11 +12,11 @@ Expected: each optimizer at least 95 % test accuracy; about a minute and a half 
 from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
 
 OPTIMIZERS = (
-    OptimConfig("dfw", learning_rate=3.0, tune_learning_rates=(0.03, 0.1, 0.3, 1.0, 3.0)),
-    OptimConfig("adam", learning_rate=0.03, schedule="cosine", tune_learning_rates=(0.001, 0.003, 0.01, 0.03, 0.1)),
-    OptimConfig("sgd", learning_rate=1.0, schedule="cosine", tune_learning_rates=(0.01, 0.03, 0.1, 0.3, 1.0)),
-    OptimConfig("polyak_sgd", learning_rate=1.0, tune_learning_rates=(0.03, 0.1, 0.3, 1.0, 3.0)),
-    OptimConfig("momo", learning_rate=1.0, tune_learning_rates=(0.03, 0.1, 0.3, 1.0, 3.0)),
+    OptimConfig("dfw", learning_rate=3.0, tune={"learning_rate": (0.03, 0.1, 0.3, 1.0, 3.0)}),
+    OptimConfig("adam", learning_rate=0.03, schedule="cosine", tune={"learning_rate": (0.001, 0.003, 0.01, 0.03, 0.1)}),
+    OptimConfig("sgd", learning_rate=1.0, schedule="cosine", tune={"learning_rate": (0.01, 0.03, 0.1, 0.3, 1.0)}),
+    OptimConfig("polyak_sgd", learning_rate=1.0, tune={"learning_rate": (0.03, 0.1, 0.3, 1.0, 3.0)}),
+    OptimConfig("momo", learning_rate=1.0, tune={"learning_rate": (0.03, 0.1, 0.3, 1.0, 3.0)}),
 )
 
 
@@ -29,6 +29,5 @@ def get_config() -> Config:
         model=ModelConfig("resnet6", width=32),
         optim=OPTIMIZERS[0],
         optimizers=OPTIMIZERS,
-        tune_epochs=60,
         checkpoint_every_epochs=30,
     )

@@ -26,7 +26,16 @@ from bnn_jax.analysis.documents import (
 )
 from bnn_jax.analysis.plots import pictures_of
 from bnn_jax.files import replacing
-from bnn_jax.sweeps.results import ACCURACIES, Results, is_finished, summarize, tidy_rows, unfinished
+from bnn_jax.sweeps.results import (
+    ACCURACIES,
+    Results,
+    at_edge,
+    is_finished,
+    settings_at_edge,
+    summarize,
+    tidy_rows,
+    unfinished,
+)
 
 Summary = dict[str, Any]
 """Of a row, see :func:`bnn_jax.sweeps.results.summarize`."""
@@ -76,7 +85,7 @@ def report_markdown(results: Results) -> str:
         _table(results, summaries),
         _best(summaries) if grid else "",
         _how_to_read(results),
-        "\n".join(f"- {inline(line)}" for line in unfinished(results)),
+        "\n".join(f"- {inline(line)}" for line in (*unfinished(results), *at_edge(results))),
         "" if grid else _latent_weights(results, summaries),
         results.notes,
         _pictures(results),
@@ -115,6 +124,7 @@ def print_report(results: Results) -> None:
         *([_best(summaries)] if results.is_grid else []),
         "best: at the epoch of the best validation accuracy; mean ± std over n seeds",
         *unfinished(results),
+        *at_edge(results),
     )
 
 
@@ -191,7 +201,7 @@ def _table(results: Results, summaries: list[Summary]) -> str:
 
 
 def _what_was_run(results: Results) -> str:
-    epochs = sorted({run["epochs"] for row in results.rows for run in row.runs if is_finished(run)})
+    epochs = _epochs(results)
     subjects = {"optimizer": "The same network trained by", "architecture": "The networks"}
     subject = subjects.get(results.compared, "The same network with")
     rows = _enumerate([row.label for row in results.rows])
@@ -209,6 +219,10 @@ def _what_was_run(results: Results) -> str:
         f"{subject} {rows} on {_enumerate([data['name'] for data in results.datasets])}{length}{loss}, "
         f"seeds {', '.join(map(str, results.seeds))}. Data: {data}"
     )
+
+
+def _epochs(results: Results) -> list[int]:
+    return sorted({run["epochs"] for row in results.rows for run in row.runs if is_finished(run)})
 
 
 def _how_to_read(results: Results) -> str:
@@ -253,17 +267,21 @@ def _tuning(results: Results) -> str:
         return ""
     rows = []
     for row in tuning["rows"]:
+        edges = "".join(f", {name} at the edge" for name in settings_at_edge(row))
         for trial in row["trials"]:
             tried = {name: value for name, value in trial.items() if name != "validation_accuracy"}
-            chosen = "yes" if row["chosen"].items() <= tried.items() else ""
+            chosen = f"yes{edges}" if row["chosen"].items() <= tried.items() else ""
             rows.append([row["label"], settings_text(tried), chosen, percent(trial["validation_accuracy"])])
         if not row["trials"]:
             rows.append([row["label"], settings_text(row["chosen"]), "not tuned", "-"])
     header = [compared, "settings tried", "chosen", "validation accuracy (%)"]
-    epochs = f"{tuning['epochs']} epoch{'s' if tuning['epochs'] > 1 else ''}"
+    epochs, of_runs = tuning["epochs"], _epochs(results)
+    length = f"{epochs} epoch{'s' if epochs > 1 else ''}" if epochs else "as long as the runs"
+    if epochs and of_runs:
+        length += ", as the runs" if of_runs == [epochs] else f", where the runs have {' or '.join(map(str, of_runs))}"
     return (
-        f"## Tuning\n\nSettings were chosen by validation accuracy, with seed {tuning['seed']}, {epochs} and at most "
-        f"{tuning['budget']} trials for each {compared}.\n\n{markdown_table(header, rows, numbers_from=3)}"
+        f"## Tuning\n\nSettings were chosen by validation accuracy, in at most {tuning['budget']} trials for each "
+        f"{compared}; a trial: seed {tuning['seed']}, {length}.\n\n{markdown_table(header, rows, numbers_from=3)}"
     )
 
 

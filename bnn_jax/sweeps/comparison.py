@@ -10,12 +10,10 @@ from bnn_jax.errors import UsageError
 from bnn_jax.sweeps.engine import Run, run_all
 from bnn_jax.sweeps.grid import grid_cells
 from bnn_jax.sweeps.results import CELL, Results, Row
-from bnn_jax.training.config import Config, flatten, to_dict
+from bnn_jax.sweeps.tuning import TUNING_SEED, tune_cells
+from bnn_jax.training.config import Config, flatten, to_dict, without_tuning
 from bnn_jax.training.input_pipeline import load_data
 from bnn_jax.training.validation import validate
-
-TUNING_SEED = 1000
-"""No run of a comparison uses the seed of the trials."""
 
 
 def compare(
@@ -27,15 +25,14 @@ def compare(
       cells: label -> config, a row each, all on the same data.
       workdir: each run has its own folder in it, `<label>/seed<k>`; trials are in `tuning/<label>/`.
       seeds: of the runs.
-      tune: choose each learning rate from `tune_learning_rates` by the best validation accuracy within
-        `config.tune_epochs`, the same number of trials for each row, with a seed of its own.
+      tune: choose the settings that `optim.tune` of each row names, see :func:`bnn_jax.sweeps.tuning.tune_cells`.
       **options: as :func:`bnn_jax.sweeps.engine.run_all` takes them.
 
     Returns:
       The results, less name, command and provenance; the settings of a row are those in which rows differ.
 
     Raises:
-      UsageError: for names or values that cannot run, before anything runs; for tuning grids of different sizes.
+      UsageError: for names or values that cannot run, before anything runs; for settings that cannot be tuned.
     """
     workdir, cells = Path(workdir), {label: validate(cell) for label, cell in cells.items()}
     for cell in cells.values():
@@ -49,7 +46,7 @@ def compare(
     options.setdefault("datasets", {})
     tuning = None
     if tune:
-        tuning, cells = _tune(cells, workdir / "tuning", options)
+        tuning, cells = tune_cells(cells, workdir / "tuning", **options)
     rows, datasets = _train_rows(cells, _differing_settings(cells), workdir, seeds, options)
     return Results(rows=rows, datasets=datasets, config=to_dict(config), tuning=tuning)
 
@@ -89,7 +86,7 @@ def _train_rows(
 ) -> tuple[list[Row], list[dict[str, Any]]]:
     """Train every cell with every seed in ``<workdir>/<label>/seed<k>``; the rows, and what their data sets are."""
     runs = [
-        Run(f"{label} seed {seed}", replace(cell, seed=seed), workdir / label / f"seed{seed}")
+        Run(f"{label} seed {seed}", replace(without_tuning(cell), seed=seed), workdir / label / f"seed{seed}")
         for label, cell in cells.items()
         for seed in seeds
     ]
@@ -122,11 +119,11 @@ def describe_dataset(dataset: Dataset | ImageStream) -> dict[str, Any]:
 
 def _differing_settings(cells: Mapping[str, Config]) -> dict[str, dict[str, Any]]:
     """For each row the settings, by their last name, in which the rows are not all alike."""
-    flat = {label: flatten(to_dict(cell)) for label, cell in cells.items()}
+    flat = {label: flatten(to_dict(without_tuning(cell))) for label, cell in cells.items()}
     keys = [
         key
         for key in dict.fromkeys(key for values in flat.values() for key in values)
-        if key not in ("name", "loss", "optim.name", "optim.tune_learning_rates")
+        if key not in ("name", "loss", "optim.name")
         and (
             key == "optim.learning_rate"
             or any(values.get(key) != flat[next(iter(flat))].get(key) for values in flat.values())
@@ -136,31 +133,3 @@ def _differing_settings(cells: Mapping[str, Config]) -> dict[str, dict[str, Any]
         label: {key.removeprefix("optim.").removeprefix("model."): values[key] for key in keys if key in values}
         for label, values in flat.items()
     }
-
-
-def _tune(
-    cells: Mapping[str, Config], workdir: Path, options: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Config]]:
-    """The trials as a table, and the cells with the chosen learning rates."""
-    budgets = {label: len(cell.optim.tune_learning_rates) for label, cell in cells.items()}
-    if len(set(budgets.values())) != 1 or 0 in budgets.values():
-        raise UsageError(
-            f"`tune_learning_rates` must have the same number of values, one or more, for each optimizer; got {budgets}"
-        )
-    trials = [(label, rate) for label, cell in cells.items() for rate in cell.optim.tune_learning_rates]
-    results = run_all([_trial(label, cells[label], rate, workdir) for label, rate in trials], **options)
-    accuracies = {trial: result["validation_accuracy_best"] for trial, result in zip(trials, results)}
-    rows, chosen = [], {}
-    for label, cell in cells.items():
-        tried = {rate: accuracies[label, rate] for rate in cell.optim.tune_learning_rates}
-        best = max(tried, key=lambda rate: -1.0 if tried[rate] is None else tried[rate])
-        table = [{"learning_rate": rate, "validation_accuracy": accuracy} for rate, accuracy in tried.items()]
-        rows.append({"label": label, "chosen": {"learning_rate": best}, "trials": table})
-        chosen[label] = replace(cell, optim=replace(cell.optim, learning_rate=best))
-    epochs = next(iter(cells.values())).tune_epochs
-    return {"seed": TUNING_SEED, "epochs": epochs, "budget": len(rows[0]["trials"]), "rows": rows}, chosen
-
-
-def _trial(label: str, cell: Config, rate: float, workdir: Path) -> Run:
-    config = replace(cell, seed=TUNING_SEED, epochs=cell.tune_epochs, optim=replace(cell.optim, learning_rate=rate))
-    return Run(f"tuning {label} {rate:g}", config, workdir / label / f"learning_rate_{rate:g}")

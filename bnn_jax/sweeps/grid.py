@@ -30,6 +30,15 @@ def scalar_options(kind: type = Config, prefix: str = "") -> list[str]:
     return names
 
 
+def is_setting(name: str) -> bool:
+    """Whether a dotted name is that of an option of the config, or of what the config names, with one value.
+
+    >>> is_setting("optim.schedule"), is_setting("optim.options.epsilon"), is_setting("optim.rate")
+    (True, True, False)
+    """
+    return name in scalar_options() or _holds_options(name.rpartition(".")[0])
+
+
 def _holds_options(name: str) -> bool:
     """Whether a dotted name is that of a field of the config which holds an option for each name."""
     hint: Any = Config
@@ -51,12 +60,12 @@ def split_axes(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
     Raises:
       UsageError: if an axis is given twice; for several values of `seed`.
     """
-    axes, rest, known = {}, [], set(scalar_options())
+    axes, rest = {}, []
     starts = [index for index, word in enumerate(argv) if word.startswith("--")]
     rest += argv[: starts[0]] if starts else argv
     for start, end in zip(starts, [*starts[1:], len(argv)]):
         name, values = argv[start].removeprefix("--").replace("-", "_"), list(argv[start + 1 : end])
-        if len(values) < 2 or not (name in known or _holds_options(name.rpartition(".")[0])):
+        if len(values) < 2 or not is_setting(name):
             rest += argv[start:end]
             continue
         if name == "seed":
@@ -97,7 +106,7 @@ def grid_cells(config: Config, axes: Mapping[str, Sequence[Any]]) -> dict[str, t
         chosen = dict(zip(axes, values))
         cell = config
         for name, value in chosen.items():
-            cell = _with(cell, name, value)
+            cell = with_setting(cell, name, value)
         label = ",".join(f"{short_name(name)}={value}" for name, value in chosen.items()) or "all"
         # It is also the name of a folder.
         cells[label.replace("/", "_")] = (cell, chosen)
@@ -126,8 +135,13 @@ def _value_of(config: Any, name: str) -> Any:
     return config
 
 
-def _with(config: Any, name: str, value: Any) -> Any:
+def with_setting(config: Any, name: str, value: Any) -> Any:
+    """The config with another value of the option of a dotted name.
+
+    >>> with_setting(Config("test", 1, 32), "optim.options.epsilon", 0.0).optim.options
+    {'epsilon': 0.0}
+    """
     if isinstance(config, dict):
         return config | {name: value}
     first, _, rest = name.partition(".")
-    return replace(config, **{first: _with(getattr(config, first), rest, value) if rest else value})
+    return replace(config, **{first: with_setting(getattr(config, first), rest, value) if rest else value})

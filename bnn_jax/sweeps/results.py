@@ -53,7 +53,7 @@ class Results:
       datasets: of each set its name, note, and numbers of "train", "validation" and "test" examples.
       config: what the rows have in common, as plain JSON.
       axes: of a grid, dotted name of an option -> its values.
-      tuning: seed, epochs, budget and trials of the choice of settings, if there was one.
+      tuning: seed, epochs (None are those of the runs), budget and trials of the choice of settings, if there was one.
       rows: in the order of the table.
     """
 
@@ -131,6 +131,34 @@ def unfinished(results: Results) -> list[str]:
         for label, row in zip(results.labels, results.rows)
         for run in row.runs
         if not is_finished(run)
+    ]
+
+
+def settings_at_edge(tuned: dict[str, Any]) -> dict[str, float]:
+    """The chosen numbers of a tuned row beyond which none was tried: a better one may lie there.
+
+    0 has nothing beyond it, and a setting of which one value was tried was not tuned.
+
+    >>> trials = [{"learning_rate": rate, "weight_decay": 0.0} for rate in (0.1, 1.0, 10.0)]
+    >>> settings_at_edge({"chosen": {"learning_rate": 10.0, "weight_decay": 0.0}, "trials": trials})
+    {'learning_rate': 10.0}
+    """
+    at_edge = {}
+    for name, value in tuned["chosen"].items():
+        values = {trial[name] for trial in tuned["trials"]}
+        if len(values) > 1 and type(value) in (int, float) and value != 0 and value in (min(values), max(values)):
+            at_edge[name] = value
+    return at_edge
+
+
+def at_edge(results: Results) -> list[str]:
+    """A sentence for each setting that was chosen at the edge of those tried."""
+    budget = (results.tuning or {}).get("budget")
+    return [
+        f"{tuned['label']}: {name}={value:g} is at the edge of what was tried with the budget of {budget} trials; "
+        "a better value may lie beyond"
+        for tuned in (results.tuning or {"rows": []})["rows"]
+        for name, value in settings_at_edge(tuned).items()
     ]
 
 

@@ -105,8 +105,9 @@ class OptimConfig:
     """Frank-Wolfe steps on each linearised problem; for dfw."""
     train_only: tuple[str, ...] = ()
     """Shell-style patterns of the parameters to train, as *norm*; the others are frozen; none trains all."""
-    tune_learning_rates: tuple[float, ...] = ()
-    """The grid that --tune chooses from on the validation split."""
+    tune: Options = field(default_factory=dict, hash=False)
+    """What --tune chooses on the validation split, as: learning_rate 0.1 0.3 1 weight_decay 1e-6 1e-3 schedule
+    constant,cosine.  Two numbers are the ends of a range, three or more a grid that goes on while its edge is best."""
 
 
 @dataclass(frozen=True)
@@ -176,8 +177,10 @@ class Config:
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     optimizers: Annotated[tuple[OptimConfig, ...], tyro.conf.Suppress] = ()
     """The settings that a comparison uses, one for each optimizer."""
-    tune_epochs: Annotated[int, AT_LEAST_1] = 1
-    """Epochs of each trial of --tune."""
+    tune_trials: Annotated[int, AT_LEAST_1] = 8
+    """Trials of --tune for each row, at most."""
+    tune_epochs: Annotated[int | None, AT_LEAST_1] = None
+    """Epochs of each trial; None takes those of the run."""
     scan_steps: Annotated[int, AT_LEAST_1] = 50
     """At most so many training steps in one jitted call; between calls, which end within about three seconds where a
     step does, progress shows and an interrupt saves."""
@@ -286,6 +289,12 @@ def from_dict(values: dict[str, Any]) -> Config:
         return dataclass_type(**made)
 
     return build(Config, values, "")
+
+
+def without_tuning(config: Config) -> Config:
+    """Return the config less what chooses settings among several: what is left decides a run."""
+    optim = dataclasses.replace(config.optim, tune={})
+    return dataclasses.replace(config, optim=optim, optimizers=(), tune_trials=1, tune_epochs=None)
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

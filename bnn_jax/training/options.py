@@ -5,14 +5,16 @@ from typing import Annotated, TypeAlias
 
 from tyro.constructors import PrimitiveConstructorSpec
 
-Option: TypeAlias = int | float | bool | str | tuple[int, ...] | tuple[float, ...]
+Option: TypeAlias = int | float | bool | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
 
 
 def options_from_words(words: Sequence[str]) -> dict[str, Option]:
-    """Options as a command line gives them: a name, then its value; several numbers are a tuple.
+    """Options as a command line gives them: a name, then its value; several numbers are a tuple, words with commas too.
 
     >>> options_from_words("stages 3 factor 0.2 order after sizes 1 2 flag True".split())
     {'stages': 3, 'factor': 0.2, 'order': 'after', 'sizes': (1, 2), 'flag': True}
+    >>> options_from_words("learning_rate 0.1 1 schedule constant,cosine".split())
+    {'learning_rate': (0.1, 1.0), 'schedule': ('constant', 'cosine')}
 
     Raises:
       ValueError: for a name without a value, or a value without a name.
@@ -33,7 +35,9 @@ def options_from_words(words: Sequence[str]) -> dict[str, Option]:
     return options
 
 
-def _literal(word: str) -> int | float | bool | str:
+def _literal(word: str) -> Option:
+    if "," in word:
+        return tuple(_literal(part) for part in word.split(","))
     for kind in (int, float, {"True": True, "False": False}.__getitem__):
         try:
             return kind(word)
@@ -43,8 +47,12 @@ def _literal(word: str) -> int | float | bool | str:
 
 
 def _words_of(options: dict[str, Option]) -> list[str]:
-    values = {name: value if isinstance(value, tuple) else (value,) for name, value in options.items()}
-    return [str(word) for name, several in values.items() for word in (name, *several)]
+    words = []
+    for name, value in options.items():
+        several = value if isinstance(value, tuple) else (value,)
+        numbers = all(type(one) in (int, float) for one in several)
+        words += [name, *(map(str, several) if numbers else [",".join(map(str, several))])]
+    return words
 
 
 Options: TypeAlias = Annotated[

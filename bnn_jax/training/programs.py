@@ -23,7 +23,7 @@ from bnn_jax.paths import cache_folder
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, GRADIENT_QUANTIZERS, WEIGHT_QUANTIZERS
 from bnn_jax.regularizers import REGULARIZERS
 from bnn_jax.schedules import SCHEDULES
-from bnn_jax.training.config import Config, ModelConfig
+from bnn_jax.training.config import Config, ModelConfig, without_tuning
 from bnn_jax.training.devices import check_batch_size, replicate, replicated
 from bnn_jax.training.divergence import first_non_finite_layer
 from bnn_jax.training.epoch import Batches, end_epoch, epoch_permutation, evaluate, first_state, train_steps
@@ -77,8 +77,9 @@ class Programs(NamedTuple):
 
 def program_key(config: Config) -> Config:
     """Make the same what is an argument of programs: configs with equal keys share them."""
-    optim = replace(config.optim, learning_rate=1.0, momentum=0.0, weight_decay=0.0, tune_learning_rates=())
-    same = {"seed": 0, "name": "", "optimizers": (), "regularizer_strength": 1.0, "tune_epochs": 1}
+    config = without_tuning(config)
+    optim = replace(config.optim, learning_rate=1.0, momentum=0.0, weight_decay=0.0)
+    same = {"seed": 0, "name": "", "regularizer_strength": 1.0}
     return replace(config, model=with_published_quantizers(config.model), optim=optim, **same)
 
 

@@ -170,7 +170,7 @@ def test_clean_and_unknown_checkouts_differ(results):
     assert "- code: commit unknown, state of the checkout unknown\n" in report_markdown(results)
 
 
-def test_tuning_table(results):
+def test_tuning_table(results, capsys):
     trials = [
         {"learning_rate": rate, "validation_accuracy": accuracy} for rate, accuracy in ((0.1, 0.912), (1.0, None))
     ]
@@ -180,12 +180,18 @@ def test_tuning_table(results):
     ]
     results = replace(results, tuning={"seed": 1000, "epochs": 5, "budget": 4, "rows": rows})
     text = report_markdown(results)
-    assert "with seed 1000, 5 epochs and at most 4 trials for each optimizer" in text
+    assert "at most 4 trials for each optimizer; a trial: seed 1000, 5 epochs, where the runs have 2." in text
+    edge = "dfw: learning_rate=0.1 is at the edge of what was tried with the budget of 4 trials; a better value may lie"
+    assert f"- {edge} beyond" in text.splitlines()
+    print_report(results)
+    assert edge in " ".join(capsys.readouterr().out.split())
     assert [tuple(row.values()) for row in tables_of(text)[1]] == [
-        ("dfw", "learning_rate=0.1", "yes", "91.20"),
+        ("dfw", "learning_rate=0.1", "yes, learning_rate at the edge", "91.20"),
         ("dfw", "learning_rate=1", "", "-"),
         ("adam", "learning_rate=0.001", "not tuned", "-"),
     ]
+    for epochs, told in ((2, "a trial: seed 1000, 2 epochs, as the runs."), (None, "seed 1000, as long as the runs.")):
+        assert told in report_markdown(replace(results, tuning=results.tuning | {"epochs": epochs}))
 
 
 def test_latent_weights_are_told_with_and_without_bounds(results):

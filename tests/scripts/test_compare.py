@@ -54,7 +54,7 @@ def test_finished_runs_are_not_run_again(comparison):
 
 @pytest.mark.long
 def test_tuning_gives_every_optimizer_the_same_budget(tmp_path):
-    arguments = ("--workdir", tmp_path, "--optimizers", "dfw", "sgd", "--seeds", "0", "--tune", "--tune-epochs", "2")
+    arguments = ("--workdir", tmp_path, "--optimizers", "dfw", "sgd", "--seeds", "0", "--tune", "--tune-trials", "5")
     run_script("compare_optimizers", *arguments, *SMALL)
     results = json.loads((tmp_path / "results.json").read_text())
     assert [len(row["trials"]) for row in results["tuning"]["rows"]] == [5, 5]

@@ -1,0 +1,169 @@
+"""The choice of settings: a grid that goes on, ranges and choices, one budget, on accuracies that a formula gives."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from bnn_jax.errors import UsageError
+from bnn_jax.sweeps import tuning
+from bnn_jax.sweeps.comparison import compare
+from bnn_jax.sweeps.tuning import TUNING_SEED, best_of, next_trials, tune_cells
+from bnn_jax.training.config import Config, ModelConfig, OptimConfig, without_tuning
+from bnn_jax.training.validation import validate
+
+CONFIG = validate(Config("test", 5, 32, loss="cross_entropy", model=ModelConfig("resnet6"), optim=OptimConfig("sgd")))
+
+
+def cell(tune, *, budget=8, optimizer="sgd", **changes):
+    return replace(CONFIG, optim=OptimConfig(optimizer, tune=tune), tune_trials=budget, **changes)
+
+
+def peak(best, *, width=10.0):
+    """Accuracy over the learning rate: highest at `best`, falling with the distance in factors of `width`."""
+    return lambda optim: math.exp(-((math.log(optim.learning_rate / best) / math.log(width)) ** 2))
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Stands in for the engine: a trial has the accuracy that `trained.accuracy` gives of its optimizer's settings."""
+
+    class Trained:
+        runs, calls, accuracy = [], 0, staticmethod(peak(1.0))
+
+        def __call__(self, runs, **_):
+            self.runs = [*self.runs, *runs]
+            self.calls += 1
+            return [{"validation_accuracy_best": self.accuracy(run.config.optim)} for run in runs]
+
+    engine = Trained()
+    monkeypatch.setattr(tuning, "run_all", engine)
+    return engine
+
+
+def rates_of(record, row=0):
+    return [trial["learning_rate"] for trial in record["rows"][row]["trials"]]
+
+
+@pytest.mark.parametrize(
+    ("grid", "best", "tried"),
+    [
+        ((0.1, 0.3, 1.0), 25.0, [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]),
+        ((0.1, 1.0, 10.0), 0.002, [0.1, 1.0, 10.0, 0.01, 0.001, 0.0001]),
+        ((0.01, 0.02, 0.04), 0.3, [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64]),
+        ((0.1, 0.3, 1.0), 0.3, [0.1, 0.3, 1.0]),
+    ],
+)
+def test_a_grid_goes_on_by_its_ratio_until_its_best_value_is_inside(trained, tmp_path, grid, best, tried):
+    trained.accuracy = peak(best)
+    record, cells = tune_cells({"sgd": cell({"learning_rate": grid})}, tmp_path)
+    assert rates_of(record) == tried
+    nearest = min(tried, key=lambda rate: abs(math.log(rate / best)))
+    assert record["rows"][0]["chosen"] == {"learning_rate": nearest}
+    assert cells["sgd"].optim.learning_rate == nearest
+    assert grid[0] <= nearest <= grid[-1] or not grid[0] <= best <= grid[-1]
+
+
+def test_a_grid_ends_with_the_budget(trained, tmp_path):
+    trained.accuracy = peak(1e9)
+    grids = {"a": (0.1, 1.0, 10.0), "b": (1e8, 1e9, 1e10)}
+    cells = {label: cell({"learning_rate": grid}, budget=5) for label, grid in grids.items()}
+    record, _ = tune_cells(cells, tmp_path)
+    assert rates_of(record) == [0.1, 1.0, 10.0, 100.0, 1000.0]
+    assert rates_of(record, 1) == [1e8, 1e9, 1e10]
+    assert trained.calls == 3  # the first trials of both rows together, and two more of one
+
+
+def test_a_grid_of_whole_numbers_and_one_with_zero(trained, tmp_path):
+    trained.accuracy = lambda optim: optim.inner_steps / 100
+    steps = cell({"inner_steps": (1, 2, 4)}, optimizer="dfw", budget=5, loss="multiclass_hinge")
+    record, _ = tune_cells({"dfw": steps}, tmp_path)
+    assert [trial["inner_steps"] for trial in record["rows"][0]["trials"]] == [1, 2, 4, 8, 16]
+    trained.accuracy = lambda optim: -optim.weight_decay
+    record, _ = tune_cells({"sgd": cell({"weight_decay": (0.0, 1e-5, 1e-4)})}, tmp_path)
+    assert [trial["weight_decay"] for trial in record["rows"][0]["trials"]] == [0.0, 1e-5, 1e-4]
+
+
+def test_a_grid_does_not_go_on_past_what_is_allowed(trained, tmp_path):
+    trained.accuracy = lambda optim: optim.momentum
+    record, _ = tune_cells({"sgd": cell({"momentum": (0.8, 0.88, 0.96)})}, tmp_path)
+    assert [trial["momentum"] for trial in record["rows"][0]["trials"]] == [0.8, 0.88, 0.96]
+
+
+SPACE = {"learning_rate": (0.01, 1.0), "weight_decay": (0.0, 1e-5, 1e-4), "schedule": ("constant", "cosine")}
+
+
+def test_several_settings_are_tried_within_one_budget_the_same_for_each_row(trained, tmp_path):
+    def accuracy(optim):
+        return peak(0.5)(optim) * (1.0 if optim.schedule == "cosine" else 0.8) * (1 - 1e4 * optim.weight_decay)
+
+    trained.accuracy = accuracy
+    record, cells = tune_cells({"a": cell(SPACE, budget=16), "b": cell(SPACE, budget=16)}, tmp_path)
+    trials = record["rows"][0]["trials"]
+    assert trials == record["rows"][1]["trials"]
+    assert len(trials) == record["budget"] == 16
+    settings = [tuple(trial[name] for name in SPACE) for trial in trials]
+    assert len(set(settings)) == 16
+    rates, decays, schedules = (set(values) for values in zip(*settings[:8]))
+    assert all(0.01 <= rate < 1 for rate in rates)
+    assert {math.floor(math.log(rate / 0.01) / math.log(100) * 4) for rate in rates} == {0, 1, 2, 3}  # spread out
+    assert decays == {0.0, 1e-5, 1e-4}
+    assert schedules == {"constant", "cosine"}
+    chosen = cells["a"].optim
+    assert (chosen.schedule, chosen.weight_decay) == ("cosine", 0.0)
+    assert 0.3 < chosen.learning_rate < 0.8
+
+
+def test_a_range_is_left_where_the_best_lies_beyond(trained, tmp_path):
+    trained.accuracy = peak(30.0)
+    record, cells = tune_cells({"sgd": cell({"learning_rate": (0.01, 1.0)})}, tmp_path)
+    assert len(rates_of(record)) == 8
+    assert max(rates_of(record)[:4]) < 1 < cells["sgd"].optim.learning_rate
+
+
+def test_a_choice_is_tried_once(trained, tmp_path):
+    record, _ = tune_cells({"sgd": cell({"schedule": ("constant", "cosine")})}, tmp_path)
+    assert sorted(trial["schedule"] for trial in record["rows"][0]["trials"]) == ["constant", "cosine"]
+
+
+def test_a_diverged_trial_is_the_worst():
+    tried = [({"learning_rate": rate}, accuracy) for rate, accuracy in ((0.1, 0.0), (0.3, None), (1.0, None))]
+    assert best_of(tried) == {"learning_rate": 0.1}
+    assert next_trials({"learning_rate": (0.1, 0.3, 1.0)}, tried, budget=8) == [{"learning_rate": 0.03}]
+    assert best_of([(settings, None) for settings, _ in tried]) == {"learning_rate": 0.1}
+
+
+def test_trials_are_runs_of_one_seed_whose_folders_name_their_settings(trained, tmp_path):
+    space = {"learning_rate": (0.1, 1.0, 10.0), "regularizer_strength": (1e-6, 1e-4), "options.nesterov": (False, True)}
+    tune_cells({"sgd": cell(space, regularizer="manhattan")}, tmp_path)
+    for run in trained.runs:
+        config = run.config
+        folder = f"learning_rate={config.optim.learning_rate},regularizer_strength={config.regularizer_strength},"
+        folder += f"options.nesterov={config.optim.options['nesterov']}"
+        assert run.workdir == tmp_path / "sgd" / folder
+        assert (config.seed, config.epochs) == (TUNING_SEED, 5)  # the final length
+        assert config == without_tuning(config)  # another budget finds the trials that are there
+    tune_cells({"sgd": cell({"learning_rate": (0.1, 1.0, 10.0)}, tune_epochs=2)}, tmp_path)
+    assert trained.runs[-1].config.epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("tune", "message"),
+    [
+        ({}, r"`optim.tune` \(=\{\}\) is empty; name what to tune of sgd, as learning_rate 0.1 0.3 1"),
+        ({"learning_rat": (1, 2, 3)}, r"`optim.tune` \(='learning_rat'\) is not known; did you mean 'learning_rate'\?"),
+        ({"learning_rate": (1.0, 0.1)}, r"`optim.tune` \(=\{'learning_rate': \(1.0, 0.1\)\}\) must be 0 < low < high"),
+        ({"weight_decay": (0.0, 0.1)}, r"must be 0 < low < high where it has two numbers, or have three or more"),
+        ({"learning_rate": (-1.0, 1.0, 2.0)}, r"`optim.learning_rate` \(=-1.0\) must be positive"),
+        ({"schedule": ("constant", "cosin")}, r"`optim.schedule` \(='cosin'\) is not known; did you mean 'cosine'"),
+        ({"options.nesterof": (True, False)}, r"`optim.options` \(='nesterof'\) is not known"),
+        (
+            {"learning_rate": (1, 2, 3, 4)},
+            r"`tune_trials` \(=3\) must be at least 4, for so many values of",
+        ),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused_before_anything_runs(trained, tmp_path, tune, message):
+    with pytest.raises(UsageError, match=message):
+        compare({"sgd": cell(tune, budget=3)}, tmp_path, seeds=(0,), tune=True)
+    assert trained.calls == 0
