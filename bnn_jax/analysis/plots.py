@@ -1,6 +1,7 @@
 """Pictures of a comparison: accuracy over epochs, step size over steps, estimators, error over gradient paths."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from bnn_jax.estimators import EstimatorLike
 
 SIZE = (7.4, 4.2)
+STACKED_SIZE = (7.4, 6.4)
 FEWEST_WINDOWS, MOST_WINDOWS, STEPS_IN_A_WINDOW = 20, 100, 40
 FEW_EPOCHS = 12
 MEAN_AND_SPREAD = "mean ± one standard deviation"
@@ -63,20 +65,22 @@ def plot_accuracy(results: Results, path: str | Path) -> Path:
 
 
 def plot_step_size(results: Results, path: str | Path) -> Path:
-    """Draw the step size gamma over optimizer steps to a PNG at `path`; returns the path.
+    """Draw the step size gamma, and how often it is below 1, over optimizer steps to a PNG at `path`; returns the path.
 
-    The steps are cut into windows of equal length.  A line is the median of a row's gammas in a window over all its
-    finished runs, the band spans their quartiles, and the faint lines are the medians of the single runs.  Rows of
-    which no run recorded a gamma have no line.
+    The steps are cut into windows of equal length.  Above, a line is the median of a row's gammas in a window over all
+    its finished runs, the band spans their quartiles, and the faint lines are the medians of the single runs.  Below it
+    is the share of these gammas that are less than 1.  Rows of which no run recorded a gamma have no line.
     """
     gammas = [_gammas(row) for row in results.rows]
-    with drawing(path, SIZE) as (_, (axes,)):
+    stacked = {"count": 2, "columns": 1, "sharex": True, "height_ratios": (3, 2)}
+    with drawing(path, STACKED_SIZE, **stacked) as (_, (axes, shares)):
         ends = []
         for index, (label, of_row) in enumerate(zip(results.labels, gammas)):
             if of_row:
-                median = _draw_gammas(axes, of_row, line_look(index))
+                median = _draw_gammas(axes, shares, of_row, line_look(index))
                 ends.append((median[-1], label, line_look(index)))
-        axes.set(xlabel="optimizer step", ylabel="step size γ (1 = full learning rate)", ylim=(-0.02, 1.03))
+        axes.set(ylabel="step size γ (1 = full learning rate)", ylim=(-0.02, 1.03))
+        shares.set(xlabel="optimizer step", ylabel="steps with γ < 1 (%)", ylim=(-3, 103))
         axes.set_xlim(0, max([1, *(steps[-1] for of_row in gammas for steps, _ in of_row)]))
         axes.set_title(_title(results, gammas, "running median and quartiles", always=True), parse_math=False)
         label_line_ends(axes, ends)
@@ -181,8 +185,8 @@ def _draw_mean_and_band(axes: "Axes", curves: list, look: dict[str, Any]) -> tup
     return epochs, mean
 
 
-def _draw_gammas(axes: "Axes", gammas: list, look: dict[str, Any]) -> np.ndarray:
-    """Draw median, quartiles and single runs of a row's gammas; returns the median of each window."""
+def _draw_gammas(axes: "Axes", shares: "Axes", gammas: list, look: dict[str, Any]) -> np.ndarray:
+    """Draw median, quartiles and single runs of a row's gammas, and the share below 1; returns the medians."""
     last = max(steps[-1] for steps, _ in gammas)
     count = max(len(steps) for steps, _ in gammas)
     # Gamma scatters from batch to batch: a window needs many steps for a quiet median.
@@ -190,26 +194,27 @@ def _draw_gammas(axes: "Axes", gammas: list, look: dict[str, Any]) -> np.ndarray
     edges = np.linspace(0, last, windows + 1)
     if len(gammas) > 1:
         for steps, values in gammas:
-            middles, quantiles = _windowed_quantiles(steps, values, edges, (50.0,))
-            axes.plot(middles, quantiles[0], color=look["color"], alpha=0.35, linewidth=0.7)
+            axes.plot(*_windowed(steps, values, edges, np.median), color=look["color"], alpha=0.35, linewidth=0.7)
     steps, values = (np.concatenate(parts) for parts in zip(*gammas))
-    middles, (low, median, high) = _windowed_quantiles(steps, values, edges, (25.0, 50.0, 75.0))
+    quartiles = partial(np.percentile, q=(25.0, 50.0, 75.0))
+    middles, (low, median, high) = _windowed(steps, values, edges, quartiles)
     axes.fill_between(middles, low, high, color=look["color"], alpha=0.15, linewidth=0)
     axes.plot(middles, median, linewidth=1.8, **look)
+    shares.plot(middles, 100 * _windowed(steps, values < 1, edges, np.mean)[1], linewidth=1.8, **look)
     return median
 
 
-def _windowed_quantiles(
-    steps: np.ndarray, values: np.ndarray, edges: np.ndarray, percentiles: Sequence[float]
+def _windowed(
+    steps: np.ndarray, values: np.ndarray, edges: np.ndarray, statistic: Callable[[np.ndarray], Any]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Percentiles of the values whose step lies in (edges[i], edges[i+1]], of the windows i that hold any.
+    """A statistic of the values whose step lies in (edges[i], edges[i+1]], of the windows i that hold any.
 
-    Returns the windows' middle steps [windows] and the percentiles [len(percentiles), windows].
+    Returns the windows' middle steps [windows] and what the statistic gives [..., windows].
     """
     window = np.maximum(np.searchsorted(edges, steps, side="left") - 1, 0)
     filled = np.unique(window)
     middles = (edges[filled] + edges[filled + 1]) / 2
-    return middles, np.stack([np.percentile(values[window == one], percentiles) for one in filled], axis=1)
+    return middles, np.stack([statistic(values[window == one]) for one in filled], axis=-1)
 
 
 def _set_accuracy_axes(axes: "Axes", *groups: list) -> None:

@@ -24,6 +24,7 @@ from bnn_jax.analysis.documents import (
     value_text,
     writing_into,
 )
+from bnn_jax.analysis.paired import differences_section, print_differences
 from bnn_jax.analysis.plots import pictures_of
 from bnn_jax.files import replacing
 from bnn_jax.sweeps.results import (
@@ -31,6 +32,7 @@ from bnn_jax.sweeps.results import (
     Results,
     at_edge,
     is_finished,
+    never_acted,
     settings_at_edge,
     summarize,
     tidy_rows,
@@ -57,12 +59,14 @@ def _n(row: Summary) -> str:
     return str(row["n"]) if row["n"] == row["runs"] else f"{row['n']}/{row['runs']}"
 
 
+GAMMA = ("γ below 1 (% of steps)", "γ < 1\n(%)", lambda row: percent(row["gamma_below_1"], ".1f"))
 COLUMNS = (
     ("validation accuracy (%)", "validation\n(%)", _accuracy("validation_accuracy_best")),
     ("test accuracy, best (%)", "test, best\n(%)", _accuracy("test_accuracy_best")),
     ("test accuracy, last (%)", "test, last\n(%)", _accuracy("test_accuracy_last")),
     ("train loss", None, _loss),
     (None, "train\nloss", lambda row: number(row["train_loss_last_mean"], ".3g")),
+    GAMMA,
     ("step time (ms)", "ms a\nstep", lambda row: number(row["step_time_ms"], ".1f")),
     ("n", "n", _n),
 )
@@ -85,8 +89,9 @@ def report_markdown(results: Results) -> str:
         _table(results, summaries),
         _best(summaries) if grid else "",
         _how_to_read(results),
-        "\n".join(f"- {inline(line)}" for line in (*unfinished(results), *at_edge(results))),
+        "\n".join(f"- {inline(line)}" for line in _remarks(results)),
         "" if grid else _latent_weights(results, summaries),
+        "" if grid else differences_section(results),
         results.notes,
         _pictures(results),
         _tuning(results),
@@ -104,7 +109,7 @@ def print_report(results: Results) -> None:
       ValueError: `results` has no rows.
     """
     summaries = summarize(results)
-    columns = [(header, text) for _, header, text in _columns(results) if header]
+    columns = [(header, text) for _, header, text in _columns(results, summaries) if header]
     if results.is_grid:
         # The axes take the place of what a comparison shows of loss and time.
         columns = [*columns[: len(ACCURACIES)], columns[-1]]
@@ -123,9 +128,10 @@ def print_report(results: Results) -> None:
     print_text(
         *([_best(summaries)] if results.is_grid else []),
         "best: at the epoch of the best validation accuracy; mean ± std over n seeds",
-        *unfinished(results),
-        *at_edge(results),
     )
+    if not results.is_grid:
+        print_differences(results)
+    print_text(*_remarks(results))
 
 
 def write_report(results: Results, folder: str | Path) -> list[str]:
@@ -172,9 +178,11 @@ def _grid_data(results: Results) -> dict[str, str]:
     }
 
 
-def _columns(results: Results) -> tuple:
-    """Those of the results: a comparison is not ranked, so it has no column of what ranks."""
-    return COLUMNS if results.is_grid else COLUMNS[1:]
+def _columns(results: Results, summaries: list[Summary]) -> list[tuple]:
+    """Those of the results: a comparison is not ranked, so it has no column of what ranks; a step size where one is."""
+    no_gamma = all(summary["gamma_below_1"] is None for summary in summaries)
+    shown = COLUMNS if results.is_grid else COLUMNS[1:]
+    return [column for column in shown if not (column is GAMMA and no_gamma)]
 
 
 def _names_of(results: Results, index: int) -> list[str]:
@@ -184,7 +192,7 @@ def _names_of(results: Results, index: int) -> list[str]:
 
 
 def _table(results: Results, summaries: list[Summary]) -> str:
-    columns = [(header, text) for header, _, text in _columns(results) if header]
+    columns = [(header, text) for header, _, text in _columns(results, summaries) if header]
     loss = ["loss"] if len(results.losses) > 1 else []
     names = list(results.axes) or [results.compared, *([] if results.is_grid else [*loss, "settings"])]
     further = list(dict.fromkeys(header for row in results.rows for header in row.columns))
@@ -242,6 +250,11 @@ def _how_to_read(results: Results) -> str:
     return text
 
 
+def _remarks(results: Results) -> list[str]:
+    """What a reader of the table must know of single rows, a sentence each."""
+    return [*unfinished(results), *never_acted(results), *at_edge(results)]
+
+
 def _best(summaries: list[Summary]) -> str:
     """The best cell with its accuracies, in words."""
     best = next((row for row in summaries if row["best"]), None)
@@ -291,7 +304,8 @@ CAPTIONS = {
     "step_size.png": (
         "Step size of Deep Frank-Wolfe over optimizer steps",
         "Deep Frank-Wolfe finds its step size γ anew in every step: 1 takes the full learning rate, a smaller γ "
-        "that part of it. Line: running median; band: quartiles; faint: single seeds.",
+        "that part of it. Line: running median; band: quartiles; faint: single seeds. Below: in how many steps γ was "
+        "less than 1, the ones that the exact step size held back.",
     ),
     "estimators.png": (
         "Forward value and chosen derivative of each estimator",

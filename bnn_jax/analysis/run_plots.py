@@ -158,17 +158,26 @@ def _draw_rate(axes: "Axes", steps: Records) -> None:
 
 
 def _draw_gamma(axes: "Axes", steps: Records) -> None:
-    _draw_windows(axes, *_column(steps, "gamma"), factor=1.0, colour=COLOURS[0], label="median and quartiles")
+    x, gammas = _column(steps, "gamma")
+    _draw_windows(axes, x, gammas, factor=1.0, colour=COLOURS[0], label="median and quartiles")
+    shares = [(x[group].mean(), (gammas[group] < 1).mean()) for group in _windows(len(x))]
+    axes.plot(*zip(*shares), color=COLOURS[1], linewidth=1.2, linestyle="--", label="share of the steps with γ < 1")
     axes.set_ylim(-0.02, 1.03)
+    axes.legend(frameon=False, fontsize=9)
 
 
 def _draw_windows(axes: "Axes", x: np.ndarray, values: np.ndarray, *, factor: float, colour: str, label: str) -> None:
     """Median and quartiles of groups of neighbouring steps."""
-    groups = np.array_split(np.arange(len(x)), min(WINDOWS, len(x)))
+    groups = _windows(len(x))
     middles = [x[group].mean() for group in groups]
     low, median, high = factor * np.stack([np.percentile(values[group], (25, 50, 75)) for group in groups], axis=1)
     axes.fill_between(middles, low, high, color=colour, alpha=0.2, linewidth=0)
     axes.plot(middles, median, color=colour, linewidth=1.6, label=label)
+
+
+def _windows(steps: int) -> list[np.ndarray]:
+    """The numbers of the steps in each group of neighbours."""
+    return np.array_split(np.arange(steps), min(WINDOWS, steps))
 
 
 def _draw_diagnostics(path: Path, records: Records) -> None:

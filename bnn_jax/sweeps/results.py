@@ -9,6 +9,7 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 from bnn_jax.errors import UsageError
+from bnn_jax.training.step_size import never_held_back, share_below_1
 
 ACCURACIES = ("validation_accuracy_best", "test_accuracy_best", "test_accuracy_last")
 CELL = "cell"
@@ -151,6 +152,19 @@ def settings_at_edge(tuned: dict[str, Any]) -> dict[str, float]:
     return at_edge
 
 
+def never_acted(results: Results) -> list[str]:
+    """A sentence for each row in whose runs the step size of Deep Frank-Wolfe was 1 throughout."""
+    sentences = []
+    for label, row, summary in zip(results.labels, results.rows, summarize(results)):
+        if summary["gamma_below_1"] == 0:
+            optim = results.config.get("optim", {}) | row.settings
+            steps = max(len(run["gamma"]["value"]) for run in row.runs if is_finished(run))
+            projected = optim.get("latent_box") is not None
+            sentence = never_held_back(optim.get("learning_rate"), steps, projected=projected)
+            sentences.append(f"{label}: {sentence}")
+    return sentences
+
+
 def at_edge(results: Results) -> list[str]:
     """A sentence for each setting that was chosen at the edge of those tried."""
     budget = (results.tuning or {}).get("budget")
@@ -167,8 +181,8 @@ def summarize(results: Results) -> list[dict[str, Any]]:
 
     ``label``; ``runs`` (started) and ``n`` (finished); mean and sample standard deviation of each of the accuracies and
     of ``train_loss_last`` as ``*_mean`` and ``*_std``; ``step_time_ms``, the median; ``max_abs_latent``, the maximum;
-    ``share_on_bounds``, the mean.  A number is None where a finished run lacks it or it is not finite, and a standard
-    deviation also where n < 2.
+    ``share_on_bounds`` and ``gamma_below_1``, the share of the steps with gamma < 1, the means.  A number is None where
+    a finished run lacks it or it is not finite, and a standard deviation also where n < 2.
 
     ``best`` is True for one row: of the highest mean validation accuracy among those whose runs all finished, or among
     all if there is none.
@@ -199,6 +213,8 @@ def _summarize(row: Row) -> dict[str, Any]:
     summary["step_time_ms"] = over_runs("step_time_ms", median)
     summary["max_abs_latent"] = over_runs("max_abs_latent", max)
     summary["share_on_bounds"] = over_runs("share_on_bounds", fmean)
+    gammas = [[gamma for gamma in (run.get("gamma") or {}).get("value", ()) if is_number(gamma)] for run in runs]
+    summary["gamma_below_1"] = fmean(map(share_below_1, gammas)) if gammas and all(gammas) else None
     return summary
 
 

@@ -145,14 +145,16 @@ LONG = "adam with cosine decay and latent clipping"
 def test_texts_neither_overlap_nor_leave_the_picture(draw, seeds, labels, figures, tmp_path):
     draw(comparison(labels, seeds=seeds), tmp_path / "picture.png")
     (figure,) = figures
-    (axes,) = figure.axes
+    axes, *below = figure.axes
+    assert not any(panel.texts for panel in below)
     drawn = [label for label in labels if draw is plot_accuracy or "dfw" in label]
     assert sorted(text.get_text().replace("\n", " ") for text in axes.texts) == sorted(drawn)
     boxes = [text.get_window_extent() for text in axes.texts]
+    named = [axis.label for panel in figure.axes for axis in (panel.xaxis, panel.yaxis)]
     for i, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[:i])
         assert box.x0 > axes.get_window_extent().x1
-    for box in [*boxes, axes.xaxis.label.get_window_extent(), axes.yaxis.label.get_window_extent()]:
+    for box in [*boxes, *(label.get_window_extent() for label in named if label.get_text())]:
         assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
     assert axes.get_window_extent().width > 0.5 * figure.bbox.width
 
@@ -183,7 +185,7 @@ def test_step_size_line_and_band_are_median_and_quartiles_over_seeds_and_steps(f
     runs = results.rows[0].runs
     runs[0]["gamma"]["value"][5] = float("nan")
     plot_step_size(results, tmp_path / "step_size.png")
-    (axes,) = figures[0].axes
+    axes, shares = figures[0].axes
     # 4000 steps in 100 windows: steps 1..40, 41..80, ...
     windows = np.array([run["gamma"]["value"] for run in runs]).reshape(3, 100, 40)
     low, median, high = np.nanpercentile(windows, (25, 50, 75), axis=(0, 2))
@@ -196,6 +198,9 @@ def test_step_size_line_and_band_are_median_and_quartiles_over_seeds_and_steps(f
     np.testing.assert_allclose(seeds, np.nanmedian(windows, axis=2))
     assert axes.get_ylim()[0] <= 0 and 1 <= axes.get_ylim()[1] < 1.1
     assert "(1 = full learning rate)" in axes.get_ylabel()
+    below = 100 * np.nanmean(np.where(np.isnan(windows), np.nan, windows < 1), axis=(0, 2))
+    np.testing.assert_allclose(line_with(shares, middles).get_ydata(), below)
+    assert shares.get_ylabel() == "steps with γ < 1 (%)"
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 50])

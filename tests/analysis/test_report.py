@@ -115,7 +115,7 @@ def test_a_number_that_is_not_finite_makes_its_mean_a_dash_and_no_other(results)
 
 
 def test_table_holds_the_numbers_in_per_cent(results):
-    (table,) = tables_of(report_markdown(results))
+    table, _ = tables_of(report_markdown(results))
     for cells, row in zip(table, results.rows):
         for which in ("best", "last"):
             values = 100 * np.array([run[f"test_accuracy_{which}"] for run in row.runs])
@@ -185,13 +185,50 @@ def test_tuning_table(results, capsys):
     assert f"- {edge} beyond" in text.splitlines()
     print_report(results)
     assert edge in " ".join(capsys.readouterr().out.split())
-    assert [tuple(row.values()) for row in tables_of(text)[1]] == [
+    assert [tuple(row.values()) for row in tables_of(text)[2]] == [
         ("dfw", "learning_rate=0.1", "yes, learning_rate at the edge", "91.20"),
         ("dfw", "learning_rate=1", "", "-"),
         ("adam", "learning_rate=0.001", "not tuned", "-"),
     ]
     for epochs, told in ((2, "a trial: seed 1000, 2 epochs, as the runs."), (None, "seed 1000, as long as the runs.")):
         assert told in report_markdown(replace(results, tuning=results.tuning | {"epochs": epochs}))
+
+
+def test_differences_are_paired_by_seed_in_points(results, capsys, monkeypatch):
+    diverge(results.rows[1].runs[1])
+    results = replace(
+        results, rows=[*results.rows, replace(results.rows[0], label="alone", runs=results.rows[0].runs[:1])]
+    )
+    (adam, alone) = tables_of(report_markdown(results))[1]
+    differences = [100 * (0.93 - 0.9611), 100 * (0.93 + 0.026 - 0.9527)]
+    mean, half = np.mean(differences), 12.7062047 * stdev(differences) / 2**0.5  # t of one degree of freedom
+    assert adam["best: difference"] == f"{mean:+.2f}"
+    assert adam["pairs"] == "2"
+    assert adam["best: 95 % interval"] == f"{mean - half:+.2f} to {mean + half:+.2f}"
+    assert tuple(alone.values()) == ("alone", "+0.00", "-", "-", "+0.00", "-", "-", "1")
+    assert "## Differences from dfw" in report_markdown(results)
+    monkeypatch.setenv("COLUMNS", "80")
+    print_report(results)
+    assert f"{mean - half:+.2f} to {mean + half:+.2f}" in capsys.readouterr().out
+    assert "## Differences" not in report_markdown(replace(results, rows=results.rows[:1]))
+
+
+def test_the_share_of_steps_that_gamma_held_back_is_told(results, capsys):
+    first, second = tables_of(report_markdown(results))[0]
+    assert (first["γ below 1 (% of steps)"], second["γ below 1 (% of steps)"]) == ("33.3", "-")
+    assert "this run was" not in report_markdown(results)
+    for run in results.rows[0].runs:
+        run["gamma"] = {"step": [1, 2, 3], "value": [1.0, 1.0, 1.0]}
+    sentence = (
+        "dfw: gamma was 1 in all 3 steps: this run was SGD with rate 1, the exact step size never held it back; try"
+    )
+    assert f"- {sentence}" in report_markdown(results)
+    boxed = replace(results, config={"optim": {"latent_box": [-1, 1]}})
+    assert "this run was projected SGD with rate 1" in report_markdown(boxed)
+    print_report(results)
+    assert sentence in " ".join(capsys.readouterr().out.split())
+    assert tables_of(report_markdown(results))[0][0]["γ below 1 (% of steps)"] == "0.0"
+    assert "γ" not in str(tables_of(report_markdown(replace(results, rows=results.rows[1:]))))
 
 
 def test_latent_weights_are_told_with_and_without_bounds(results):
@@ -214,7 +251,7 @@ def test_terminal_table_fits_in_80_columns(results, losses, capsys, monkeypatch)
     print_report(results)
     out = capsys.readouterr().out
     table = out.split("best:")[0]
-    assert max(map(len, table.splitlines())) <= 80
+    assert max(map(len, out.splitlines())) <= 80
     best = 100 * np.array([0.9611, 0.9722, 0.9527])
     assert f"{best.mean():.2f} ± {best.std(ddof=1):.2f}" in table
     assert "2/3" in table and "[bold]" in table

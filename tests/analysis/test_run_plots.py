@@ -98,6 +98,7 @@ def test_curves_show_training_and_validation(figures, tmp_path):
     np.testing.assert_allclose(lines_of(accuracy)[1][1], [30, 60])
     np.testing.assert_allclose(lines_of(rate)[0][1], 0.1)
     np.testing.assert_allclose(lines_of(gamma)[0][1], 0.5)
+    np.testing.assert_allclose(lines_of(gamma)[1][1], 1.0)  # all below 1
 
 
 def test_many_steps_are_drawn_as_medians_of_groups(figures, tmp_path):

@@ -16,6 +16,7 @@ from bnn_jax.training.loop import Diverged, evaluate_run, train
 from bnn_jax.training.metrics import read_metrics
 from bnn_jax.training.programs import initial_state, programs_of
 from bnn_jax.training.run_folder import DamagedFileWarning
+from bnn_jax.training.step_size import StepSizeWarning
 
 CONFIG = Config(
     "test", epochs=3, batch_size=16, scan_steps=2, model=ModelConfig("resnet6", width=4), optim=OptimConfig("dfw", 0.3)
@@ -63,6 +64,14 @@ def test_a_run_writes_what_it_says(tmp_path, dataset):
     assert result["train_loss_last"] == pytest.approx(np.mean(losses))
     again = train(CONFIG, tmp_path, dataset=None)  # finished: not even the data are needed
     assert again == result
+
+
+def test_a_run_whose_step_size_was_1_throughout_says_what_it_was(tmp_path, dataset):
+    config = replace(CONFIG, optim=replace(CONFIG.optim, learning_rate=1e-3))
+    what = "this run was projected SGD with rate 0.001, the exact step size never held it back; try a schedule"
+    with pytest.warns(StepSizeWarning, match=f"gamma was 1 in all 15 steps: {what}"):
+        result = train(config, tmp_path, dataset=dataset)
+    assert set(result["gamma"]["value"]) == {1.0}
 
 
 def write_npz(dataset, path):
