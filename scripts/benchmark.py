@@ -26,6 +26,7 @@ from bnn_jax.benchmarks.input import GPU, GPU_IMAGES_PER_SECOND, benchmark_input
 from bnn_jax.benchmarks.packed import benchmark_packed, plot_packed, print_packed
 from bnn_jax.benchmarks.sweep import benchmark_sweep, print_sweep
 from bnn_jax.benchmarks.training import benchmark_training, print_training
+from bnn_jax.cli.options import refuse_unread
 from bnn_jax.errors import UsageError, exit_code_of
 from bnn_jax.training.config import load_config
 from bnn_jax.training.metrics import write_file
@@ -63,8 +64,7 @@ def measure_packed(arguments: Arguments, **options: Any) -> dict[str, Any]:
 
 
 def measure_input(arguments: Arguments, **options: Any) -> dict[str, Any]:
-    names = ("data_dir", "workers", "batch_size", "preprocessing", "gpu", "gpu_images_per_second")
-    settings = {name: getattr(arguments, name) for name in names}
+    settings = {name: getattr(arguments, name) for name in INPUT}
     return benchmark_input(steps=arguments.repeats, **settings, **options)
 
 
@@ -77,14 +77,23 @@ def measure_sweep(arguments: Arguments, **options: Any) -> dict[str, Any]:
     return benchmark_sweep(engine_config, config, repeats=arguments.repeats, **options)
 
 
+INPUT = ("data_dir", "workers", "batch_size", "preprocessing", "gpu", "gpu_images_per_second")
 BENCHMARKS = {
-    "training": (lambda a, **_: benchmark_training(load_config(a.config), repeats=a.repeats), print_training),
-    "estimators": (lambda a, **o: benchmark_estimators(values=a.values, repeats=a.repeats, **o), print_estimators),
-    "packed": (measure_packed, print_packed),
-    "input": (measure_input, print_input),
-    "sweep": (measure_sweep, print_sweep),
+    "training": (
+        lambda a, **_: benchmark_training(load_config(a.config), repeats=a.repeats),
+        print_training,
+        ("config",),
+    ),
+    "estimators": (
+        lambda a, **o: benchmark_estimators(values=a.values, repeats=a.repeats, **o),
+        print_estimators,
+        ("values",),
+    ),
+    "packed": (measure_packed, print_packed, ()),
+    "input": (measure_input, print_input, INPUT),
+    "sweep": (measure_sweep, print_sweep, ("config",)),
 }
-"""Of each what measures it and what prints the numbers."""
+"""Of each what measures it, what prints the numbers, and the options that it reads beside `repeats` and `output`."""
 
 
 def main() -> None:
@@ -92,7 +101,9 @@ def main() -> None:
     for name in ("values", "repeats"):
         if (value := getattr(arguments, name)) < 1:
             raise UsageError(f"`{name}` (={value}) must be at least 1; leave it out for {getattr(Arguments, name)}")
-    measure, show = BENCHMARKS[arguments.what]
+    measure, show, options = BENCHMARKS[arguments.what]
+    others = {name for _, _, names in BENCHMARKS.values() for name in names} - set(options)
+    refuse_unread(arguments, sorted(others), f"is not for {arguments.what}")
     with progress_display(arguments.what) as on_progress:
         found = measure(arguments, on_progress=on_progress)
     show(found)

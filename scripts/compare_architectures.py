@@ -12,7 +12,7 @@ from pathlib import Path
 from bnn_jax.cli.comparisons import architecture_rows, costs_and_paths, run_comparison
 from bnn_jax.cli.options import ComparisonOptions
 from bnn_jax.errors import exit_code_of
-from bnn_jax.training.config import parse
+from bnn_jax.training.overrides import parse
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,10 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from bnn_jax.cli.comparisons import estimator_rows, rows_of_config, run_comparison, sign_estimators, weight_bits
+from bnn_jax.cli.comparisons import estimator_rows_of, run_comparison, sign_estimators, weight_bits
 from bnn_jax.cli.options import ComparisonOptions
 from bnn_jax.errors import exit_code_of
-from bnn_jax.training.config import parse
+from bnn_jax.training.overrides import parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,7 @@ class Arguments(ComparisonOptions):
 
 def main() -> None:
     arguments = parse(Arguments)
-    rows = rows_of_config(arguments, arguments.rows)
-    rows = rows or estimator_rows(arguments.settings, arguments.estimators, arguments.quantizes)
+    rows = estimator_rows_of(arguments, arguments.rows)
     drawn = {"describe": weight_bits, "estimators": sign_estimators(rows)}
     run_comparison(arguments, rows, compared="estimator", name=f"estimators_{arguments.settings.name}", **drawn)
 

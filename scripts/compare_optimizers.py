@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from bnn_jax.cli.comparisons import optimizer_rows, run_comparison
 from bnn_jax.cli.options import ComparisonOptions
 from bnn_jax.errors import exit_code_of
-from bnn_jax.training.config import load_config, parse
+from bnn_jax.training.config import load_config
+from bnn_jax.training.overrides import parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +23,9 @@ class Arguments(ComparisonOptions):
 
 def main() -> None:
     arguments = parse(Arguments)
-    config = arguments.settings
-    rows = optimizer_rows(config, arguments.optimizers, [load_config(arguments.config).loss, config.loss])
+    config, before = arguments.settings, load_config(arguments.config)
+    losses = {before.loss: before.loss_options} | {config.loss: config.loss_options}
+    rows = optimizer_rows(config, arguments.optimizers, losses)
     run_comparison(arguments, rows, compared="optimizer", name=f"compare_{config.name}")
 
 

@@ -8,7 +8,7 @@ beside the one counted here.  Nothing is run: the network is traced for one imag
 import inspect
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +19,7 @@ from bnn_jax.analysis.account_table import print_account
 from bnn_jax.analysis.accounting import EVERYTHING, Convention, account_model, as_dict, network_named
 from bnn_jax.analysis.path_diagram import draw_gradient_paths
 from bnn_jax.analysis.published_sizes import TABLE, print_sizes
+from bnn_jax.cli.options import refuse_unread
 from bnn_jax.errors import UsageError, exit_code_of
 from bnn_jax.models import MODELS
 from bnn_jax.training.metrics import write_file
@@ -108,6 +109,9 @@ def main() -> None:
             f"`model` (={arguments.model!r}) and `--table` (={arguments.table!r}) cannot go together; "
             "name a network or a table"
         )
+    if arguments.table:
+        network = (field.name for field in fields(Arguments) if field.name not in ("model", "table", "json"))
+        refuse_unread(arguments, network, "is for a network, not for a `--table`")
     record = summarize_table(arguments) if arguments.table else summarize_network(arguments)
     if arguments.json:
         write_file(arguments.json, json.dumps(record, indent=1))

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bnn_jax.cli.comparisons import report
-from bnn_jax.cli.options import SweepOptions
+from bnn_jax.cli.options import SweepOptions, refuse_unread
 from bnn_jax.errors import UsageError, exit_code_of
 from bnn_jax.sweeps.comparison import sweep
 from bnn_jax.sweeps.grid import parse_axes, split_axes
-from bnn_jax.training.config import parse
+from bnn_jax.training.overrides import parse
 from bnn_jax.training.programs import use_compilation_cache
 
 
@@ -31,7 +31,7 @@ class Arguments(SweepOptions):
 
 def main() -> None:
     texts, argv = split_axes(sys.argv[1:])
-    arguments = parse(Arguments, argv=argv)
+    arguments = parse(Arguments, argv=argv, axes=texts)
     config = arguments.settings
     if arguments.seeds < 1:
         raise UsageError(f"`--seeds` (={arguments.seeds}) must be at least 1; it is the number of seeds")
@@ -39,7 +39,9 @@ def main() -> None:
     name = f"sweep_{config.name}_{config.optim.name}"
     workdir = arguments.workdir or Path("runs") / name
     use_compilation_cache()
-    options = {"execution": arguments.execution, "processes": arguments.jobs, "group_size": arguments.group_size}
+    if arguments.execution not in ("auto", "vmapped"):
+        refuse_unread(arguments, ("group_size",), "is for `--execution vmapped`")
+    options = arguments.engine() | {"group_size": arguments.group_size}
     report(sweep(config, axes, workdir, seeds=seeds, **options), name, workdir)
 
 

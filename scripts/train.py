@@ -16,11 +16,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from bnn_jax.cli.options import TrainingOptions
+from bnn_jax.cli.options import TrainingOptions, refuse_unread
 from bnn_jax.errors import exit_code_of
-from bnn_jax.training.config import parse
 from bnn_jax.training.devices import initialize_processes, is_first_process, make_devices
 from bnn_jax.training.loop import train
+from bnn_jax.training.overrides import parse
 from bnn_jax.training.programs import use_compilation_cache
 from bnn_jax.training.progress import progress_display, silent
 
@@ -41,6 +41,9 @@ class Arguments(TrainingOptions):
     """Number of this process, from 0."""
 
 
+PROCESSES = ("coordinator_address", "num_processes", "process_id")
+
+
 def main() -> None:
     arguments = parse(Arguments)
     config = arguments.settings
@@ -48,7 +51,9 @@ def main() -> None:
     use_compilation_cache()
     if arguments.distributed:
         initialize_processes(arguments.coordinator_address, arguments.num_processes, arguments.process_id)
-    reading = {"workers": arguments.workers, "strict": arguments.strict}
+    else:
+        refuse_unread(arguments, PROCESSES, "is for one of several processes, with `--distributed`")
+    reading = arguments.reading()
     devices = make_devices(arguments.devices, model_parallel=arguments.model_parallel)
     shown = progress_display(f"{config.name} {config.optim.name}") if is_first_process() else nullcontext(silent)
     with shown as on_progress:

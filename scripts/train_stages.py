@@ -17,8 +17,9 @@ from bnn_jax.cli.options import TrainingOptions
 from bnn_jax.errors import exit_code_of, unknown_name
 from bnn_jax.stages.recipes import RECIPES
 from bnn_jax.stages.stage import replace_stage, run_stages
-from bnn_jax.training.config import parse
+from bnn_jax.training.config import load_config
 from bnn_jax.training.devices import make_devices
+from bnn_jax.training.overrides import check_applied, parse
 from bnn_jax.training.programs import use_compilation_cache
 from bnn_jax.training.progress import progress_display
 
@@ -37,6 +38,7 @@ def main() -> None:
     if recipe not in RECIPES:
         raise unknown_name("recipe", recipe, RECIPES)
     workdir = arguments.workdir or Path("runs") / f"{config.name}_{recipe}_seed{config.seed}"
+    check_applied(load_config(arguments.config), config, RECIPES[recipe], f"the recipe {recipe}")
     use_compilation_cache()
     stages = RECIPES[recipe](config)
     for name, folder in arguments.finished.items():
@@ -45,7 +47,7 @@ def main() -> None:
         model, optim = stage.config.model, stage.config.optim
         print(f"{stage.name}: {model.name}, inputs {model.input_quantizer}, kernels {model.kernel_quantizer}, ", end="")
         print(f"{optim.name} {optim.learning_rate:g}, {stage.config.epochs} epochs")
-    training = {"devices": make_devices(arguments.devices), "workers": arguments.workers, "strict": arguments.strict}
+    training = arguments.reading() | {"devices": make_devices(arguments.devices)}
     with progress_display(f"{config.name} {recipe}") as on_progress:
         results = run_stages(stages, workdir, on_progress=on_progress, announce=print, **training)
     for name, result in results.items():

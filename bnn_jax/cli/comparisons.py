@@ -3,7 +3,7 @@
 import runpy
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,7 +13,7 @@ from bnn_jax.analysis.gradient_paths import module_gradient_paths
 from bnn_jax.analysis.provenance import provenance
 from bnn_jax.analysis.published_sizes import WEIGHTS
 from bnn_jax.analysis.report import print_report, write_report
-from bnn_jax.cli.options import ComparisonOptions
+from bnn_jax.cli.options import ComparisonOptions, refuse_unread
 from bnn_jax.errors import UsageError, unknown_name
 from bnn_jax.estimators import ESTIMATORS
 from bnn_jax.losses import LOSSES
@@ -21,8 +21,9 @@ from bnn_jax.optim import OPTIMIZERS
 from bnn_jax.outputs import outputs_of
 from bnn_jax.sweeps.comparison import compare
 from bnn_jax.sweeps.results import Results
-from bnn_jax.training.config import Config, select_optimizer
+from bnn_jax.training.config import Config, load_config, select_optimizer
 from bnn_jax.training.experiment import make_model
+from bnn_jax.training.overrides import check_applied
 from bnn_jax.training.programs import use_compilation_cache
 from bnn_jax.training.validation import validate
 
@@ -35,17 +36,22 @@ Described: TypeAlias = dict[str, dict[str, Any]]
 """The `columns` of a row of the results, and its `gradient_paths`."""
 
 
-def optimizer_rows(config: Config, optimizers: Iterable[str], losses: Iterable[str]) -> Rows:
+def optimizer_rows(config: Config, optimizers: Iterable[str], losses: Mapping[str, dict[str, Any]]) -> Rows:
     """A row for each optimizer whose settings the config keeps, and each loss; an exact step only with a hinge.
 
     A row of the first loss is labelled by its optimizer, one of another loss by both.
+
+    Args:
+      config: of all rows.
+      optimizers: their names.
+      losses: name -> options.
     """
-    rows, (first, *others) = {}, dict.fromkeys(losses)
-    for loss in (first, *others):
+    rows, first = {}, next(iter(losses))
+    for loss, options in losses.items():
         for optim in (select_optimizer(config, name) for name in optimizers):
             if loss == first or not OPTIMIZERS[optim.name].exact_step or LOSSES[loss].piecewise_linear:
                 label = optim.name if loss == first else f"{optim.name}-{loss}"
-                rows[label] = (replace(config, optim=optim, loss=loss), {})
+                rows[label] = (replace(config, optim=optim, loss=loss, loss_options=options), {})
     return rows
 
 
@@ -68,7 +74,7 @@ def rows_of_config(options: ComparisonOptions, labels: Iterable[str]) -> Rows | 
     """The rows that the config's `get_rows(config)` makes, those of `labels` or all; None if it has no such function.
 
     Raises:
-      UsageError: for a label that no row has.
+      UsageError: for a label that no row has, and an override that no row takes.
     """
     get_rows = runpy.run_path(str(options.config)).get("get_rows")
     if get_rows is None:
@@ -77,7 +83,31 @@ def rows_of_config(options: ComparisonOptions, labels: Iterable[str]) -> Rows | 
     for label in labels:
         if label not in rows:
             raise unknown_name("rows", label, rows)
+    check_applied(load_config(options.config), options.settings, get_rows, f"get_rows() of {options.config}")
     return {label: rows[label] for label in rows if label in labels or not labels}
+
+
+def estimator_rows_of(options: ComparisonOptions, labels: Iterable[str]) -> Rows:
+    """:func:`rows_of_config`, or :func:`estimator_rows` of a config that has none.
+
+    Args:
+      options: with `estimators` and `quantizes`, for :func:`estimator_rows`.
+      labels: of the rows of the config.
+
+    Raises:
+      UsageError: for an option that is of the other way to make rows, and an override that no row takes.
+    """
+    rows = rows_of_config(options, labels)
+    if rows is not None:
+        refuse_unread(options, ("estimators", "quantizes"), f"is for a config without get_rows(), not {options.config}")
+        return rows
+    refuse_unread(options, ("rows",), f"is for a config with get_rows(), not {options.config}")
+
+    def make(config: Config) -> Rows:
+        return estimator_rows(config, options.estimators, options.quantizes)
+
+    check_applied(load_config(options.config), options.settings, make, "each row")
+    return make(options.settings)
 
 
 def architecture_rows(options: ComparisonOptions, labels: Iterable[str]) -> Rows:
@@ -145,9 +175,7 @@ def run_comparison(
     use_compilation_cache()
     workdir = options.workdir or Path("runs") / name
     cells = {label: validate(cell) for label, (cell, _) in rows.items()}
-    results = compare(
-        cells, workdir, seeds=options.seeds, tune=options.tune, execution=options.execution, processes=options.jobs
-    )
+    results = compare(cells, workdir, seeds=options.seeds, tune=options.tune, **options.engine())
     (data,) = results.datasets
     described = []
     for row in results.rows:

@@ -1,12 +1,33 @@
 """Options that several scripts have, as dataclasses for tyro."""
 
+import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
+from bnn_jax.errors import UsageError
 from bnn_jax.training.config import Settings
+from bnn_jax.training.overrides import default_of
+
+
+def refuse_unread(arguments: Any, names: Iterable[str], purpose: str) -> None:
+    """Refuse options that nothing would read and that differ from their defaults.
+
+    Args:
+      arguments: of a script.
+      names: of the options.
+      purpose: what reads them, as "is for images that are read from disk".
+
+    Raises:
+      UsageError: for the first of them.
+    """
+    defaults = {field.name: default_of(field) for field in dataclasses.fields(arguments)}
+    for name in names:
+        if (value := getattr(arguments, name)) != defaults[name]:
+            raise UsageError(f"`--{name.replace('_', '-')}` (={value}) {purpose}; leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +52,12 @@ class TrainingOptions(ConfigOptions):
     strict: bool = False
     """Refuse corrupt images of a stream, which are else left out with a warning."""
 
+    def reading(self) -> dict[str, Any]:
+        """How images are read, as :func:`bnn_jax.training.loop.train` takes it."""
+        if not self.settings.data.stream:
+            refuse_unread(self, ("workers", "strict"), "is for images read from disk, with `--data.stream`")
+        return {"workers": self.workers, "strict": self.strict}
+
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions(ConfigOptions):
@@ -41,6 +68,12 @@ class SweepOptions(ConfigOptions):
     pay."""
     jobs: int | None = None
     """Processes at a time; None takes one for each core."""
+
+    def engine(self) -> dict[str, Any]:
+        """How runs are executed, as :func:`bnn_jax.sweeps.engine.run_all` takes it."""
+        if self.execution != "processes":
+            refuse_unread(self, ("jobs",), "is for `--execution processes`")
+        return {"execution": self.execution, "processes": self.jobs}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,8 +50,8 @@ def push_to_bounds(
     2 r_e < 2^-9, so hold the weights in float32.
 
     Args:
-      box: prefix tree of the parameters with leaves None (not pushed) or (lower, upper), both finite, or a function
-        that returns one from them, as :func:`latent_box`.
+      box: prefix tree of the parameters with leaves None (not pushed) or (lower, upper), both finite, a function
+        that returns one from them, or :func:`latent_box`.
       total_steps: steps of the whole phase; the paper's has 1000 epochs.
       rate: r, not negative; may be traced.  1e-4 for CIFAR, 1e-6 for ImageNet.
       steps_per_epoch: r_e rises once in so many steps, 1 for the same line without stairs.

@@ -2,6 +2,7 @@ r"""Box constraints lower <= w <= upper on some of the parameters, and the label
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import jax
@@ -13,15 +14,23 @@ from jaxtyping import Array
 from bnn_jax.types import LATENT_KERNEL, Params
 
 Box: TypeAlias = Any
-"""None (unconstrained), (lower, upper), or a prefix tree of the parameters with such leaves."""
+"""None (unconstrained), (lower, upper), a prefix tree of the parameters with such leaves, or a :class:`LatentBox`."""
 
 
 def is_latent(params: Params) -> Params:
     """A tree of booleans: True for the latent weights of quantized layers.
 
+    Raises:
+      TypeError: for a whole number, the step that `optax.inject_hyperparams` calls a function with.
+
     >>> is_latent({"conv": {"latent_kernel": jnp.ones(2)}, "head": {"kernel": jnp.ones(2)}})
     {'conv': {'latent_kernel': True}, 'head': {'kernel': False}}
     """
+    if isinstance(params, jax.Array) and jnp.issubdtype(params.dtype, jnp.integer):
+        raise TypeError(
+            f"`params` is an array of {params.dtype}, not a tree of parameters: optax.inject_hyperparams takes a "
+            "function for a schedule; name the argument in its `static_args`, or give no function, as latent_box()"
+        )
 
     def is_latent_leaf(path, _):
         return bool(path) and getattr(path[-1], "key", None) == LATENT_KERNEL
@@ -29,13 +38,28 @@ def is_latent(params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(is_latent_leaf, params)
 
 
-def latent_box(lower: float = -1.0, upper: float = 1.0) -> Callable[[Params], Box]:
-    """The box that holds for latent weights and leaves the rest free, as a function of the parameters.
+@dataclass(frozen=True)
+class LatentBox:
+    """The bounds of latent weights; the rest is free.
 
-    >>> latent_box()({"conv": {"latent_kernel": jnp.ones(2)}, "head": {"kernel": jnp.ones(2)}})
+    It is not a function of the parameters, for which `optax.inject_hyperparams` would take it for a schedule.
+    """
+
+    lower: float | Array
+    upper: float | Array
+
+    def of(self, params: Params) -> Box:
+        """The box as a tree like the parameters."""
+        return jax.tree.map(lambda latent: (self.lower, self.upper) if latent else None, is_latent(params))
+
+
+def latent_box(lower: float | Array = -1.0, upper: float | Array = 1.0) -> LatentBox:
+    """The box that holds for latent weights and leaves the rest free.
+
+    >>> latent_box().of({"conv": {"latent_kernel": jnp.ones(2)}, "head": {"kernel": jnp.ones(2)}})
     {'conv': {'latent_kernel': (-1.0, 1.0)}, 'head': {'kernel': None}}
     """
-    return lambda params: jax.tree.map(lambda latent: (lower, upper) if latent else None, is_latent(params))
+    return LatentBox(lower, upper)
 
 
 def _is_bounds(node) -> bool:
@@ -46,11 +70,16 @@ def _is_bounds(node) -> bool:
 def resolve_box(box: Box | Callable[[Params], Box], params: Params) -> list[tuple[Array, Array] | None]:
     """The bounds of every leaf of `params`, in the order of `jax.tree.leaves`.
 
+    Args:
+      box: what :func:`latent_box` returns, bounds, a prefix tree of them, or a function of the parameters that returns
+        such a tree.
+      params: the parameters.
+
     Raises:
       ValueError: if `box` is no prefix tree of `params` with leaves None or (lower, upper), if a bound does not
         broadcast to its parameter's shape, or if lower > upper.
     """
-    box = box(params) if callable(box) else box
+    box = box.of(params) if isinstance(box, LatentBox) else box(params) if callable(box) else box
     try:
         broadcast = jax.tree.map(lambda b, subtree: jax.tree.map(lambda _: b, subtree), box, params, is_leaf=_is_bounds)
     except (ValueError, TypeError, KeyError) as error:

@@ -11,6 +11,7 @@ import tyro
 
 from bnn_jax.errors import UsageError
 from bnn_jax.training.config import Config
+from bnn_jax.training.overrides import check_read, settled
 
 SCALARS = {int, float, bool, str}
 
@@ -25,7 +26,7 @@ def scalar_options(kind: type = Config, prefix: str = "") -> list[str]:
     for name, hint in typing.get_type_hints(kind).items():
         if is_dataclass(hint):
             names += scalar_options(hint, f"{prefix}{name}.")
-        elif (set(typing.get_args(hint)) or {hint}) <= SCALARS | {NoneType}:
+        elif typing.get_origin(hint) is not dict and (set(typing.get_args(hint)) or {hint}) <= SCALARS | {NoneType}:
             names.append(f"{prefix}{name}")
     return names
 
@@ -98,8 +99,13 @@ def parse_axes(config: Config, texts: Mapping[str, Sequence[str]]) -> dict[str, 
 def grid_cells(config: Config, axes: Mapping[str, Sequence[Any]]) -> dict[str, tuple[Config, dict[str, Any]]]:
     """Label -> config and values, for each combination of the values, the last axis fastest.
 
+    Every name has its own settings, see :func:`bnn_jax.training.overrides.settled`.
+
     >>> list(grid_cells(Config("test", 1, 32), {"optim.momentum": (0.0, 0.9), "epochs": (1, 2)}))[:2]
     ['momentum=0.0,epochs=1', 'momentum=0.0,epochs=2']
+
+    Raises:
+      UsageError: for an optimizer without settings of its own, and an axis that no cell reads.
     """
     cells = {}
     for values in itertools.product(*axes.values()):
@@ -109,7 +115,8 @@ def grid_cells(config: Config, axes: Mapping[str, Sequence[Any]]) -> dict[str, t
             cell = with_setting(cell, name, value)
         label = ",".join(f"{short_name(name)}={value}" for name, value in chosen.items()) or "all"
         # It is also the name of a folder.
-        cells[label.replace("/", "_")] = (cell, chosen)
+        cells[label.replace("/", "_")] = (settled(config, cell, chosen), chosen)
+    check_read([cell for cell, _ in cells.values()], axes)
     return cells
 
 

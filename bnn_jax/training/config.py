@@ -1,12 +1,9 @@
-"""What a run is: frozen dataclasses, a file with `get_config()`, overrides from the command line."""
+"""What a run is: frozen dataclasses, and a file with `get_config()`."""
 
-import argparse
 import dataclasses
 import json
 import runpy
-import sys
 import typing
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -219,45 +216,6 @@ def select_optimizer(config: Config, name: str) -> OptimConfig:
     if name not in settings:
         raise unknown_name("optimizer", name, settings)
     return settings[name]
-
-
-def parse(arguments_type: type, *, argv: Sequence[str] | None = None):
-    """Parse a script's command line, overrides of the config among it: ``--optim.learning-rate 0.1 --epochs 3``.
-
-    An unknown or malformed option ends the program with exit code 2 and names the nearest.  Options of an optimizer,
-    loss, schedule, quantizer or network are added to those of the config file; none after the name removes those.
-
-    Args:
-      arguments_type: dataclass with the script's own options; its field `config` is the path of a config file,
-        `settings` becomes the resolved :class:`Config`, and `optimizer`, where there is one, names the settings to
-        start from.
-      argv: what follows the script's name; None takes it from `sys.argv`.
-
-    Raises:
-      UsageError: for a config file or optimizer that does not exist.
-    """
-    argv = sys.argv[1:] if argv is None else list(argv)
-    first_look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first_look.add_argument("--config", default=arguments_type.config)
-    first_look.add_argument("--optimizer")
-    found, _ = first_look.parse_known_args(argv)
-    config = load_config(found.config)
-    if found.optimizer is not None and hasattr(arguments_type, "optimizer"):
-        config = dataclasses.replace(config, optim=select_optimizer(config, found.optimizer))
-    arguments = tyro.cli(arguments_type, args=argv, default=arguments_type(settings=config))
-    return dataclasses.replace(arguments, settings=_with_earlier_options(config, arguments.settings))
-
-
-def _with_earlier_options(earlier: Any, later: Any) -> Any:
-    """`later`, its options added to those that `earlier` has under the same name."""
-    changes = {}
-    for name, hint in typing.get_type_hints(type(later), include_extras=True).items():
-        before, after = getattr(earlier, name), getattr(later, name)
-        if dataclasses.is_dataclass(after):
-            changes[name] = _with_earlier_options(before, after)
-        elif hint == Options and after:
-            changes[name] = before | after
-    return dataclasses.replace(later, **changes)
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def test_rows_share_the_quantizers_that_the_command_names():
 def test_deep_frank_wolfe_has_no_row_for_a_smooth_loss():
     config = load_config(CONFIGS / "digits_xnor.py")
     hinge = config.loss
-    rows = optimizer_rows(config, ["dfw", "sgd"], [hinge, "multiclass_hinge", "cross_entropy", hinge])
+    rows = optimizer_rows(config, ["dfw", "sgd"], {hinge: {}, "multiclass_hinge": {}, "cross_entropy": {}})
     assert {label: (cell.optim.name, cell.loss) for label, (cell, _) in rows.items()} == {
         "dfw": ("dfw", hinge),
         "sgd": ("sgd", hinge),

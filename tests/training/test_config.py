@@ -20,11 +20,11 @@ from bnn_jax.training.config import (
     Settings,
     from_dict,
     load_config,
-    parse,
     select_optimizer,
     to_dict,
 )
 from bnn_jax.training.experiment import ImageInfo, make_experiment
+from bnn_jax.training.overrides import parse
 from bnn_jax.training.programs import make_programs
 from bnn_jax.training.validation import validate
 
@@ -210,7 +210,8 @@ def test_overrides_from_the_command_line():
     ],
 )
 def test_options_on_the_command_line_and_in_json(option, words, value):
-    config = parse(Arguments, argv=[f"--{option}", *words.split()]).settings
+    # Of lambda's schedule nothing is read without a regularizer.
+    config = parse(Arguments, argv=[f"--{option}", *words.split(), "--regularizer", "manhattan"]).settings
     assert repr(attrgetter(option.replace("-", "_"))(config)) == repr(value)  # 1 is equal to 1.0, but no size
     assert from_dict(to_dict(config)) == config
 
