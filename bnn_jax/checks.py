@@ -130,5 +130,6 @@ _KINDS: tuple[tuple[type, Callable[[Any], bool], str], ...] = (
     (bool, lambda value: isinstance(value, (bool, np.bool_)), "must be True or False"),
     (int, lambda value: isinstance(value, (int, np.integer)) and not isinstance(value, bool), "must be a whole number"),
     (float, lambda value: not isinstance(value, (str, bool, tuple, list)), "must be a number"),
+    (tuple, lambda value: not isinstance(value, (str, bool)), "must be a number or several"),
 )
 """(type of the default, whether a value is of that kind, what it must be)."""

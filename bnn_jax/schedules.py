@@ -1,10 +1,12 @@
 r"""Schedules: step -> value, for learning rates and for the sharpness of estimators alike."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from bnn_jax.checks import check_options, look_up, require, require_positive
@@ -16,18 +18,29 @@ def constant(value: float, total_steps: int) -> Schedule:
     return optax.constant_schedule(value)
 
 
-def cosine(value: float, total_steps: int) -> Schedule:
-    r"""value (1 + cos(pi step / total_steps)) / 2: from value to 0 (Loshchilov and Hutter, SGDR, 2017).
+def cosine(value: float, total_steps: int, *, final_share: float = 0.0) -> Schedule:
+    r"""value (f + (1 - f) (1 + cos(pi step / total_steps)) / 2): from value to its share f = final_share.
 
-    >>> print(f"{cosine(1.0, 100)(50):.4f}")
-    0.5000
+    Raises:
+      ValueError: if `final_share` is not in [0, 1].
+
+    >>> print(f"{cosine(1.0, 100)(50):.4f} {cosine(1.0, 100, final_share=0.1)(100):.4f}")
+    0.5000 0.1000
+
+    Reference: Loshchilov and Hutter, SGDR: Stochastic Gradient Descent with Warm Restarts, 2017, arXiv:1608.03983.
     """
-    return _of_whole_steps(optax.cosine_decay_schedule(value, total_steps))
+    _require_share("final_share", final_share)
+    return _of_whole_steps(optax.cosine_decay_schedule(value, total_steps, final_share))
 
 
-def linear(value: float, total_steps: int) -> Schedule:
-    """value (1 - step / total_steps): from value to 0."""
-    return _of_whole_steps(optax.linear_schedule(value, 0.0, total_steps))
+def linear(value: float, total_steps: int, *, final_share: float = 0.0) -> Schedule:
+    """value (1 - (1 - f) step / total_steps): from value to its share f = final_share.
+
+    Raises:
+      ValueError: if `final_share` is not in [0, 1].
+    """
+    _require_share("final_share", final_share)
+    return _of_whole_steps(optax.linear_schedule(value, final_share * value, total_steps))
 
 
 def exponential(value: float, total_steps: int, *, final_share: float = 1e-3) -> Schedule:
@@ -47,22 +60,57 @@ def exponential(value: float, total_steps: int, *, final_share: float = 1e-3) ->
     return lambda step: value * final_share ** (step / total_steps)
 
 
-def staircase(value: float, total_steps: int, *, stages: int = 5, factor: float = 0.1) -> Schedule:
-    r"""value factor^floor(stages step / total_steps): equal stages, each `factor` times the one before; the last stays.
+def milestones(
+    value: float,
+    total_steps: int,
+    *,
+    at_shares: float | Sequence[float] = (0.5, 0.75),
+    factor: float | Sequence[float] = (0.1,),
+) -> Schedule:
+    r"""value times the factors of the milestones passed: those k with step >= at_shares_k total_steps.
 
-    The defaults are BNN+'s for CIFAR-10: 50 epochs, divided by 10 after every 10.
+    Shares of the run, so that a recipe keeps its proportions at another length.  The defaults are those of ResNets on
+    CIFAR-10: divided by 10 after half and three quarters of the steps.
+
+    Args:
+      value: before the first milestone.
+      total_steps: of the training.
+      at_shares: the milestones, rising, between 0 and 1.
+      factor: of all of them, or one for each.
 
     Raises:
-      ValueError: if `stages` is less than 1 or `factor` not positive.
+      ValueError: for shares that do not rise from above 0 to below 1, a factor that is not positive, or another number
+        of factors.
 
-    >>> print([f"{staircase(1.0, 50)(step):.0e}" for step in (0, 9, 10, 49, 50)])
-    ['1e+00', '1e+00', '1e-01', '1e-04', '1e-04']
+    >>> steps = (0, 39, 40, 60, 70, 74)
+    >>> schedule = milestones(1.0, 75, at_shares=(40 / 75, 60 / 75, 70 / 75), factor=0.3)
+    >>> print([f"{schedule(step):.3f}" for step in steps])
+    ['1.000', '1.000', '0.300', '0.090', '0.027', '0.027']
 
-    Reference: Darabi et al., BNN+: Improved Binary Network Training, 2018, arXiv:1812.11800.
+    Reference: He et al., Deep Residual Learning for Image Recognition, 2016, arXiv:1512.03385, section 4.2.
     """
-    require("stages", stages, stages >= 1, "must be at least 1", "5 is usual")
-    require_positive("factor", factor, "0.1 is usual")
-    return _of_whole_steps(lambda step: value * factor ** jnp.clip(step * stages // total_steps, 0, stages - 1))
+    shares, factors = np.ravel(at_shares).tolist(), np.ravel(factor).tolist()
+    rising = all(0 < share < 1 for share in shares) and shares == sorted(set(shares))
+    require("at_shares", at_shares, rising, "must rise from above 0 to below 1", "they are shares of the run")
+    require("factor", factor, lambda f: f > 0, "must be positive", "0.1 is usual")
+    one_or_each = len(factors) in (1, len(shares))
+    require("factor", factor, one_or_each, f"must be one number, or one for each of the {len(shares)} milestones")
+    scales: dict[int, float] = {}
+    for share, scale in zip(shares, factors * (len(shares) // len(factors))):
+        step = _first_step(share, total_steps)
+        scales[step] = scales.get(step, 1.0) * scale  # in a short run two of them may be one step
+    return _of_whole_steps(optax.piecewise_constant_schedule(value, scales))
+
+
+def _first_step(share: float, total_steps: int) -> int:
+    """The first step at or after a share of the run; 40/75 of 375,000 steps is 200,000 in spite of rounding."""
+    return math.ceil(round(share * total_steps, 6))
+
+
+def _require_share(argument: str, value: float) -> None:
+    require(
+        argument, value, lambda share: (share >= 0) & (share <= 1), "must be in [0, 1]", "it is a share of the first"
+    )
 
 
 def _of_whole_steps(schedule: Schedule) -> Schedule:
@@ -80,26 +128,55 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "cosine": cosine,
     "linear": linear,
     "exponential": exponential,
-    "staircase": staircase,
+    "milestones": milestones,
 }
 """name -> (value, total_steps, **options) -> schedule."""
 
 
-def make_schedule(schedule: str | Callable[..., Schedule], value: float, total_steps: int, **options: Any) -> Schedule:
-    """A schedule of the table.
+def make_schedule(
+    schedule: str | Callable[..., Schedule],
+    value: float,
+    total_steps: int,
+    *,
+    warmup_share: float = 0.0,
+    warmup_start_share: float = 0.0,
+    **options: Any,
+) -> Schedule:
+    r"""A schedule of the table, after a linear warm-up.
+
+    With w = warmup_share total_steps:
+
+        value (s + (1 - s) step / w)    up to step w, s = warmup_start_share
+        the schedule                    from there on
+
+    A curve, as cosine, begins at the end of the warm-up with `value` and takes the steps that are left; milestones stay
+    at their shares of the whole run.
 
     Args:
       schedule: name in SCHEDULES, or a function like those of the table.
-      value: at the first step; may be traced.
+      value: at the end of the warm-up; may be traced.
       total_steps: of the training.
+      warmup_share: of the run, in [0, 1); 0 leaves the warm-up out.
+      warmup_start_share: of `value`, with which the warm-up begins.
       **options: keyword arguments of the function.
 
     Raises:
       ValueError: for a name or an option that is not known (the nearest is named), or a value out of range.
 
-    >>> print(f"{make_schedule('staircase', 1.0, 30, stages=3, factor=0.5)(20):.2f}")
-    0.25
+    >>> print(f"{make_schedule('milestones', 1.0, 30, at_shares=0.5, factor=0.2)(20):.2f}")
+    0.20
+    >>> warmed_up = make_schedule("linear", 1.0, 100, warmup_share=0.2)
+    >>> print([f"{warmed_up(step):.2f}" for step in (0, 10, 20, 60, 100)])
+    ['0.00', '0.50', '1.00', '0.50', '0.00']
     """
     factory = look_up("schedule", schedule, SCHEDULES)
     check_options("options", factory, options)
-    return factory(value, total_steps, **options)
+    require("warmup_share", warmup_share, 0 <= warmup_share < 1, "must be in [0, 1)", "0 leaves the warm-up out")
+    _require_share("warmup_start_share", warmup_start_share)
+    warmup_steps = _first_step(warmup_share, total_steps)
+    if warmup_steps == 0:
+        return factory(value, total_steps, **options)
+    begin = 0 if factory is milestones else min(warmup_steps, total_steps - 1)
+    later = factory(value, total_steps - begin, **options)
+    rising = optax.linear_schedule(warmup_start_share * value, value, warmup_steps)
+    return _of_whole_steps(lambda step: jnp.where(step < warmup_steps, rising(step), later(step - begin)))

@@ -1,16 +1,19 @@
 """Optimizers as optax transforms, and the table that names those a comparison can run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import optax
+from jaxtyping import Array
 from optax import contrib
 
 from bnn_jax.checks import Rule, check_options, look_up, require
 from bnn_jax.optim.bnew import PushToBoundsState, push_to_bounds
 from bnn_jax.optim.bop import BopState, bop, bop_on_latent, check_rate
 from bnn_jax.optim.deep_frank_wolfe import DeepFrankWolfeState, deep_frank_wolfe
+from bnn_jax.optim.frozen import is_trained
 from bnn_jax.optim.latent import (
     Box,
     bound_statistics,
@@ -28,8 +31,10 @@ class Settings(NamedTuple):
     """What every optimizer of the table is made from; see :func:`make_optimizer`."""
 
     learning_rate: Schedule
+    peak: float | Array
     momentum: float
     weight_decay: float
+    decay_of: Callable[[Params], Params]
     box: Box | Callable[[Params], Box]
     total_steps: int | None
     scale_latent: bool
@@ -41,6 +46,7 @@ class Optimizer(NamedTuple):
     Attributes:
       make: (settings, **options) -> transform; refuses options out of range.
       takes_scale_latent: whether it can scale the updates of latent weights layer by layer.
+      separate_decay: whether latent weights have a decay of their own, and parameters can be left out of decay.
       takes_inner_steps: whether several steps can be made on each linearised problem.
       exact_step: whether its step size is exact for a piecewise linear loss, which then is all that it can minimize.
       latent_box: the rule for the bounds of the latent weights, (lower, upper) or None.
@@ -48,14 +54,37 @@ class Optimizer(NamedTuple):
 
     make: Callable[..., optax.GradientTransformation]
     takes_scale_latent: bool = False
+    separate_decay: bool = True
     takes_inner_steps: bool = False
     exact_step: bool = False
     latent_box: Rule | None = None
 
 
-def _decayed(params: Params) -> Params:
-    """Weight decay is for real weights: on latent ones it would only slow the sign flips."""
-    return jax.tree.map(lambda latent: not latent, is_latent(params))
+def decay_of_parameters(
+    params: Params,
+    *,
+    weight_decay: float | Array,
+    latent_weight_decay: float | Array = 0.0,
+    decay_only: Sequence[str] = (),
+) -> Params:
+    """The decay of each parameter: `latent_weight_decay` of latent weights, `weight_decay` of the others.
+
+    Args:
+      params: or their shapes.
+      weight_decay, latent_weight_decay: may be traced.
+      decay_only: shell-style patterns of the parameters that are decayed, as *kernel; the others have 0; none decays
+        all.
+
+    Raises:
+      ValueError: if a pattern matches no parameter.
+
+    >>> params = {"conv": {"latent_kernel": 1.0, "bias": 1.0}, "head": {"kernel": 1.0}}
+    >>> decay_of_parameters(params, weight_decay=0.1, latent_weight_decay=0.2, decay_only=["*kernel"])
+    {'conv': {'bias': 0.0, 'latent_kernel': 0.2}, 'head': {'kernel': 0.1}}
+    """
+    chosen = is_trained(params, decay_only or ["*"], argument="decay_only")
+    by_kind = lambda decayed, latent: (latent_weight_decay if latent else weight_decay) if decayed else 0.0
+    return jax.tree.map(by_kind, chosen, is_latent(params))
 
 
 def _boxed(settings: Settings, *transforms: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -64,26 +93,33 @@ def _boxed(settings: Settings, *transforms: optax.GradientTransformation) -> opt
 
 
 def _decay(settings: Settings) -> optax.GradientTransformation:
-    return optax.add_decayed_weights(settings.weight_decay, mask=_decayed)
+    """Add to what comes in the weights times their decay: coupled before the optimizer's moments, decoupled after."""
+
+    def add(update, weight, decay):
+        if isinstance(decay, float) and decay == 0:
+            return update
+        return update + (decay * weight).astype(update.dtype)
+
+    return optax.stateless(lambda updates, params: jax.tree.map(add, updates, params, settings.decay_of(params)))
 
 
-def _adamw(settings: Settings, *, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
+def _adam_steps(
+    settings: Settings, *, b2: float = 0.999, eps: float = 1e-8, decoupled: bool = True
+) -> optax.GradientTransformation:
     require("b2", b2, lambda b: (b >= 0) & (b < 1), "must be in [0, 1)", "0.999 is usual")
     require("eps", eps, lambda e: e >= 0, "must not be negative", "1e-8 is usual")
-    decay = {"weight_decay": settings.weight_decay, "mask": _decayed}
-    return optax.adamw(settings.learning_rate, b1=settings.momentum, b2=b2, eps=eps, **decay)
+    adam, decay = optax.scale_by_adam(settings.momentum, b2, eps), _decay(settings)
+    steps = (adam, decay) if decoupled else (decay, adam)
+    return optax.chain(*steps, optax.scale_by_learning_rate(settings.learning_rate))
 
 
 def _dfw(
     settings: Settings, *, epsilon: float = 1e-5, target: float = 0.0, target_share: float = 0.0
 ) -> optax.GradientTransformation:
-    def decay(params):
-        return jax.tree.map(lambda decayed: settings.weight_decay if decayed else 0.0, _decayed(params))
-
     return deep_frank_wolfe(
         settings.learning_rate,
         settings.momentum,
-        decay,
+        settings.decay_of,
         box=settings.box,
         epsilon=epsilon,
         target=target,
@@ -91,8 +127,10 @@ def _dfw(
     )
 
 
-def _adam(settings: Settings, *, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
-    return _boxed(settings, _adamw(settings, b2=b2, eps=eps))
+def _adam(
+    settings: Settings, *, b2: float = 0.999, eps: float = 1e-8, decoupled: bool = True
+) -> optax.GradientTransformation:
+    return _boxed(settings, _adam_steps(settings, b2=b2, eps=eps, decoupled=decoupled))
 
 
 def _sgd(settings: Settings, *, nesterov: bool = False) -> optax.GradientTransformation:
@@ -102,8 +140,8 @@ def _sgd(settings: Settings, *, nesterov: bool = False) -> optax.GradientTransfo
 
 def _polyak_sgd(settings: Settings, *, f_min: float = 0.0) -> optax.GradientTransformation:
     # The bound of the step size (L - f_min) / |g|^2 has no schedule; `scaling` has, so the bound moves into it.
-    peak = settings.learning_rate(0)
-    polyak = optax.polyak_sgd(peak, scaling=lambda step: settings.learning_rate(step) / peak, f_min=f_min)
+    scaling = lambda step: settings.learning_rate(step) / settings.peak
+    polyak = optax.polyak_sgd(settings.peak, scaling=scaling, f_min=f_min)
     return _boxed(settings, _decay(settings), polyak, optax.trace(settings.momentum))
 
 
@@ -122,12 +160,11 @@ def _momo(
 
 def _bop(settings: Settings, *, threshold: float = 1e-6, adaptivity_rate: float = 1e-4) -> optax.GradientTransformation:
     check_rate(adaptivity_rate)
-    peak = settings.learning_rate(0)
 
     def decayed(step):
-        return adaptivity_rate * settings.learning_rate(step) / peak
+        return adaptivity_rate * settings.learning_rate(step) / settings.peak
 
-    return bop_on_latent(_adamw(settings), threshold=threshold, adaptivity_rate=decayed)
+    return bop_on_latent(_adam_steps(settings), threshold=threshold, adaptivity_rate=decayed)
 
 
 def _bnew(
@@ -148,7 +185,7 @@ def _bnew(
         freeze_from=freeze_from,
         order=order,
     )
-    return optax.chain(_adamw(settings), push)
+    return optax.chain(_adam_steps(settings), push)
 
 
 OPTIMIZERS: dict[str, Optimizer] = {
@@ -156,9 +193,10 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "adam": Optimizer(_adam, takes_scale_latent=True),
     "sgd": Optimizer(_sgd, takes_scale_latent=True),
     "polyak_sgd": Optimizer(_polyak_sgd, takes_scale_latent=True),
-    "momo": Optimizer(_momo, takes_scale_latent=True),
+    "momo": Optimizer(_momo, takes_scale_latent=True, separate_decay=False),
     "bop": Optimizer(
         _bop,
+        separate_decay=False,
         latent_box=Rule(
             lambda box: box is None or box[0] <= -1 <= 1 <= box[1],
             "must contain -1 and 1 for bop, whose weights are those",
@@ -172,8 +210,11 @@ def make_optimizer(
     optimizer: str | Optimizer,
     *,
     learning_rate: Schedule,
+    peak: float | Array | None = None,
     momentum: float = 0.9,
     weight_decay: float = 0.0,
+    latent_weight_decay: float = 0.0,
+    decay_only: Sequence[str] = (),
     box: Box | Callable[[Params], Box] = None,
     total_steps: int | None = None,
     scale_latent: bool = False,
@@ -187,16 +228,23 @@ def make_optimizer(
       optimizer: an :class:`Optimizer`, or one of these names, with its options and their defaults
 
         dfw         :func:`deep_frank_wolfe`: epsilon 1e-5, target 0, target_share 0
-        adam        with decoupled weight decay: b2 0.999, eps 1e-8
+        adam        b2 0.999, eps 1e-8; decoupled True: weight decay as optax.adamw's, rate * decay * w beside the step;
+                    False: coupled as PyTorch's Adam and an L2 loss, decay * w in the gradient before the moments
         sgd         nesterov False
         polyak_sgd  f_min 0, the loss at the optimum
         momo        lower_bound 0 of the loss, adapt_lower_bound False
-        bop         :func:`bop` on the latent weights, adam on the rest: threshold 1e-6, adaptivity_rate 1e-4, which is
-                    decayed like the learning rate
-        bnew        adam and :func:`push_to_bounds`: rate 1e-4, steps_per_epoch 1, freeze_from 0.98, order before
+        bop         :func:`bop` on the latent weights, decoupled adam on the rest: threshold 1e-6, adaptivity_rate 1e-4,
+                    which is decayed like the learning rate
+        bnew        decoupled adam and :func:`push_to_bounds`: rate 1e-4, steps_per_epoch 1, freeze_from 0.98, order
+                    before
       learning_rate: schedule; for dfw the proximal eta, for polyak_sgd and momo the upper bound of the step size.
+      peak: highest value of `learning_rate`, to which polyak_sgd's bound and bop's adaptivity are put in proportion;
+        None takes the value at step 0, right where there is no warm-up.
       momentum: Nesterov's for dfw, heavy-ball for sgd and polyak_sgd, beta1 of adam, beta of momo.
-      weight_decay: on all weights but the latent ones; momo's own decays all.
+      weight_decay: of all weights but the latent ones; momo's own decays all.  In the gradient (coupled) for sgd and
+        polyak_sgd, in the proximal problem for dfw, decoupled for momo, bop and bnew, either for adam.
+      latent_weight_decay: of the latent weights, in the same way; not for momo and bop.
+      decay_only: shell-style patterns of the parameters that are decayed, see :func:`decay_of_parameters`.
       box: of the latent weights, as :func:`latent_box`, or None.
       total_steps: of the training; for bnew.
       scale_latent: BinaryConnect's layer-wise learning-rate scale, for adam, sgd, polyak_sgd and momo.
@@ -210,18 +258,34 @@ def make_optimizer(
     """
     found = look_up("optimizer", optimizer, OPTIMIZERS)
     check_options("options", found.make, options)
-    settings = Settings(learning_rate, momentum, weight_decay, box, total_steps, scale_latent)
-    return _promoting(optax.with_extra_args_support(found.make(settings, **options)))
+    decays = {"weight_decay": weight_decay, "latent_weight_decay": latent_weight_decay, "decay_only": decay_only}
+    settings = Settings(
+        learning_rate=learning_rate,
+        peak=learning_rate(0) if peak is None else peak,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        decay_of=partial(decay_of_parameters, **decays),
+        box=box,
+        total_steps=total_steps,
+        scale_latent=scale_latent,
+    )
+    return _promoting(settings, optax.with_extra_args_support(found.make(settings, **options)))
 
 
-def _promoting(transform: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+def _promoting(
+    settings: Settings, transform: optax.GradientTransformationExtraArgs
+) -> optax.GradientTransformationExtraArgs:
     """Let a transform mix dtypes where this is otherwise forbidden: those of optax multiply by their step count."""
+
+    def init(params):
+        settings.decay_of(params)  # refuses patterns before the first step
+        return transform.init(params)
 
     def update(updates, state, params=None, **extra):
         with jax.numpy_dtype_promotion("standard"):
             return transform.update(updates, state, params, **extra)
 
-    return optax.GradientTransformationExtraArgs(transform.init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 __all__ = [
@@ -234,6 +298,7 @@ __all__ = [
     "bop",
     "bop_on_latent",
     "bound_statistics",
+    "decay_of_parameters",
     "deep_frank_wolfe",
     "is_latent",
     "keep_in_box",

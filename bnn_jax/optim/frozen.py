@@ -15,7 +15,7 @@ def path_name(path: tuple) -> str:
     return "/".join(str(getattr(key, "key", key)) for key in path)
 
 
-def is_trained(params: Params, patterns: Sequence[str]) -> Params:
+def is_trained(params: Params, patterns: Sequence[str], *, argument: str = "train_only") -> Params:
     """A tree of booleans: True where the path matches one of the shell-style `patterns`.
 
     Raises:
@@ -28,7 +28,7 @@ def is_trained(params: Params, patterns: Sequence[str]) -> Params:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ValueError(
-                f"`train_only` (={pattern!r}) matches none of the {len(names)} parameters; their names are as "
+                f"`{argument}` (={pattern!r}) matches none of the {len(names)} parameters; their names are as "
                 f"{', '.join(names[:4])}, and * stands for any part of one"
             )
     return jax.tree_util.tree_map_with_path(

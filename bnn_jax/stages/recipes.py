@@ -2,8 +2,10 @@
 
 The config gives the data, the batch size, the seed, and of its network the width, the stage sizes and the stem; if its
 network is of the recipe's own family it is taken as it is.  Its `epochs` are those of the longest stage, the others
-keep the paper's proportions.  Optimizers, learning rates and decays are the papers' own, found for the papers' batch
-sizes and data.  Step-wise schedules become `staircase` or `cosine`, and augmentation is that of the config.
+keep the paper's proportions.  Optimizers, learning rates, schedules and decays are the papers' own or their programs',
+found for their batch sizes and data; what neither says is called a reading.  Schedules are shares of a stage, so they
+keep their form at any length; rates that those programs change every epoch change every step here.  Augmentation is
+that of the config.  `docs/recipes.md` has every number beside its source.
 """
 
 import inspect
@@ -15,8 +17,18 @@ from bnn_jax.models import MODELS
 from bnn_jax.stages.stage import Stage
 from bnn_jax.training.config import Config, DistillationConfig, ModelConfig, OptimConfig
 
-REAL = OptimConfig("sgd", 0.1, weight_decay=1e-4, schedule="cosine", latent_box=None)
-"""He et al.'s settings for full precision."""
+
+def _at_epochs(epochs: int, *milestones: int, factor: float = 0.1) -> dict[str, Any]:
+    """A stage's schedule: the rate times `factor` at the start of these of its `epochs`, counted from 0."""
+    shares = tuple(milestone / epochs for milestone in milestones)
+    return {"schedule": "milestones", "schedule_options": {"at_shares": shares, "factor": factor}}
+
+
+REAL = OptimConfig("sgd", 0.1, weight_decay=1e-4, latent_box=None, **_at_epochs(64, 32, 48))
+"""He et al.'s settings for full precision (2016, section 4.2): 64,000 steps, all parameters decayed."""
+
+ADAM = OptimConfig("adam", options={"decoupled": False}, latent_box=None)
+"""That of PyTorch and Keras, whose weight decay is in the gradient."""
 
 BI_REAL = ("bireal", "ebireal", "ftbnn")
 """Beginnings of the names of Bi-Real Net's family, whose networks have the option `activation`."""
@@ -26,12 +38,12 @@ def bireal(base: Config) -> list[Stage]:
     """Bi-Real Net: the activation turns into sign step by step.
 
     relu        full precision with ReLU: SGD 0.1
-    leaky_clip  clip(x, -1, 1) with slope 0.1 outside: SGD 0.01
-    clip        clip(x, -1, 1): SGD 0.01
-    binary      sign and magnitude-aware weights: SGD 0.01 in steps, no weight decay; 20 epochs
-    norm        weights -1/+1 without a scale, batch normalization alone is trained: 1 epoch
+    leaky_clip  clip(x, -1, 1) with slope 0.1 outside: as binary
+    clip        clip(x, -1, 1): as binary
+    binary      sign and magnitude-aware weights: SGD 0.01, x0.1 at 10 and 15 of 20 epochs, no weight decay
+    norm        weights -1/+1 without a scale, batch normalization alone is trained: SGD 0.01; 1 epoch
 
-    The settings of the two middle stages are a reading: the paper calls them finetuning.
+    The settings of the two middle stages are a reading, for the paper calls them finetuning, and so is the last rate.
 
     Reference: Liu et al., Bi-Real Net, 2018, arXiv:1808.00278.
     """
@@ -40,7 +52,7 @@ def bireal(base: Config) -> list[Stage]:
         return _network(base, "bireal_resnet20", family=BI_REAL, activation=activation)
 
     binary = _network(base, "bireal_resnet20", family=BI_REAL, inputs="approx_sign", kernels="magnitude_aware")
-    fine = OptimConfig("sgd", 0.01, schedule="staircase", latent_box=None)
+    fine = OptimConfig("sgd", 0.01, latent_box=None, **_at_epochs(20, 10, 15))
     return [
         _stage(base, "relu", real("relu"), REAL),
         _stage(base, "leaky_clip", real("leaky_clip"), fine, initialise_from="relu"),
@@ -50,7 +62,7 @@ def bireal(base: Config) -> list[Stage]:
             base,
             "norm",
             replace(binary, kernel_quantizer="binary"),
-            replace(fine, train_only=("*norm*",)),
+            OptimConfig("sgd", 0.01, latent_box=None, train_only=("*norm*",)),
             epochs=1 / 20,
             initialise_from="binary",
         ),
@@ -61,8 +73,11 @@ def reactnet(base: Config) -> list[Stage]:
     """ReActNet: binary activations first, then binary weights, taught by the distribution loss alone.
 
     teacher  full precision: SGD 0.1; the paper's is a trained ResNet-34
-    inputs   RSign, real weights: Adam 2.5e-3, linear decay, weight decay 1e-5; 128 epochs
-    binary   both binary, no weight decay; 128 epochs
+    inputs   RSign, real weights: Adam 2.5e-3, linear to 0, weight decay 1e-5, coupled, of convolutions and shifts; 128
+             epochs
+    binary   both binary: the same without weight decay; 128 epochs
+
+    ReActNet-A has the rate 1.25e-3, networks without normalization 5e-4 (Chen et al., 2021, arXiv:2104.08215).
 
     Reference: Liu et al., ReActNet, 2020, arXiv:2003.03488.
     """
@@ -73,11 +88,13 @@ def reactnet(base: Config) -> list[Stage]:
         teacher = _network(base, "resnet20", family="resnet")
     else:
         teacher = _network(base, "resnet34", family="resnet34", stem=_stem(binary))
-    adam = OptimConfig("adam", 2.5e-3, schedule="linear", latent_box=None)
+    rate = 5e-4 if kernels == "bn_free" else 1.25e-3 if binary.name == "reactnet_a" else 2.5e-3
+    adam = replace(ADAM, learning_rate=rate, schedule="linear")
+    decayed = replace(adam, weight_decay=1e-5, decay_only=("st*kernel", "*shift"))
     inputs = replace(binary, kernel_quantizer="full_precision")
     return [
         _stage(base, "teacher", teacher, REAL),
-        _stage(base, "inputs", inputs, replace(adam, weight_decay=1e-5), taught=taught, teacher="teacher"),
+        _stage(base, "inputs", inputs, decayed, taught=taught, teacher="teacher"),
         _stage(base, "binary", binary, adam, taught=taught, teacher="teacher", initialise_from="inputs"),
     ]
 
@@ -86,9 +103,11 @@ def real_to_binary(base: Config) -> list[Stage]:
     """Real-to-Binary: each stage is taught by the one before, with attention matching until the weights are binary.
 
     real     ResNet-18 in full precision: SGD 0.1; 100 epochs
-    tanh     the gated network with tanh in sign's place: Adam 1e-3; labels 1, attention 30, knowledge 3; 75 epochs
+    tanh     the gated network with tanh in sign's place: Adam 1e-3, 5 epochs of warm-up, x0.3 at 40, 60 and 70 of 75,
+             weight decay 2e-5, coupled, of all kernels but the last; labels 1, attention 30, knowledge 3
     inputs   binary activations: the same
-    binary   both binary, from the variables of `inputs`: Adam 2e-4; labels 1, knowledge 0.8; 75 epochs
+    binary   both binary in [-1, 1], from the variables of `inputs`: the same from 2e-4 without weight decay; labels 1,
+             knowledge 0.8
 
     Attention is matched after every stage of ResNet-18, and after every block where the teacher is a gated network.
 
@@ -102,8 +121,14 @@ def real_to_binary(base: Config) -> list[Stage]:
     tanh = replace(inputs, input_quantizer="full_precision")
     matching = DistillationConfig({"attention": 30.0, "knowledge": 3.0})
     last = DistillationConfig({"knowledge": 0.8})
-    adam = OptimConfig("adam", 1e-3, weight_decay=1e-5, schedule="staircase", latent_box=None)
-    slower = replace(adam, learning_rate=2e-4, weight_decay=0.0)
+    slower = replace(
+        ADAM,
+        learning_rate=2e-4,
+        warmup_share=5 / 75,
+        latent_box=(-1.0, 1.0),
+        **_at_epochs(75, 40, 60, 70, factor=0.3),
+    )
+    adam = replace(slower, learning_rate=1e-3, weight_decay=2e-5, decay_only=("st*kernel",), latent_box=None)
     return [
         _stage(base, "real", real, REAL),
         _stage(base, "tanh", tanh, adam, epochs=0.75, taught=matching, teacher="real"),
@@ -115,16 +140,18 @@ def real_to_binary(base: Config) -> list[Stage]:
 def dir_net(base: Config) -> list[Stage]:
     """DIR-Net: a binary network learns the normalised activations of a real one.
 
-    real    the network in full precision: SGD 0.1
-    binary  dir_net weights, ede_sign activations: SGD 0.1; labels 1, standardized 1
+    real    the network in full precision: SGD 0.1, cosine
+    binary  dir_net weights, ede_sign activations: SGD 0.1, cosine, weight decay 1e-4 of all weights, the latent ones
+            too; labels 1, standardized 1
 
-    The paper's weight of the distillation could not be confirmed; 1 is a reading.
+    The paper's settings could not be confirmed: these are those of IR-Net by the same authors, and 1 is a reading.
 
     Reference: Qin et al., Distribution-sensitive Information Retention for Accurate Binary Neural Network, 2022,
     arXiv:2109.12338.
     """
     binary = _network(base, "irnet_resnet20", family="irnet", inputs="ede_sign", kernels="dir_net")
-    return _taught(base, _real(binary), binary, DistillationConfig({"standardized": 1.0}))
+    sgd = OptimConfig("sgd", 0.1, weight_decay=1e-4, latent_weight_decay=1e-4, schedule="cosine", latent_box=None)
+    return _taught(base, _real(binary), binary, sgd, DistillationConfig({"standardized": 1.0}))
 
 
 def dgrl(base: Config) -> list[Stage]:
@@ -140,22 +167,25 @@ def dgrl(base: Config) -> list[Stage]:
     """
     binary = _network(base, "dgrl_resnet18", family="dgrl", inputs="approx_sign", kernels="magnitude_aware")
     real = _network(base, "bireal18", family="bireal18", stem=_stem(binary))
-    return _taught(base, real, binary, DistillationConfig({"features": 1.0}))
+    return _taught(base, real, binary, REAL, DistillationConfig({"features": 1.0}))
 
 
 def ttq(base: Config) -> list[Stage]:
     """Trained ternary quantization: ternary weights from a full-precision network, each layer's scaled to [-1, 1].
 
-    real     the config's network in full precision: SGD 0.1
-    ternary  ttq weights, real activations: SGD 0.1 in steps, weight decay 2e-4
+    real     the config's network in full precision: as ternary
+    ternary  ttq weights, real activations: SGD 0.1, x0.1 at 82, 123 and 150 of 400 epochs, weight decay 2e-4 of all
+             kernels, latent ones too, and of the two levels of each layer
 
     Reference: Zhu et al., Trained Ternary Quantization, 2017, arXiv:1612.01064.
     """
-    sgd = OptimConfig("sgd", 0.1, weight_decay=2e-4, schedule="staircase", latent_box=None)
+    decays = {"weight_decay": 2e-4, "latent_weight_decay": 2e-4, "decay_only": ("*kernel",)}
+    sgd = OptimConfig("sgd", 0.1, latent_box=None, **decays, **_at_epochs(400, 82, 123, 150))
+    levels = replace(sgd, decay_only=("*kernel", "*positive_scale", "*negative_scale"))
     ternary = replace(_real(base.model), kernel_quantizer="ttq")
     return [
         _stage(base, "real", _real(base.model), sgd),
-        _stage(base, "ternary", ternary, sgd, initialise_from="real", transfer="normalized"),
+        _stage(base, "ternary", ternary, levels, initialise_from="real", transfer="normalized"),
     ]
 
 
@@ -163,12 +193,17 @@ def inq(base: Config) -> list[Stage]:
     """Incremental network quantization: weights become powers of two, the largest first, the others make up for it.
 
     real    the config's network in full precision: SGD 0.1
-    powers  5 bits, half of the weights frozen at the start and all in the last quarter: SGD 0.003 in steps, weight
-            decay 5e-4 of what is not quantized
+    powers  5 bits, half of the weights frozen at the start and all in the last quarter: in each quarter anew SGD 0.003,
+            x0.2 at 15, 30, 45 and 60 of 63; weight decay 5e-4 of kernels, latent ones too
 
     Reference: Zhou et al., Incremental Network Quantization, 2017, arXiv:1702.03044.
     """
-    sgd = OptimConfig("sgd", 0.003, weight_decay=5e-4, schedule="staircase", latent_box=None)
+    decays = {"weight_decay": 5e-4, "latent_weight_decay": 5e-4, "decay_only": ("*kernel",)}
+    sgd = OptimConfig("sgd", 0.003, latent_box=None, **decays, schedule="milestones")
+    quarter = {0: 0.2**-4, 15: 0.2, 30: 0.2, 45: 0.2, 60: 0.2}
+    each = [((number + at / 63) / 4, factor) for number in range(4) for at, factor in quarter.items()][1:]
+    shares, factors = zip(*each)
+    sgd = replace(sgd, schedule_options={"at_shares": shares, "factor": factors})
     powers = replace(_real(base.model), kernel_quantizer="inq")
     return [
         _stage(base, "real", _real(base.model), REAL),
@@ -179,9 +214,9 @@ def inq(base: Config) -> list[Stage]:
 def bnn_plus(base: Config, *, regularizer: str = "manhattan") -> list[Stage]:
     """BNN+: a network with hard tanh gives the start of weights and scales, a regularizer draws them together.
 
-    real    hard tanh in sign's place: SGD 0.1 in steps; 120 epochs
-    binary  SignSwish 5 and learned scales, from the median |w| with R1, the mean with R2: Adam 1e-3 in steps, lambda
-            1e-6; 50 epochs
+    real    hard tanh in sign's place: SGD 0.1, x0.1 every 30 of 120 epochs
+    binary  SignSwish 5 and learned scales, from the median |w| with R1, the mean with R2: Adam 1e-3, x0.1 every 10 of
+            50 epochs, lambda 1e-6
 
     Args:
       regularizer: "manhattan" (R1) or "euclidean" (R2).
@@ -195,10 +230,10 @@ def bnn_plus(base: Config, *, regularizer: str = "manhattan") -> list[Stage]:
         kernel_quantizer_options={"beta": 5.0, "initial": "median" if regularizer == "manhattan" else "mean"},
     )
     real = _network(base, "bireal_resnet20", family=BI_REAL, activation="clip")
-    adam = OptimConfig("adam", 1e-3, schedule="staircase", latent_box=None)
+    adam = replace(ADAM, learning_rate=1e-3, **_at_epochs(50, 10, 20, 30, 40))
     drawn = {"regularizer": regularizer, "regularizer_strength": 1e-6}
     return [
-        _stage(base, "real", real, replace(REAL, schedule="staircase")),
+        _stage(base, "real", real, replace(REAL, **_at_epochs(120, 30, 60, 90))),
         _stage(base, "binary", binary, adam, epochs=50 / 120, initialise_from="real", changes=drawn),
     ]
 
@@ -207,9 +242,9 @@ def s2_bnn(base: Config) -> list[Stage]:
     """S2-BNN: a binary network learns without labels which images a teacher finds alike; a linear probe tells how well.
 
     teacher  full precision; the paper's is MoCo V2, this one is trained with labels: put another run in its place
-    inputs   binary activations, similarity loss alone, T = 0.2: Adam 3e-4, cosine; 200 epochs
-    binary   both binary, from the variables of `inputs`; 200 epochs
-    probe    the last layer anew, alone trained, with labels: SGD 0.1
+    inputs   binary activations, similarity loss alone, T = 0.2: Adam 3e-4, linear to 0; 200 epochs
+    binary   both binary, from the variables of `inputs`: the same
+    probe    the last layer anew, alone trained, with labels: SGD 0.1, x0.1 at 60 and 80 of 100 epochs
 
     The embeddings are the outputs of the last layer, one for each class, where the paper has a projection of 128.  The
     queue holds 4096 keys, the paper's 65536, and the frozen part of the probe uses the statistics of the batch.
@@ -220,32 +255,39 @@ def s2_bnn(base: Config) -> list[Stage]:
     taught = DistillationConfig({"similarity": 1.0}, label_weight=0.0, temperature=0.2)
     binary = _network(base, "bireal_resnet20", family=BI_REAL, inputs="approx_sign", kernels="magnitude_aware")
     inputs = replace(binary, kernel_quantizer="full_precision")
-    adam = OptimConfig("adam", 3e-4, schedule="cosine", latent_box=None)
-    probe = OptimConfig("sgd", 0.1, schedule="cosine", latent_box=None, train_only=("head/*",))
+    adam = replace(ADAM, learning_rate=3e-4, schedule="linear")
+    probe = OptimConfig("sgd", 0.1, latent_box=None, train_only=("head/*",), **_at_epochs(100, 60, 80))
     last = {"teacher": "teacher", "which": "last"}
     return [
         _stage(base, "teacher", _real(binary), REAL),
         _stage(base, "inputs", inputs, adam, taught=taught, **last),
         _stage(base, "binary", binary, adam, taught=taught, initialise_from="inputs", **last),
-        _stage(base, "probe", binary, probe, initialise_from="binary", transfer="without_head", which="last"),
+        _stage(
+            base, "probe", binary, probe, epochs=0.5, initialise_from="binary", transfer="without_head", which="last"
+        ),
     ]
 
 
 def binaryduo(base: Config) -> list[Stage]:
     """BinaryDuo: ternary neurons are trained, and each becomes two binary ones that are fine-tuned.
 
-    coupled    codes 0, 1/2, 1 and weights of 1 bit, or real ones in the VGG-7: SGD 0.1; 120 epochs
-    decoupled  codes 0, 1: SGD 0.01, from the same function; 40 epochs
+    coupled    codes 0, 1/2, 1 and weights of 1 bit, or real ones in the VGG-7: SGD 0.1 with Nesterov's momentum, x0.1
+               after 70, 90 and 110 of 120 epochs, weight decay 1e-4 of all weights, the latent ones too
+    decoupled  codes 0, 1, from the same function: the same from 0.01, x0.1 after 20, 30 and 35 of 40 epochs
 
-    Reference: Kim et al., BinaryDuo, 2020, arXiv:2002.06517; rates are a reading of the authors' program.
+    The numbers of epochs and the second rate are a reading of the authors' program.
+
+    Reference: Kim et al., BinaryDuo, 2020, arXiv:2002.06517.
     """
     real_weights = base.model.name == "binaryduo_vgg7"
     kernels = {} if real_weights else {"kernels": "dorefa", "kernel_options": {"bits": 1}}
     first = _network(base, "binaryduo_resnet18", family="binaryduo", inputs="coupled", coupled=True, **kernels)
     second = _network(base, "binaryduo_resnet18", family="binaryduo", inputs="decoupled", coupled=False, **kernels)
-    fine = replace(REAL, learning_rate=0.01)
+    decays = {"weight_decay": 1e-4, "latent_weight_decay": 1e-4}
+    sgd = OptimConfig("sgd", 0.1, options={"nesterov": True}, latent_box=None, **decays, **_at_epochs(120, 70, 90, 110))
+    fine = replace(sgd, learning_rate=0.01, **_at_epochs(40, 20, 30, 35))
     return [
-        _stage(base, "coupled", first, REAL),
+        _stage(base, "coupled", first, sgd),
         _stage(base, "decoupled", second, fine, epochs=1 / 3, initialise_from="coupled", transfer="decoupled"),
     ]
 
@@ -307,10 +349,12 @@ def _real(model: ModelConfig) -> ModelConfig:
     )
 
 
-def _taught(base: Config, real: ModelConfig, binary: ModelConfig, taught: DistillationConfig) -> list[Stage]:
+def _taught(
+    base: Config, real: ModelConfig, binary: ModelConfig, optim: OptimConfig, taught: DistillationConfig
+) -> list[Stage]:
     return [
-        _stage(base, "real", real, REAL),
-        _stage(base, "binary", binary, REAL, taught=taught, teacher="real"),
+        _stage(base, "real", real, optim),
+        _stage(base, "binary", binary, optim, taught=taught, teacher="real"),
     ]
 
 

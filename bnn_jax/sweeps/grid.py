@@ -82,8 +82,8 @@ def parse_axes(config: Config, texts: Mapping[str, Sequence[str]]) -> dict[str, 
 
     >>> parse_axes(Config("test", 1, 32), {"data.flip": ["True", "False"], "model.width": ["None", "8"]})
     {'data.flip': (True, False), 'model.width': (None, 8)}
-    >>> parse_axes(Config("test", 1, 32), {"optim.schedule_options.stages": ["3", "5"]})
-    {'optim.schedule_options.stages': (3, 5)}
+    >>> parse_axes(Config("test", 1, 32), {"optim.schedule_options.factor": ["0.1", "0.2"]})
+    {'optim.schedule_options.factor': (0.1, 0.2)}
 
     Raises:
       UsageError: if two values are the same.

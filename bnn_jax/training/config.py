@@ -15,6 +15,7 @@ from bnn_jax.errors import UsageError, unknown_name
 from bnn_jax.training.options import Options
 
 POSITIVE = Rule(lambda value: value > 0, "must be positive")
+SHARE = Rule(lambda value: 0 <= value <= 1, "must be in [0, 1]")
 NOT_NEGATIVE = Rule(lambda value: value >= 0, "must not be negative")
 AT_LEAST_1 = Rule(lambda value: value >= 1, "must be at least 1")
 """Rules of fields; bnn_jax.training.validation checks them wherever a value is not None."""
@@ -84,13 +85,25 @@ class OptimConfig:
     """Proximal eta of dfw; upper bound of the step size for polyak_sgd and momo."""
     momentum: Annotated[float, Rule(lambda value: 0 <= value < 1, "must be in [0, 1)")] = 0.9
     weight_decay: Annotated[float, NOT_NEGATIVE] = 0.0
-    """Not applied to latent weights, except by momo."""
+    """Decay of the weights that are not latent; momo's of all. In the gradient (coupled) of sgd and polyak_sgd, in the
+    proximal problem of dfw, beside the step (decoupled) in momo, bop, bnew and adam; for adam see decoupled in options.
+    """
+    latent_weight_decay: Annotated[float, NOT_NEGATIVE] = 0.0
+    """Decay of the latent weights, applied in the same way; not for momo and bop."""
+    decay_only: tuple[str, ...] = ()
+    """Shell-style patterns of the parameters that are decayed, as *kernel, which spares norms, biases and scales; none
+    decays all."""
     options: Options = field(default_factory=dict, hash=False)
-    """What else this optimizer takes, as: threshold 1e-6 adaptivity_rate 1e-4 for bop."""
+    """What else this optimizer takes, as: threshold 1e-6 adaptivity_rate 1e-4 for bop, decoupled False for adam."""
     schedule: str = "constant"
-    """How the learning rate falls: constant, cosine, linear, exponential or staircase."""
+    """How the learning rate falls: constant, cosine, linear, exponential or milestones."""
     schedule_options: Options = field(default_factory=dict, hash=False)
-    """Keyword arguments of the schedule, as: stages 3 factor 0.2 for staircase, final_share 1e-2 for exponential."""
+    """Keyword arguments of the schedule, as: at_shares 0.5 0.75 factor 0.1 for milestones, at these shares of the run;
+    final_share 0.01 for cosine, linear and exponential, the last rate as a share of the first."""
+    warmup_share: Annotated[float, Rule(lambda value: 0 <= value < 1, "must be in [0, 1)")] = 0.0
+    """Share of the run in which the learning rate first rises linearly to its value, with any schedule."""
+    warmup_start_share: Annotated[float, SHARE] = 0.0
+    """Share of the learning rate with which the warm-up begins."""
     latent_box: Annotated[
         tuple[float, float] | None,
         Rule(lambda box: len(box) == 2 and box[0] < box[1], "must be (lower, upper) with lower < upper"),
@@ -165,7 +178,7 @@ class Config:
     regularizer_strength: Annotated[float, NOT_NEGATIVE] = 1e-6
     """Lambda, by which the regularizer's sum over weights is multiplied."""
     regularizer_schedule: str = "constant"
-    """How lambda falls: constant, cosine, linear, exponential or staircase."""
+    """How lambda falls: constant, cosine, linear, exponential or milestones."""
     regularizer_schedule_options: Options = field(default_factory=dict, hash=False)
     """Keyword arguments of lambda's schedule, as: final_share 1e-2 for exponential."""
     data: DataConfig = field(default_factory=DataConfig)

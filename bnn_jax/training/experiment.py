@@ -22,8 +22,9 @@ from bnn_jax.training.diagnostics import histogram_bounds
 from bnn_jax.types import Params
 
 HyperParameters: TypeAlias = dict[str, float | Array]
-"""Those that are arguments of the training program: `learning_rate`, `momentum`, `weight_decay` of the optimizer, and
-`regularizer_strength`.  Other values do not compile again, and a sweep can map over them."""
+"""Those that are arguments of the training program: `learning_rate`, `momentum`, `weight_decay` and
+`latent_weight_decay` of the optimizer, and `regularizer_strength`.  Other values do not compile again, and a sweep can
+map over them."""
 
 
 class ImageInfo(NamedTuple):
@@ -68,6 +69,7 @@ def hyper_parameters(config: Config) -> HyperParameters:
         "learning_rate": np.float32(optim.learning_rate),
         "momentum": np.float32(optim.momentum),
         "weight_decay": np.float32(optim.weight_decay),
+        "latent_weight_decay": np.float32(optim.latent_weight_decay),
         "regularizer_strength": np.float32(config.regularizer_strength),
     }
 
@@ -90,12 +92,16 @@ def make_experiment(
     model = make_model(config.model, num_classes=info.num_classes)
     optim = config.optim
     box = latent_box(*optim.latent_box) if optim.latent_box else None
-    schedule = make_schedule(optim.schedule, optim.learning_rate, total_steps, **optim.schedule_options)
+    warmup = {"warmup_share": optim.warmup_share, "warmup_start_share": optim.warmup_start_share}
+    schedule = make_schedule(optim.schedule, optim.learning_rate, total_steps, **warmup, **optim.schedule_options)
     optimizer = make_optimizer(
         optim.name,
         learning_rate=schedule,
+        peak=optim.learning_rate,
         momentum=optim.momentum,
         weight_decay=optim.weight_decay,
+        latent_weight_decay=optim.latent_weight_decay,
+        decay_only=optim.decay_only,
         box=box,
         total_steps=total_steps,
         scale_latent=optim.scale_latent,

@@ -101,8 +101,8 @@ def check_together(configs: Sequence[Config]) -> None:
             raise UsageError(f"{reason} cannot be mapped over several runs; train them one after another")
         if program_key(config) != program_key(configs[0]):
             raise UsageError(
-                "`configs` must differ only in `seed`, `optim.learning_rate`, `optim.momentum`, `optim.weight_decay` "
-                "and `regularizer_strength` to be one program; train the others apart"
+                "`configs` must differ only in `seed`, `optim.learning_rate`, `optim.momentum`, `optim.weight_decay`, "
+                "`optim.latent_weight_decay` and `regularizer_strength` to be one program; train the others apart"
             )
 
 

@@ -78,7 +78,8 @@ class Programs(NamedTuple):
 def program_key(config: Config) -> Config:
     """Make the same what is an argument of programs: configs with equal keys share them."""
     config = without_tuning(config)
-    optim = replace(config.optim, learning_rate=1.0, momentum=0.0, weight_decay=0.0)
+    numbers = {"learning_rate": 1.0, "momentum": 0.0, "weight_decay": 0.0, "latent_weight_decay": 0.0}
+    optim = replace(config.optim, **numbers)
     same = {"seed": 0, "name": "", "regularizer_strength": 1.0}
     return replace(config, model=with_published_quantizers(config.model), optim=optim, **same)
 

@@ -150,6 +150,10 @@ def _check_optimizer(optim: OptimConfig, optimizer: Optimizer) -> None:
     _require("optim.inner_steps", optim.inner_steps, one, f"is for {_listed(inner_steps)}")
     unscaled = not optim.scale_latent or optimizer.takes_scale_latent
     _require("optim.scale_latent", optim.scale_latent, unscaled, f"is for {_listed(scale_latent)}")
+    separate_decay = [name for name, other in OPTIMIZERS.items() if other.separate_decay]
+    for argument, value in (("latent_weight_decay", optim.latent_weight_decay), ("decay_only", optim.decay_only)):
+        decayed = not value or optimizer.separate_decay
+        _require(f"optim.{argument}", value, decayed, f"is for {_listed(separate_decay)}; leave it out")
     if optimizer.latent_box is not None:
         box_fits = optimizer.latent_box.holds(optim.latent_box)
         _require("optim.latent_box", optim.latent_box, box_fits, optimizer.latent_box.sentence)

@@ -23,7 +23,7 @@ PARAMS = {
 GRADIENTS = jax.tree.map(lambda w: jnp.asarray(RNG.normal(size=(4, *w.shape)), jnp.float32), PARAMS)
 OTHER_OPTIONS = {
     "dfw": {"epsilon": 1.0, "target": 0.3, "target_share": 0.9},
-    "adam": {"b2": 0.5, "eps": 0.1},
+    "adam": {"b2": 0.5, "eps": 0.1, "decoupled": False},
     "sgd": {"nesterov": True},
     "polyak_sgd": {"f_min": 0.7},
     "momo": {"lower_bound": 0.7, "adapt_lower_bound": True},
@@ -104,7 +104,85 @@ def test_each_option_changes_what_the_optimizer_does(name):
     ],
 )
 def test_options_default_to_what_the_function_takes_by_itself(name, function):
-    assert options_of(OPTIMIZERS[name].make).items() <= options_of(function).items()
+    own = {"decoupled": True} if name == "adam" else {}  # optax has a function for each
+    assert options_of(OPTIMIZERS[name].make).items() <= (options_of(function) | own).items()
+
+
+DECAYS = {"conv/latent_kernel": 0.3, "head/kernel": 0.2, "head/bias": 0.0}
+
+
+def numpy_steps(name, w, gradients, decay):
+    """Three steps of rate 0.1, momentum 0.9, in float64, from the formulas of the papers."""
+    m = v = np.zeros_like(w)
+    for t, g in enumerate(gradients, start=1):
+        if name == "sgd":
+            m = 0.9 * m + g + decay * w
+            w = w - 0.1 * m
+        else:
+            coupled = name == "coupled adam"
+            g = g + decay * w if coupled else g
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+            step = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+            w = w - 0.1 * (step if coupled else step + decay * w)
+    return w
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "coupled adam", "bnew"])
+def test_latent_and_other_weights_have_their_own_decay_and_patterns_spare_the_rest(name):
+    params = {**PARAMS, "head": {**PARAMS["head"], "bias": jnp.ones(2)}}
+    gradients = {**GRADIENTS, "head": {**GRADIENTS["head"], "bias": jnp.ones((4, 2)).cumsum(axis=0)}}
+    gradients = jax.tree.map(lambda g: g[:3], gradients)
+    options = {"decoupled": False} if name == "coupled adam" else {"rate": 0.0} if name == "bnew" else {}
+    optimizer = make_optimizer(
+        name.split()[-1],
+        learning_rate=constant(0.1, 1),
+        box=(-1e9, 1e9) if name == "bnew" else None,
+        total_steps=1000,
+        weight_decay=0.2,
+        latent_weight_decay=0.3,
+        decay_only=("*kernel",),
+        **options,
+    )
+    found = scanned(optimizer, params, gradients)[0]
+    for path, decay in DECAYS.items():
+        layer, leaf = path.split("/")
+        wide = [np.asarray(tree[layer][leaf], np.float64) for tree in (params, gradients)]
+        np.testing.assert_allclose(found[layer][leaf][-1], numpy_steps(name, *wide, decay), rtol=1e-5, atol=1e-6)
+
+
+def test_deep_frank_wolfe_decays_latent_and_other_weights_inside_its_proximal_problem():
+    """One step without a box and momentum, in float64: r enters the step size as well as the step."""
+    decays = {"weight_decay": 0.2, "latent_weight_decay": 0.3}
+    optimizer = make_optimizer("dfw", learning_rate=constant(0.1, 1), momentum=0.0, **decays)
+    found = scanned(optimizer, PARAMS, GRADIENTS)[0]
+    w, g, after = (
+        [np.asarray(tree["conv"]["latent_kernel"], np.float64), np.asarray(tree["head"]["kernel"], np.float64)]
+        for tree in (PARAMS, jax.tree.map(lambda x: x[0], GRADIENTS), jax.tree.map(lambda x: x[0], found))
+    )
+    r = [0.3 * w[0], 0.2 * w[1]]
+    loss, eta = 1.0, 0.1
+    pull, square = sum((a * b).sum() for a, b in zip(g, r)), sum((a * a).sum() for a in g)
+    gamma = np.clip((loss - eta * pull) / (eta * square + 1e-5), 0, 1)
+    for before, gradient, decay, moved in zip(w, g, r, after):
+        np.testing.assert_allclose(moved, before - eta * (decay + gamma * gradient), rtol=1e-5, atol=1e-6)
+
+
+def test_a_pattern_of_decay_that_matches_nothing_is_refused_before_the_first_step():
+    optimizer = make_optimizer("sgd", learning_rate=constant(0.1, 1), decay_only=("*kernal",))
+    with pytest.raises(
+        ValueError, match=r"^`decay_only` \(='\*kernal'\) matches none of the 2 parameters; their names"
+    ):
+        optimizer.init(PARAMS)
+
+
+@pytest.mark.parametrize("name", ["polyak_sgd", "bop"])
+def test_what_is_in_proportion_to_the_rate_is_so_after_a_warm_up_too(name):
+    """A schedule that is 0 at first: the bound of the step, and Bop's adaptivity, follow it up to the given peak."""
+    rising = lambda step: 0.1 * jnp.minimum(step, 2) / 2
+    moved = scanned(make_optimizer(name, learning_rate=rising, peak=0.1, box=latent_box()), PARAMS, GRADIENTS)[0]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(moved))
+    np.testing.assert_array_equal(moved["head"]["kernel"][0], PARAMS["head"]["kernel"])
+    assert (moved["head"]["kernel"][1] != moved["head"]["kernel"][0]).any()
 
 
 def test_an_optimizer_is_made_from_a_name_or_a_record():
@@ -138,6 +216,7 @@ def test_the_table_says_what_goes_with_what():
     """What the config refuses by these records is in tests/training/test_config.py."""
     assert [name for name, optimizer in OPTIMIZERS.items() if optimizer.takes_inner_steps] == ["dfw"]
     assert [name for name, optimizer in OPTIMIZERS.items() if optimizer.exact_step] == ["dfw"]
+    assert [name for name, optimizer in OPTIMIZERS.items() if not optimizer.separate_decay] == ["momo", "bop"]
     scaled = [name for name, optimizer in OPTIMIZERS.items() if optimizer.takes_scale_latent]
     for name in scaled:
         plain, larger = (

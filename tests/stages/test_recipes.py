@@ -12,6 +12,8 @@ import pytest
 from run_script import run_script
 from small_sets import brightness_set
 
+from bnn_jax.optim import decay_of_parameters
+from bnn_jax.optim.frozen import path_name
 from bnn_jax.stages.recipes import RECIPES, bnn_plus
 from bnn_jax.stages.stage import check_stages, run_stages
 from bnn_jax.stages.teachers import load_network
@@ -26,57 +28,113 @@ TINY = ModelConfig("resnet6", width=4, options={"stage_sizes": (1,)})
 OWN_NETWORK = {  # where a width of 4 needs another option
     "real_to_binary": ModelConfig("real_to_binary_resnet18", width=4, options={"stage_sizes": (1,), "reduction": 2})
 }
+INFO = ImageInfo((8, 8, 1), 3, (120.0,), (60.0,))
 REAL, SIGN = "full_precision", "approx_sign"
 EXPECTED = {
-    # name: inputs, kernels, initialise_from, teacher, optimizer, learning rate, weight decay, epochs of 120
+    # name: inputs, kernels, initialise_from, teacher, epochs of 120
     "bireal": {
-        "relu": (REAL, REAL, None, None, "sgd", 0.1, 1e-4, 120),
-        "leaky_clip": (REAL, REAL, "relu", None, "sgd", 0.01, 0, 120),
-        "clip": (REAL, REAL, "leaky_clip", None, "sgd", 0.01, 0, 120),
-        "binary": (SIGN, "magnitude_aware", "clip", None, "sgd", 0.01, 0, 120),
-        "norm": (SIGN, "binary", "binary", None, "sgd", 0.01, 0, 6),
+        "relu": (REAL, REAL, None, None, 120),
+        "leaky_clip": (REAL, REAL, "relu", None, 120),
+        "clip": (REAL, REAL, "leaky_clip", None, 120),
+        "binary": (SIGN, "magnitude_aware", "clip", None, 120),
+        "norm": (SIGN, "binary", "binary", None, 6),
     },
     "reactnet": {
-        "teacher": (REAL, REAL, None, None, "sgd", 0.1, 1e-4, 120),
-        "inputs": ("rsign", REAL, None, "teacher", "adam", 2.5e-3, 1e-5, 120),
-        "binary": ("rsign", "magnitude_aware", "inputs", "teacher", "adam", 2.5e-3, 0, 120),
+        "teacher": (REAL, REAL, None, None, 120),
+        "inputs": ("rsign", REAL, None, "teacher", 120),
+        "binary": ("rsign", "magnitude_aware", "inputs", "teacher", 120),
     },
     "real_to_binary": {
-        "real": (REAL, REAL, None, None, "sgd", 0.1, 1e-4, 120),
-        "tanh": (REAL, REAL, None, "real", "adam", 1e-3, 1e-5, 90),
-        "inputs": ("ste_sign", REAL, None, "tanh", "adam", 1e-3, 1e-5, 90),
-        "binary": ("ste_sign", "binary", "inputs", "inputs", "adam", 2e-4, 0, 90),
+        "real": (REAL, REAL, None, None, 120),
+        "tanh": (REAL, REAL, None, "real", 90),
+        "inputs": ("ste_sign", REAL, None, "tanh", 90),
+        "binary": ("ste_sign", "binary", "inputs", "inputs", 90),
     },
     "dir_net": {
-        "real": (REAL, REAL, None, None, "sgd", 0.1, 1e-4, 120),
-        "binary": ("ede_sign", "dir_net", None, "real", "sgd", 0.1, 1e-4, 120),
+        "real": (REAL, REAL, None, None, 120),
+        "binary": ("ede_sign", "dir_net", None, "real", 120),
     },
     "dgrl": {
-        "real": (REAL, REAL, None, None, "sgd", 0.1, 1e-4, 120),
-        "binary": (SIGN, "magnitude_aware", None, "real", "sgd", 0.1, 1e-4, 120),
+        "real": (REAL, REAL, None, None, 120),
+        "binary": (SIGN, "magnitude_aware", None, "real", 120),
     },
     "ttq": {
-        "real": (REAL, REAL, None, None, "sgd", 0.1, 2e-4, 120),
-        "ternary": (REAL, "ttq", "real", None, "sgd", 0.1, 2e-4, 120),
+        "real": (REAL, REAL, None, None, 120),
+        "ternary": (REAL, "ttq", "real", None, 120),
     },
     "inq": {
-        "real": (REAL, REAL, None, None, "sgd", 0.1, 1e-4, 120),
-        "powers": (REAL, "inq", "real", None, "sgd", 0.003, 5e-4, 120),
+        "real": (REAL, REAL, None, None, 120),
+        "powers": (REAL, "inq", "real", None, 120),
     },
     "bnn_plus": {
-        "real": (REAL, REAL, None, None, "sgd", 0.1, 1e-4, 120),
-        "binary": ("swish_sign", "bnn_plus", "real", None, "adam", 1e-3, 0, 50),
+        "real": (REAL, REAL, None, None, 120),
+        "binary": ("swish_sign", "bnn_plus", "real", None, 50),
     },
     "s2_bnn": {
-        "teacher": (REAL, REAL, None, None, "sgd", 0.1, 1e-4, 120),
-        "inputs": (SIGN, REAL, None, "teacher", "adam", 3e-4, 0, 120),
-        "binary": (SIGN, "magnitude_aware", "inputs", "teacher", "adam", 3e-4, 0, 120),
-        "probe": (SIGN, "magnitude_aware", "binary", None, "sgd", 0.1, 0, 120),
+        "teacher": (REAL, REAL, None, None, 120),
+        "inputs": (SIGN, REAL, None, "teacher", 120),
+        "binary": (SIGN, "magnitude_aware", "inputs", "teacher", 120),
+        "probe": (SIGN, "magnitude_aware", "binary", None, 60),
     },
     "binaryduo": {
-        "coupled": ("coupled", "dorefa", None, None, "sgd", 0.1, 1e-4, 120),
-        "decoupled": ("decoupled", "dorefa", "coupled", None, "sgd", 0.01, 1e-4, 40),
+        "coupled": ("coupled", "dorefa", None, None, 120),
+        "decoupled": ("decoupled", "dorefa", "coupled", None, 40),
     },
+}
+
+
+def steps(rate, *milestones, factor=0.1):
+    return lambda epoch: rate * factor ** sum(epoch >= milestone for milestone in milestones)
+
+
+def r2b_step_schedule(rate):
+    """`R2BStepSchedule` of larq zoo with its decay_fraction 0.3."""
+    return lambda epoch: rate * epoch / 5 if epoch <= 5 else rate * 0.3 ** np.searchsorted([40, 60, 70], epoch)
+
+
+def inq_solver(epoch):
+    """Caffe's policy "step", from the start of each of four runs of 63,000 steps."""
+    return 0.003 * 0.2 ** np.floor(epoch % 63 / 15)
+
+
+COUPLED, NESTEROV = {"decoupled": False}, {"nesterov": True}
+RESNET = (64, steps(0.1, 32, 48), ("sgd", {}), (1e-4, 0, ()))  # He et al., 2016, section 4.2
+FINE = (20, steps(0.01, 10, 15), ("sgd", {}), (0, 0, ()))
+R2B_DECAY = (2e-5, 0, ("st*kernel",))
+TTQ_LEVELS = ("*kernel", "*positive_scale", "*negative_scale")
+IR_NET = (400, lambda e: 0.05 * (1 + np.cos(np.pi * e / 400)), ("sgd", {}), (1e-4, 1e-4, ()))
+REACTNET = (128, lambda e: 2.5e-3 * (1 - e / 128), ("adam", COUPLED))
+S2_BNN = (200, lambda e: 3e-4 * (1 - e / 200), ("adam", COUPLED), (0, 0, ()))
+SOURCES = {
+    # epochs there, rate by epoch, optimizer, decay of real and latent weights and of which; sources in docs/recipes.md
+    "bireal/relu": RESNET,
+    "bireal/leaky_clip": FINE,
+    "bireal/clip": FINE,
+    "bireal/binary": FINE,
+    "bireal/norm": (1, lambda e: 0.01, ("sgd", {}), (0, 0, ())),
+    "reactnet/teacher": RESNET,
+    "reactnet/inputs": (*REACTNET, (1e-5, 0, ("st*kernel", "*shift"))),
+    "reactnet/binary": (*REACTNET, (0, 0, ())),
+    "real_to_binary/real": RESNET,
+    "real_to_binary/tanh": (75, r2b_step_schedule(1e-3), ("adam", COUPLED), R2B_DECAY),
+    "real_to_binary/inputs": (75, r2b_step_schedule(1e-3), ("adam", COUPLED), R2B_DECAY),
+    "real_to_binary/binary": (75, r2b_step_schedule(2e-4), ("adam", COUPLED), (0, 0, ())),
+    "dir_net/real": IR_NET,
+    "dir_net/binary": IR_NET,
+    "dgrl/real": RESNET,
+    "dgrl/binary": RESNET,
+    "ttq/real": (400, steps(0.1, 82, 123, 150), ("sgd", {}), (2e-4, 2e-4, ("*kernel",))),
+    "ttq/ternary": (400, steps(0.1, 82, 123, 150), ("sgd", {}), (2e-4, 2e-4, TTQ_LEVELS)),
+    "inq/real": RESNET,
+    "inq/powers": (252, inq_solver, ("sgd", {}), (5e-4, 5e-4, ("*kernel",))),
+    "bnn_plus/real": (120, steps(0.1, 30, 60, 90), ("sgd", {}), (1e-4, 0, ())),
+    "bnn_plus/binary": (50, steps(1e-3, 10, 20, 30, 40), ("adam", COUPLED), (0, 0, ())),
+    "s2_bnn/teacher": RESNET,
+    "s2_bnn/inputs": S2_BNN,
+    "s2_bnn/binary": S2_BNN,
+    "s2_bnn/probe": (100, steps(0.1, 60, 80), ("sgd", {}), (0, 0, ())),
+    "binaryduo/coupled": (120, steps(0.1, 70, 90, 110), ("sgd", NESTEROV), (1e-4, 1e-4, ())),
+    "binaryduo/decoupled": (40, steps(0.01, 20, 30, 35), ("sgd", NESTEROV), (1e-4, 1e-4, ())),
 }
 DISTILLED = {
     "reactnet": {"inputs": ({"distribution": 1.0}, 0.0), "binary": ({"distribution": 1.0}, 0.0)},
@@ -106,9 +164,6 @@ def test_the_settings_are_the_papers(recipe):
             stage.config.model.kernel_quantizer,
             stage.initialise_from,
             stage.teacher,
-            stage.config.optim.name,
-            stage.config.optim.learning_rate,
-            stage.config.optim.weight_decay,
             stage.config.epochs,
         )
         for stage in stages
@@ -120,8 +175,70 @@ def test_the_settings_are_the_papers(recipe):
         if stage.teacher
     }
     assert taught == DISTILLED.get(recipe, {})
-    assert {stage.config.optim.latent_box for stage in stages} == {None}
+    boxes = {stage.name for stage in stages if stage.config.optim.latent_box is not None}
+    assert boxes == ({"binary"} if recipe == "real_to_binary" else set())
     assert all(stage.config.epochs == 1 for stage in RECIPES[recipe](base(recipe, 1)))
+
+
+def stage_of(name, base_of=base):
+    recipe, _, stage = name.partition("/")
+    return next(found for found in RECIPES[recipe](base_of(recipe, 120)) if found.name == stage)
+
+
+def test_every_stage_has_a_source():
+    assert set(SOURCES) == {f"{recipe}/{stage}" for recipe, stages in EXPECTED.items() for stage in stages}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_rates_and_decays_are_those_of_the_sources(name):
+    """In the middle of each tenth of each of the source's epochs, but for the steps at which it changes epoch."""
+    epochs, rate, (optimizer, options), decays = SOURCES[name]
+    config = stage_of(name).config
+    optim = config.optim
+    assert (optim.name, optim.options, optim.momentum) == (optimizer, options, 0.9)
+    assert (optim.weight_decay, optim.latent_weight_decay, optim.decay_only) == decays
+    experiment = make_experiment(config, INFO, total_steps=10 * epochs)
+    found = np.asarray(jax.vmap(experiment.learning_rate)(jnp.arange(10 * epochs)))
+    between = np.arange(10 * epochs) % 10 > 0
+    expected = np.array([rate(step / 10) for step in range(10 * epochs)])
+    np.testing.assert_allclose(found[between], expected[between], rtol=1e-4, atol=1e-7 * expected.max())
+
+
+def test_rates_of_reactnet_are_the_networks_own():
+    rates = {}
+    for name, stem in (("reactnet_a", "imagenet"), ("reactnet18", "imagenet"), ("reactnet18_bn_free", "imagenet")):
+        model = ModelConfig(name, options={} if name == "reactnet_a" else {"stem": stem})
+        stages = RECIPES["reactnet"](replace(base("reactnet", 2), model=model))
+        rates[name] = [stage.config.optim.learning_rate for stage in stages[1:]]
+    assert rates == {"reactnet_a": [1.25e-3] * 2, "reactnet18": [2.5e-3] * 2, "reactnet18_bn_free": [5e-4] * 2}
+
+
+def test_patterns_of_decay_leave_out_what_the_sources_leave_out():
+    """Names of the parameters that are decayed, one of each kind, in the stages whose sources spare some."""
+
+    def kinds(name, model):
+        def base_of(recipe, epochs):
+            return replace(base(recipe, epochs), model=model)
+
+        stage = stage_of(name, base_of)
+        experiment = make_experiment(stage.config, INFO, total_steps=4)
+        params = jax.eval_shape(partial(init_state, experiment), jnp.uint32(0)).params
+        optim = stage.config.optim
+        found = decay_of_parameters(params, weight_decay=1.0, latent_weight_decay=2.0, decay_only=optim.decay_only)
+        paths = {path_name(path): decay for path, decay in jax.tree_util.tree_leaves_with_path(found)}
+        return {re.sub(r"stage\d_block\d/(\w+?)\d*(?=/)", r"\1", path): decay for path, decay in paths.items() if decay}
+
+    kernels = {"stem/kernel": 1, "conv/latent_kernel": 2, "head/kernel": 1}
+    levels = {f"conv/kernel_quantizer/{sign}_scale": 1 for sign in ("positive", "negative")}
+    assert kinds("inq/powers", TINY) == kernels
+    assert kinds("ttq/ternary", TINY) == kernels | levels
+    reactnet = ModelConfig("reactnet_resnet20", width=4, options={"stage_sizes": (1, 1)})
+    shifts = ("activation/input_shift", "activation/output_shift", "conv/input_quantizer/shift")
+    real = dict.fromkeys(("stem/kernel", "conv/kernel", "downsample/kernel"), 1)
+    assert kinds("reactnet/inputs", reactnet) == real | dict.fromkeys(shifts, 1)
+    gated = replace(OWN_NETWORK["real_to_binary"], options={"stage_sizes": (1, 1), "reduction": 2})
+    gates = {f"gate/{part}/kernel": 1 for part in ("squeeze", "expand")}
+    assert kinds("real_to_binary/inputs", gated) == real | gates
 
 
 def test_what_else_a_stage_is_known_by():
@@ -159,9 +276,6 @@ def test_a_network_of_the_recipes_family_is_taken_as_it_is():
     assert {stage.config.model.options["stem"] for stage in stages} == {"imagenet"}
     extended = RECIPES["bnn_plus"](replace(base("bnn_plus", 2), model=ModelConfig("ebireal18", width=4)))
     assert {stage.config.model.name for stage in extended} == {"ebireal18"}
-
-
-INFO = ImageInfo((8, 8, 1), 3, (120.0,), (60.0,))
 
 
 SHORT = ("bireal", "reactnet", "ttq", "binaryduo")

@@ -149,20 +149,31 @@ def changed(**changes):
             r"^`nesterov` \(=1\) must be True or False$",
         ),
         (
-            {"optim__schedule_options": {"stages": 3}},
-            r"^`optim\.schedule_options` \(='stages'\) is not known; there is no option to set, leave it out$",
+            {"optim__schedule_options": {"factor": 0.1}},
+            r"^`optim\.schedule_options` \(='factor'\) is not known; there is no option to set, leave it out$",
         ),
         (
-            {"optim__schedule": "staircase", "optim__schedule_options": {"stage": 3}},
-            r"`optim\.schedule_options` \(='stage'\) is not known; did you mean 'stages'\?",
+            {"optim__schedule": "milestones", "optim__schedule_options": {"at_share": 0.5}},
+            r"`optim\.schedule_options` \(='at_share'\) is not known; did you mean 'at_shares'\?",
         ),
         (
-            {"optim__schedule": "staircase", "optim__schedule_options": {"stages": 0}},
-            r"^staircase cannot be made: `stages` \(=0\) must be at least 1; 5 is usual$",
+            {"optim__schedule": "milestones", "optim__schedule_options": {"at_shares": (0.5, 1.5)}},
+            r"^milestones cannot be made: `at_shares` \(=\(0\.5, 1\.5\)\) must rise from above 0 to below 1; they are",
         ),
         (
-            {"optim__schedule": "staircase", "optim__schedule_options": {"stages": 2.5}},
-            r"^`stages` \(=2\.5\) must be a whole number$",
+            {"optim__schedule": "milestones", "optim__schedule_options": {"factor": "small"}},
+            r"^`factor` \(='small'\) must be a number or several$",
+        ),
+        ({"optim__warmup_share": 1.0}, r"^`optim\.warmup_share` \(=1\.0\) must be in \[0, 1\)$"),
+        ({"optim__warmup_start_share": -0.1}, r"^`optim\.warmup_start_share` \(=-0\.1\) must be in \[0, 1\]$"),
+        ({"optim__latent_weight_decay": -1.0}, r"^`optim\.latent_weight_decay` \(=-1\.0\) must not be negative$"),
+        (
+            {"optim__name": "momo", "optim__latent_weight_decay": 1e-4},
+            r"^`optim\.latent_weight_decay` \(=0\.0001\) is for dfw, adam, sgd, polyak_sgd and bnew; leave it out$",
+        ),
+        (
+            {"optim__name": "bop", "optim__decay_only": ("*kernel",)},
+            r"^`optim\.decay_only` \(=\('\*kernel',\)\) is for dfw, adam, sgd, polyak_sgd and bnew; leave it out$",
         ),
         (
             {"regularizer_schedule": "exponential", "regularizer_schedule_options": {"final_share": 0.0}},
@@ -204,7 +215,7 @@ def test_overrides_from_the_command_line():
         ("model.options", "stage_sizes 1 2", {"stage_sizes": (1, 2)}),
         ("model.options", "reduction 2.7 2.2", {"reduction": (2.7, 2.2)}),
         ("optim.options", "epsilon 1e-4", {"epsilon": 1e-4}),
-        ("optim.schedule-options", "stages 3 factor 0.2", {"stages": 3, "factor": 0.2}),
+        ("optim.schedule-options", "at_shares 0.5 0.9 factor 0.2", {"at_shares": (0.5, 0.9), "factor": 0.2}),
         ("loss-options", "temperature 2.0", {"temperature": 2.0}),
         ("regularizer-schedule-options", "final_share 0.5", {"final_share": 0.5}),
     ],
@@ -221,7 +232,7 @@ def test_options_are_added_to_those_of_the_config_file(tmp_path, capsys):
     path.write_text(
         "from bnn_jax.training.config import Config, ModelConfig, OptimConfig\n"
         "def get_config():\n"
-        "    optim = OptimConfig('bop', options={'threshold': 1e-7}, schedule_options={'stages': 3})\n"
+        "    optim = OptimConfig('bop', options={'threshold': 1e-7}, schedule_options={'final_share': 0.1})\n"
         "    return Config('test', 1, 8, optim=optim, model=ModelConfig(options={'stage_sizes': (1, 2)}))\n"
     )
     argv = ["--config", str(path), "--optim.options", "adaptivity_rate", "0.1", "--optim.schedule-options"]
@@ -252,8 +263,8 @@ def test_options_reach_what_they_are_for():
     """The experiment of a config with options is made of the functions with these options."""
     config = changed(
         optim__options={"epsilon": 10.0},
-        optim__schedule="staircase",
-        optim__schedule_options={"stages": 2, "factor": 0.5},
+        optim__schedule="milestones",
+        optim__schedule_options={"at_shares": 0.5, "factor": 0.5},
         loss_options={"temperature": 3.0},
         model__name="lenet",
     )
@@ -273,7 +284,7 @@ def test_options_reach_what_they_are_for():
     "changes",
     [
         {"optim__options": {"epsilon": 1e-4}},
-        {"optim__schedule": "staircase", "optim__schedule_options": {"factor": 0.5}},
+        {"optim__schedule": "milestones", "optim__schedule_options": {"factor": 0.5}},
         {"loss_options": {"temperature": 2.0}},
         {"regularizer_schedule_options": {"final_share": 0.5}, "regularizer_schedule": "exponential"},
     ],
