@@ -1,7 +1,10 @@
-"""Benchmark of training: a step of Deep Frank-Wolfe beside one of Adam, a scan of steps beside single ones."""
+"""Benchmark of training: a step of Deep Frank-Wolfe beside one of Adam; a scan beside single steps and PyTorch's."""
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
+from importlib.util import find_spec
+from os import cpu_count
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,13 +22,17 @@ CIFAR10 = ImageInfo((32, 32, 3), 10, (125.3, 123.0, 113.9), (63.0, 62.1, 66.7))
 def benchmark_training(config: Config, *, repeats: int = 20, scan_repeats: int = 5) -> dict[str, Any]:
     """Times of a training step on random images of CIFAR-10's shape, compilation left out.
 
+    Where PyTorch is installed, it trains the same XNOR-ResNet (:mod:`bnn_jax.benchmarks.torch_peer`) beside the scan,
+    in either of its memory formats.
+
     Args:
       config: model, batch size and optimizers; must have settings for dfw and adam.
       repeats: single jitted steps of each optimizer, one of each in turn.
-      scan_repeats: rounds of 20 single steps and one scan of 20 steps.
+      scan_repeats: rounds of 20 single steps, one scan of 20 steps, PyTorch's 20 steps, and evaluations.
 
     Returns:
-      Medians in milliseconds a step and the two ratios, `dfw_over_adam` and `scan_over_single`, with all the times.
+      Medians in milliseconds a step and the ratios `dfw_over_adam` and `scan_over_single`, with all the times; with
+      PyTorch also `images_per_second_over_torch` of the scan and `evaluation_over_torch`, over the faster format.
     """
     rng = np.random.default_rng(0)
     examples, steps = 2560, 20
@@ -46,8 +53,14 @@ def benchmark_training(config: Config, *, repeats: int = 20, scan_repeats: int =
 
         return run
 
+    def evaluator() -> Callable[[], Any]:
+        programs = make_programs(replace(config, optim=select_optimizer(config, "dfw")), CIFAR10, examples=examples)
+        state = programs.init(np.uint32(0))
+        return lambda: programs.evaluate(state.params, state.model_state, images, labels)
+
     single = interleaved_seconds({name: stepper(name, [order[:1]]) for name in ("dfw", "adam")}, repeats=repeats)
     rounds = {"single": stepper("dfw", [order[i : i + 1] for i in range(steps)]), "scan": stepper("dfw", [order])}
+    rounds |= {"evaluation": evaluator(), **_torch_rounds(config, images, labels, order)}
     loops = interleaved_seconds(rounds, repeats=scan_repeats)
     milliseconds = {
         "step_dfw_ms": median_ms(single["dfw"]),
@@ -55,10 +68,56 @@ def benchmark_training(config: Config, *, repeats: int = 20, scan_repeats: int =
         "step_of_20_single_ms": median_ms(loops["single"]) / steps,
         "step_of_scan_20_ms": median_ms(loops["scan"]) / steps,
     }
+    milliseconds |= {f"{name}_step_ms": median_ms(loops[name]) / steps for name in loops if name in TORCH_STEPS}
     return milliseconds | {
         "dfw_over_adam": milliseconds["step_dfw_ms"] / milliseconds["step_adam_ms"],
         "scan_over_single": milliseconds["step_of_scan_20_ms"] / milliseconds["step_of_20_single_ms"],
+        **_over_torch(loops),
         "seconds": {**{f"step_{name}": times for name, times in single.items()}, **loops},
+    }
+
+
+TORCH_STEPS = ("torch_channels_last", "torch_nchw")
+
+
+def _torch_rounds(config: Config, images, labels, order) -> dict[str, Callable[[], Any]]:
+    """PyTorch's 20 steps and its evaluation of all images, in each memory format, where it is installed."""
+    if find_spec("torch") is None:
+        return {}
+    import torch
+
+    from bnn_jax.benchmarks.torch_peer import Trainer, XnorResNet
+
+    torch.set_num_threads(cpu_count())
+    images = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).contiguous()
+    labels, order = torch.from_numpy(np.array(labels, np.int64)), torch.from_numpy(np.array(order, np.int64))
+    rounds = {}
+    for name in TORCH_STEPS:
+        trainer = Trainer(
+            XnorResNet(width=config.model.width or 16),
+            channels_last=name == TORCH_STEPS[0],
+            mean=CIFAR10.mean,
+            std=CIFAR10.std,
+        )
+
+        def train(trainer=trainer):
+            return [trainer.step(images[rows], labels[rows]) for rows in order]
+
+        def evaluate(trainer=trainer):
+            return [(trainer.evaluate(x) == y).sum().item() for x, y in zip(images.split(500), labels.split(500))]
+
+        rounds |= {name: train, f"{name}_evaluation": evaluate}
+    return rounds
+
+
+def _over_torch(loops: dict[str, list[float]]) -> dict[str, Any]:
+    if TORCH_STEPS[0] not in loops:
+        return {}
+    medians = {name: median_ms(seconds) for name, seconds in loops.items()}
+    return {
+        "images_per_second_over_torch": min(medians[name] for name in TORCH_STEPS) / medians["scan"],
+        "evaluation_over_torch": min(medians[f"{name}_evaluation"] for name in TORCH_STEPS) / medians["evaluation"],
+        "torch": version("torch"),
     }
 
 
@@ -66,4 +125,4 @@ def print_training(found: dict[str, Any]) -> None:
     """Print the medians and the ratios of :func:`benchmark_training`."""
     for name, value in found.items():
         if name != "seconds":
-            print(f"{name:24} {value:10.3f}")
+            print(f"{name:30} {value if isinstance(value, str) else format(value, '10.3f'):>10}")
