@@ -20,7 +20,7 @@ from bnn_jax.training.input_pipeline import load_data
 from bnn_jax.training.loop import train
 from bnn_jax.training.programs import Teacher, programs_of, state_shapes
 from bnn_jax.training.progress import OnProgress, silent
-from bnn_jax.training.run_folder import recorded, write_checksummed
+from bnn_jax.training.run_folder import has_begun, recorded
 from bnn_jax.training.validation import validate
 
 
@@ -121,7 +121,7 @@ def run_stages(
         )
         start = None if origin is None else _warm_start(stage, origin.variables, data)
         record = _record_of(stage, origin, teacher, start)
-        _write_record(stage, folders[stage.name], record)
+        _check_record(stage, folders[stage.name], record)
         announce(f"{label}: {_describe(stage, start)}")
         results[stage.name] = train(
             stage.config,
@@ -201,12 +201,14 @@ def _record_of(
     }
 
 
-def _write_record(stage: Stage, folder: Path, record: dict[str, Any]) -> None:
-    """Write `stage.json`, or compare with the one that is there.
+def _check_record(stage: Stage, folder: Path, record: dict[str, Any]) -> None:
+    """Refuse a folder with a run that is no stage, or a stage that was begun from something else.
 
     Raises:
-      UsageError: if `folder` holds a run that is no stage, or a stage that was begun from something else.
+      UsageError: for one.
     """
+    if not has_begun(folder):
+        return
     begun = recorded(folder, "stage")
     if not begun and (folder / "config.json").exists():
         raise UsageError(f"`workdir` holds a run in {folder} that is no stage; choose another `--workdir`")
@@ -218,8 +220,6 @@ def _write_record(stage: Stage, folder: Path, record: dict[str, Any]) -> None:
             f"`{key}` of stage {stage.name!r} is not what {folder} was begun with: {_short(record[key])} now, "
             f"{_short(found.get(key))} then; remove {folder} to run the stage anew, or choose another `--workdir`"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_checksummed(folder / "stage.json", record)
 
 
 def _short(value: Any) -> str:

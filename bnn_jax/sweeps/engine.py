@@ -19,7 +19,7 @@ from bnn_jax.training.members import Diverged, why_alone
 from bnn_jax.training.metrics import write_file
 from bnn_jax.training.programs import image_info, program_key
 from bnn_jax.training.progress import OnProgress, progress_display
-from bnn_jax.training.run_folder import claim_workdir, read_checksummed
+from bnn_jax.training.run_folder import check_workdir, has_begun, read_checksummed
 from bnn_jax.training.validation import validate
 
 
@@ -95,9 +95,9 @@ def recorded_result(run: Run) -> dict[str, Any] | None:
     Raises:
       UsageError: if the folder holds a run of another config.
     """
-    if not (run.workdir / "config.json").exists():
+    if not has_begun(run.workdir):
         return None
-    claim_workdir(run.config, run.workdir)
+    check_workdir(run.config, run.workdir)
     diverged = run.workdir / "diverged.json"
     return json.loads(diverged.read_text()) if diverged.exists() else read_checksummed(run.workdir / "result.json")
 

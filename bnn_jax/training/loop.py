@@ -39,6 +39,7 @@ from bnn_jax.training.members import (
     Member,
     check_together,
     claim,
+    finished_results,
     resume,
     save,
     stack,
@@ -170,16 +171,18 @@ def _train(
     devices: Mesh | None = None,
     **reading: Any,
 ) -> list[dict[str, Any] | Diverged]:
-    """Claim the folders, train from where the runs are to the end of their last epoch, write the results."""
+    """Prepare, claim the folders, train from where the runs are to the end of their last epoch, write the results."""
     config, workdir = members[0].config, members[0].workdir
     with interrupts(partial(_last_saved, workdir)) as asked_here, ExitStack() as locks, ended_with_the_others():
         asked = _agreed(asked_here)
         _check_same(config)
-        results = on_first_process(partial(claim, members, locks))
+        results = on_first_process(partial(finished_results, members))
         if results is None:
             dataset = load_data(config.data) if dataset is None else dataset
             programs = programs_of(config, dataset, teacher=teacher, devices=devices)
             starts = [initial_state(programs, member.config.seed, warm_start=warm_start) for member in members]
+            # Only now, for until here a start can fail that another command mends.
+            on_first_process(partial(claim, members, locks))
             run = place_state(stack(on_first_process(partial(resume, members, starts))), devices)
             programs = programs if len(members) == 1 else over_members(programs)
             pipeline = make_input_pipeline(config, programs, dataset, **reading)

@@ -21,6 +21,7 @@ from bnn_jax.training.devices import is_first_process, on_first_process, to_host
 from bnn_jax.training.metrics import append_metrics, read_metrics, unpack_log, write_file
 from bnn_jax.training.programs import program_key
 from bnn_jax.training.run_folder import (
+    check_workdir,
     claim_workdir,
     locked,
     read_checksummed,
@@ -42,7 +43,7 @@ class Member:
 
     Attributes:
       config, workdir: its own.
-      stage: what a checkpoint keeps of the stage that the run is, or None.
+      stage: what its folder and checkpoints keep of the stage that the run is, or None.
       rows: records of the steps of the epoch under way.
       diverged: why it records, saves and results in nothing more, or None.
     """
@@ -106,17 +107,32 @@ def check_together(configs: Sequence[Config]) -> None:
             )
 
 
-def claim(members: Sequence[Member], locks: ExitStack) -> list[dict[str, Any]] | None:
-    """Return the results if all runs are finished; else lock their folders until `locks` end, and return None."""
-    results = []
+def finished_results(members: Sequence[Member]) -> list[dict[str, Any]] | None:
+    """Return the results if all runs are finished, else None.
+
+    Raises:
+      UsageError: if a folder holds a run of another config.
+    """
     for member in members:
-        claim_workdir(member.config, member.workdir)
-        results.append(read_checksummed(member.workdir / "result.json"))
-    if None not in results:
-        return results
+        check_workdir(member.config, member.workdir)
+    results = [read_checksummed(member.workdir / "result.json") for member in members]
+    if None in results:
+        return None
+    for member in members:
+        claim_workdir(member.config, member.workdir, stage=member.stage)  # Its files may have been lost.
+    return results
+
+
+def claim(members: Sequence[Member], locks: ExitStack) -> None:
+    """Make the folders, lock them until `locks` end, and write into each whose it is.
+
+    Raises:
+      UsageError: if another process trains in one; if one holds a run of another config.
+      RunError: if one cannot be written.
+    """
     for member in members:
         locks.enter_context(locked(member.workdir))
-    return None
+        claim_workdir(member.config, member.workdir, stage=member.stage)
 
 
 def resume(members: Sequence[Member], starts: Sequence[RunState]) -> list[RunState]:

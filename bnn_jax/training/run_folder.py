@@ -111,14 +111,20 @@ def _value(config: Config, key: str) -> Any:
     return flatten(to_dict(config)).get(key)
 
 
-def claim_workdir(config: Config, workdir: Path) -> None:
-    """Write the resolved config into `workdir`, made if missing.
+def has_begun(workdir: Path) -> bool:
+    """Whether a run has left a step, a checkpoint or an end in its folder; before, another config may claim it."""
+    log = workdir / "metrics.jsonl"
+    left = ("checkpoints", "result.json", "diverged.json")
+    return any((workdir / name).exists() for name in left) or (log.exists() and log.stat().st_size > 0)
+
+
+def check_workdir(config: Config, workdir: Path) -> None:
+    """Refuse a folder in which a run of another config has begun.
 
     Raises:
-      UsageError: if it already holds a run of another config; names the first key that differs.
-      RunError: if it cannot be written.
+      UsageError: for one; names the first key that differs.
     """
-    recorded = _recorded_configs(workdir)
+    recorded = _recorded_configs(workdir) if has_begun(workdir) else []
     differing = [_differing_key(other, config) for other in recorded]
     if recorded and None not in differing:
         key, old = differing[0], recorded[0]
@@ -126,21 +132,35 @@ def claim_workdir(config: Config, workdir: Path) -> None:
             f"`{key}` is {_value(config, key)!r} now, but {workdir} holds a run with {_value(old, key)!r}; "
             "choose another `--workdir`, or remove that one"
         )
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot make the folder {workdir} ({error.strerror}); choose another `--workdir`") from None
+
+
+def claim_workdir(config: Config, workdir: Path, *, stage: dict[str, Any] | None = None) -> None:
+    """Write the resolved config, and what the run is a stage of, into `workdir`.
+
+    Raises:
+      UsageError: as :func:`check_workdir`.
+      RunError: if they cannot be written.
+    """
+    check_workdir(config, workdir)
     write_checksummed(workdir / "config.json", to_dict(config))
+    if stage is not None:
+        write_checksummed(workdir / "stage.json", stage)
 
 
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Keep other processes from training in `workdir`; the operating system lets go when this one ends, however.
+    """Make `workdir` if missing, and keep other processes from training in it.
+
+    The operating system lets go when this process ends, however.
 
     Raises:
-      UsageError: if another one does; names its process and machine.
-      RunError: if `workdir` cannot be written.
+      UsageError: if another one trains there; names its process and machine.
+      RunError: if `workdir` cannot be made or written.
     """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make the folder {workdir} ({error.strerror}); choose another `--workdir`") from None
     try:
         lock = os.open(workdir / "lock", os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:

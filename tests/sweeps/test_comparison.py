@@ -15,6 +15,7 @@ from bnn_jax.sweeps.grid import grid_cells, parse_axes, split_axes
 from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
 from bnn_jax.training.experiment import ImageInfo
 from bnn_jax.training.members import Diverged
+from bnn_jax.training.run_folder import claim_workdir
 from bnn_jax.training.validation import validate
 
 SGD = OptimConfig("sgd", learning_rate=0.1)
@@ -127,7 +128,7 @@ def test_ways_that_there_are_not(tmp_path, arguments, message):
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path):
-    engine.claim_workdir(CONFIG, tmp_path)
+    claim_workdir(CONFIG, tmp_path)
     engine._record_diverged(Run("run", CONFIG, tmp_path), "it diverged")
     assert run_all([Run("run", CONFIG, tmp_path)])[0]["diverged"] == "it diverged"
     with pytest.raises(UsageError, match=r"`epochs` is 2 now, but .* holds a run with 1; choose another `--workdir`"):
@@ -144,7 +145,8 @@ def groups(monkeypatch):
         if len(configs) > 3:
             raise JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
         for config, workdir in zip(configs, workdirs):
-            engine.claim_workdir(config, workdir)
+            workdir.mkdir(parents=True, exist_ok=True)
+            claim_workdir(config, workdir)
         return [Diverged("it diverged")] * len(configs)
 
     monkeypatch.setattr(engine, "train_together", train_together)
