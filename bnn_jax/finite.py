@@ -1,11 +1,11 @@
-"""Numbers that are not finite: where the first of them is, and the refusal of a tree that holds one."""
+"""Numbers that are not finite: codes that keep them, where the first of them is, the refusal of a tree that has one."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Num
 
 
 def all_finite(tree: Any) -> Bool[Array, ""]:
@@ -16,6 +16,20 @@ def all_finite(tree: Any) -> Bool[Array, ""]:
     """
     inexact = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
     return jnp.array([jnp.isfinite(leaf).all() for leaf in inexact] or [True]).all()
+
+
+def keep_nan(x: Num[Array, "..."], values: Num[Array, "..."]) -> Num[Array, "..."]:
+    """Return `values`, but NaN where `x` is: a comparison answers False for NaN, and would give it some code.
+
+    Args:
+      x: broadcasts to the values.
+      values: floating point.
+
+    >>> x = jnp.array([-2.0, jnp.nan])
+    >>> keep_nan(x, jnp.where(x < 0, -1.0, 1.0))
+    Array([-1., nan], dtype=float32)
+    """
+    return jnp.where(jnp.isnan(x), jnp.asarray(jnp.nan, values.dtype), values)
 
 
 def leaf_name(path: tuple[Any, ...]) -> str:

@@ -1,7 +1,8 @@
 r"""The two-valued sign, the record of an estimator, and how one is made from its forward and its backward formula."""
 
+import inspect
 from collections.abc import Callable, Mapping
-from functools import wraps
+from functools import partial, reduce, wraps
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bnn_jax.checks import require_floating
+from bnn_jax.finite import keep_nan
 from bnn_jax.precision import sum_dtype, widened
 from bnn_jax.types import EstimatorFunction
 
@@ -47,7 +49,7 @@ EstimatorLike: TypeAlias = str | Estimator | EstimatorFunction
 
 
 def sign(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    r"""Two-valued sign of x's shape and dtype; sign(0) = sign(-0.0) = +1.
+    r"""Two-valued sign of x's shape and dtype; sign(0) = sign(-0.0) = +1, sign(NaN) = NaN.
 
     Forward   q(x) = -1 if x < 0 else +1
     Backward  zero; the estimators choose another derivative
@@ -59,7 +61,7 @@ def sign(x: Float[Array, "..."]) -> Float[Array, "..."]:
     Array([-1.,  1.,  1.,  1.], dtype=float32)
     """
     require_floating("x", x)
-    return jnp.where(x < 0, -1, 1).astype(jnp.result_type(x))
+    return keep_nan(x, jnp.where(x < 0, -1, 1).astype(jnp.result_type(x)))
 
 
 def _aligned(name: str, value: Any, x: Array, dtype: jnp.dtype) -> Array:
@@ -78,6 +80,11 @@ def _summed_to(cotangent: Array, shape: tuple[int, ...]) -> Array:
     return cotangent.sum(axes, keepdims=True)
 
 
+def _keep_nans(*causes_and_values: Array) -> Array:
+    *causes, values = causes_and_values
+    return reduce(lambda kept, cause: keep_nan(cause, kept), causes, values)
+
+
 def make_estimator(
     codes: Elementwise,
     derivative: Elementwise,
@@ -91,7 +98,8 @@ def make_estimator(
               dL/dp := sum dL/dq * parameter_derivatives[p](x, **parameters), over the axes that p was broadcast along
 
     All three are computed in float32 at least, so that bfloat16 inputs lose nothing between the operations.  Only x
-    and the parameters are kept for the backward pass.
+    and the parameters are kept for the backward pass.  NaN stays NaN, whatever the formulas compare it with: q where x
+    or a parameter that `codes` names is NaN, dL/dx where x, a parameter or dL/dq is.
 
     Args:
       codes: elementwise forward value.
@@ -109,10 +117,12 @@ def make_estimator(
     (Array(1., dtype=float32), Array(1., dtype=float32))
     """
     factors = dict(parameter_derivatives or {})
+    compared = inspect.signature(codes).parameters
 
     @jax.custom_vjp
     def quantize(x, parameters):
-        return codes(widened(x), **parameters).astype(x.dtype)
+        found = jnp.asarray(codes(widened(x), **parameters), x.dtype)
+        return _keep_nans(x, *(value for name, value in parameters.items() if name in compared), found)
 
     def forward(x, parameters):
         return quantize(x, parameters), (x, parameters)
@@ -120,14 +130,19 @@ def make_estimator(
     def backward(residuals, cotangent):
         x, parameters = residuals
         wide, cotangent = widened(x), widened(cotangent)
+        keep_nans = partial(_keep_nans, wide, *parameters.values())
+
+        def pulled_back(factor):
+            slope = jnp.asarray(factor(wide, **parameters))
+            if slope.dtype == bool:
+                return jnp.where(slope, cotangent, keep_nans(0 * cotangent))
+            return cotangent * keep_nans(slope.astype(cotangent.dtype))
+
         dparameters = {
-            name: _summed_to(cotangent * jnp.asarray(factors[name](wide, **parameters), cotangent.dtype), value.shape)
-            if name in factors
-            else jnp.zeros_like(value)
+            name: _summed_to(pulled_back(factors[name]), value.shape) if name in factors else jnp.zeros_like(value)
             for name, value in parameters.items()
         }
-        slope = jnp.asarray(derivative(wide, **parameters), cotangent.dtype)
-        return (cotangent * slope).astype(x.dtype), dparameters
+        return pulled_back(derivative).astype(x.dtype), dparameters
 
     quantize.defvjp(forward, backward)
 

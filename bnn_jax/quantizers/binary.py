@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from bnn_jax.checks import require, require_floating, require_positive
 from bnn_jax.estimators import identity_sign, sign, ste_sign
+from bnn_jax.finite import keep_nan
 from bnn_jax.quantizers.codes import Quantized
 from bnn_jax.quantizers.quantizer import Quantizer
 from bnn_jax.types import EstimatorFunction, Key
@@ -179,7 +180,7 @@ def binary_connect_weights(
         if key is None:
             raise ValueError("`key` (=None) must be a `jax.random.key` in stochastic training; evaluation needs none")
         probability = jnp.clip((w.astype(jnp.float32) / scale.astype(jnp.float32) + 1) / 2, 0, 1)
-        drawn = jnp.where(jax.random.bernoulli(key, probability), 1, -1).astype(w.dtype)
+        drawn = keep_nan(w, jnp.where(jax.random.bernoulli(key, probability), 1, -1).astype(w.dtype))
         codes = drawn + (codes - jax.lax.stop_gradient(codes))
     return Quantized(without_scale(codes, scale), scale)
 

@@ -69,8 +69,8 @@ def c_sign_weights(
     progress = jnp.clip(jnp.asarray(progress if train else state["progress"], jnp.float32), 0, 1)
     # At progress 1 a float32 sum can miss `end` by one unit; the plain sign needs a threshold of exactly 1.
     threshold = jnp.where(progress == 1, end, start + (end - start) * progress)
-    certain = jnp.abs(w) >= dead_band(w, threshold)
-    kept = jnp.where(certain, sign(w), state["codes"].astype(w.dtype))
+    uncertain = jnp.abs(w) < dead_band(w, threshold)
+    kept = jnp.where(uncertain, state["codes"].astype(w.dtype), sign(w))
     alpha = lax.stop_gradient(mean_magnitude(w))
     gradient = estimator(w)
     codes = lax.stop_gradient(kept) + (gradient - lax.stop_gradient(gradient))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bnn_jax.finite import keep_nan
 from bnn_jax.precision import widened
 from bnn_jax.quantizers.multibit import require_bits, require_codes
 from bnn_jax.types import Key
@@ -31,7 +32,7 @@ def _backward(bits, key, cotangent):
     noise = jax.random.uniform(key, wide.shape, wide.dtype, -0.5, 0.5)
     level = n * (wide / jnp.where(largest == 0, 1, 2 * largest) + 0.5) + noise
     quantized = 2 * largest * (jnp.round(jnp.clip(level, 0, n)) / n - 0.5)
-    return quantized.astype(cotangent.dtype), None
+    return keep_nan(cotangent, quantized.astype(cotangent.dtype)), None
 
 
 _quantized_backward.defvjp(_forward, _backward)

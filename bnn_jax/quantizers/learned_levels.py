@@ -97,7 +97,7 @@ def lq_activations(x: Float[Array, "..."], state: State, *, train: bool = False)
     if basis.ndim != 1:
         raise ValueError(f"`state` (basis {basis.shape}) must hold one vector (K,) a layer")
     codes, highest = _nearest_level(jax.lax.stop_gradient(wide), basis, low=0)
-    below = jnp.where(wide <= highest, wide, 0)
+    below = jnp.where(wide > highest, 0, wide)
     quantized = straight_through(below, tuple(map(Quantized, codes, basis)), dtype=x.dtype)
     return quantized, _updated(state, wide, codes, axes=tuple(range(x.ndim))) if train else state
 

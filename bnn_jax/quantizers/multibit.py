@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from bnn_jax.checks import require, require_floating, require_positive
 from bnn_jax.estimators import sign
+from bnn_jax.finite import keep_nan
 from bnn_jax.precision import widened
 from bnn_jax.quantizers.binary import xnor
 from bnn_jax.quantizers.codes import Bases, Quantized, bases
@@ -28,16 +29,17 @@ def _attached(surrogate, codes, scales):
 
 
 def _forward(surrogate, codes, scales):
-    return codes, scales
+    return codes, (surrogate, scales)
 
 
-def _backward(scales, cotangents):
+def _backward(residuals, cotangents):
+    surrogate, scales = residuals
     # Each cotangent is g times its scale; the largest scale loses least when it is divided out again.
     g, largest = cotangents[0], scales[0]
     for cotangent, scale in zip(cotangents[1:], scales[1:]):
         larger = jnp.abs(scale) > jnp.abs(largest)
         g, largest = jnp.where(larger, cotangent, g), jnp.where(larger, scale, largest)
-    return g.astype(largest.dtype) / jnp.where(largest == 0, 1, largest), None, None
+    return keep_nan(surrogate, g.astype(largest.dtype) / jnp.where(largest == 0, 1, largest)), None, None
 
 
 _attached.defvjp(_forward, _backward)
@@ -50,7 +52,8 @@ def straight_through(surrogate: Float[Array, "..."], quantized: Bases, *, dtype:
     Backward  (chosen) with g the gradient of the sum of scale * codes:  dL/dsurrogate := g
 
     Args:
-      surrogate: real tensor of the shape of the codes; only its derivative matters.
+      surrogate: real tensor of the shape of the codes; only its derivative matters, and its NaN: where it is NaN, so
+        are the codes and its gradient.
       quantized: one quantized tensor or a tuple of them.
       dtype: of the codes and scales that are returned.
 
@@ -64,7 +67,7 @@ def straight_through(surrogate: Float[Array, "..."], quantized: Bases, *, dtype:
     arXiv:1308.3432.
     """
     parts = jax.lax.stop_gradient(bases(quantized))
-    codes = tuple(part.codes.astype(dtype) for part in parts)
+    codes = tuple(keep_nan(surrogate, part.codes.astype(dtype)) for part in parts)
     scales = tuple(part.scale.astype(dtype) for part in parts)
     # The scales as they will be multiplied, rounded, are what has to be divided out.
     codes = _attached(surrogate, codes, tuple(scale.astype(surrogate.dtype) for scale in scales))
@@ -138,7 +141,7 @@ def dorefa_activations(x: Float[Array, "..."], *, bits: int = 2) -> Quantized:
     wide = widened(x)
     n = 2**bits - 1
     codes = jnp.round(n * jnp.clip(wide, 0, 1))
-    inside = jnp.where((wide >= 0) & (wide <= 1), wide, 0)
+    inside = jnp.where((wide < 0) | (wide > 1), 0, wide)
     return straight_through(inside, Quantized(codes, _step(n)), dtype=x.dtype)
 
 
@@ -173,7 +176,7 @@ def wrpn_weights(w: Float[Array, "*fan_in features"], *, bits: int = 2) -> Quant
         return xnor(w)
     n = 2 ** (bits - 1) - 1
     codes = jnp.round(n * jnp.clip(wide, -1, 1))
-    inside = jnp.where(jnp.abs(wide) <= 1, wide, 0)
+    inside = jnp.where(jnp.abs(wide) > 1, 0, wide)
     return straight_through(inside, Quantized(codes, _step(n)), dtype=w.dtype)
 
 
@@ -226,7 +229,7 @@ def pact_activations(x: Float[Array, "..."], clipping_level: float | Float[Array
     n, top = 2**bits - 1, jnp.maximum(level, float(jnp.finfo(x.dtype).eps))
     codes = jnp.round(n * jnp.clip(wide / top, 0, 1))
     # Its derivative alone matters: by `level`, not `top`, which below eps would be 0 and leave the level stuck.
-    clipped = jnp.where(wide >= top, level, jnp.where(wide > 0, wide, 0))
+    clipped = jnp.where(wide >= top, level, jnp.where(wide <= 0, 0, wide))
     return straight_through(clipped, Quantized(codes, top / n), dtype=x.dtype)
 
 
@@ -276,7 +279,7 @@ def hwgq(x: Float[Array, "..."], *, bits: int = 2) -> Quantized:
     n, step = 2**bits - 1, HWGQ_STEPS[bits]
     thresholds = [0.0, *((i + 0.5) * step for i in range(1, n))]
     codes = sum((wide > threshold).astype(wide.dtype) for threshold in thresholds)
-    inside = jnp.where((wide > 0) & (wide <= n * step), wide, 0)
+    inside = jnp.where((wide <= 0) | (wide > n * step), 0, wide)
     return straight_through(inside, Quantized(codes, jnp.asarray(step, wide.dtype)), dtype=x.dtype)
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from bnn_jax.checks import require, require_floating, require_positive
 from bnn_jax.estimators import ESTIMATORS, make_estimator, ternary
+from bnn_jax.finite import keep_nan
 from bnn_jax.precision import widened
 from bnn_jax.quantizers.codes import Quantized
 from bnn_jax.quantizers.quantizer import Quantizer
@@ -17,7 +18,8 @@ from bnn_jax.quantizers.quantizer import Quantizer
 
 @jax.custom_vjp
 def _asymmetric_codes(w, threshold, positive_scale, negative_scale):
-    return (w > threshold).astype(w.dtype), -(w < -threshold).astype(w.dtype)
+    positive, negative = (w > threshold).astype(w.dtype), -(w < -threshold).astype(w.dtype)
+    return keep_nan(w, positive), keep_nan(w, negative)
 
 
 def _forward(w, threshold, positive_scale, negative_scale):
@@ -33,7 +35,7 @@ def _backward(residuals, cotangents):
     scale = jnp.where(from_positive, positive_scale, negative_scale)
     dead_zone = jnp.where(from_positive, positive, negative) / jnp.where(scale == 0, 1, scale)
     dw = jnp.where(w > threshold, positive, jnp.where(w < -threshold, negative, dead_zone))
-    return dw, jnp.zeros_like(threshold), jnp.zeros_like(positive_scale), jnp.zeros_like(negative_scale)
+    return keep_nan(w, dw), jnp.zeros_like(threshold), jnp.zeros_like(positive_scale), jnp.zeros_like(negative_scale)
 
 
 _asymmetric_codes.defvjp(_forward, _backward)
