@@ -267,10 +267,10 @@ def _best(summaries: list[Summary]) -> str:
 def _latent_weights(results: Results, summaries: list[Summary]) -> str:
     parts = []
     for label, row in zip(results.labels, summaries):
-        share = row["share_on_bounds"]
+        shares = ((row["share_on_bounds"], "on the bounds"), (row["never_flipped"], "never flipped"))
+        told = ", ".join(f"{percent(share, '.1f')} % {what}" for share, what in shares if share is not None)
         if row["max_abs_latent"] is not None:
-            bounds = "" if share is None else f" ({percent(share, '.1f')} % on the bounds)"
-            parts.append(f"{inline(label)} {row['max_abs_latent']:.4g}{bounds}")
+            parts.append(f"{inline(label)} {row['max_abs_latent']:.4g}{f' ({told})' if told else ''}")
     return f"Largest magnitude of a latent binary weight: {'; '.join(parts)}." if parts else ""
 
 

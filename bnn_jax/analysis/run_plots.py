@@ -27,6 +27,7 @@ WINDOWS = 100
 STATISTICS = {
     "flips": "flips: share of weights a step",
     "flip_flops": "flip-flops: share that flipped back",
+    "never_flipped": "never flipped: share since the start",
     "input_saturation": "saturation of inputs: no gradient",
     "kernel_saturation": "saturation of kernels: no gradient",
     "input_balance": "balance of inputs: mean code",
@@ -186,7 +187,7 @@ def _draw_diagnostics(path: Path, records: Records) -> None:
     layers = layer_names(records)
     colours = colormaps["viridis"](np.linspace(0, 0.9, len(layers)))
     shown = [name for name in STATISTICS if _is_shown(records, name)]
-    columns = {1: 1, 2: 2, 3: 3, 4: 2, 7: 4}.get(len(shown), 3)
+    columns = {1: 1, 2: 2, 3: 3, 4: 2, 7: 4, 8: 4}.get(len(shown), 3)
     with drawing(path, _size(len(shown), columns, 4.3, 2.8), count=len(shown), columns=columns) as (figure, axes):
         for panel, name in zip(axes, shown):
             for layer, colour in zip(layers, colours):

@@ -181,8 +181,8 @@ def summarize(results: Results) -> list[dict[str, Any]]:
 
     ``label``; ``runs`` (started) and ``n`` (finished); mean and sample standard deviation of each of the accuracies and
     of ``train_loss_last`` as ``*_mean`` and ``*_std``; ``step_time_ms``, the median; ``max_abs_latent``, the maximum;
-    ``share_on_bounds`` and ``gamma_below_1``, the share of the steps with gamma < 1, the means.  A number is None where
-    a finished run lacks it or it is not finite, and a standard deviation also where n < 2.
+    ``share_on_bounds``, ``never_flipped`` and ``gamma_below_1``, the share of the steps with gamma < 1, the means.  A
+    number is None where a finished run lacks it or it is not finite, and a standard deviation also where n < 2.
 
     ``best`` is True for one row: of the highest mean validation accuracy among those whose runs all finished, or among
     all if there is none.
@@ -212,7 +212,7 @@ def _summarize(row: Row) -> dict[str, Any]:
         summary[f"{name}_std"] = over_runs(name, stdev) if len(runs) > 1 else None
     summary["step_time_ms"] = over_runs("step_time_ms", median)
     summary["max_abs_latent"] = over_runs("max_abs_latent", max)
-    summary["share_on_bounds"] = over_runs("share_on_bounds", fmean)
+    summary |= {name: over_runs(name, fmean) for name in ("share_on_bounds", "never_flipped")}
     gammas = [[gamma for gamma in (run.get("gamma") or {}).get("value", ()) if is_number(gamma)] for run in runs]
     summary["gamma_below_1"] = fmean(map(share_below_1, gammas)) if gammas and all(gammas) else None
     return summary

@@ -15,7 +15,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from bnn_jax.estimators import sign
 from bnn_jax.layers import BinaryConv, BinaryDense
@@ -42,60 +42,66 @@ def latent_kernels(params: Params) -> dict[str, Array]:
 
 
 class Flips(flax.struct.PyTreeNode):
-    """How often each latent weight has flipped since the last record.
+    """How often each latent weight has flipped since the last record, and whether it ever has.
 
     Attributes:
       counts: layer -> counts of its latent kernel's shape.
+      never: layer -> whether the sign of a weight has been the same since the first step of the run.
       steps: training steps that were counted.
     """
 
     counts: dict[str, Int[Array, "..."]]
+    never: dict[str, Bool[Array, "..."]]
     steps: Int[Array, ""]
 
 
 def no_flips(params: Params) -> Flips:
-    """The counts before the first step, and after a record."""
-    counts = {layer: jnp.zeros(jnp.shape(w), jnp.int32) for layer, w in latent_kernels(params).items()}
-    return Flips(counts, jnp.zeros((), jnp.int32))
+    """The counts before the first step."""
+    shapes = {layer: jnp.shape(w) for layer, w in latent_kernels(params).items()}
+    counts = {layer: jnp.zeros(shape, jnp.int32) for layer, shape in shapes.items()}
+    return Flips(counts, {layer: jnp.ones(shape, bool) for layer, shape in shapes.items()}, jnp.zeros((), jnp.int32))
 
 
 def count_flips(flips: Flips, before: Params, after: Params) -> Flips:
     """The counts after one more step, from `before` to `after`; sign(0) = +1."""
     old, new = latent_kernels(before), latent_kernels(after)
-    counts = {
-        layer: count + (sign(old[layer]) != sign(new[layer])).astype(count.dtype)
-        for layer, count in flips.counts.items()
-    }
-    return Flips(counts, flips.steps + 1)
+    flipped = {layer: sign(old[layer]) != sign(new[layer]) for layer in flips.counts}
+    counts = {layer: count + flipped[layer].astype(count.dtype) for layer, count in flips.counts.items()}
+    return Flips(counts, {layer: never & ~flipped[layer] for layer, never in flips.never.items()}, flips.steps + 1)
 
 
 def flip_parts(flips: Flips) -> dict[str, Parts]:
     r"""For each layer, of the c_i sign changes of weight i in the n steps since the last record, N weights:
 
-    flips       sum_i c_i / (n N): the share of weights that flip in a step, the FF ratio averaged over the n steps
-    net_flips   #{i : c_i odd} / N: the share whose sign is another than at the last record
-    flip_flops  #{i : c_i >= 2} / N: the share that flipped and flipped back at least once in between
+    flips          sum_i c_i / (n N): the share of weights that flip in a step, the FF ratio averaged over the n steps
+    net_flips      #{i : c_i odd} / N: the share whose sign is another than at the last record
+    flip_flops     #{i : c_i >= 2} / N: the share that flipped and flipped back at least once in between
+    never_flipped  the share whose sign has been the same since the first step of the run
 
     A flip of a weight that has flipped before is an oscillation in the sense of Nagel et al.: with two values, every
     change is opposite to the previous one.  Their running frequency is not kept; the window is that of the records.
+    Weights that have never flipped are what Xiang et al. observe, over half of a plain network's, and call silent; the
+    silent weights that their method acts on are those whose running frequency of flips is below a threshold.
 
     Returns:
       layer -> statistic -> (sum, count).
 
     Reference: FF ratio of Liu et al., How Do Adam and Training Strategies Help BNNs Optimization?, 2021,
     arXiv:2106.11309, which is exp(pi_t) of Helwegen et al., Latent Weights Do Not Exist, 2019, arXiv:1906.02107, up
-    to their e^-9; Nagel et al., Overcoming Oscillations in Quantization-Aware Training, 2022, arXiv:2203.11086.
+    to their e^-9; Nagel et al., Overcoming Oscillations in Quantization-Aware Training, 2022, arXiv:2203.11086; Xiang
+    et al., OvSW: Overcoming Silent Weights for Accurate Binary Neural Networks, 2024, arXiv:2407.05257.
     """
     steps = jnp.maximum(flips.steps, 1).astype(jnp.float32)
 
-    def of_layer(c):
+    def of_layer(c, never):
         return {
             "flips": (c.astype(jnp.float32).sum(), steps * c.size),
             "net_flips": ((c % 2).sum(), jnp.float32(c.size)),
             "flip_flops": ((c >= 2).sum(), jnp.float32(c.size)),
+            "never_flipped": (never.sum(), jnp.float32(c.size)),
         }
 
-    return {layer: of_layer(count) for layer, count in flips.counts.items()}
+    return {layer: of_layer(count, flips.never[layer]) for layer, count in flips.counts.items()}
 
 
 def tap_quantizers() -> AbstractContextManager:

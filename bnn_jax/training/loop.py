@@ -309,7 +309,8 @@ def _record_diagnostics(job: _Job, state: TrainState, batch: tuple[Images, Label
     (member,) = job.members
     found = jax.device_get(job.programs.diagnose(state, *batch))
     member.record([diagnostics_record(found, step=steps_done(state), epoch=number)])
-    return state.replace(flips=place_state(no_flips(state.params), job.programs.devices))
+    zero = place_state(no_flips(state.params), job.programs.devices)
+    return state.replace(flips=zero.replace(never=state.flips.never))
 
 
 def _show_progress(job: _Job, state: TrainState, number: int) -> None:

@@ -93,9 +93,13 @@ def first_non_finite(records: list[dict[str, Any]]) -> tuple[int, str, float] | 
 
 
 def summarize(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Summarize a run's records for its result: curves over epochs, gamma over steps, the last of each."""
+    """Summarize a run's records for its result: curves over epochs, gamma over steps, the last of each.
+
+    Where diagnostics were recorded, `flips` and `never_flipped` over all layers are those of the last record.
+    """
     evaluations = [r for r in records if r["kind"] == "evaluation"]
     steps = [r for r in records if r["kind"] == "train"]
+    diagnostics = [r["total"] for r in records if r["kind"] == "diagnostics"]
     columns = ("epoch", "validation_accuracy", "validation_loss", "train_loss", "train_accuracy")
     last = evaluations[-1]
     summary = {
@@ -106,6 +110,8 @@ def summarize(records: list[dict[str, Any]]) -> dict[str, Any]:
         "curve": {name: [r[name] for r in evaluations] for name in columns},
         "gamma": None,
     }
+    if diagnostics:
+        summary |= {name: diagnostics[-1].get(name) for name in ("flips", "never_flipped")}
     if "gamma" in steps[0]:
         summary["gamma"] = {"step": [r["step"] for r in steps], "value": [r["gamma"] for r in steps]}
         summary["search_iterations_mean"] = float(np.mean([r["search_iterations"] for r in steps]))

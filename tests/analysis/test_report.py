@@ -235,6 +235,9 @@ def test_latent_weights_are_told_with_and_without_bounds(results):
     for run in results.rows[1].runs:
         run["share_on_bounds"] = None
     assert "dfw 1.2 (20.0 % on the bounds); adam 1.2." in report_markdown(results)
+    for run in results.rows[0].runs:
+        run["never_flipped"] = 0.25 + 0.1 * run["seed"]
+    assert "dfw 1.2 (20.0 % on the bounds, 35.0 % never flipped); adam 1.2." in report_markdown(results)
 
 
 def test_nothing_to_compare_is_refused(results):

@@ -1,5 +1,6 @@
 """Diagnostics against counts outside jit, closed forms and brute force over single weights."""
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 
@@ -87,6 +88,7 @@ def test_flips_of_a_walk_are_those_counted_outside_jit():
     assert share(parts, "a/conv", "flips") == pytest.approx(expected.sum() / (11 * 15))
     assert share(parts, "a/conv", "net_flips") == pytest.approx((sign(walk[0]) != sign(walk[-1])).mean())
     assert share(parts, "a/conv", "flip_flops") == pytest.approx((expected >= 2).mean())
+    assert 0 < share(parts, "a/conv", "never_flipped") == pytest.approx((expected == 0).mean())
 
 
 def test_without_a_step_there_are_no_flips():
@@ -95,6 +97,7 @@ def test_without_a_step_there_are_no_flips():
         "flips": 0,
         "net_flips": 0,
         "flip_flops": 0,
+        "never_flipped": 1,
     }
 
 
@@ -298,6 +301,7 @@ def test_flips_of_training_are_those_counted_outside_jit(trained):
         assert own["flips"] == pytest.approx(counts.mean() / 3)
         assert own["net_flips"] == pytest.approx((signs[0] != signs[-1]).mean())
         assert own["flip_flops"] == pytest.approx((counts >= 2).mean())
+        assert own["never_flipped"] == pytest.approx((counts == 0).mean())
     counts = np.concatenate(together)
     assert 0 < counts.mean() / 3 == pytest.approx(found["total"]["flips"])
     assert found["total"]["flip_flops"] == pytest.approx((counts >= 2).mean())
@@ -371,7 +375,8 @@ def test_saturation_balance_and_mismatch_of_training(trained):
         (
             "full_precision",
             "ttq",
-            {"flips", "net_flips", "flip_flops", "kernel_balance", "kernel_saturation", "histogram", "gradient_cosine"},
+            {"flips", "net_flips", "flip_flops", "never_flipped", "kernel_balance", "kernel_saturation"}
+            | {"histogram", "gradient_cosine"},
         ),
         ("full_precision", "full_precision", set()),
     ],
@@ -407,6 +412,10 @@ def test_records_resume_and_diagnostics_change_no_bit(tmp_path, dataset):
     whole, bits = run_to_end(CONFIG, tmp_path / "whole", dataset)
     assert [(record["step"], record["epoch"], record["steps"]) for record in whole] == [(3, 1, 3), (6, 2, 3)]
     assert set(whole[0]["layers"]) == set(LAYERS)
+    never = [record["total"]["never_flipped"] for record in whole]
+    result = json.loads((tmp_path / "whole" / "result.json").read_text())
+    assert (result["flips"], result["never_flipped"]) == (whole[1]["total"]["flips"], never[1])
+    assert 1 > never[0] > never[1] > 0  # it is not counted from a record anew
     broken, broken_bits = run_to_end(CONFIG, tmp_path / "broken", dataset, stop_after=7)
     assert broken == whole
     assert broken_bits == bits
@@ -424,7 +433,7 @@ def test_without_diagnostics_nothing_is_carried_along(dataset):
     ]
     assert isinstance(shapes[0].flips, Flips)
     assert shapes[1].flips is None
-    assert len(jax.tree.leaves(shapes[0])) - len(jax.tree.leaves(shapes[1])) == len(LAYERS) + 1
+    assert len(jax.tree.leaves(shapes[0])) - len(jax.tree.leaves(shapes[1])) == 2 * len(LAYERS) + 1
 
 
 def test_a_number_that_is_not_finite_becomes_null():
