@@ -252,8 +252,9 @@ def test_each_device_computes_its_part_in_one_program(measured, case):
     assert len(found["batches"]) == 5
     assert set(found["batches"]) == {BATCH * model_parallel // count}
     assert found["compiled"] == 1
-    # Two for each of the five batch norms, and one for the gradients; with "model" those of the layers' inputs as well.
-    assert found["all_reduces"] <= (12 if model_parallel == 1 else 30)
+    # Two for each of the five batch norms, two in branches that it does not take, and one for the gradients; with
+    # "model" those of the layers' inputs as well.
+    assert found["all_reduces"] <= (22 if model_parallel == 1 else 40)
 
 
 @pytest.mark.full
