@@ -9,11 +9,11 @@ import optax
 from jaxtyping import Array
 from optax import contrib
 
-from bnn_jax.checks import Rule, check_options, look_up, require
+from bnn_jax.checks import Rule, check_options, look_up, require, require_positive
 from bnn_jax.optim.bnew import PushToBoundsState, push_to_bounds
 from bnn_jax.optim.bop import BopState, bop, bop_on_latent, check_rate
 from bnn_jax.optim.deep_frank_wolfe import DeepFrankWolfeState, deep_frank_wolfe
-from bnn_jax.optim.frozen import is_trained
+from bnn_jax.optim.frozen import is_trained, path_name
 from bnn_jax.optim.latent import (
     Box,
     bound_statistics,
@@ -47,6 +47,7 @@ class Optimizer(NamedTuple):
       make: (settings, **options) -> transform; refuses options out of range.
       takes_scale_latent: whether it can scale the updates of latent weights layer by layer.
       separate_decay: whether latent weights have a decay of their own, and parameters can be left out of decay.
+      takes_clipping: whether gradients may be clipped before it; not where their size decides the size of the step.
       takes_inner_steps: whether several steps can be made on each linearised problem.
       exact_step: whether its step size is exact for a piecewise linear loss, which then is all that it can minimize.
       latent_box: the rule for the bounds of the latent weights, (lower, upper) or None.
@@ -55,6 +56,7 @@ class Optimizer(NamedTuple):
     make: Callable[..., optax.GradientTransformation]
     takes_scale_latent: bool = False
     separate_decay: bool = True
+    takes_clipping: bool = True
     takes_inner_steps: bool = False
     exact_step: bool = False
     latent_box: Rule | None = None
@@ -189,11 +191,11 @@ def _bnew(
 
 
 OPTIMIZERS: dict[str, Optimizer] = {
-    "dfw": Optimizer(_dfw, takes_inner_steps=True, exact_step=True),
+    "dfw": Optimizer(_dfw, takes_clipping=False, takes_inner_steps=True, exact_step=True),
     "adam": Optimizer(_adam, takes_scale_latent=True),
     "sgd": Optimizer(_sgd, takes_scale_latent=True),
-    "polyak_sgd": Optimizer(_polyak_sgd, takes_scale_latent=True),
-    "momo": Optimizer(_momo, takes_scale_latent=True, separate_decay=False),
+    "polyak_sgd": Optimizer(_polyak_sgd, takes_scale_latent=True, takes_clipping=False),
+    "momo": Optimizer(_momo, takes_scale_latent=True, separate_decay=False, takes_clipping=False),
     "bop": Optimizer(
         _bop,
         separate_decay=False,
@@ -218,6 +220,8 @@ def make_optimizer(
     box: Box | Callable[[Params], Box] = None,
     total_steps: int | None = None,
     scale_latent: bool = False,
+    max_gradient_norm: float | Array | None = None,
+    adaptive_clipping: float | Array | None = None,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """An optimizer of the table, with every weight kept inside its box.
@@ -248,13 +252,19 @@ def make_optimizer(
       box: of the latent weights, as :func:`latent_box`, or None.
       total_steps: of the training; for bnew.
       scale_latent: BinaryConnect's layer-wise learning-rate scale, for adam, sgd, polyak_sgd and momo.
+      max_gradient_norm: the gradient g becomes g min(1, max_gradient_norm / |g|), |g| over all parameters, before
+        weight decay; None leaves it.
+      adaptive_clipping: lambda; the gradient of a unit, the weights of an output channel, is shrunk to lambda times
+        their norm, at least 1e-3, except in the last layer, `head`; None leaves it.
       **options: of the optimizer, as above.
 
     Raises:
-      ValueError: for a name or an option that is not known (the nearest is named), a value out of range, or bnew
-        without `box` or `total_steps`.
+      ValueError: for a name or an option that is not known (the nearest is named), a value out of range, clipping
+        before an optimizer that takes none, or bnew without `box` or `total_steps`.
 
-    References: Kingma and Ba, Adam, 2015; Loizou et al., Stochastic Polyak Step-size, 2021; Schaipp et al., MoMo, 2024.
+    References: Kingma and Ba, Adam, 2015; Loizou et al., Stochastic Polyak Step-size, 2021; Schaipp et al., MoMo, 2024;
+    Pascanu et al., On the Difficulty of Training Recurrent Neural Networks, 2013; Brock et al., High-Performance
+    Large-Scale Image Recognition Without Normalization, 2021.
     """
     found = look_up("optimizer", optimizer, OPTIMIZERS)
     check_options("options", found.make, options)
@@ -269,7 +279,30 @@ def make_optimizer(
         total_steps=total_steps,
         scale_latent=scale_latent,
     )
-    return _promoting(settings, optax.with_extra_args_support(found.make(settings, **options)))
+    clipping = _clipping(found, max_gradient_norm=max_gradient_norm, adaptive_clipping=adaptive_clipping)
+    made = found.make(settings, **options)
+    return _promoting(settings, optax.with_extra_args_support(optax.chain(*clipping, made) if clipping else made))
+
+
+def _clipping(
+    found: Optimizer, *, max_gradient_norm: float | Array | None, adaptive_clipping: float | Array | None
+) -> list[optax.GradientTransformation]:
+    """What is done to gradients before they come to an optimizer."""
+    given = {"max_gradient_norm": max_gradient_norm, "adaptive_clipping": adaptive_clipping}
+    for argument, value in given.items():
+        if value is not None:
+            takers = ", ".join(name for name, other in OPTIMIZERS.items() if other.takes_clipping)
+            rule = f"is for {takers}: the step sizes of the others come from the size of the gradient"
+            require(argument, value, found.takes_clipping, rule)
+            require_positive(argument, value, "None leaves gradients as they are")
+
+    def not_last(params):
+        return jax.tree_util.tree_map_with_path(lambda path, _: not path_name(path).startswith("head/"), params)
+
+    by_norm = [] if max_gradient_norm is None else [optax.clip_by_global_norm(max_gradient_norm)]
+    if adaptive_clipping is None:
+        return by_norm
+    return [*by_norm, optax.masked(optax.adaptive_grad_clip(adaptive_clipping), not_last)]
 
 
 def _promoting(

@@ -77,7 +77,8 @@ def reactnet(base: Config) -> list[Stage]:
              epochs
     binary   both binary: the same without weight decay; 128 epochs
 
-    ReActNet-A has the rate 1.25e-3, networks without normalization 5e-4 (Chen et al., 2021, arXiv:2104.08215).
+    ReActNet-A has the rate 1.25e-3, networks without normalization 5e-4 with adaptive clipping 0.02 (Chen
+    et al., 2021, arXiv:2104.08215).
 
     Reference: Liu et al., ReActNet, 2020, arXiv:2003.03488.
     """
@@ -88,8 +89,9 @@ def reactnet(base: Config) -> list[Stage]:
         teacher = _network(base, "resnet20", family="resnet")
     else:
         teacher = _network(base, "resnet34", family="resnet34", stem=_stem(binary))
-    rate = 5e-4 if kernels == "bn_free" else 1.25e-3 if binary.name == "reactnet_a" else 2.5e-3
-    adam = replace(ADAM, learning_rate=rate, schedule="linear")
+    rate, clipping = (5e-4, 0.02) if kernels == "bn_free" else (2.5e-3, None)
+    rate = 1.25e-3 if binary.name == "reactnet_a" else rate
+    adam = replace(ADAM, learning_rate=rate, schedule="linear", adaptive_clipping=clipping)
     decayed = replace(adam, weight_decay=1e-5, decay_only=("st*kernel", "*shift"))
     inputs = replace(binary, kernel_quantizer="full_precision")
     return [

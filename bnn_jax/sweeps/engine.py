@@ -50,9 +50,9 @@ def run_all(
     * processes: one after another in each of several processes, which share the cores out; for the CPU.  On two cores
       they took 0.8 of the time of one process: 4 seeds of digits, 20 epochs, 10.1 to 10.8 s for 12.1 to 12.6 s; 2 seeds
       of CIFAR-10 with ResNet-20, width 8, 39.3 s for 49.7 s.
-    * vmapped: runs that differ only in seed, learning rate, momentum, weight decays and strength of the regularizer are
-      one program, see :func:`bnn_jax.training.loop.train_together`; a group that does not fit in the device's memory
-      is halved.
+    * vmapped: runs that differ only in seed, learning rate, momentum, weight decays, clipping and strength of the
+      regularizer are one program, see :func:`bnn_jax.training.loop.train_together`; a group that does not fit in the
+      device's memory is halved.
     * auto: what :func:`bnn_jax.sweeps.throughput.choose_execution` measures for the largest such group.
 
     Ctrl-C and SIGTERM save what is under way; the same call goes on there.

@@ -109,6 +109,11 @@ class OptimConfig:
         Rule(lambda box: len(box) == 2 and box[0] < box[1], "must be (lower, upper) with lower < upper"),
     ] = (-1.0, 1.0)
     """Bounds of the latent weights; None leaves them free."""
+    max_gradient_norm: Annotated[float | None, POSITIVE] = None
+    """Global norm to which gradients are clipped, for adam, sgd, bop and bnew; None leaves them as they are."""
+    adaptive_clipping: Annotated[float | None, POSITIVE] = None
+    """Share of the norm of each channel's weights to which their gradient is clipped, but in the last layer, as 0.02
+    without batch normalization; for adam, sgd, bop and bnew."""
     scale_latent: bool = False
     """BinaryConnect's layer-wise scale of the latent weights' updates; for adam, sgd, polyak_sgd and momo."""
     inner_steps: Annotated[int, AT_LEAST_1] = 1

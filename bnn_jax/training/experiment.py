@@ -22,9 +22,18 @@ from bnn_jax.training.diagnostics import histogram_bounds
 from bnn_jax.types import Params
 
 HyperParameters: TypeAlias = dict[str, float | Array]
-"""Those that are arguments of the training program: `learning_rate`, `momentum`, `weight_decay` and
-`latent_weight_decay` of the optimizer, and `regularizer_strength`.  Other values do not compile again, and a sweep can
-map over them."""
+"""Those that are arguments of the training program: the numbers of :data:`OPTIMIZER_NUMBERS` that a config sets, and
+`regularizer_strength`.  Other values do not compile again, and a sweep can map over them."""
+
+OPTIMIZER_NUMBERS = (
+    "learning_rate",
+    "momentum",
+    "weight_decay",
+    "latent_weight_decay",
+    "max_gradient_norm",
+    "adaptive_clipping",
+)
+"""Names of OptimConfig's fields; one that is None is left out of the program."""
 
 
 class ImageInfo(NamedTuple):
@@ -64,14 +73,9 @@ def make_model(settings: ModelConfig, *, num_classes: int) -> nn.Module:
 
 def hyper_parameters(config: Config) -> HyperParameters:
     """Those of a config, as the training program takes them."""
-    optim = config.optim
-    return {
-        "learning_rate": np.float32(optim.learning_rate),
-        "momentum": np.float32(optim.momentum),
-        "weight_decay": np.float32(optim.weight_decay),
-        "latent_weight_decay": np.float32(optim.latent_weight_decay),
-        "regularizer_strength": np.float32(config.regularizer_strength),
-    }
+    numbers = {name: getattr(config.optim, name) for name in OPTIMIZER_NUMBERS}
+    numbers["regularizer_strength"] = config.regularizer_strength
+    return {name: np.float32(value) for name, value in numbers.items() if value is not None}
 
 
 def make_experiment(
@@ -105,6 +109,8 @@ def make_experiment(
         box=box,
         total_steps=total_steps,
         scale_latent=optim.scale_latent,
+        max_gradient_norm=optim.max_gradient_norm,
+        adaptive_clipping=optim.adaptive_clipping,
         **optim.options,
     )
     optimizer = train_only(optimizer, optim.train_only) if optim.train_only else optimizer

@@ -18,6 +18,7 @@ from bnn_jax.errors import RunError, UsageError
 from bnn_jax.training.checkpoint import Restored, restore_checkpoint
 from bnn_jax.training.config import Config
 from bnn_jax.training.devices import is_first_process, on_first_process, to_host
+from bnn_jax.training.experiment import OPTIMIZER_NUMBERS
 from bnn_jax.training.metrics import append_metrics, read_metrics, unpack_log, write_file
 from bnn_jax.training.programs import program_key
 from bnn_jax.training.run_folder import (
@@ -101,9 +102,10 @@ def check_together(configs: Sequence[Config]) -> None:
         if len(configs) > 1 and (reason := why_alone(config)) is not None:
             raise UsageError(f"{reason} cannot be mapped over several runs; train them one after another")
         if program_key(config) != program_key(configs[0]):
+            numbers = ", ".join(f"`optim.{name}`" for name in OPTIMIZER_NUMBERS)
             raise UsageError(
-                "`configs` must differ only in `seed`, `optim.learning_rate`, `optim.momentum`, `optim.weight_decay`, "
-                "`optim.latent_weight_decay` and `regularizer_strength` to be one program; train the others apart"
+                f"`configs` must differ only in `seed`, `regularizer_strength` and {numbers} to be one program; train "
+                "the others apart"
             )
 
 

@@ -56,6 +56,7 @@ CONDITIONS: tuple[Condition, ...] = (
         lambda config: config.regularizer != "none",
         "regularizer",
     ),
+    Condition(("optim.warmup_start_share",), lambda config: config.optim.warmup_share > 0, "optim.warmup_share"),
     Condition(
         ("distillation.temperature", "distillation.queue_size"),
         lambda config: bool(config.distillation.losses),

@@ -27,7 +27,7 @@ from bnn_jax.training.config import Config, ModelConfig, without_tuning
 from bnn_jax.training.devices import check_batch_size, replicate, replicated
 from bnn_jax.training.divergence import first_non_finite_layer
 from bnn_jax.training.epoch import Batches, end_epoch, epoch_permutation, evaluate, first_state, train_steps
-from bnn_jax.training.experiment import HyperParameters, ImageInfo, make_experiment
+from bnn_jax.training.experiment import OPTIMIZER_NUMBERS, HyperParameters, ImageInfo, make_experiment
 from bnn_jax.training.state import Best, RunState, TrainState
 from bnn_jax.training.step import diagnose_step, init_state
 from bnn_jax.training.validation import with_published_quantizers
@@ -78,8 +78,8 @@ class Programs(NamedTuple):
 def program_key(config: Config) -> Config:
     """Make the same what is an argument of programs: configs with equal keys share them."""
     config = without_tuning(config)
-    numbers = {"learning_rate": 1.0, "momentum": 0.0, "weight_decay": 0.0, "latent_weight_decay": 0.0}
-    optim = replace(config.optim, **numbers)
+    set_numbers = [name for name in OPTIMIZER_NUMBERS if getattr(config.optim, name) is not None]
+    optim = replace(config.optim, **dict.fromkeys(set_numbers, 0.5))
     same = {"seed": 0, "name": "", "regularizer_strength": 1.0}
     return replace(config, model=with_published_quantizers(config.model), optim=optim, **same)
 

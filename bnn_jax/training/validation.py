@@ -160,6 +160,7 @@ def _check_optimizer(optim: OptimConfig, optimizer: Optimizer) -> None:
     check_options("optim.options", optimizer.make, optim.options)
     box = latent_box(*optim.latent_box) if optim.latent_box else None
     settings = {"learning_rate": constant(1.0, 1), "box": box, "total_steps": 1}
+    settings |= {"max_gradient_norm": optim.max_gradient_norm, "adaptive_clipping": optim.adaptive_clipping}
     _check_made(optim.name, lambda: make_optimizer(optimizer, **settings, **optim.options))
 
 

@@ -185,6 +185,41 @@ def test_what_is_in_proportion_to_the_rate_is_so_after_a_warm_up_too(name):
     assert (moved["head"]["kernel"][1] != moved["head"]["kernel"][0]).any()
 
 
+def numpy_clipped(gradients, params, norm=None, adaptive=None):
+    """One step's gradients, clipped in float64; `head` is the last layer."""
+    g = {
+        path: np.asarray(gradients[path[0]][path[1]], np.float64)
+        for path in [("conv", "latent_kernel"), ("head", "kernel")]
+    }
+    if norm is not None:
+        size = np.sqrt(sum((x**2).sum() for x in g.values()))
+        g = {path: x * min(1.0, norm / size) for path, x in g.items()}
+    if adaptive is not None:
+        x, w = g["conv", "latent_kernel"], np.asarray(params["conv"]["latent_kernel"], np.float64)
+        largest = adaptive * np.maximum(np.sqrt((w**2).sum(axis=0)), 1e-3)
+        g["conv", "latent_kernel"] = x * np.minimum(1.0, largest / np.sqrt((x**2).sum(axis=0)))
+    return g
+
+
+@pytest.mark.parametrize(
+    ("clipping", "expected"),
+    [
+        ({"max_gradient_norm": 0.5}, {"norm": 0.5}),
+        ({"max_gradient_norm": 1e3}, {"norm": 1e3}),
+        ({"adaptive_clipping": 0.02}, {"adaptive": 0.02}),
+        ({"max_gradient_norm": 2.0, "adaptive_clipping": 0.3}, {"norm": 2.0, "adaptive": 0.3}),
+    ],
+)
+def test_gradients_are_clipped_before_decay_and_momentum(clipping, expected):
+    """A step of SGD with rate 1 and coupled decay: w - (clipped gradient + decay w)."""
+    decays = {"weight_decay": 0.25, "latent_weight_decay": 0.25}
+    optimizer = make_optimizer("sgd", learning_rate=constant(1.0, 1), momentum=0.0, **decays, **clipping)
+    found = scanned(optimizer, PARAMS, GRADIENTS)[0]
+    clipped = numpy_clipped(jax.tree.map(lambda g: g[0], GRADIENTS), PARAMS, **expected)
+    for (layer, leaf), g in clipped.items():
+        np.testing.assert_allclose(found[layer][leaf][0], 0.75 * PARAMS[layer][leaf] - g, rtol=1e-5, atol=1e-6)
+
+
 def test_an_optimizer_is_made_from_a_name_or_a_record():
     record = OPTIMIZERS["sgd"]._replace(make=lambda settings, *, sign=1.0: optax.scale(sign))
     optimizer = made(record, sign=-2.0)
@@ -217,6 +252,12 @@ def test_the_table_says_what_goes_with_what():
     assert [name for name, optimizer in OPTIMIZERS.items() if optimizer.takes_inner_steps] == ["dfw"]
     assert [name for name, optimizer in OPTIMIZERS.items() if optimizer.exact_step] == ["dfw"]
     assert [name for name, optimizer in OPTIMIZERS.items() if not optimizer.separate_decay] == ["momo", "bop"]
+    assert [name for name, optimizer in OPTIMIZERS.items() if optimizer.takes_clipping] == [
+        "adam",
+        "sgd",
+        "bop",
+        "bnew",
+    ]
     scaled = [name for name, optimizer in OPTIMIZERS.items() if optimizer.takes_scale_latent]
     for name in scaled:
         plain, larger = (

@@ -171,6 +171,15 @@ def changed(**changes):
             {"optim__name": "momo", "optim__latent_weight_decay": 1e-4},
             r"^`optim\.latent_weight_decay` \(=0\.0001\) is for dfw, adam, sgd, polyak_sgd and bnew; leave it out$",
         ),
+        ({"optim__max_gradient_norm": 0.0}, r"^`optim\.max_gradient_norm` \(=0\.0\) must be positive$"),
+        (
+            {"optim__max_gradient_norm": 1.0},
+            r"^dfw cannot be made: `max_gradient_norm` \(=1\.0\) is for adam, sgd, bop, bnew: the step sizes of the",
+        ),
+        (
+            {"optim__name": "momo", "optim__adaptive_clipping": 0.02},
+            r"^momo cannot be made: `adaptive_clipping` \(=0\.02\) is for adam, sgd, bop, bnew: the step sizes of the",
+        ),
         (
             {"optim__name": "bop", "optim__decay_only": ("*kernel",)},
             r"^`optim\.decay_only` \(=\('\*kernel',\)\) is for dfw, adam, sgd, polyak_sgd and bnew; leave it out$",
