@@ -49,10 +49,12 @@ def knowledge_distillation(
 def attention_matching(
     maps: Float[Array, "batch h w channels"], teacher_maps: Float[Array, "batch h w others"]
 ) -> Float[Array, "batch"]:
-    r"""Real-to-Binary's attention matching: where in the image the activations are large.
+    r"""Real-to-Binary's attention matching as in the paper: where in the image the activations are large.
 
-    L_i = || Q_s / ||Q_s|| - Q_t / ||Q_t|| ||_2,  Q = sum over channels of A^2, as a vector over the pixels
+    L_i = || Q_s / ||Q_s||_2 - Q_t / ||Q_t||_2 ||_2,  Q = sum over channels of A^2, as a vector over the pixels
 
+    Each map has unit length; the distance is not squared, not divided by the pixels, and summed over the blocks: at
+    most sqrt(2) a block.  The paper's weight could not be found; for larq zoo's 30 see :func:`attention_mse`.
     It does not change when A is rescaled, nor with the number of channels; 0, with gradient 0, for equal maps.
 
     Raises:
@@ -62,16 +64,45 @@ def attention_matching(
     >>> print(attention_matching(3 * a, a), attention_matching(a[:, ::-1], a))
     [0.] [1.4142135]
 
-    Reference: Martinez et al., Training Binary Neural Networks with Real-to-Binary Convolutions, 2020,
+    Reference: Martinez et al., Training Binary Neural Networks with Real-to-Binary Convolutions, 2020, section 4.2,
     arXiv:2003.11535.
     """
+    own, wanted = _attention(maps, teacher_maps)
+    return _norm(_unit(own) - _unit(wanted))[:, 0]
+
+
+def attention_mse(
+    maps: Float[Array, "batch h w channels"], teacher_maps: Float[Array, "batch h w others"]
+) -> Float[Array, "batch"]:
+    r"""Real-to-Binary's attention matching as in larq zoo, to which the weight 30 belongs.
+
+    L_i = mean over the pixels of (Q_s / max Q_s - Q_t / max Q_t)^2,  Q = mean over channels of A^2
+
+    The largest pixel of each map is 1; of several blocks it is the mean: at most 1.  The gradient passes through the
+    maximum, at its first pixel.  A map of zeros stays zero, where larq zoo divides 0 by 0.
+
+    Raises:
+      ValueError: if the maps are not of the same height and width.
+
+    >>> a = jnp.array([[[[2.0]], [[1.0]]]])
+    >>> print(attention_mse(3 * a, a), attention_mse(a[:, ::-1], a))
+    [0.] [0.5625]
+
+    Reference: larq zoo, `knowledge_distillation.py`, AttentionMatchingLossLayer; after Martinez et al., Training Binary
+    Neural Networks with Real-to-Binary Convolutions, 2020, arXiv:2003.11535.
+    """
+    own, wanted = (_with_largest_one(q) for q in _attention(maps, teacher_maps))
+    return ((own - wanted) ** 2).mean(axis=-1)
+
+
+def _attention(maps: Array, teacher_maps: Array) -> tuple[Array, Array]:
+    """The sum over channels of the squares, as a vector over the pixels, of both; factors cancel in what follows."""
     if maps.shape[:3] != teacher_maps.shape[:3]:
         raise ValueError(
             f"`teacher_maps` (of shape {teacher_maps.shape}) must have the batch, height and width of `maps`, "
             f"{maps.shape[:3]}"
         )
-    attention = [_unit((a * a).sum(axis=-1).reshape((len(a), -1))) for a in (maps, teacher_maps)]
-    return _norm(attention[0] - attention[1])[:, 0]
+    return tuple((a * a).sum(axis=-1).reshape((len(a), -1)) for a in (maps, teacher_maps))
 
 
 def feature_distillation(
@@ -124,6 +155,33 @@ def standardized_distillation(
     return (difference * difference).sum(axis=-1)
 
 
+def embedding_distillation(
+    embeddings: Float[Array, "batch size"],
+    teacher_embeddings: Float[Array, "batch size"],
+    *,
+    temperature: float | Array = 0.2,
+) -> Float[Array, "batch"]:
+    r"""S2-BNN's distillation without labels, as released: the components of an embedding are its classes.
+
+    L_i = -sum_c p_t(c) log p_s(c),  p = softmax over the components of z / (||z||_2 T)
+
+    It is :func:`similarity_distillation` with the unit vectors of the embedding space for keys.
+
+    Args:
+      embeddings: z of the network, of any length.
+      teacher_embeddings: z of the teacher.
+      temperature: T, positive.
+
+    >>> loss = embedding_distillation(jnp.array([[1.0, 1.0]]), jnp.array([[3.0, 0.0]]))
+    >>> print(f"{float(loss[0]):.4f}")
+    0.6931
+
+    Reference: Shen et al., S2-BNN: Bridging the Gap Between Self-Supervised Real and 1-bit Neural Networks via Guided
+    Distribution Calibration, 2021, arXiv:2102.08946; szq0214/S2-BNN.
+    """
+    return distribution_loss(*(_unit(z) / temperature for z in (embeddings, teacher_embeddings)))
+
+
 def similarity_distillation(
     embeddings: Float[Array, "batch size"],
     teacher_embeddings: Float[Array, "batch size"],
@@ -131,9 +189,11 @@ def similarity_distillation(
     *,
     temperature: float | Array = 0.2,
 ) -> Float[Array, "batch"]:
-    r"""S2-BNN's distillation without labels: which of many keys an image resembles.
+    r"""Distillation without labels from a queue: which of many keys an image resembles.
 
     L_i = -sum_j p_t(j) log p_s(j),  p = softmax_j(cos(z_i, k_j) / T)
+
+    A reading of S2-BNN, whose program compares with no keys: see :func:`embedding_distillation`.
 
     Args:
       embeddings: z of the network, of any length.
@@ -184,8 +244,8 @@ def shared_stages(network: Outputs, teacher: Outputs) -> Iterator[tuple[str, Arr
         yield name, network.intermediates[name], teacher.intermediates[name]
 
 
-def _over_stages(loss: Callable[[Array, Array], Array]) -> Callable[..., Array]:
-    """The sum of `loss` over the stages that both networks have."""
+def _over_stages(loss: Callable[[Array, Array], Array], *, mean: bool = False) -> Callable[..., Array]:
+    """The sum or the mean of `loss` over the stages that both networks have."""
 
     def total(network, teacher, **_):
         losses = []
@@ -194,7 +254,7 @@ def _over_stages(loss: Callable[[Array, Array], Array]) -> Callable[..., Array]:
                 losses.append(loss(own, wanted))
             except ValueError as error:
                 raise ValueError(f"{name} of the network and of its teacher do not match: {error}") from None
-        return sum(losses)
+        return sum(losses) / len(losses) if mean else sum(losses)
 
     return total
 
@@ -205,13 +265,18 @@ DISTILLATION_LOSSES: dict[str, Callable[..., Float[Array, "batch"]]] = {
         network.logits, teacher.logits, temperature=temperature
     ),
     "attention": _over_stages(attention_matching),
+    "attention_mse": _over_stages(attention_mse, mean=True),
     "features": _over_stages(feature_distillation),
     "standardized": _over_stages(standardized_distillation),
+    "embedding": lambda network, teacher, *, temperature, **_: embedding_distillation(
+        network.logits, teacher.logits, temperature=temperature
+    ),
     "similarity": lambda network, teacher, *, temperature, keys: similarity_distillation(
         network.logits, teacher.logits, keys, temperature=temperature
     ),
 }
-"""(outputs, teacher's outputs, temperature=, keys=) -> a loss for each example; of stages the sum over them."""
+"""(outputs, teacher's outputs, temperature=, keys=) -> a loss for each example; of stages or blocks the sum over them,
+of attention_mse the mean."""
 
 
 def distilled(
@@ -261,3 +326,10 @@ def _norm(x: Float[Array, "batch size"]) -> Float[Array, "batch 1"]:
 def _unit(x: Float[Array, "batch size"]) -> Float[Array, "batch size"]:
     length = _norm(x)
     return x / jnp.where(length > 0, length, 1)
+
+
+def _with_largest_one(q: Float[Array, "batch size"]) -> Float[Array, "batch size"]:
+    """q >= 0 divided by its largest value; zeros stay."""
+    # Not `max`: under jit its gradient can be 0/0.
+    largest = jnp.take_along_axis(q, q.argmax(axis=-1, keepdims=True), axis=-1)
+    return q / jnp.where(largest > 0, largest, 1)

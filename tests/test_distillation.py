@@ -9,8 +9,10 @@ from bnn_jax.distillation import (
     DISTILLATION_LOSSES,
     Outputs,
     attention_matching,
+    attention_mse,
     distilled,
     distribution_loss,
+    embedding_distillation,
     enqueue,
     feature_distillation,
     initial_keys,
@@ -57,6 +59,16 @@ def attention_twin(own, wanted):
     return np.sqrt(((q(own) - q(wanted)) ** 2).sum())
 
 
+def attention_mse_twin(own, wanted):
+    """AttentionMatchingLossLayer of larq zoo, of one example and one block."""
+
+    def q(a):
+        q = np.array([[np.mean([v**2 for v in pixel]) for pixel in row] for row in a]).ravel()
+        return q / q.max()
+
+    return ((q(own) - q(wanted)) ** 2).mean()
+
+
 def feature_twin(own, wanted):
     cosine = (own * wanted).sum() / np.sqrt((own**2).sum() * (wanted**2).sum())
     return 2 - 2 * cosine
@@ -65,6 +77,12 @@ def feature_twin(own, wanted):
 def standardized_twin(own, wanted):
     own, wanted = ((a - a.mean()) / a.std() for a in (own, wanted))
     return ((own - wanted) ** 2).mean()
+
+
+def embedding_twin(own, wanted, temperature):
+    """S2-BNN's main_moco.py, builder.py and kd_loss.py, of one example."""
+    p_s, p_t = (softmax(z / np.sqrt((z**2).sum()) / temperature) for z in (own, wanted))
+    return -(p_t * np.log(p_s)).sum()
 
 
 def similarity_twin(own, wanted, keys, temperature):
@@ -86,8 +104,11 @@ CASES = {
     ),
     "attention": (attention_matching, attention_twin, MAPS),
     "attention, fewer channels": (attention_matching, attention_twin, (MAPS[0][..., :2], MAPS[1])),
+    "attention_mse": (attention_mse, attention_mse_twin, MAPS),
+    "attention_mse, fewer channels": (attention_mse, attention_mse_twin, (MAPS[0][..., :2], MAPS[1])),
     "features": (feature_distillation, feature_twin, MAPS),
     "standardized": (standardized_distillation, standardized_twin, MAPS),
+    "embedding": (embedding_distillation, lambda s, t: embedding_twin(s, t, 0.2), LOGITS),
     "similarity": (
         lambda s, t: similarity_distillation(s, t, KEYS),
         lambda s, t: similarity_twin(s, t, KEYS.astype(np.float64), 0.2),
@@ -120,7 +141,7 @@ def test_the_gradient_of_the_distribution_loss_is_the_difference_of_probabilitie
     np.testing.assert_allclose(softened, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["knowledge, T = 4", "attention", "features", "standardized"])
+@pytest.mark.parametrize("name", ["knowledge, T = 4", "attention", "attention_mse", "features", "standardized"])
 def test_equal_outputs_cost_nothing_and_pull_nowhere(name):
     loss, _, (_, wanted) = CASES[name]
     wanted = jnp.asarray(wanted)
@@ -129,7 +150,7 @@ def test_equal_outputs_cost_nothing_and_pull_nowhere(name):
     np.testing.assert_allclose(gradient, 0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["attention", "features", "standardized"])
+@pytest.mark.parametrize("name", ["attention", "attention_mse", "features", "standardized"])
 def test_the_size_of_the_activations_does_not_matter(name):
     loss, _, (own, wanted) = CASES[name]
     expected = loss(own, wanted)
@@ -182,8 +203,10 @@ OWN, WANTED = outputs(LOGITS[0], MAPS[0]), outputs(LOGITS[1], MAPS[1])
         ("distribution", lambda: distribution_loss(*LOGITS)),
         ("knowledge", lambda: knowledge_distillation(*LOGITS, temperature=0.5)),
         ("attention", lambda: attention_matching(*MAPS)),
+        ("attention_mse", lambda: attention_mse(*MAPS)),
         ("features", lambda: feature_distillation(*MAPS)),
         ("standardized", lambda: standardized_distillation(*MAPS)),
+        ("embedding", lambda: embedding_distillation(*LOGITS, temperature=0.5)),
         ("similarity", lambda: similarity_distillation(*LOGITS, KEYS, temperature=0.5)),
     ],
 )
@@ -192,8 +215,10 @@ def test_the_table_applies_each_loss_to_the_outputs_it_is_for(name, expected):
         "distribution",
         "knowledge",
         "attention",
+        "attention_mse",
         "features",
         "standardized",
+        "embedding",
         "similarity",
     }
     found = DISTILLATION_LOSSES[name](OWN, WANTED, temperature=0.5, keys=KEYS)
@@ -207,6 +232,8 @@ def test_stages_are_summed_and_blocks_stand_for_their_stage():
     total = DISTILLATION_LOSSES["attention"](own, wanted)
     parts = attention_matching(*MAPS) + attention_matching(first, second)
     np.testing.assert_allclose(total, parts, rtol=1e-6)
+    mean = DISTILLATION_LOSSES["attention_mse"](own, wanted)
+    np.testing.assert_allclose(mean, (attention_mse(*MAPS) + attention_mse(first, second)) / 2, rtol=1e-6)
     blocks = {"stage1_block1": MAPS[0], "stage1_block2": MAPS[1]}
     names = [name for name, _, _ in shared_stages(outputs(LOGITS[0], MAPS[0], **blocks), outputs(*LOGITS, **blocks))]
     assert names == ["stage1_block1", "stage1_block2"]

@@ -86,7 +86,7 @@ TABLE: tuple[PublishedSize, ...] = (
     PublishedSize(
         "CI-Net ResNet18", 33.2, 0.16, cinet_resnet18, options={"binary_downsampling": False, "stem": "imagenet"}
     ),
-    PublishedSize("RBNN-ResNet18", 33.2, 0.16, bireal18, "rbnn_sign", "rbnn"),
+    PublishedSize("RBNN-ResNet18", 33.2, 0.16, bireal18, "rbnn", "rbnn"),
     PublishedSize("FT-ResNet18", 33.2, 0.16, ftbnn_resnet18, "ste_sign", "xnor"),
     PublishedSize("DGRL-ResNet18 (K=1)", 33.2, 0.16, dgrl_resnet18, "ste_sign", "xnor", options=_LARGE),
     PublishedSize("UaBNN-ResNet18", 33.2, 0.16, bireal18, "ste_sign", "c_sign"),

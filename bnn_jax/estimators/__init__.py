@@ -5,6 +5,8 @@ integer codes, and the backward factor that stands in for the derivative.  Most 
 A new one is its derivative: ``my_sign = make_sign(lambda x: ...)``.
 """
 
+from functools import partial
+
 from bnn_jax.checks import look_up, require
 from bnn_jax.estimators.definition import Estimator, EstimatorLike, make_estimator, make_sign, sign
 from bnn_jax.estimators.levels import coupled_ternary, heaviside, ternary
@@ -38,7 +40,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "cosh_sign": Estimator(cosh_sign),
     "swish_sign": Estimator(swish_sign, trainable=("beta",)),
     "ede_sign": Estimator(ede_sign, schedule=ede_schedule),
-    "rbnn_sign": Estimator(rbnn_sign, schedule=rbnn_schedule),
+    "rbnn_sign": Estimator(rbnn_sign, schedule=rbnn_schedule, input_schedule=partial(rbnn_schedule, activations=True)),
     "gumbel_sign": Estimator(gumbel_sign, schedule=gumbel_schedule, stochastic=True),
     "dir_sign": Estimator(dir_sign, schedule=ede_schedule),
     "long_tailed_sign": Estimator(long_tailed_sign),
@@ -72,6 +74,16 @@ def as_estimator(estimator: EstimatorLike) -> Estimator:
     return next((record for record in ESTIMATORS.values() if record.apply is estimator), Estimator(estimator))
 
 
+def of_inputs(estimator: EstimatorLike) -> Estimator:
+    """The record of an estimator as activations use it: its schedule is that of activations, where they have one.
+
+    >>> float(of_inputs("rbnn_sign").schedule(0.0)["t"]), round(float(as_estimator("rbnn_sign").schedule(0.0)["t"]), 2)
+    (1.0, 0.01)
+    """
+    record = as_estimator(estimator)
+    return record if record.input_schedule is None else record._replace(schedule=record.input_schedule)
+
+
 __all__ = [
     "ESTIMATORS",
     "Estimator",
@@ -92,6 +104,7 @@ __all__ = [
     "long_tailed_sign",
     "make_estimator",
     "make_sign",
+    "of_inputs",
     "rbnn_schedule",
     "rbnn_sign",
     "sign",

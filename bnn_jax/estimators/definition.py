@@ -29,6 +29,7 @@ class Estimator(NamedTuple):
       schedule: progress in [0, 1] -> the parameters at that point of training; None where they stay as they are.
       trainable: the parameters that receive a gradient; all others receive zero.
       stochastic: whether `apply` takes a random `key`.
+      input_schedule: what stands in the schedule's place where activations follow another one; None where they do not.
 
     >>> Estimator(lambda x: (x > 0).astype(x.dtype), code_set=(0, 1))(jnp.array([-1.0, 2.0]))
     Array([0., 1.], dtype=float32)
@@ -39,6 +40,7 @@ class Estimator(NamedTuple):
     schedule: Callable[..., dict[str, Array]] | None = None
     trainable: tuple[str, ...] = ()
     stochastic: bool = False
+    input_schedule: Callable[..., dict[str, Array]] | None = None
 
     def __call__(self, x: Float[Array, "..."], **parameters: Any) -> Float[Array, "..."]:
         return self.apply(x, **parameters)

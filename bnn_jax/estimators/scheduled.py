@@ -186,7 +186,7 @@ def rbnn_schedule(
 ) -> dict[str, Float[Array, ""]]:
     r"""t and k of :func:`ede_schedule` from t_min 0.01; for activations k = 1 and t = max(t, 1).
 
-    The form for activations is that of the authors' program.
+    The form for activations is that of the authors' program; `rbnn_sign` follows it where it quantizes inputs.
 
     Args:
       progress: 0 at the start of training, 1 at its end; may be traced.

@@ -73,10 +73,12 @@ class ModelEntry(NamedTuple):
 
 _SIGNS = ("ste_sign", "binary")
 _XNOR = ("ste_sign", "xnor", {}, {"center": True})
+_BNAS = ("ste_sign", "xnor", {}, {"center": True, "as_released": True})
 _TBN = ("tbn", "magnitude_aware", {"threshold": 0.4}, {"estimator": "identity_sign"})
 _BNN_PLUS = ("swish_sign", "bnn_plus", {}, {"initial": "percentile75"})
 _BI_REAL = ("approx_sign", "magnitude_aware")
 _IR_NET = ("ede_sign", "libra_pb")
+_IR_NET_20 = (*_IR_NET, {"t_min": 1e-3}, {"t_min": 1e-3})
 _REACT = ("rsign", "magnitude_aware")
 _DENSE = ("ste_sign", "binary", {"clip_value": 1.3}, {"clip_value": 1.3})
 
@@ -107,7 +109,7 @@ MODELS: dict[str, ModelEntry] = {
     "ebireal34": ModelEntry(ebireal34, *_BI_REAL),
     "ftbnn_resnet18": ModelEntry(ftbnn_resnet18, *_BI_REAL),
     "irnet_resnet18": ModelEntry(irnet_resnet18, *_IR_NET),
-    "irnet_resnet20": ModelEntry(irnet_resnet20, *_IR_NET),
+    "irnet_resnet20": ModelEntry(irnet_resnet20, *_IR_NET_20),
     "irnet_resnet34": ModelEntry(irnet_resnet34, *_IR_NET),
     "reactnet18": ModelEntry(reactnet18, *_REACT),
     "reactnet_resnet20": ModelEntry(reactnet_resnet20, *_REACT),
@@ -119,8 +121,8 @@ MODELS: dict[str, ModelEntry] = {
     "dgrl_resnet18": ModelEntry(dgrl_resnet18, *_BI_REAL),
     "binaryduo_vgg7": ModelEntry(binaryduo_vgg7, "coupled", "full_precision"),
     "binaryduo_resnet18": ModelEntry(binaryduo_resnet18, "coupled", "dorefa", {}, {"bits": 1}),
-    "bnas_a": ModelEntry(bnas_a, *_XNOR),
-    "bnas_e": ModelEntry(bnas_e, *_XNOR),
+    "bnas_a": ModelEntry(bnas_a, *_BNAS),
+    "bnas_e": ModelEntry(bnas_e, *_BNAS),
     "binary_densenet28": ModelEntry(binary_densenet28, *_DENSE),
     "binary_densenet37": ModelEntry(binary_densenet37, *_DENSE),
     "binary_densenet45": ModelEntry(binary_densenet45, *_DENSE),

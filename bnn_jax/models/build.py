@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from bnn_jax.errors import unknown_name
 from bnn_jax.layers.arguments import QUANTIZERS
 from bnn_jax.models import MODELS, ModelEntry
-from bnn_jax.quantizers import make_quantizer
+from bnn_jax.quantizers import has_option, make_quantizer
 from bnn_jax.types import LATENT_KERNEL
 
 LARGEST = {"width": 2**16, "num_classes": 2**20, "image_shape": 2**10, "options": 2**9, "bases": 16, "bits": 12}
@@ -71,6 +71,7 @@ def build_model(
     width: int | None = None,
     input_scaling: bool = False,
     options: Mapping[str, Any] = {},
+    steps_per_epoch: int | None = None,
     **quantizers: Any,
 ) -> nn.Module:
     """A network from names, numbers and options.
@@ -82,6 +83,7 @@ def build_model(
       width: of the network's own unit; None takes the published width.
       input_scaling: XNOR-Net's map K.
       options: what else the network's constructor takes; a single value stands for a tuple of one.
+      steps_per_epoch: for quantizers with the option `period_steps`, which do something once an epoch; in training.
       **quantizers: `input_quantizer`, `kernel_quantizer`, `gradient_quantizer`, by their names in the tables or as
         :func:`bnn_jax.quantizers.make_quantizer` takes them else, and their `input_quantizer_options`,
         `kernel_quantizer_options`, `gradient_quantizer_options`; see :func:`quantizer_settings`.
@@ -98,10 +100,12 @@ def build_model(
     (2,)
     """
     constructor, settings = entry_of(name).constructor, quantizer_settings(name, **quantizers)
-    made = {
-        kind: make_quantizer(table, settings[kind], argument=kind, **settings[f"{kind}_options"])
-        for kind, table in QUANTIZERS.items()
-    }
+    made = {}
+    for kind, table in QUANTIZERS.items():
+        quantizer, given = settings[kind], settings[f"{kind}_options"]
+        if steps_per_epoch is not None and has_option(table, quantizer, "period_steps", argument=kind):
+            given = {"period_steps": steps_per_epoch} | given
+        made[kind] = make_quantizer(table, quantizer, argument=kind, **given)
     taken = inspect.signature(constructor).parameters
     if made["gradient_quantizer"] is None and "gradient_quantizer" not in taken:
         del made["gradient_quantizer"]

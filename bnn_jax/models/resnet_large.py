@@ -48,6 +48,10 @@ class PostActivationResNet(ResidualNetwork):
       binary_downsampling: quantize the 1x1 convolutions of the shortcuts as well.
       others: see :class:`bnn_jax.models.residual.ResidualNetwork`.
 
+    Returns:
+      (logits, intermediates), as :class:`bnn_jax.models.residual.ResidualNetwork`, and the output of each block, for
+      attention matching.
+
     Reference: He et al., Deep Residual Learning, 2016, arXiv:1512.03385.
     """
 
@@ -61,6 +65,11 @@ class PostActivationResNet(ResidualNetwork):
     def block(self, **place):
         activation = self.unless_quantized(nn.relu)
         return PostActivationBlock(activation=activation, binary_downsampling=self.binary_downsampling, **place)
+
+    @nn.nowrap
+    def report(self, name, outputs, intermediates):
+        intermediates[name] = outputs
+        return outputs
 
     @nn.nowrap
     def end(self, x, train):

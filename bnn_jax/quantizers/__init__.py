@@ -1,5 +1,6 @@
 """Quantizers: pure functions from a real tensor to integer codes and a scale, and the tables that name them."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeAlias
@@ -26,8 +27,16 @@ from bnn_jax.quantizers.multibit import (
     wrpn_activations,
     wrpn_weights,
 )
-from bnn_jax.quantizers.quantizer import Quantizer, check_options, of_bits, stateless, takes_array, with_estimator
-from bnn_jax.quantizers.standardized import bn_free, libra_pb, rbnn
+from bnn_jax.quantizers.quantizer import (
+    Quantizer,
+    check_options,
+    of_bits,
+    stateless,
+    takes_array,
+    with_estimator,
+    with_input_estimator,
+)
+from bnn_jax.quantizers.standardized import bn_free, libra_pb, rbnn, rbnn_inputs
 from bnn_jax.quantizers.ternary import tbn, tbn_v2, trained_ternary, ttq, twn
 
 QuantizerTable: TypeAlias = Mapping[str, Callable[..., Quantizer | GradientQuantizer | None]]
@@ -64,10 +73,11 @@ WEIGHT_QUANTIZERS: QuantizerTable = {
 ACTIVATION_QUANTIZERS: QuantizerTable = {
     "full_precision": lambda: None,
     **{
-        name: partial(with_estimator, binary, record)
+        name: partial(with_input_estimator, binary, record)
         for name, record in ESTIMATORS.items()
         if record.code_set == (-1, 1)
     },
+    "rbnn": partial(with_input_estimator, rbnn_inputs, estimator="rbnn_sign"),
     "rsign": rsign,
     "unbalanced": unbalanced,
     "sparse": sparse,
@@ -76,7 +86,7 @@ ACTIVATION_QUANTIZERS: QuantizerTable = {
     "tbn": tbn,
     "tbn_v2": tbn_v2,
     "abc_net": abc_net_activations,
-    "residual": partial(with_estimator, residual_binary),
+    "residual": partial(with_input_estimator, residual_binary),
     "dorefa": partial(of_bits, dorefa_activations, unsigned_codes),
     "wrpn": partial(of_bits, wrpn_activations, unsigned_codes),
     "pact": pact,
@@ -112,6 +122,15 @@ def make_quantizer(
     return factory(**options)
 
 
+def has_option(table: QuantizerTable, quantizer: QuantizerLike, option: str, *, argument: str = "quantizer") -> bool:
+    """Whether what :func:`make_quantizer` takes has an option of its own of this name.
+
+    >>> has_option(WEIGHT_QUANTIZERS, "rbnn", "period_steps"), has_option(WEIGHT_QUANTIZERS, "xnor", "period_steps")
+    (True, False)
+    """
+    return option in inspect.signature(_factory_of(table, quantizer, argument)).parameters
+
+
 def _factory_of(table: QuantizerTable, quantizer: QuantizerLike, argument: str) -> Callable[..., Any]:
     quantizer = look_up(argument, quantizer, table)
     if quantizer is None or isinstance(quantizer, Quantizer):
@@ -120,7 +139,9 @@ def _factory_of(table: QuantizerTable, quantizer: QuantizerLike, argument: str) 
     require(argument, quantizer, callable(quantizer), rule)
     if not takes_array(quantizer):
         return quantizer
-    return (lambda: quantizer) if table is GRADIENT_QUANTIZERS else partial(with_estimator, binary, quantizer)
+    if table is GRADIENT_QUANTIZERS:
+        return lambda: quantizer
+    return partial(with_input_estimator if table is ACTIVATION_QUANTIZERS else with_estimator, binary, quantizer)
 
 
 __all__ = [
@@ -138,6 +159,7 @@ __all__ = [
     "dequantize",
     "dorefa_gradient",
     "full_latent",
+    "has_option",
     "make_quantizer",
     "mark",
     "read_mark",

@@ -10,7 +10,7 @@ from bnn_jax.checks import require, require_floating
 from bnn_jax.estimators import ESTIMATORS, EstimatorLike, approx_sign, coupled_ternary, heaviside, make_estimator
 from bnn_jax.quantizers.binary import binary
 from bnn_jax.quantizers.codes import Quantized
-from bnn_jax.quantizers.quantizer import Quantizer, with_estimator
+from bnn_jax.quantizers.quantizer import Quantizer, with_input_estimator
 from bnn_jax.types import EstimatorFunction
 
 _half_step = make_estimator(lambda x: jnp.where(x < 0.5, 0, 1), lambda x: (x >= 0) & (x <= 1))
@@ -51,7 +51,7 @@ def rsign(estimator: EstimatorLike = "approx_sign", **options: Any) -> Quantizer
 
     Reference: Liu et al., ReActNet, 2020, arXiv:2003.03488.
     """
-    return with_estimator(
+    return with_input_estimator(
         shifted_sign, estimator, init=lambda key, x: {"shift": jnp.zeros(_per_channel(x), x.dtype)}, **options
     )
 
@@ -77,7 +77,7 @@ def unbalanced(*, threshold: float = 0.5, estimator: EstimatorLike = "ste_sign",
     Reference: Kim et al., Improving Accuracy of Binary Neural Networks using Unbalanced Activation Distribution, CVPR
     2021, arXiv:2012.00938.
     """
-    plain = with_estimator(binary, estimator, **options)
+    plain = with_input_estimator(binary, estimator, **options)
     return plain._replace(apply=lambda x, **given: plain.apply(x - jnp.asarray(threshold, x.dtype), **given))
 
 

@@ -1,5 +1,6 @@
 r"""Binary quantizers: codes -1/+1 of the latent weights' own sign, with the scales and gradients of the field."""
 
+import math
 from typing import Literal
 
 import jax
@@ -61,12 +62,26 @@ def _without_scale_backward(scale, cotangent):
 without_scale.defvjp(lambda codes, scale: (codes, scale), _without_scale_backward)
 
 
+@jax.custom_vjp
+def _centred_as_released(w: Float[Array, "*spatial inputs features"]) -> Float[Array, "*spatial inputs features"]:
+    return jnp.clip(w - w.mean(axis=-2, keepdims=True), -1, 1)
+
+
+def _centred_as_released_backward(_, cotangent):
+    *spatial, inputs, _ = cotangent.shape
+    return (cotangent * (math.prod(spatial) * (inputs - 1)),)
+
+
+_centred_as_released.defvjp(lambda w: (_centred_as_released(w), None), _centred_as_released_backward)
+
+
 def xnor(
     w: Float[Array, "*fan_in features"],
     *,
     estimator: EstimatorFunction = ste_sign,
     center: bool = False,
     gradient: Literal["exact", "diagonal"] = "exact",
+    as_released: bool = False,
 ) -> Quantized:
     r"""Sign with one scale a filter, the least-squares optimal one (BWN and XNOR-Net).
 
@@ -74,33 +89,41 @@ def xnor(
     Backward  exact under the estimator: with g the gradient of alpha_f sign(w_f) and e' the estimator's derivative,
               dL/dw_i = alpha_f g_i e'(w_i) + (sign(w_i) / n) sum_j g_j sign(w_j)
               or diagonal, the paper's form, which keeps j = i of the sum:  dL/dw_i = g_i (alpha_f e'(w_i) + 1/n)
-    Centred   w - mean over the input channels takes the place of w; its derivative brings the factor 1 - 1/C_in
+    Centred   w_c = w - mean of w over the C_in input channels takes the place of w; with d the gradient to w_c, by the
+              formulas above, exact:  dL/dw = d - mean of d over the input channels
+    Released  w_c = clip(w - mean of w over the input channels, -1, 1), before alpha;
+              (chosen)  dL/dw := n (1 - 1/C_in) d, with the mean of d left in, and for clipped weights too
+
+    `as_released` is what the authors' programs do.  Its factor n belongs to their rates of SGD; Adam does not see it.
 
     Args:
       w: latent weights, the filter on the last axis: HWIO kernels or (inputs, features) matrices; n is the fan-in.
       estimator: gives e', by default 1{|w| <= 1}.
       center: subtract the mean over the input channels, for each filter and spatial position.
       gradient: "exact" or "diagonal".
+      as_released: the clip and the gradient of the programs: with "exact" of BNAS and of XNOR-Net in PyTorch, with
+        "diagonal" of XNOR-Net's own in Torch, but for e' there, which is 0 at |w| = 1 too.
 
     Returns:
       codes of w's shape; scale of shape (1, ..., 1, features).
 
     Raises:
-      ValueError: for another `gradient`, or `center` without an axis of input channels.
+      ValueError: for another `gradient`, `center` without an axis of input channels, or `as_released` without `center`.
       TypeError: if `w` is not a floating-point array.
 
     >>> xnor(jnp.array([[-0.5, 1.0], [1.5, 0.0]]))
     Quantized(codes=Array([[-1.,  1.],
            [ 1.,  1.]], dtype=float32), scale=Array([[1. , 0.5]], dtype=float32))
 
-    Reference: Rastegari et al., XNOR-Net, 2016, arXiv:1603.05279.
+    Reference: Rastegari et al., XNOR-Net, 2016, arXiv:1603.05279; allenai/XNOR-Net, jiecaoyu/XNOR-Net-PyTorch.
     """
     require_floating("w", w)
     known = gradient in ("exact", "diagonal")
     require("gradient", gradient, known, "must be 'exact' or 'diagonal'", "'exact' is the default")
+    require("as_released", as_released, center or not as_released, "needs `center=True`; the authors' programs centre")
     if center:
         require("center", center, w.ndim > 1, f"needs weights with an axis of input channels; got shape {w.shape}")
-        w = w - w.mean(axis=-2, keepdims=True)
+        w = _centred_as_released(w) if as_released else w - w.mean(axis=-2, keepdims=True)
     alpha = mean_magnitude(w)
     if gradient == "exact":
         return Quantized(estimator(w), alpha)

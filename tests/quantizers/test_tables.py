@@ -54,6 +54,7 @@ WEIGHT_CODES = {
 }
 ACTIVATION_CODES = {
     **{name: SIGN for name, estimator in ESTIMATORS.items() if estimator.code_set == SIGN},
+    "rbnn": SIGN,
     "rsign": SIGN,
     "unbalanced": SIGN,
     "sparse": (0, 1),
@@ -187,6 +188,7 @@ def test_an_unknown_quantizer_is_named_with_the_nearest(table):
         (WEIGHT_QUANTIZERS, "dorefa", "bit", "bits"),
         (WEIGHT_QUANTIZERS, "ttq", "thresold", "threshold"),
         (ACTIVATION_QUANTIZERS, "ste_sign", "clip", "clip_value"),
+        (ACTIVATION_QUANTIZERS, "ede_sign", "tmin", "t_min"),
         (ACTIVATION_QUANTIZERS, "hwgq", "nbits", "bits"),
     ],
 )
@@ -295,6 +297,7 @@ CATALOGUE = {
         ACTIVATION_QUANTIZERS,
         {
             "RSign (ReActNet)": "rsign",
+            "RBNN": "rbnn",
             "ABC-Net": "abc_net",
             "DoReFa-Net": "dorefa",
             "PACT": "pact",

@@ -139,13 +139,13 @@ SOURCES = {
 DISTILLED = {
     "reactnet": {"inputs": ({"distribution": 1.0}, 0.0), "binary": ({"distribution": 1.0}, 0.0)},
     "real_to_binary": {
-        "tanh": ({"attention": 30.0, "knowledge": 3.0}, 1.0),
-        "inputs": ({"attention": 30.0, "knowledge": 3.0}, 1.0),
+        "tanh": ({"attention_mse": 30.0, "knowledge": 3.0}, 1.0),
+        "inputs": ({"attention_mse": 30.0, "knowledge": 3.0}, 1.0),
         "binary": ({"knowledge": 0.8}, 1.0),
     },
     "dir_net": {"binary": ({"standardized": 1.0}, 1.0)},
     "dgrl": {"binary": ({"features": 1.0}, 1.0)},
-    "s2_bnn": {"inputs": ({"similarity": 1.0}, 0.0), "binary": ({"similarity": 1.0}, 0.0)},
+    "s2_bnn": {"inputs": ({"embedding": 1.0}, 0.0), "binary": ({"embedding": 1.0}, 0.0)},
 }
 
 
