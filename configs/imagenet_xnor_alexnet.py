@@ -5,8 +5,9 @@ Networks, 2016, arXiv:1603.05279.
 Command: python scripts/train.py --config configs/imagenet_xnor_alexnet.py --data.data-dir DIR
 Expected: 44.2 top-1 validation accuracy in the paper; the authors' model reaches 43.3.  Not yet run here.
 Recipe, that of the authors' program: Adam, batch 800, 55 epochs, shorter side 256, random crop of 224, flips; weights
-centred and kept in [-1, 1], no map K; learning rates 1e-3, 5e-4, 1e-4, 5e-5, 1e-5 from epochs 1, 19, 30, 44, 53 on.
-10000 training images are set aside to choose the best epoch; test is the official validation split.
+centred and kept in [-1, 1], their gradient as released, no map K; learning rates 1e-3, 5e-4, 1e-4, 5e-5, 1e-5 from
+epochs 1, 19, 30, 44, 53 on.  10000 training images are set aside to choose the best epoch; test is the official
+validation split.
 """
 
 from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
@@ -25,7 +26,7 @@ def get_config() -> Config:
             "alexnet_xnor",
             input_quantizer="ste_sign",
             kernel_quantizer="xnor",
-            kernel_quantizer_options={"center": True},
+            kernel_quantizer_options={"center": True, "as_released": True, "gradient": "diagonal"},
         ),
         optim=OptimConfig(
             "adam",
