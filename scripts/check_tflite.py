@@ -4,7 +4,7 @@ The Python that runs this needs the packages larq-compute-engine, flatbuffers, t
 nor this project; the interpreter's wheel for Python 3.11 wants numpy 1, hence an environment of its own.  The .npz file
 holds `images` (count, height, width, channels), normalized, and `logits` (count, classes), the network's own:
 
-    logits, _ = model.apply(variables, images, train=False)
+    logits = bnn_jax.outputs.logits_of(model.apply(variables, images, train=False))
     numpy.savez("m.npz", images=images, logits=logits)
 """
 
@@ -43,6 +43,8 @@ def main() -> int:
         with np.load(expected) as arrays:
             images, logits = arrays["images"].astype(np.float32), arrays["logits"]
         found = interpreter(network.read_bytes()).predict(images)
+        if not len(images) or found.shape != logits.shape:
+            sys.exit(f"error: {expected}: `logits` must have the shape {found.shape}, a row for each of some images")
         difference, largest = float(np.abs(found - logits).max()), float(np.abs(logits).max())
         agree = int((found.argmax(-1) == logits.argmax(-1)).sum())
         print(f"{network.name}: largest difference {difference:.2g} of logits up to {largest:.3g}, ", end="")

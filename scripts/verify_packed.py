@@ -1,7 +1,8 @@
 """Prove that a run's packed network is the trained one: python scripts/verify_packed.py runs/mine
 
-On the whole split, for each binary layer: integers that differ from the trained layer's on equal inputs, and activation
-bits that differ end to end; then logits and predictions.  Exit code 1 if anything that has to be equal differs.
+For each layer with quantized weights: codes that differ from the trained layer's; on the whole split, integers that
+differ on equal inputs, and activation bits that differ end to end; then logits and predictions.  Exit code 1 if
+anything that has to be equal differs, or is not a number.
 """
 
 import sys
@@ -29,10 +30,11 @@ class Arguments(TrainedOptions):
 def print_verification(found: Verification) -> None:
     """Print the layers as a table, then the network."""
     rows = [
-        (path, f"{layer.differing_integers:,} / {layer.integers:,}", f"{layer.differing_bits:,} / {layer.bits:,}")
+        (path, *(f"{differing:,} / {compared:,}" for compared, differing in zip(layer[::2], layer[1::2])))
         for path, layer in found.layers.items()
     ]
-    print_table(("layer", "integers", "activation bits\n(whole words)"), rows, title="differing / compared")
+    columns = ("layer", "weights", "integers", "activation bits\n(whole words)")
+    print_table(columns, rows, title="differing / compared")
     print(f"predictions that differ: {found.differing_predictions:,} of {found.examples:,}")
     print(f"largest difference of logits: {found.largest_logit_difference:.3g}")
 

@@ -35,17 +35,21 @@ def initialized(model, image_shape, *, drawn: bool = True) -> dict:
 
 
 class Comparison(NamedTuple):
-    """Codes and integers of binary layers, compared and differing; the logits' largest difference and size."""
+    """What was compared of binary layers and differed; the logits' largest difference and size.
+
+    `values` are codes of inputs and integers, `weights` codes of kernels; `differing` is of both.
+    """
 
     values: int
+    weights: int
     differing: int
     logits: float
     largest: float
 
     @property
     def same(self) -> bool:
-        """No code or integer differs, and no logit but by rounding."""
-        return self.differing == 0 and self.logits <= ROUNDING * self.largest
+        """Some weights are compared, no code or integer differs, and no logit but by rounding."""
+        return self.weights > 0 and self.differing == 0 and self.logits <= ROUNDING * self.largest
 
 
 def compare(model, variables, frozen, images) -> Comparison:
@@ -62,5 +66,7 @@ def compare(model, variables, frozen, images) -> Comparison:
         return ours, differing, jnp.abs(packed[0][0] - logits).max(), jnp.abs(logits).max()
 
     products, differing, difference, largest = run(variables, frozen, images)
-    values = sum(leaf.size for leaf in jax.tree.leaves(products))
-    return Comparison(values, int(differing), float(difference), float(largest))
+    sizes = {True: 0, False: 0}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(products):
+        sizes["weights" in jax.tree_util.keystr(path)] += leaf.size
+    return Comparison(sizes[False], sizes[True], int(differing), float(difference), float(largest))

@@ -15,6 +15,9 @@ PACKED = "packed"
 PRODUCTS = "products"
 """The collection into which layers put their codes and integer products, when it is mutable."""
 
+NOT_A_NUMBER = -(2**31)
+"""What stands there for a code or a product that is not finite; none is so large."""
+
 
 def is_freezing(module: nn.Module, train: bool) -> bool:
     """Whether this call is one of :func:`bnn_jax.packed.freeze`, which collects the packed variables."""
@@ -65,7 +68,17 @@ def record(layer: nn.Module, codes: Array, values: Values, product: Callable[[],
     """Put packed input codes of `values` and their integer product into the collection "products", if it is mutable."""
     if values and is_recording(layer):
         layer.sow(PRODUCTS, "words", input_words(codes, values))
-        layer.sow(PRODUCTS, "integers", product().astype(jnp.int32))
+        layer.sow(PRODUCTS, "integers", _whole(product()))
+
+
+def record_kernel(layer: nn.Module, codes: Callable[[], Sequence[Array]]) -> None:
+    """Put the codes of each base of a quantized kernel into the collection "products", if it is mutable."""
+    if layer.kernel_quantizer is not None and is_recording(layer):
+        layer.sow(PRODUCTS, "weights", tuple(map(_whole, codes())))
+
+
+def _whole(x: Array) -> Array:
+    return jnp.nan_to_num(x, nan=NOT_A_NUMBER, posinf=NOT_A_NUMBER, neginf=NOT_A_NUMBER).astype(jnp.int32)
 
 
 def is_words(x: Array) -> bool:

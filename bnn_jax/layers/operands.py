@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array
 
 from bnn_jax.bitops.planes import Values
-from bnn_jax.layers.frozen import code_sets, freeze_kernel, is_freezing, packed_kernel
+from bnn_jax.layers.frozen import code_sets, freeze_kernel, is_freezing, packed_kernel, record_kernel
 from bnn_jax.layers.precision import activation_dtype, holds
 from bnn_jax.precision import widened
 from bnn_jax.quantizers import Bases, Quantized, Quantizer, bases, dequantize, mark
@@ -80,6 +80,7 @@ def _kernel_bases(layer: nn.Module, shape: tuple[int, ...], phase: Phase) -> tup
     name = "kernel" if layer.kernel_quantizer is None else LATENT_KERNEL
     kernel = layer.param(name, layer.kernel_init, shape, layer.param_dtype).astype(layer.dtype)
     kernel = _quantize(layer, "kernel_quantizer", kernel, phase)
+    record_kernel(layer, lambda: [base.codes for base in kernel])
     if layer.kernel_quantizer is not None and is_freezing(layer, phase.train):
         freeze_kernel(layer, kernel, shape)
     return kernel

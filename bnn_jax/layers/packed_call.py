@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from bnn_jax.bitops.planes import PackedKernel, multiplies_on_bits, unpack_codes
-from bnn_jax.layers.frozen import code_sets, is_words, record, scale_of
+from bnn_jax.layers.frozen import code_sets, is_words, record, record_kernel, scale_of
 from bnn_jax.layers.operands import InputBase, Phase, input_bases, kernel_for
 from bnn_jax.quantizers import Quantized
 
@@ -25,6 +25,7 @@ def packed_call(layer: nn.Module, x: Array, packed: PackedKernel, phase: Phase, 
     Returns:
       The layer's outputs; where a normalization with thresholds follows, the integers alone.
     """
+    record_kernel(layer, lambda: [unpack_codes(base, packed.shape) for base in packed.bases])
     if is_words(x):
         inputs = [InputBase(x, jnp.asarray(packed.input_scale, layer.dtype), *code_sets(layer.input_quantizer, 1))]
     else:

@@ -31,8 +31,9 @@ import numpy as np
 from bnn_jax.bitops.planes import PackedKernel
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.files import write_atomically
+from bnn_jax.finite import first_non_finite, require_finite
 from bnn_jax.models.build import build_model, check_extent, latent_weights
-from bnn_jax.packed.freezing import packed_structure
+from bnn_jax.packed.freezing import TRAIN_AGAIN, packed_structure
 from bnn_jax.packed.header import (
     DTYPES,
     EXPORT,
@@ -85,7 +86,7 @@ def save(
       The bytes of the header and of the tensors; their sum is the size of the file.
 
     Raises:
-      ValueError: if `variables` are not packed variables of this network.
+      ValueError: if `variables` are not packed variables of this network, or a number of them is not finite.
       UsageError: if the description is no network or too long for the header, or a number too large for a float16.
       RunError: if the file cannot be written.
     """
@@ -93,11 +94,12 @@ def save(
     values |= {"num_classes": num_classes, "image_shape": list(image_shape), "mean": list(mean), "std": list(std)}
     values |= {"accounting": dict(accounting), "tested": dict(tested)}
     try:
-        texts = {key: json.dumps(values[key], separators=(",", ":")) for key in VALUES}
+        texts = {key: json.dumps(values[key], separators=(",", ":"), allow_nan=False) for key in VALUES}
         _, structure = _network(_values(texts))
     except (Damaged, TypeError, ValueError) as error:
         raise UsageError(f"{path} cannot be written: {error}; correct what describes the network") from None
     _check_variables(variables, structure)
+    require_finite("variables", variables, TRAIN_AGAIN)
     vectors = _flat(rounded(variables) if float16 else variables, float16=float16)
     tensors = b"".join(vector.tobytes() for vector in vectors.values())
     table = table_of({name: (vector.dtype.name, vector.size) for name, vector in vectors.items()})
@@ -120,7 +122,7 @@ def rounded(variables: Any) -> Any:
     """`variables` with every float32 rounded to the nearest float16, as a file with `float16` keeps them.
 
     Raises:
-      UsageError: if a number is larger than the largest float16.
+      UsageError: if a number is larger than the largest float16, or NaN.
 
     >>> rounded({"gain": jnp.array([1.0, 1.0001])})
     {'gain': Array([1., 1.], dtype=float32)}
@@ -130,7 +132,7 @@ def rounded(variables: Any) -> Any:
         if leaf.dtype != jnp.float32:
             return leaf
         largest = float(jnp.abs(leaf).max(initial=0))
-        if largest >= 65520:  # halfway from the largest float16 to the power of two that is infinite
+        if not largest < 65520:  # halfway from the largest float16 to the power of two that is infinite
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise UsageError(f"`float16` (=True) cannot hold {largest:g}, of {name}; leave it out")
         return leaf.astype(jnp.float16).astype(jnp.float32)
@@ -143,7 +145,7 @@ def load(path: str | os.PathLike[str]) -> PackedModel:
 
     Raises:
       UsageError: if there is no such file, or it is of another kind or version.
-      RunError: if it is damaged; nothing of it has been used then.
+      RunError: if it is damaged, or a number in it is not finite; nothing of it has been used then.
     """
     path = Path(path)
     if not path.is_file():
@@ -159,6 +161,8 @@ def load(path: str | os.PathLike[str]) -> PackedModel:
             model, structure = _network(values, 8 * (size - len(header)))
             _check_table(table, structure, metadata)
             variables = _read_variables(file, len(header), table, structure)
+        if found := first_non_finite(variables):
+            raise Damaged(f"its numbers must be finite; got {found}")
     except Damaged as reason:
         raise RunError(f"{path} is damaged, or no packed network: {reason}; copy it anew, or {EXPORT}") from None
     except OSError as error:

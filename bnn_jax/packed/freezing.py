@@ -1,7 +1,7 @@
 """From the variables of a trained network to packed ones, with which the same network runs on bits."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool
 
 from bnn_jax.bitops.planes import PackedBase, PackedKernel
 from bnn_jax.bitops.thresholds import find_thresholds
+from bnn_jax.finite import all_finite, require_finite
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense
 from bnn_jax.layers.frozen import PACKED, scale_of
 from bnn_jax.layers.norm import affine
@@ -24,8 +25,11 @@ from bnn_jax.outputs import logits_of
 from bnn_jax.packed.chains import Chain, find_chains
 from bnn_jax.quantizers import bases
 from bnn_jax.tracing.trace import Trace, trace
+from bnn_jax.types import LATENT_KERNEL
 
 ImageShape = tuple[int, int, int]
+
+TRAIN_AGAIN = "the run has diverged: take an earlier checkpoint, or train again"
 
 
 class _Plan(NamedTuple):
@@ -67,12 +71,17 @@ def freeze(model: nn.Module, variables: Mapping[str, Any], image_shape: ImageSha
 
     Raises:
       ValueError: if the model has no layer with quantized weights, or one whose quantizer has no codes in evaluation,
-        or two-valued inputs with more than one threshold; the layer is named.
+        one inside nn.vmap or nn.scan, or two-valued inputs with more than one threshold; or if a number is not finite.
+        The layer is named.
     """
     variables = _as_dict(variables)
+    require_finite("variables", variables, TRAIN_AGAIN)
     plan = _plan(model, jax.eval_shape(lambda: variables), image_shape)
     images = jnp.zeros((1, *image_shape))
-    packed, broken = jax.jit(partial(_packed, model, plan))(variables, images)
+    packed, broken, finite = jax.jit(partial(_packed, model, plan))(variables, images)
+    for path, is_finite in finite.items():
+        if not is_finite:
+            raise ValueError(f"`variables` make {path!r} not finite; {TRAIN_AGAIN}")
     for path, channels in broken.items():
         if np.any(channels):
             raise ValueError(
@@ -92,7 +101,7 @@ def packed_structure(model: nn.Module, image_shape: ImageShape) -> dict[str, Any
     rngs = {"params": jax.random.key(0)}
     variables = _as_dict(jax.eval_shape(lambda images: model.init(rngs, images, train=False), images))
     plan = _plan(model, variables, image_shape)
-    packed, _ = jax.eval_shape(partial(_packed, model, plan), variables, images)
+    packed, *_ = jax.eval_shape(partial(_packed, model, plan), variables, images)
     return _with_real(plan, packed, variables)
 
 
@@ -108,6 +117,20 @@ def threshold_chains(model: nn.Module, variables: Mapping[str, Any], image_shape
     if not chains:
         return ()
     return _usable(chains, modules, _constant_scales(model, variables, _images(image_shape)))
+
+
+def require_seen(called: Iterable[str], seen: Container[str]) -> None:
+    """Refuse a network with a quantized layer of which a lifted transform of Flax hides what it would pack or compare.
+
+    Raises:
+      ValueError: naming the first such layer.
+    """
+    for path in called:
+        if path not in seen:
+            raise ValueError(
+                f"`model` calls layer {path!r} inside nn.vmap, nn.scan or another transform that hides its variables "
+                "from freezing and verification; call each layer by itself, as in a loop (nn.jit and nn.remat may stay)"
+            )
 
 
 def _as_dict(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,7 +157,8 @@ def _traced(model: nn.Module, variables: dict[str, Any], image_shape: ImageShape
             modules["/".join(module.path)] = module
         return call(*arguments, **options)
 
-    with nn.intercept_methods(remember):
+    # Where nn.jit has traced a layer before it would not call it again, and no one could remember it.
+    with nn.intercept_methods(remember), jax.disable_jit():
         traced = trace(lambda v, x: logits_of(model.apply(v, x, train=False)), variables, _images(image_shape))
     return modules, traced
 
@@ -146,7 +170,7 @@ def _usable(
 
     def usable(chain: Chain) -> bool:
         layer, consumer = modules[chain.layer], modules[chain.consumer]
-        if _constant_input_scale(consumer, layer.features) is None:
+        if chain.layer not in constants or _constant_input_scale(consumer, layer.features) is None:
             return False
         # A max pool of integers is one of the numbers if no scale, which training could make negative, comes between.
         scales = (_constant_input_scale(layer, 1), *constants[chain.layer])
@@ -157,13 +181,17 @@ def _usable(
 
 def _plan(model: nn.Module, variables: dict[str, Any], image_shape: ImageShape) -> _Plan:
     images = _images(image_shape)
-    kernels = _kernels(jax.eval_shape(partial(_collect, model), variables, images))
-    if not kernels:
+    modules, traced = _traced(model, variables, image_shape)
+    quantized = [path for path, module in modules.items() if getattr(module, "kernel_quantizer", None) is not None]
+    if not quantized:
         raise ValueError(
             f"`model` (={type(model).__name__}) has no layer with quantized weights, so that there is nothing to pack; "
             "give it a `kernel_quantizer`"
         )
-    modules, traced = _traced(model, variables, image_shape)
+    kernels = kernels_of(jax.eval_shape(partial(_collect, model), variables, images))
+    latent = {path: _of_module(variables["params"], path)[LATENT_KERNEL].shape for path in quantized}
+    # Inside a transform that maps the collection "packed" too, kernels have an axis less than their parameters.
+    require_seen(quantized, {path for path, kernel in kernels.items() if kernel.shape == latent[path]})
     constants = _constant_scales(model, variables, images)
     chains = _usable(find_chains(traced, modules), modules, constants)
     plan = _Plan(
@@ -176,7 +204,7 @@ def _plan(model: nn.Module, variables: dict[str, Any], image_shape: ImageShape) 
         shapes={path: kernel.shape for path, kernel in kernels.items()},
         kept=frozenset(),
     )
-    packed, _ = jax.eval_shape(partial(_packed, model, plan), variables, images)
+    packed, *_ = jax.eval_shape(partial(_packed, model, plan), variables, images)
     return plan._replace(kept=_kept(model, variables | {PACKED: packed}, images))
 
 
@@ -184,7 +212,7 @@ def _constant_scales(model: nn.Module, variables: dict[str, Any], images: Any) -
     """path of a layer -> the scale of each base of its kernel, where no variable decides it."""
 
     def scales(variables, images):
-        kernels = _kernels(_collect(model, variables, images))
+        kernels = kernels_of(_collect(model, variables, images))
         return {path: [base.scale for base in kernel.bases] for path, kernel in kernels.items()}
 
     return _constants(scales, variables, images)
@@ -216,15 +244,21 @@ def _constants(function: Callable[..., Any], *arguments: Any) -> Any:
     return tree.unflatten(found)
 
 
-def _kernels(packed: Mapping[str, Any]) -> dict[str, PackedKernel]:
+def kernels_of(packed: Mapping[str, Any]) -> dict[str, PackedKernel]:
     """path of a layer -> its packed kernel."""
     flat = flatten_dict(packed, is_leaf=lambda _, value: isinstance(value, PackedKernel))
     return {"/".join(path[:-1]): value for path, value in flat.items() if isinstance(value, PackedKernel)}
 
 
-def _packed(model: nn.Module, plan: _Plan, variables: dict[str, Any], images: Array) -> tuple[Any, dict[str, Array]]:
-    """The collection "packed", and for the consumer of each chain the channels that no threshold describes."""
+def _packed(
+    model: nn.Module, plan: _Plan, variables: dict[str, Any], images: Array
+) -> tuple[Any, dict[str, Array], dict[str, Array]]:
+    """The collection "packed"; for the consumer of each chain the channels that no threshold describes; what is finite.
+
+    The last is told of kernels, gains and offsets by path, before thresholds take the place of some.
+    """
     flat = flatten_dict(_collect(model, variables, images))
+    finite = {"/".join(path): all_finite(leaf) for path, leaf in flat.items()}
     for path, constants in plan.constants.items():
         kernel = flat[(*path.split("/"), "kernel")]
         constant = [
@@ -241,7 +275,7 @@ def _packed(model: nn.Module, plan: _Plan, variables: dict[str, Any], images: Ar
         flat[(*norm, "threshold")], broken[chain.consumer] = _thresholds(plan, chain, base, (gain, offset), variables)
         bare = replace(base, scale=None, constant=1.0)
         flat[(*layer, "kernel")] = replace(kernel, bases=(bare,), integers=True)
-    return unflatten_dict(flat), broken
+    return unflatten_dict(flat), broken, finite
 
 
 def _thresholds(

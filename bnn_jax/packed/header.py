@@ -37,15 +37,18 @@ def parse_json(text: str) -> Any:
     """Read JSON that repeats no key.
 
     Raises:
-      ValueError: for a repeated key, or what is no JSON.
+      ValueError: for a repeated key, or what is no JSON, as NaN.
     """
+
+    def number(text):
+        raise ValueError(f"{text} is no JSON")
 
     def unique(pairs):
         if len(dict(pairs)) != len(pairs):
             raise ValueError("a key occurs twice")
         return dict(pairs)
 
-    return json.loads(text, object_pairs_hook=unique)
+    return json.loads(text, object_pairs_hook=unique, parse_constant=number)
 
 
 def header_bytes(metadata: Mapping[str, str], table: Table) -> bytes:

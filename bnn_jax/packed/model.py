@@ -12,6 +12,8 @@ import numpy as np
 
 from bnn_jax.bitops.matmul import WIDE_VECTORS
 from bnn_jax.data import normalize
+from bnn_jax.errors import RunError
+from bnn_jax.finite import require_finite
 from bnn_jax.outputs import logits_of
 from bnn_jax.types import Images, Labels, Logits
 
@@ -54,8 +56,15 @@ class PackedModel:
         return self._compiled(self.variables, jnp.asarray(images))
 
     def predict(self, images: Images) -> Labels:
-        """The class with the largest of the :meth:`logits` of each image."""
-        return self.logits(images).argmax(axis=1)
+        """The class with the largest of the :meth:`logits` of each image.
+
+        Raises:
+          ValueError: as :meth:`logits`.
+          RunError: if a logit is not finite.
+        """
+        logits = self.logits(images)
+        require_finite("logits", logits, "the network is broken, export its run again", error=RunError)
+        return logits.argmax(axis=1)
 
     def accuracy(self, batches: Iterable[tuple[Images, Labels]]) -> tuple[float, int]:
         """Share of the images that are predicted as labelled, and how many there are; labels below 0 do not count."""

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from bnn_jax.errors import UsageError
+from bnn_jax.finite import require_finite
+from bnn_jax.packed.freezing import TRAIN_AGAIN
 from bnn_jax.packed.model import PackedModel
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -23,6 +25,7 @@ def to_stablehlo(packed: PackedModel, *, platforms: Sequence[str] = PLATFORMS) -
 
     Raises:
       UsageError: if the package flatbuffers is not installed.
+      ValueError: if a number of the packed variables is not finite.
     """
     from jax import export
 
@@ -32,6 +35,7 @@ def to_stablehlo(packed: PackedModel, *, platforms: Sequence[str] = PLATFORMS) -
         raise UsageError(
             "`to_stablehlo` needs the package flatbuffers; install it: pip install bnn_jax[export]"
         ) from None
+    require_finite("packed", packed.variables, TRAIN_AGAIN)
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *packed.metadata["image_shape"]), jnp.uint8)
     function = jax.jit(lambda images: packed.apply(packed.variables, images))

@@ -1,4 +1,4 @@
-"""Whether a packed network is the trained one: integer by integer, bit by bit, prediction by prediction."""
+"""Whether a packed network is the trained one: its codes, its integers, its bits and its predictions."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -8,23 +8,31 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
+from bnn_jax.finite import require_finite
 from bnn_jax.layers import BinaryConv, BinaryDense
-from bnn_jax.layers.frozen import PRODUCTS, is_words
+from bnn_jax.layers.frozen import NOT_A_NUMBER, PACKED, PRODUCTS, is_words
 from bnn_jax.outputs import logits_of
+from bnn_jax.packed.freezing import TRAIN_AGAIN, kernels_of, require_seen
+
+# The collection of what the layers of the trained network got and packed, from which those of the packed one get it.
+TRAINED = "trained"
 
 
 class LayerReport(NamedTuple):
-    """What was compared of a binary layer.
+    """What was compared of a layer with quantized weights.
 
     Attributes:
+      weights, differing_weights: codes of the kernel, those in the packed words against those of the latent weights.
       integers, differing_integers: products of codes, of the packed layer on the trained network's inputs against the
-        trained layer.
+        trained layer; none where the inputs are real numbers.
       bits, differing_bits: of the words of input codes, of the packed network end to end against the trained one.
     """
 
+    weights: int
+    differing_weights: int
     integers: int
     differing_integers: int
     bits: int
@@ -37,7 +45,7 @@ class Verification(NamedTuple):
     Attributes:
       layers: by path, in the order of their names.
       examples: images.
-      differing_predictions: images whose largest logits are not the same class's.
+      differing_predictions: images whose largest logits are not the same class's, or of which a logit is not finite.
       largest_logit_difference: absolute; NaN if a logit is.
     """
 
@@ -48,9 +56,10 @@ class Verification(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """No integer, bit or prediction differs, of any image."""
-        different = sum(layer.differing_integers + layer.differing_bits for layer in self.layers.values())
-        return self.examples > 0 and different + self.differing_predictions == 0
+        """No code, integer, bit or prediction differs, of any image, and there are some to differ."""
+        compared = self.examples > 0 and bool(self.layers) and all(layer.weights > 0 for layer in self.layers.values())
+        different = sum(sum(layer[1::2]) for layer in self.layers.values())
+        return compared and different + self.differing_predictions == 0
 
 
 def verify(
@@ -61,75 +70,96 @@ def verify(
 ) -> Verification:
     """Run a trained network and its packed form on the same images and compare all that is exact.
 
-    Logits and predictions are those of the two networks as they run; integers and bits are recorded in a second run of
-    each.  For the integers each packed layer gets the inputs of the trained one, so that a difference shows in the
-    layer that makes it.
+    Logits and predictions are those of the two networks as they run; codes, integers and bits are recorded in a second
+    run of each.  For the integers each packed layer gets the inputs of the trained one, so that a difference shows in
+    the layer that makes it.  What is not a number, on either side, differs from all.
 
     Args:
-      model: of both.
+      model: of both; returns logits or (logits, intermediates) when called as ``model(images, train=False)``.
       variables: trained.
       packed: what :func:`bnn_jax.packed.freeze` made of them.
       batches: normalized images, as the network takes them.
+
+    Raises:
+      ValueError: if a number of the variables is not finite, `packed` has no packed layer, or a layer is inside
+        nn.vmap or nn.scan, so that nothing of it could be compared; the layer is named.
     """
+    require_finite("variables", variables, TRAIN_AGAIN)
+    require_finite("packed", packed, "freeze the variables again")
+    if not kernels_of(packed.get(PACKED, {})):
+        raise ValueError("`packed` has no packed layer, so that nothing would be compared; give what `freeze` returns")
     logits = jax.jit(lambda variables, images: logits_of(model.apply(variables, images, train=False)))
     compare = jax.jit(partial(_compare, model))
-    totals: dict[str, np.ndarray] = {}
+    layers: dict[str, LayerReport] = {}
     examples, differing, largest = 0, 0, 0.0
     for images in batches:
+        counts = compare(variables, packed, images)
         ours, theirs = logits(packed, images), logits(variables, images)
+        same = (ours.argmax(-1) == theirs.argmax(-1)) & jnp.isfinite(ours).all(-1) & jnp.isfinite(theirs).all(-1)
         examples += len(images)
-        differing += int((ours.argmax(-1) != theirs.argmax(-1)).sum())
+        differing += int((~same).sum())
         largest = np.maximum(largest, float(jnp.abs(ours - theirs).max()))
-        for path, counts in compare(variables, packed, images).items():
-            totals[path] = totals.get(path, 0) + np.asarray(counts, np.int64)
-    layers = {path: LayerReport(*counts.tolist()) for path, counts in totals.items()}
+        for path, found in counts.items():
+            weights, others = np.split(np.asarray(found, np.int64), [2])
+            # The weights are the same ones in every batch.
+            before = layers[path][2:] if path in layers else (0,) * len(others)
+            layers[path] = LayerReport(*weights.tolist(), *(others + before).tolist())
     return Verification(layers, examples, differing, float(largest))
 
 
 def _compare(model: nn.Module, variables: Any, packed: Any, images: Array) -> dict[str, Array]:
-    """The four counts of each layer."""
-    inputs: dict[str, list[Array]] = {}
+    """path of a layer -> the six counts of its report."""
+    called: list[str] = []
 
-    def remember(path, x):
-        inputs.setdefault(path, []).append(x)
+    def remember(module, x):
+        called.append("/".join(module.path))
+        module.sow(PRODUCTS, "inputs", x)
         return x
 
+    def replay(module, x):
+        inputs, words = (module.get_variable(TRAINED, name) for name in ("inputs", "words"))
+        module.put_variable(TRAINED, "inputs", inputs[1:])
+        # Only a layer that is called once, with one plane, gets packed words.
+        return jax.tree.leaves(words)[0] if is_words(x) else inputs[0]
+
     trained = _recorded(model, variables, images, remember)
-    words = {path: [call for record in records["words"] for call in record] for path, records in trained.items()}
-    calls = dict.fromkeys(inputs, 0)
-
-    def replay(path, x):
-        call = calls[path]
-        calls[path] += 1
-        return words[path][call] if is_words(x) else inputs[path][call]
-
-    forced = _recorded(model, packed, images, replay)
-    alone = _recorded(model, packed, images, lambda path, x: x)
+    require_seen(called, trained)
+    if one_sided := sorted(trained.keys() ^ kernels_of(packed[PACKED]).keys()):
+        raise ValueError(
+            f"`packed` are not `variables`, frozen: they differ in layer {one_sided[0]!r}; freeze them again"
+        )
+    given = {tuple(path.split("/")): {"inputs": r["inputs"], "words": r.get("words")} for path, r in trained.items()}
+    forced = _recorded(model, {**packed, TRAINED: unflatten_dict(given)}, images, replay)
+    alone = _recorded(model, packed, images, lambda module, x: x)
     return {
         path: jnp.stack(
             [
-                *_differences(trained[path]["integers"], forced[path]["integers"], lambda a, b: a != b, 1),
-                *_differences(trained[path]["words"], alone[path]["words"], _differing_bits, 32),
+                *_differences(record["weights"][:1], alone[path]["weights"][:1], _differing_numbers, 1),
+                *_differences(record.get("integers"), forced[path].get("integers"), _differing_numbers, 1),
+                *_differences(record.get("words"), alone[path].get("words"), _differing_bits, 32),
             ]
         )
-        for path in trained
+        for path, record in trained.items()
     }
 
 
-def _recorded(model: nn.Module, variables: Any, images: Array, pass_on: Callable[[str, Array], Array]) -> Any:
-    """path of a layer -> its record of "words" and "integers", with `pass_on` deciding what each layer gets."""
+def _recorded(model: nn.Module, variables: Any, images: Array, pass_on: Callable[[nn.Module, Array], Array]) -> Any:
+    """path of a layer -> its record of "weights", "words" and "integers"; `pass_on` decides what each layer gets.
+
+    It speaks to the layer's variables alone, so that nn.jit and nn.remat may trace the layer.
+    """
 
     def layer(call, arguments, options, context):
         module = context.module
         if context.method_name != "__call__" or not isinstance(module, BinaryConv | BinaryDense):
             return call(*arguments, **options)
-        if module.input_quantizer is None:
+        if module.kernel_quantizer is None:
             return call(*arguments, **options)
         x, *others = arguments
-        return call(pass_on("/".join(module.path), x), *others, **options)
+        return call(pass_on(module, x), *others, **options)
 
     with nn.intercept_methods(layer):
-        _, recorded = model.apply(variables, images, train=False, mutable=[PRODUCTS])
+        _, recorded = model.apply(variables, images, train=False, mutable=[PRODUCTS, TRAINED])
     found: dict[str, dict[str, Any]] = {}
     for path, record in flatten_dict(recorded.get(PRODUCTS, {})).items():
         found.setdefault("/".join(path[:-1]), {})[path[-1]] = record
@@ -140,6 +170,10 @@ def _differences(a: Any, b: Any, differ: Callable[[Array, Array], Array], values
     """How many values there are in the arrays of a, and how many differ from those of b."""
     pairs = list(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
     return sum(values * x.size for x, _ in pairs), sum(differ(x, y).sum() for x, y in pairs)
+
+
+def _differing_numbers(a: Array, b: Array) -> Array:
+    return (a != b) | (a == NOT_A_NUMBER)
 
 
 def _differing_bits(a: Array, b: Array) -> Array:

@@ -21,7 +21,9 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from bnn_jax.files import write_atomically
+from bnn_jax.finite import require_finite
 from bnn_jax.outputs import logits_of
+from bnn_jax.packed.freezing import TRAIN_AGAIN
 from bnn_jax.packed.tflite.operations import RULES, as_tensor
 from bnn_jax.packed.tflite.products import Call, Real, Unsupported
 from bnn_jax.packed.tflite.schema import Graph, to_bytes
@@ -57,8 +59,8 @@ def write_tflite(
       image_shape: (height, width, channels).
 
     Raises:
-      ValueError: for packed variables, another `image_shape`, or a network with an operation that has no operator; the
-        operation and its layer are named.
+      ValueError: for packed variables, another `image_shape`, a number that is not finite, or an operation that has no
+        operator; the layer is named.
       UsageError: where the package flatbuffers is missing.
       OSError: what the file system said; `path` is as it was.
 
@@ -74,6 +76,7 @@ def tflite_bytes(model: nn.Module, variables: Mapping[str, Any], image_shape: Se
         raise ValueError("`variables` (with 'packed') are frozen; give those of training, from which this file is made")
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise ValueError(f"`image_shape` (={tuple(image_shape)}) must be (height, width, channels), as (32, 32, 3)")
+    require_finite("variables", variables, TRAIN_AGAIN)
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     jaxpr = jax.make_jaxpr(lambda images: logits_of(model.apply(variables, images, train=False)))(images)
     graph = Graph()

@@ -110,7 +110,7 @@ def _same(graph, call, x):
 _UNARY = {"neg": "NEG", "abs": "ABS", "exp": "EXP", "log": "LOG", "sqrt": "SQRT", "rsqrt": "RSQRT", "tanh": "TANH"}
 _UNARY |= {"logistic": "LOGISTIC", "floor": "FLOOR", "ceil": "CEIL", "round": "ROUND", "square": "SQUARE"}
 _BINARY = {"add": "ADD", "sub": "SUB", "mul": "MUL", "div": "DIV", "max": "MAXIMUM", "min": "MINIMUM"}
-_COMPARISONS = {"lt": "LESS", "gt": "GREATER", "ge": "GREATER_EQUAL", "le": "LESS_EQUAL"}
+_COMPARISONS = {"lt": "LESS", "gt": "GREATER", "ge": "GREATER_EQUAL", "le": "LESS_EQUAL", "ne": "NOT_EQUAL"}
 _NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1}
 _TO_EVEN = 1
 
@@ -144,6 +144,9 @@ def _select(graph, call, condition, *cases):
     if len(cases) != 2:
         raise Unsupported(f"among {len(cases)} cases")
     if isinstance(condition, Compared):
+        if condition.primitive == "ne" and condition.left is condition.right:
+            # x != x holds for NaN alone, which a file of finite numbers does not meet.
+            return cases[0]
         for known in (_as_signs, _as_maximum, _as_bound, _as_prelu):
             value = known(graph, condition, *cases)
             if value is not None:

@@ -69,6 +69,7 @@ BUILTINS: Mapping[str, Builtin] = {
     "NEG": Builtin(59),
     "PADV2": Builtin(60),
     "GREATER": Builtin(61),
+    "NOT_EQUAL": Builtin(72),
     "GREATER_EQUAL": Builtin(62),
     "LESS_EQUAL": Builtin(63),
     "LOG": Builtin(73),
@@ -133,6 +134,9 @@ class Graph:
     def constant(self, values: Any, dtype: str = "float32") -> int:
         """Add a constant; equal ones are stored once."""
         array = np.ascontiguousarray(np.asarray(values, dtype))
+        if dtype == "float32":
+            # Compiled code, which trained the network, takes what is smaller for zeros.
+            array = np.where(np.abs(array) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), array), array)
         key = (array.shape, dtype, array.tobytes())
         if key not in self._known:
             self.tensors.append(Tensor(array.shape, dtype, self._name("constant"), array))
@@ -158,6 +162,7 @@ def to_bytes(graph: Graph, *, inputs: Sequence[int], outputs: Sequence[int], des
 
     Raises:
       UsageError: where the package flatbuffers is missing.
+      ValueError: for a constant that is NaN or +inf; -inf may surround an image whose maxima are taken.
     """
     try:
         import flatbuffers
@@ -178,6 +183,8 @@ def to_bytes(graph: Graph, *, inputs: Sequence[int], outputs: Sequence[int], des
     for tensor in (graph.tensors[i] for i in used):
         tensors.append(_tensor(builder, tensor, 0 if tensor.array is None else len(buffers)))
         if tensor.array is not None:
+            if not np.all(tensor.array < np.inf):
+                raise ValueError(f"`variables` make the constant {tensor.name!r} not finite; train again")
             buffers.append(_buffer(builder, tensor.array))
     subgraph = {
         0: ("Offset", _offsets(builder, tensors)),

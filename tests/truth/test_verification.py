@@ -1,0 +1,177 @@
+"""Verification compares something, or fails; what a lifted transform of Flax hides is refused by name."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import SIGNS
+
+from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense
+from bnn_jax.packed import freeze, verify
+from bnn_jax.packed.verification import LayerReport, Verification
+
+SHAPE, IMAGES = (4, 4, 3), 3
+
+
+class Block(nn.Module):
+    """Two binary layers with a threshold between them."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = BinaryConv(8, name="conv1", **SIGNS)(x)
+        x = BatchNorm(name="norm")(x, train=False)
+        return BinaryConv(8, name="conv2", **SIGNS)(x)
+
+
+class Step(nn.Module):
+    """A block as a step of a scan."""
+
+    @nn.compact
+    def __call__(self, x, _):
+        return Block(name="block")(x), None
+
+
+BY_ITSELF = {"jit": nn.jit(Block), "remat": nn.remat(Block), "remat of jit": nn.remat(nn.jit(Block))}
+OF_TWO = {"variable_axes": {"params": 0, "batch_stats": 0}, "split_rngs": {"params": True}}
+LISTED = OF_TWO | {"variable_axes": {"params": 0, "batch_stats": 0, "packed": 0, "products": 0}}
+SHARED = {"variable_axes": {"params": None, "batch_stats": None}, "split_rngs": {"params": False}}
+STEPS = {"length": 2, "split_rngs": {"params": False}}
+LIFTED = {
+    "vmap": nn.vmap(Block, in_axes=None, axis_size=2, **OF_TWO),
+    "vmap that maps packed variables too": nn.vmap(Block, in_axes=None, axis_size=2, **LISTED),
+    "vmap of shared weights": nn.vmap(Block, in_axes=None, axis_size=2, **SHARED),
+    "scan": nn.scan(Step, length=2, **OF_TWO),
+    "scan of shared weights": nn.scan(Step, variable_broadcast=("params", "batch_stats"), **STEPS),
+}
+
+
+class Network(nn.Module):
+    """A binary layer, then a block inside of a transform, twice where `twice`."""
+
+    block: Any = Block
+    twice: bool = False
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = BinaryConv(8, name="stem", kernel_quantizer=SIGNS["kernel_quantizer"])(x)
+        block = self.block(name="block")
+        if self.block in (LIFTED["scan"], LIFTED["scan of shared weights"]):
+            x, _ = block(x, None)
+        else:
+            x = block(block(x)) if self.twice else block(x)
+        x = x if x.ndim == 4 else x[0]
+        return BinaryDense(5, name="head", **SIGNS)(x.reshape(-1, 128))
+
+
+def variables_of(model, seed=0):
+    """Latent weights that are normal; means of normalizations that put products on thresholds."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros((IMAGES, *SHAPE)))
+    names = jax.tree_util.tree_map_with_path(lambda path, leaf: (path[-1].key, leaf.shape), shapes)
+    draw = {"latent_kernel": rng.normal, "mean": partial(rng.normal, 0, 4.0), "bias": rng.normal}
+    value = lambda name, shape: draw[name](size=shape) if name in draw else np.ones(shape)
+    is_name = lambda node: isinstance(node, tuple) and isinstance(node[0], str)
+    return jax.tree.map(lambda n: jnp.asarray(value(*n), jnp.float32), names, is_leaf=is_name)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return jnp.asarray(np.random.default_rng(1).normal(size=(IMAGES, *SHAPE)), jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return variables_of(Network())
+
+
+@pytest.fixture(scope="module")
+def packed(variables):
+    return freeze(Network(), variables, SHAPE)
+
+
+@pytest.fixture(scope="module")
+def wanted(variables, packed, images):
+    """What is compared of the network without a transform: every code, product and word."""
+    found = verify(Network(), variables, packed, [images])
+    pixels = IMAGES * 16
+    conv = LayerReport(9 * 64, 0, pixels * 8, 0, pixels * 32, 0)
+    assert found.layers == {
+        "stem": LayerReport(9 * 24, 0, 0, 0, 0, 0),
+        "block/conv1": conv,
+        "block/conv2": conv,
+        "head": LayerReport(128 * 5, 0, IMAGES * 5, 0, IMAGES * 128, 0),
+    }
+    assert found.passed and found.examples == IMAGES
+    return found
+
+
+@pytest.mark.parametrize(("name", "times"), [("jit", 2), ("remat of jit", 1)])
+def test_jit_and_remat_change_nothing(name, times, variables, packed, images, wanted):
+    """Twice: with a trace of the transform that is cached, too."""
+    model = Network(BY_ITSELF[name])
+    for _ in range(times):
+        found = freeze(model, variables, SHAPE)
+        assert jax.tree.structure(found) == jax.tree.structure(packed)
+        assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), found, packed))
+        assert verify(model, variables, found, [images]) == wanted
+
+
+def test_remat_is_no_place_for_a_difference_to_hide(variables, packed, images):
+    """One bit of a kernel, in a layer that is called twice inside of it."""
+    model = Network(BY_ITSELF["remat"], twice=True)
+    variables = variables_of(model)
+    packed = freeze(model, variables, SHAPE)
+    found = verify(model, variables, packed, [images, images])
+    # Codes are counted once, products in each of two calls on each of two batches.
+    assert found.passed and found.layers["block/conv2"][:4] == (9 * 64, 0, 4 * IMAGES * 16 * 8, 0)
+    words = packed["packed"]["block"]["conv2"]["kernel"].bases[0].words
+    changed = jax.tree.map(lambda leaf: leaf.at[0, 0, 0].set(leaf[0, 0, 0] ^ 1) if leaf is words else leaf, packed)
+    found = verify(model, variables, changed, [images])
+    assert not found.passed and found.layers["block/conv2"].differing_weights == 1
+    assert found.layers["block/conv2"].differing_integers > 0
+    assert found.layers["block/conv1"].differing_integers == found.layers["head"].differing_integers == 0
+
+
+@pytest.mark.parametrize("name", LIFTED)
+def test_layers_that_a_transform_hides_are_refused_by_name(name, packed, images):
+    """By freeze, and by verify whatever it is given."""
+    model, layer = Network(LIFTED[name]), "block/block/conv1" if name.startswith("scan") else "block/conv1"
+    variables = variables_of(model)
+    text = rf"`model` calls layer '{layer}' inside nn.vmap, nn.scan or another transform that hides .* as in a loop"
+    with pytest.raises(ValueError, match=text):
+        freeze(model, variables, SHAPE)
+    if "packed" not in name:
+        with pytest.raises(ValueError, match=text):
+            verify(model, variables, packed, [images])
+
+
+# -- nothing compared
+
+
+def test_no_images_are_no_verification(variables, packed):
+    found = verify(Network(), variables, packed, [])
+    assert not found.passed and found.examples == 0
+
+
+def test_no_packed_layer_is_no_verification(variables, images):
+    """A network is always equal to itself."""
+    with pytest.raises(ValueError, match="`packed` has no packed layer, so that nothing would be compared; give what"):
+        verify(Network(), variables, variables, [images])
+
+
+@pytest.mark.parametrize("layers", [{}, {"conv": LayerReport(0, 0, 0, 0, 0, 0)}])
+def test_no_compared_weight_is_no_verification(layers):
+    assert not Verification(layers, 5, 0, 0.0).passed
+    assert Verification({"conv": LayerReport(9, 0, 0, 0, 0, 0)}, 5, 0, 0.0).passed
+
+
+def test_packed_variables_that_lack_a_layer(variables, packed, images):
+    """A layer that kept its latent weights would be compared with itself."""
+    partly = {**packed, "params": {"head": variables["params"]["head"]}}
+    partly["packed"] = {name: layer for name, layer in packed["packed"].items() if name != "head"}
+    with pytest.raises(ValueError, match="they differ in layer 'head'; freeze them again"):
+        verify(Network(), variables, partly, [images])
