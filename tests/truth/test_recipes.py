@@ -394,16 +394,16 @@ def test_a_frozen_network_with_activations_standardized_by_example_is_the_traine
 @pytest.mark.parametrize(("network", "t_min"), [("irnet_resnet20", 1e-3), ("irnet_resnet18", 0.1), ("vgg_small", 0.1)])
 def test_ir_net_starts_from_its_programs_t(network, t_min):
     model = build_model(network, num_classes=3)
-    g = jnp.arange(3.0)[:, None]
+    g = jnp.asarray(drawn(40, 12, 1))
 
     def run(quantizer):
         return jax.jit(lambda w, p: pulled_back(lambda w: dequantize(quantizer.apply(w, progress=p)))(w, g)[1])
 
     activations, weights = run(model.input_quantizer), run(model.kernel_quantizer)
-    x = jnp.array([[-1.0], [0.4], [0.8]])
+    x = jnp.asarray(drawn(41, 12, 1))
     for progress in (0.0, 0.5):
         t = t_min * (10 / t_min) ** progress
         k = max(1 / t, 1)
         np.testing.assert_allclose(activations(x / t, progress), g * k * t * (1 - np.tanh(x) ** 2), rtol=1e-5)
     fixed = run(make_quantizer(WEIGHT_QUANTIZERS, "libra_pb", t=t, k=k))
-    np.testing.assert_allclose(weights(x, 0.5), fixed(x, 0.5), rtol=1e-5)
+    assert_same(weights(x, 0.5), fixed(x, 0.5), 1e-5)
