@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
+def write_atomically(path: Path, data: bytes | str) -> None:
     """Put `data` (text as UTF-8) into `path` in one step: whoever reads sees the old file or the new one.
 
     The bytes go to ``<path>.tmp`` beside it, to the disk, and then take the name.  A failed write removes its ``.tmp``.
@@ -15,7 +15,6 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
     Raises:
       OSError: what the file system said; `path` is as it was.
     """
-    path = Path(path)
     pending = path.with_name(path.name + ".tmp")
     try:
         write_synced(pending, data)
@@ -39,7 +38,6 @@ def replacing(path: Path) -> Iterator[Path]:
     >>> path.read_text()
     'whole'
     """
-    path = Path(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

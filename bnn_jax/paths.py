@@ -1,9 +1,61 @@
-"""Where files of the product lie."""
+"""Where files lie: paths that a user gives, and the product's own folder."""
 
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+from bnn_jax.errors import UsageError
+
+# A drive of Windows has one letter.  Of two slashes `pathlib` keeps one.
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+def local_path(argument: str, path: str | os.PathLike[str]) -> Path:
+    """The path that a user gave, its ~ expanded.
+
+    Raises:
+      UsageError: for a URL, which `pathlib` would take for a folder; for a ~ without a user.
+
+    >>> local_path("workdir", "gs://bucket/run")
+    Traceback (most recent call last):
+    bnn_jax.errors.UsageError: `workdir` (='gs://bucket/run') is a URL, and only this machine's file system is read and
+    written; mount the bucket and give the path of its folder, or copy from and to it
+    """
+    text = os.fspath(path)
+    if URL.match(text):
+        text = re.sub(":/+", "://", text, count=1)
+        raise UsageError(
+            f"`{argument}` (={text!r}) is a URL, and only this machine's file system is read and written; mount the "
+            "bucket and give the path of its folder, or copy from and to it"
+        )
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"`{argument}` (={text!r}) is no path ({error}); write the folder out") from None
+
+
+def folder_named_by(variable: str) -> Path | None:
+    """The folder that an environment variable names; None if it is unset or empty.
+
+    Raises:
+      UsageError: as :func:`local_path`.
+    """
+    named = os.environ.get(variable)
+    return local_path(f"${variable}", named) if named else None
 
 
 def cache_folder() -> Path:
     """The folder of what is decoded, compiled or measured once: `$XDG_CACHE_HOME/bnn_jax`, else `~/.cache/bnn_jax`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bnn_jax"
+    return (folder_named_by("XDG_CACHE_HOME") or Path.home() / ".cache") / "bnn_jax"
+
+
+def with_local_paths(arguments: Any) -> Any:
+    """The arguments of a script, a dataclass, every path in it by :func:`local_path`.
+
+    Raises:
+      UsageError: as :func:`local_path`; names the option.
+    """
+    paths = {name: local_path(name, value) for name, value in vars(arguments).items() if isinstance(value, Path)}
+    return replace(arguments, **paths)

@@ -26,7 +26,7 @@ from bnn_jax.benchmarks.input import GPU, GPU_IMAGES_PER_SECOND, benchmark_input
 from bnn_jax.benchmarks.packed import benchmark_packed, plot_packed, print_packed
 from bnn_jax.benchmarks.sweep import benchmark_sweep, print_sweep
 from bnn_jax.benchmarks.training import benchmark_training, print_training
-from bnn_jax.cli.options import refuse_unread
+from bnn_jax.cli.options import parse_options, refuse_unread
 from bnn_jax.errors import UsageError, exit_code_of
 from bnn_jax.training.config import load_config
 from bnn_jax.training.metrics import write_file
@@ -97,7 +97,7 @@ BENCHMARKS = {
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__)
+    arguments = parse_options(Arguments, __doc__)
     for name in ("values", "repeats"):
         if (value := getattr(arguments, name)) < 1:
             raise UsageError(f"`{name}` (={value}) must be at least 1; leave it out for {getattr(Arguments, name)}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tyro
 
-from bnn_jax.cli.options import TrainedOptions
+from bnn_jax.cli.options import TrainedOptions, parse_options
 from bnn_jax.data import in_batches
 from bnn_jax.errors import UsageError, exit_code_of
 from bnn_jax.packed import load
@@ -58,7 +58,7 @@ def evaluate_file(arguments: Arguments) -> str:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__)
+    arguments = parse_options(Arguments, __doc__)
     use_compilation_cache()
     is_run = arguments.workdir.suffix != ".safetensors" and not arguments.workdir.is_file()
     print(evaluate_trained(arguments) if is_run else evaluate_file(arguments))

@@ -15,7 +15,7 @@ import jax
 import tyro
 
 from bnn_jax.analysis.accounting import account_model
-from bnn_jax.cli.options import TrainedOptions
+from bnn_jax.cli.options import TrainedOptions, parse_options
 from bnn_jax.data import in_batches
 from bnn_jax.errors import UsageError, exit_code_of
 from bnn_jax.files import write_atomically
@@ -79,7 +79,7 @@ def data_settings(data: DataConfig) -> dict[str, Any]:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__)
+    arguments = parse_options(Arguments, __doc__)
     use_compilation_cache()
     output = arguments.output
     if arguments.float16 and output.suffix in (".tflite", ".stablehlo"):

@@ -11,6 +11,7 @@ from pathlib import Path
 import tyro
 
 from bnn_jax.analysis.run_plots import plot_run
+from bnn_jax.cli.options import parse_options
 from bnn_jax.errors import exit_code_of
 
 
@@ -23,7 +24,7 @@ class Arguments:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__)
+    arguments = parse_options(Arguments, __doc__)
     for path in plot_run(arguments.workdir, output=arguments.output):
         print(path)
 

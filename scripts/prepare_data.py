@@ -9,6 +9,7 @@ from pathlib import Path
 
 import tyro
 
+from bnn_jax.cli.options import parse_options
 from bnn_jax.data.prepare import prepare_dataset
 from bnn_jax.errors import exit_code_of
 
@@ -22,7 +23,7 @@ class Arguments:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__)
+    arguments = parse_options(Arguments, __doc__)
     folder = prepare_dataset(arguments.name, data_dir=arguments.data_dir)
     print(f"{folder}: load it with load_dataset({arguments.name!r}, data_dir={str(folder.parents[1])!r})")
 

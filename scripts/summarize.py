@@ -19,7 +19,7 @@ from bnn_jax.analysis.account_table import print_account
 from bnn_jax.analysis.accounting import EVERYTHING, Convention, account_model, as_dict, network_named
 from bnn_jax.analysis.path_diagram import draw_gradient_paths
 from bnn_jax.analysis.published_sizes import TABLE, print_sizes
-from bnn_jax.cli.options import refuse_unread
+from bnn_jax.cli.options import parse_options, refuse_unread
 from bnn_jax.errors import UsageError, exit_code_of
 from bnn_jax.models import MODELS
 from bnn_jax.training.metrics import write_file
@@ -99,7 +99,7 @@ def summarize_network(arguments: Arguments) -> dict[str, Any]:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__)
+    arguments = parse_options(Arguments, __doc__)
     for name in ("image_size", "channels", "classes"):
         value = getattr(arguments, name)
         if value is not None and value < 1:

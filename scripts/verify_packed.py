@@ -9,10 +9,9 @@ import sys
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-import tyro
 
 from bnn_jax.analysis.documents import print_table
-from bnn_jax.cli.options import TrainedOptions
+from bnn_jax.cli.options import TrainedOptions, parse_options
 from bnn_jax.data import in_batches, normalize
 from bnn_jax.errors import RunError, UsageError, exit_code_of
 from bnn_jax.packed import verify
@@ -40,7 +39,7 @@ def print_verification(found: Verification) -> None:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__)
+    arguments = parse_options(Arguments, __doc__)
     if arguments.batch_size < 1:
         raise UsageError(f"`batch_size` (={arguments.batch_size}) must be at least 1; leave it out for 250")
     use_compilation_cache()

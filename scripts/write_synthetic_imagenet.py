@@ -8,8 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
+from bnn_jax.cli.options import parse_options
 from bnn_jax.data.prepare import default_data_dir
 from bnn_jax.data.synthetic import write_synthetic_imagenet
 from bnn_jax.errors import exit_code_of
@@ -38,7 +37,7 @@ class Arguments:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__)
+    arguments = parse_options(Arguments, __doc__)
     options = vars(arguments) | {"data_dir": arguments.data_dir or default_data_dir()}
     folder = write_synthetic_imagenet(**options)
     size = sum(path.stat().st_size for path in folder.iterdir())

@@ -35,7 +35,7 @@ def marker_look(index: int) -> dict[str, Any]:
 
 @contextmanager
 def drawing(
-    path: str | Path, size: tuple[float, float], *, count: int = 1, columns: int | None = None, **subplots: Any
+    path: Path, size: tuple[float, float], *, count: int = 1, columns: int | None = None, **subplots: Any
 ) -> "Iterator[tuple[Figure, list[Axes]]]":
     """Yield a figure and its panels, which is a PNG file, whole or not at all, when the block ends.
 
@@ -62,7 +62,7 @@ def drawing(
         for panel in panels[count:]:
             panel.set_axis_off()
         yield figure, panels[:count]
-        with replacing(Path(path)) as draft:
+        with replacing(path) as draft:
             figure.savefig(draft, format="png", facecolor="white")
 
 

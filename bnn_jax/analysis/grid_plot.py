@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bnn_jax.analysis.documents import value_text
 from bnn_jax.analysis.figures import COLOURS, drawing, line_look, marker_look
+from bnn_jax.paths import local_path
 from bnn_jax.sweeps.results import Results, Row, is_finished, is_number, summarize
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def plot_grid(results: Results, path: str | Path) -> Path:
     marks the best cell.  Over the first axis of numbers, logarithmic where they span decades, else over the first axis,
     value by value; one line for each combination of the other axes.  Without axes, a place for each accuracy.
     """
+    path = local_path("path", path)
     axes, n = results.axes, len(results.seeds)
     panels = PANELS if axes else {"": "each seed, mean ± one standard deviation"}
     best = next((summary["label"] for summary in summarize(results) if summary["best"]), None)
@@ -43,7 +45,7 @@ def plot_grid(results: Results, path: str | Path) -> Path:
         seeds = f"{n} seeds" if n > 1 else "1 seed"
         spread = ", mean ± one standard deviation" if axes and n > 1 else ""
         figure.suptitle(f"{data}: {seeds}{spread}", fontsize=12, x=0.01, ha="left", parse_math=False)
-    return Path(path)
+    return path
 
 
 def _draw_lines(figure: Any, panels: Sequence["Axes"], results: Results, best: str | None) -> None:

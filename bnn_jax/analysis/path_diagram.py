@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bnn_jax.analysis.figures import COLOURS, drawing
 from bnn_jax.analysis.gradient_paths import Edge, PathGraph, path_graph, smallest
+from bnn_jax.paths import local_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,13 +71,14 @@ def draw_gradient_paths(function_or_module: Any, x: Any, path: str | Path, **cal
     Returns:
       The path of the file.
     """
+    path = local_path("path", path)
     graph = path_graph(function_or_module, x, **call_options)
     diagram = diagram_of(graph)
     placement = place(diagram)
     left, right, top, bottom = _edges_of(placement)
     with drawing(path, (max(right - left, 3.0), bottom - top + 0.85)) as (_, (axes,)):
         _draw(axes, graph, diagram, placement)
-    return Path(path)
+    return path
 
 
 def diagram_of(graph: PathGraph) -> Diagram:

@@ -9,6 +9,7 @@ import numpy as np
 
 from bnn_jax.analysis.figures import COLOURS, drawing, label_line_ends, line_look, marker_look
 from bnn_jax.analysis.grid_plot import plot_grid
+from bnn_jax.paths import local_path
 from bnn_jax.sweeps.results import Results, Row, is_finished, is_number
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def plot_accuracy(results: Results, path: str | Path) -> Path:
     that did not finish are thin dashed lines that end in a cross.  The axis starts where each row still shows at least
     85 % of its epochs, so that the first epochs do not flatten the rest.
     """
+    path = local_path("path", path)
     curves = [_accuracies(run for run in row.runs if is_finished(run)) for row in results.rows]
     broken = [_accuracies(run for run in row.runs if not is_finished(run)) for row in results.rows]
     with drawing(path, SIZE) as (_, (axes,)):
@@ -61,7 +63,7 @@ def plot_accuracy(results: Results, path: str | Path) -> Path:
         _set_accuracy_axes(axes, curves, broken)
         axes.set_title(_title(results, curves), parse_math=False)
         label_line_ends(axes, ends)
-    return Path(path)
+    return path
 
 
 def plot_step_size(results: Results, path: str | Path) -> Path:
@@ -71,6 +73,7 @@ def plot_step_size(results: Results, path: str | Path) -> Path:
     its finished runs, the band spans their quartiles, and the faint lines are the medians of the single runs.  Below it
     is the share of these gammas that are less than 1.  Rows of which no run recorded a gamma have no line.
     """
+    path = local_path("path", path)
     gammas = [_gammas(row) for row in results.rows]
     stacked = {"count": 2, "columns": 1, "sharex": True, "height_ratios": (3, 2)}
     with drawing(path, STACKED_SIZE, **stacked) as (_, (axes, shares)):
@@ -84,7 +87,7 @@ def plot_step_size(results: Results, path: str | Path) -> Path:
         axes.set_xlim(0, max([1, *(steps[-1] for of_row in gammas for steps, _ in of_row)]))
         axes.set_title(_title(results, gammas, "running median and quartiles", always=True), parse_math=False)
         label_line_ends(axes, ends)
-    return Path(path)
+    return path
 
 
 def plot_estimators(estimators: "Sequence[str] | Mapping[str, EstimatorLike]", path: str | Path) -> Path:
@@ -99,6 +102,7 @@ def plot_estimators(estimators: "Sequence[str] | Mapping[str, EstimatorLike]", p
     Raises:
       ValueError: for an unknown estimator; the nearest is named.
     """
+    path = local_path("path", path)
     import jax
     import jax.numpy as jnp
 
@@ -119,7 +123,7 @@ def plot_estimators(estimators: "Sequence[str] | Mapping[str, EstimatorLike]", p
             axes.fill_between(x, 0, derivative, color=COLOURS[0], alpha=0.15, linewidth=0)
             axes.set_title(f"{name}\nA = {np.trapezoid(derivative, x):.3g}", fontsize=9, parse_math=False)
             axes.tick_params(labelsize=8)
-    return Path(path)
+    return path
 
 
 def plot_paths(results: Results, path: str | Path) -> Path:
@@ -129,6 +133,7 @@ def plot_paths(results: Results, path: str | Path) -> Path:
     point for each row: the mean over its finished runs, at the best epoch, with one sample standard deviation to each
     side.  A row without a second path or a finished run has no point.
     """
+    path = local_path("path", path)
     places = list(dict.fromkeys(place for row in results.rows for place in row.gradient_paths))
     errors = [[100 * (1 - run["test_accuracy_best"]) for run in row.runs if is_finished(run)] for row in results.rows]
     with drawing(path, (1.6 + 3.6 * len(places), 3.9), count=len(places), sharey=True) as (figure, panels):
@@ -138,7 +143,7 @@ def plot_paths(results: Results, path: str | Path) -> Path:
         panels[0].set_ylabel("test error (%)")
         figure.legend(points.values(), points.keys(), loc="outside right center", frameon=False, fontsize=9)
         figure.suptitle(_title(results, errors), fontsize=12, x=0.01, ha="left", parse_math=False)
-    return Path(path)
+    return path
 
 
 def _draw_error_over_cost(axes: "Axes", place: str, results: Results, errors: list) -> dict[str, Any]:

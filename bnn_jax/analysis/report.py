@@ -27,6 +27,7 @@ from bnn_jax.analysis.documents import (
 from bnn_jax.analysis.paired import differences_section, print_differences
 from bnn_jax.analysis.plots import pictures_of
 from bnn_jax.files import replacing
+from bnn_jax.paths import local_path
 from bnn_jax.sweeps.results import (
     ACCURACIES,
     Results,
@@ -146,7 +147,7 @@ def write_report(results: Results, folder: str | Path) -> list[str]:
       UsageError: `folder` is, or lies below, a file.
       RunError: a file cannot be written.
     """
-    folder, pictures = Path(folder), pictures_of(results)
+    folder, pictures = local_path("folder", folder), pictures_of(results)
     texts = {"report.md": report_markdown(results)}
     texts |= _grid_data(results) if results.is_grid else {"results.json": to_json(results.to_dict())}
     with writing_into(folder):

@@ -11,6 +11,7 @@ import numpy as np
 
 from bnn_jax.analysis.figures import COLOURS, drawing
 from bnn_jax.errors import RunError, UsageError
+from bnn_jax.paths import local_path
 from bnn_jax.training.diagnostics import histogram_bounds
 from bnn_jax.training.metrics import read_metrics
 from bnn_jax.training.run_folder import read_config
@@ -59,7 +60,8 @@ def plot_run(workdir: str | Path, *, output: str | Path | None = None) -> list[P
       UsageError: if `workdir` holds no run, or one without a training step.
       RunError: if its metrics are damaged, or a picture cannot be written.
     """
-    workdir = Path(workdir)
+    workdir = local_path("workdir", workdir)
+    folder = workdir if output is None else local_path("output", output)
     config = read_config(workdir)
     by_kind = _read(workdir)
     if not by_kind["train"]:
@@ -70,7 +72,6 @@ def plot_run(workdir: str | Path, *, output: str | Path | None = None) -> list[P
     if any("histogram" in record["total"] for record in by_kind["diagnostics"]):
         bounds = histogram_bounds(config.optim.latent_box)
         pictures["histograms.png"] = lambda path: _draw_histograms(path, by_kind["diagnostics"], bounds)
-    folder = workdir if output is None else Path(output)
     for name, draw in pictures.items():
         try:
             draw(folder / name)

@@ -16,6 +16,7 @@ from bnn_jax.checks import require
 from bnn_jax.data import ImageStream, batches, open_stream, prefetch
 from bnn_jax.data.synthetic import write_synthetic_imagenet
 from bnn_jax.errors import UsageError
+from bnn_jax.paths import local_path
 from bnn_jax.training.progress import OnProgress, silent
 
 GPU = "NVIDIA RTX 3090"
@@ -105,6 +106,7 @@ def benchmark_input(
     Raises:
       UsageError: for a number that is out of range.
     """
+    data_dir = None if data_dir is None else local_path("data_dir", data_dir)
     workers = sorted(set(workers) | {1})
     require("workers", workers[0], workers[0] >= 0, "must not be negative", "0 stands for threads", error=UsageError)
     require("batch_size", batch_size, batch_size >= 1, "must be at least 1", error=UsageError)

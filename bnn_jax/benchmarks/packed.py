@@ -24,6 +24,7 @@ from bnn_jax.bitops.planes import PackedBase, conv_product, dense_product, pack_
 from bnn_jax.models.build import build_model
 from bnn_jax.outputs import logits_of
 from bnn_jax.packed import freeze, save
+from bnn_jax.paths import local_path
 from bnn_jax.timing import interleaved_seconds, median_ms
 from bnn_jax.training.progress import OnProgress, silent
 
@@ -335,6 +336,7 @@ def print_packed(found: dict[str, Any]) -> None:
 
 def plot_packed(found: dict[str, Any], path: str | Path) -> Path:
     """Draw matmuls and convolutions as multiply-accumulates a second, networks as latency, to a PNG at `path`."""
+    path = local_path("path", path)
     products = "10$^9$ multiply-accumulates / s"
     with drawing(path, (9.0, 12.0), count=3, columns=1) as (_, axes):
         labels = ["x".join(map(str, row["shape"])) for row in found["matmul"]]
@@ -343,7 +345,7 @@ def plot_packed(found: dict[str, Any], path: str | Path) -> Path:
         _bars(axes[1], labels, [row["gmacs"] for row in found["conv"]], products, "Convolutions 3x3")
         labels = [f"{row['name']}, {row['side']}²\nbatch {row['batch']}" for row in found["network"]]
         _bars(axes[2], labels, [row["ms"] for row in found["network"]], "ms a batch (less is better)", "Networks")
-    return Path(path)
+    return path
 
 
 def _bars(axes: "Axes", labels: list[str], rows: list[dict[str, float]], unit: str, title: str) -> None:

@@ -9,8 +9,18 @@ from typing import Any, Literal
 import tyro
 
 from bnn_jax.errors import UsageError
+from bnn_jax.paths import with_local_paths
 from bnn_jax.training.config import Settings
 from bnn_jax.training.overrides import default_of
+
+
+def parse_options(arguments_type: type, description: str) -> Any:
+    """Parse the command line of a script without a config; a malformed option ends the program with exit code 2.
+
+    Raises:
+      UsageError: for a URL in the place of a path.
+    """
+    return with_local_paths(tyro.cli(arguments_type, description=description))
 
 
 def refuse_unread(arguments: Any, names: Iterable[str], purpose: str) -> None:

@@ -11,7 +11,6 @@ import hashlib
 import http.client
 import importlib
 import io
-import os
 import shutil
 import tarfile
 import urllib.request
@@ -26,6 +25,7 @@ import numpy as np
 
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.files import replacing
+from bnn_jax.paths import folder_named_by, local_path
 
 
 class CifarArchive(NamedTuple):
@@ -80,7 +80,7 @@ class Parsed(NamedTuple):
 
 def default_data_dir() -> Path:
     """The folder of prepared sets when none is given: `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets")
+    return folder_named_by("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets"
 
 
 def import_tfds() -> ModuleType:
@@ -121,7 +121,7 @@ def prepare_dataset(name: str, *, data_dir: str | Path | None = None, report: Ca
       UsageError: for an unknown `name`, or a `data_dir` that cannot be written.
       RunError: when a download fails, an archive is not the official one, or the set cannot be written.
     """
-    data_dir = Path(data_dir or default_data_dir()).expanduser()
+    data_dir = local_path("data_dir", data_dir or default_data_dir())
     official = _official_builder(name)
     folder = data_dir / name / str(official.VERSION)
     if folder.exists():
@@ -191,15 +191,15 @@ def write_array_record(name: str, archives: Sequence[str | Path], *, data_dir: s
       UsageError: for an unknown `name`, or a set that is there already.
       RunError: when an archive is damaged or the set cannot be written.
     """
-    folder = Path(data_dir) / name / str(_official_builder(name).VERSION)
+    data_dir, archives = local_path("data_dir", data_dir), [local_path("archives", path) for path in archives]
+    folder = data_dir / name / str(_official_builder(name).VERSION)
     if folder.exists():
         raise UsageError(f"{folder} exists already; delete it to write it anew, or give another `data_dir`")
-    archives = [Path(path) for path in archives]
     if name in CIFAR_ARCHIVES:
         splits, class_names = parse_cifar(archives[0], CIFAR_ARCHIVES[name])
     else:
         splits, class_names = parse_mnist(archives), {}
-    builder = _builder(name, Path(data_dir), splits)
+    builder = _builder(name, data_dir, splits)
     _check(splits, class_names, builder.info.features, archives[0] if len(archives) == 1 else archives[0].parent)
     for key, names in class_names.items():
         builder.info.features[key].names = names

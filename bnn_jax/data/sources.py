@@ -20,7 +20,7 @@ from bnn_jax.data.prepare import default_data_dir
 from bnn_jax.data.tfds_folder import decode_tfds_folder, files_of, find_tfds_folder
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.files import replacing
-from bnn_jax.paths import cache_folder
+from bnn_jax.paths import cache_folder, local_path
 
 logger = logging.getLogger(__name__)
 
@@ -101,20 +101,20 @@ def load_dataset(
     >>> digits.train.images.shape, digits.validation.labels.shape, digits.num_classes
     ((1079, 8, 8, 1), (359,), 10)
     """
-    name = os.fspath(name)
+    name, path = os.fspath(name), local_path("name", name)
     seed = whole_number("split_seed", split_seed, at_least=0)
     if validation_examples is not None:
         validation_examples = whole_number("validation_examples", validation_examples, at_least=1)
     if name == "digits":
         return _load_digits(validation_examples, seed)
     if name.endswith(".npz"):
-        path = Path(name).expanduser()
         if not path.is_file():
             raise UsageError(f"`name` (={name!r}) is not a file; give 'digits', the path of an .npz file or a TFDS set")
         return _assemble(path.stem, _read_npz(path), str(path), validation_examples, seed)
-    folder = find_tfds_folder(name, Path(data_dir or default_data_dir()).expanduser())
-    cache = Path(cache_dir or cache_folder()).expanduser() / f"{name.replace('/', '-')}-{folder.name}.npz"
-    return _assemble(name, _read_through_cache(name, folder, cache), str(folder), validation_examples, seed)
+    cache = local_path("cache_dir", cache_dir or cache_folder())
+    folder = find_tfds_folder(name, local_path("data_dir", data_dir or default_data_dir()))
+    file = cache / f"{name.replace('/', '-')}-{folder.name}.npz"
+    return _assemble(name, _read_through_cache(name, folder, file), str(folder), validation_examples, seed)
 
 
 def whole_number(argument: str, value: Any, *, at_least: int) -> int:

@@ -29,7 +29,7 @@ from bnn_jax.data.sources import (
 from bnn_jax.data.tfds_folder import files_of, find_tfds_folder, note_of, open_builder, what_to_decode
 from bnn_jax.errors import RunError, UsageError, unknown_name
 from bnn_jax.files import replacing
-from bnn_jax.paths import cache_folder
+from bnn_jax.paths import cache_folder, local_path
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +86,7 @@ def open_stream(
       RunError: for damaged files.
     """
     name = os.fspath(name)
+    local_path("name", name)
     if name == "digits" or name.endswith(".npz"):
         raise UsageError(
             f"`name` (={name!r}) is loaded whole: turn streaming off, or name a set that TFDS stored as ArrayRecord"
@@ -93,7 +94,8 @@ def open_stream(
     size = _image_size(preprocessing, image_size)
     if validation_examples is not None:
         validation_examples = whole_number("validation_examples", validation_examples, at_least=1)
-    folder = find_tfds_folder(name, Path(data_dir or default_data_dir()).expanduser())
+    cache = local_path("cache_dir", cache_dir or cache_folder())
+    folder = find_tfds_folder(name, local_path("data_dir", data_dir or default_data_dir()))
     whole = _labelled_splits(folder, preprocessing, size)
     if "test" in whole and "validation" in whole:
         check_own_validation(validation_examples, str(folder))
@@ -108,7 +110,6 @@ def open_stream(
     note = note_of(name, folder.name, {encoding})
     if preprocessing == "none":
         splits = {split: replace(records, image_shape=shape) for split, records in splits.items()}
-        cache = Path(cache_dir or cache_folder()).expanduser()
         mean, std = _pixel_statistics(splits["train"], name, folder, cache)
     else:
         shape, mean, std = (size, size, 3), MEAN, STD

@@ -16,6 +16,7 @@ from bnn_jax.checks import require
 from bnn_jax.data.prepare import import_tfds, write_examples
 from bnn_jax.data.sources import permutation
 from bnn_jax.errors import UsageError
+from bnn_jax.paths import local_path
 
 VERSION = "5.1.0"
 """Of imagenet2012 in TFDS, whose features these are."""
@@ -62,9 +63,10 @@ def write_synthetic_imagenet(
       UsageError: for a number out of range, or a set that is there already.
       RunError: when it cannot be written.
     """
+    data_dir = local_path("data_dir", data_dir)
     sizes = {"train": train_examples, "validation": validation_examples}
     _check(sizes, classes, corrupt, grey, cmyk, short_side, aspect, seed)
-    folder = Path(data_dir).expanduser() / name / VERSION
+    folder = data_dir / name / VERSION
     if folder.exists():
         raise UsageError(f"{folder} exists already; delete it to write it anew, or give another `data_dir`")
 
@@ -83,7 +85,7 @@ def write_synthetic_imagenet(
             encoded = encoded[: len(encoded) // 2] if kind == "corrupt" else encoded
             yield file_name, {"file_name": file_name, "image": encoded, "label": label}
 
-    builder = _builder(name, classes, Path(data_dir).expanduser(), dict.fromkeys(sizes, examples))
+    builder = _builder(name, classes, data_dir, dict.fromkeys(sizes, examples))
     write_examples(builder, folder)
     return folder
 

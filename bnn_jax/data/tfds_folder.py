@@ -12,6 +12,7 @@ import numpy as np
 
 from bnn_jax.data.prepare import ARCHIVES, import_tfds
 from bnn_jax.errors import RunError, UsageError
+from bnn_jax.paths import local_path
 
 TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
 RECORDS_AT_A_TIME = 1000
@@ -58,7 +59,7 @@ def open_builder(folder: str | Path) -> Any:
       RunError: if the folder is damaged.
     """
     try:
-        return import_tfds().builder_from_directory(folder)
+        return import_tfds().builder_from_directory(local_path("folder", folder))
     except UsageError:
         raise
     except Exception as error:  # TFDS parses JSON and protobufs here, and lets every error of theirs out.

@@ -20,7 +20,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import flax.linen as nn
@@ -54,6 +53,7 @@ from bnn_jax.packed.header import (
     table_of,
 )
 from bnn_jax.packed.model import PackedModel
+from bnn_jax.paths import local_path
 
 
 def save(
@@ -90,6 +90,7 @@ def save(
       UsageError: if the description is no network or too long for the header, or a number too large for a float16.
       RunError: if the file cannot be written.
     """
+    path = local_path("path", path)
     values = {"versions": {name: version(name) for name in ("bnn_jax", "jax", "flax")}, "model": dict(settings)}
     values |= {"num_classes": num_classes, "image_shape": list(image_shape), "mean": list(mean), "std": list(std)}
     values |= {"accounting": dict(accounting), "tested": dict(tested)}
@@ -147,7 +148,7 @@ def load(path: str | os.PathLike[str]) -> PackedModel:
       UsageError: if there is no such file, or it is of another kind or version.
       RunError: if it is damaged, or a number in it is not finite; nothing of it has been used then.
     """
-    path = Path(path)
+    path = local_path("path", path)
     if not path.is_file():
         raise UsageError(f"`path` (={path}) is not a file; write one: python scripts/export.py RUN -o {path}")
     try:

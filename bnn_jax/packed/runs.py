@@ -9,6 +9,7 @@ import flax.linen as nn
 from bnn_jax.data import Dataset, ImageStream
 from bnn_jax.errors import UsageError
 from bnn_jax.packed.freezing import freeze
+from bnn_jax.paths import local_path
 from bnn_jax.stages.teachers import load_network
 from bnn_jax.training.config import Config, ModelConfig
 from bnn_jax.training.experiment import make_model
@@ -40,7 +41,7 @@ def freeze_run(
     Raises:
       UsageError: if there is no run or checkpoint, or the network cannot be packed.
     """
-    config = read_config(Path(workdir))
+    config = read_config(local_path("workdir", workdir))
     if data_dir is not None:
         config = replace(config, data=replace(config.data, data_dir=data_dir))
     dataset = load_data(config.data)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from bnn_jax.checks import look_up
 from bnn_jax.data import Dataset, ImageStream
 from bnn_jax.errors import UsageError, unknown_name
+from bnn_jax.paths import local_path
 from bnn_jax.stages.teachers import fingerprint, load_network
 from bnn_jax.stages.warm_start import TRANSFERS, Transfer, Variables, WarmStart
 from bnn_jax.training.config import Config
@@ -66,7 +67,7 @@ def check_stages(stages: Sequence[Stage]) -> None:
         if stage.which not in ("best", "last"):
             raise UsageError(f"`which` (={stage.which!r}) {where} must be best or last")
         for argument, name in (("initialise_from", stage.initialise_from), ("teacher", stage.teacher)):
-            if name is not None and name not in earlier and not (Path(name) / "result.json").exists():
+            if name is not None and name not in earlier and not (local_path(argument, name) / "result.json").exists():
                 known = ", ".join(earlier) or "none"
                 raise UsageError(
                     f"`{argument}` (={name!r}) {where} must be an earlier stage ({known}) or the folder of a "
@@ -107,8 +108,9 @@ def run_stages(
         begun with another config, or from variables that are not those of its predecessor any more.
       RunError: as :func:`bnn_jax.training.loop.train`.
     """
+    workdir = local_path("workdir", workdir)
     check_stages(stages)
-    folders, loaded = {stage.name: Path(workdir) / stage.name for stage in stages}, {}
+    folders, loaded = {stage.name: workdir / stage.name for stage in stages}, {}
     results: dict[str, dict[str, Any]] = {}
     for number, stage in enumerate(stages, start=1):
         data = dataset
@@ -142,6 +144,7 @@ def replace_stage(stages: Sequence[Stage], name: str, folder: str | Path) -> lis
     Raises:
       UsageError: if there is no such stage, or it starts from or is taught by another one.
     """
+    folder = local_path("folder", folder)
     if name not in [stage.name for stage in stages]:
         raise unknown_name("stage", name, [stage.name for stage in stages])
 

@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from bnn_jax.data import Dataset, ImageStream
 from bnn_jax.errors import UsageError
+from bnn_jax.paths import local_path
 from bnn_jax.stages.warm_start import Variables
 from bnn_jax.training.checkpoint import restore_checkpoint
 from bnn_jax.training.programs import Teacher, programs_of, state_shapes
@@ -29,7 +30,7 @@ def load_network(
     Raises:
       UsageError: if there is no run, no checkpoint, or it was trained for images or classes of another kind.
     """
-    folder = Path(folder)
+    folder = local_path("folder", folder)
     config = read_config(folder)
     like = state_shapes(programs_of(config, dataset))
     restored = restore_checkpoint(folder / "checkpoints", like, why_rejected=partial(why_rejected, config))

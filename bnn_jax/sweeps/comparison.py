@@ -7,6 +7,7 @@ from typing import Any
 
 from bnn_jax.data import Dataset, ImageStream
 from bnn_jax.errors import UsageError
+from bnn_jax.paths import local_path
 from bnn_jax.sweeps.engine import Run, run_all
 from bnn_jax.sweeps.grid import grid_cells
 from bnn_jax.sweeps.results import CELL, Results, Row
@@ -34,7 +35,7 @@ def compare(
     Raises:
       UsageError: for names or values that cannot run, before anything runs; for settings that cannot be tuned.
     """
-    workdir, cells = Path(workdir), {label: validate(cell) for label, cell in cells.items()}
+    workdir, cells = local_path("workdir", workdir), {label: validate(cell) for label, cell in cells.items()}
     for cell in cells.values():
         for seed in seeds:
             validate(replace(cell, seed=seed))
@@ -69,10 +70,11 @@ def sweep(
     Raises:
       UsageError: for values that cannot run, before anything runs.
     """
+    workdir = local_path("workdir", workdir)
     grid = grid_cells(config, axes)
     cells = {label: validate(cell) for label, (cell, _) in grid.items()}
     settings = {label: values for label, (_, values) in grid.items()}
-    rows, datasets = _train_rows(cells, settings, Path(workdir), seeds, options)
+    rows, datasets = _train_rows(cells, settings, workdir, seeds, options)
     axes = {name: list(values) for name, values in axes.items()}
     return Results(rows=rows, datasets=datasets, config=to_dict(config), compared=CELL, axes=axes)
 

@@ -9,6 +9,7 @@ from jax.errors import JaxRuntimeError
 
 from bnn_jax.data import Dataset, ImageStream
 from bnn_jax.errors import RunError, UsageError, unknown_name
+from bnn_jax.paths import local_path
 from bnn_jax.sweeps.processes import run_in_processes
 from bnn_jax.sweeps.throughput import choose_execution
 from bnn_jax.training.checkpoint import checkpoint_steps
@@ -78,7 +79,7 @@ def run_all(
             raise UsageError(f"`{argument}` (={value}) must be at least 1; leave it out for as many as there can be")
     if execution not in ("auto", *RUNNERS):
         raise unknown_name("execution", execution, ("auto", *RUNNERS))
-    runs = [run._replace(config=validate(run.config), workdir=Path(run.workdir)) for run in runs]
+    runs = [run._replace(config=validate(run.config), workdir=local_path("workdir", run.workdir)) for run in runs]
     datasets = {} if datasets is None else datasets
     missing = [run for run in runs if recorded_result(run) is None]
     if missing:

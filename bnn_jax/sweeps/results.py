@@ -9,6 +9,7 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 from bnn_jax.errors import UsageError
+from bnn_jax.paths import local_path
 from bnn_jax.training.step_size import never_held_back, share_below_1
 
 ACCURACIES = ("validation_accuracy_best", "test_accuracy_best", "test_accuracy_last")
@@ -101,8 +102,9 @@ def read_results(path: str | Path) -> Results:
     Raises:
       UsageError: if there is no such file, or it holds something else.
     """
+    path = local_path("path", path)
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
         # Reports of before had one set, under this name.
         values["datasets"] = values.pop("datasets", None) or [values.pop("dataset")]
         return Results(**values | {"rows": [Row(**row) for row in values["rows"]]})

@@ -37,6 +37,7 @@ import numpy as np
 
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.files import replace_synced, sync_tree, write_atomically, write_synced
+from bnn_jax.paths import local_path
 from bnn_jax.training.manifest import (
     Damaged,
     Unreadable,
@@ -92,7 +93,7 @@ def save_checkpoint(
       UsageError: `folder` is not a folder, or `step` is there already with another state.
       RunError: disk full, no permission; what was there before is kept.
     """
-    folder, step = Path(folder).absolute(), operator.index(step)
+    folder, step = local_path("folder", folder).absolute(), operator.index(step)
     if step < 0:
         raise ValueError(f"`step` (={step}) must be 0 or larger; give the number of training steps done")
     if keep < 1:
@@ -142,7 +143,7 @@ def restore_checkpoint(
     >>> restore_checkpoint(folder, {"kernel": np.zeros(2, np.float32)})
     Restored(state={'kernel': Array([ 1., -0.], dtype=float32)}, step=20, metadata={'accuracy': 0.5})
     """
-    folder = Path(folder).absolute()
+    folder = local_path("folder", folder).absolute()
     present = _steps_present(folder)
     wanted = named_shapes(like, "like")
     passed: dict[int, Damaged] = {}
@@ -194,7 +195,7 @@ def _quarantine(folder: Path, passed: dict[int, Damaged]) -> None:
 
 def checkpoint_steps(folder: str | os.PathLike[str]) -> list[int]:
     """The steps in `folder` that have data and a manifest that verifies, in rising order; the data are not read."""
-    folder = Path(folder).absolute()
+    folder = local_path("folder", folder).absolute()
     steps = []
     for step in _steps_present(folder):
         with contextlib.suppress(Damaged):
@@ -210,7 +211,7 @@ def read_metadata(folder: str | os.PathLike[str], step: int) -> dict[str, Any]:
       UsageError: there is no such step.
       RunError: its manifest does not verify.
     """
-    folder = Path(folder).absolute()
+    folder = local_path("folder", folder).absolute()
     step = _present_step(folder, _steps_present(folder), step)
     try:
         return _manifest_of(folder, step)["metadata"]
@@ -225,7 +226,7 @@ def verify_checkpoint(folder: str | os.PathLike[str], step: int) -> None:
       UsageError: there is no such step.
       RunError: it does not verify; the text gives the reason.
     """
-    folder = Path(folder).absolute()
+    folder = local_path("folder", folder).absolute()
     step = _present_step(folder, _steps_present(folder), step)
     try:
         read_leaves(folder, step, _manifest_of(folder, step))

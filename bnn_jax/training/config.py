@@ -12,6 +12,7 @@ import tyro
 
 from bnn_jax.checks import Rule
 from bnn_jax.errors import UsageError, unknown_name
+from bnn_jax.paths import local_path
 from bnn_jax.training.options import Options
 
 POSITIVE = Rule(lambda value: value > 0, "must be positive")
@@ -213,7 +214,7 @@ def load_config(path: str | Path) -> Config:
     Raises:
       UsageError: if there is no such file, or it does not define `get_config`, or that returns something else.
     """
-    path = Path(path)
+    path = local_path("--config", path)
     if not path.is_file():
         near = ", ".join(sorted(str(p) for p in path.parent.glob("*.py"))) or "none"
         raise UsageError(f"`--config` (={path}) does not exist; files in that folder: {near}")

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from bnn_jax.data import Dataset, ImageStream
 from bnn_jax.errors import Preempted, UsageError
+from bnn_jax.paths import local_path
 from bnn_jax.training.checkpoint import checkpoint_steps, restore_checkpoint
 from bnn_jax.training.config import Config, to_dict
 from bnn_jax.training.devices import (
@@ -101,7 +102,7 @@ def train(
       Diverged: when a metric is not finite; names step, metric and the layer where it began.
       RunError: when the disk is full, or checkpoints cannot be read here.
     """
-    config, workdir = validate(config), Path(workdir)
+    workdir, config = local_path("workdir", workdir), validate(config)
     _check_teacher(config, teacher)
     check_batch_size(config.batch_size, devices)
     start = {"warm_start": warm_start, "teacher": teacher, "devices": devices}
@@ -139,8 +140,9 @@ def train_together(
         config, or runs that were saved at different steps.
       RunError: if the disk is full.
     """
+    folders = [local_path("workdirs", workdir) for workdir in workdirs]
     check_together(configs)
-    members = [Member(config, Path(workdir)) for config, workdir in zip(configs, workdirs, strict=True)]
+    members = [Member(config, folder) for config, folder in zip(configs, folders, strict=True)]
     return _train(members, on_progress, dataset=dataset)
 
 
@@ -346,7 +348,7 @@ def evaluate_run(
     Raises:
       UsageError: if `workdir` holds no run, or no checkpoint yet.
     """
-    workdir = Path(workdir)
+    workdir = local_path("workdir", workdir)
     config = read_config(workdir)
     why = partial(why_rejected, config)
     if data_dir is not None:

@@ -13,6 +13,7 @@ import tyro
 
 from bnn_jax.errors import UsageError
 from bnn_jax.optim import OPTIMIZERS
+from bnn_jax.paths import with_local_paths
 from bnn_jax.training.config import Config, ModelConfig, OptimConfig, load_config, select_optimizer
 
 OWNERS: dict[type, dict[str, Callable[[Any], str]]] = {
@@ -58,6 +59,11 @@ CONDITIONS: tuple[Condition, ...] = (
     ),
     Condition(("optim.warmup_start_share",), lambda config: config.optim.warmup_share > 0, "optim.warmup_share"),
     Condition(
+        ("optim.warmup_start_share",),
+        lambda config: config.optim.warmup_share > 0,
+        "optim.warmup_share",
+    ),
+    Condition(
         ("distillation.temperature", "distillation.queue_size"),
         lambda config: bool(config.distillation.losses),
         "distillation.losses",
@@ -102,7 +108,7 @@ def parse(arguments_type: type, *, argv: Sequence[str] | None = None, axes: Coll
     config = load_config(found.config)
     if found.optimizer is not None and hasattr(arguments_type, "optimizer"):
         config = replace(config, optim=select_optimizer(config, found.optimizer))
-    arguments = tyro.cli(arguments_type, args=argv, default=arguments_type(settings=config))
+    arguments = with_local_paths(tyro.cli(arguments_type, args=argv, default=arguments_type(settings=config)))
     given = given_settings(argv)
     for setting, option in SEVERAL.items():
         if setting in given and isinstance(getattr(arguments, option, None), tuple):

@@ -22,6 +22,7 @@ from bnn_jax.models.build import build_model
 from bnn_jax.packed import load, packed_structure, save
 
 names = [module.name for module in pkgutil.walk_packages(bnn_jax.__path__, "bnn_jax.")]
+names.remove("bnn_jax.benchmarks.torch_peer")  # It is written in PyTorch, and imported when that is there.
 for name in names:
     importlib.import_module(name)
 

@@ -125,6 +125,7 @@ UNREAD = {
     "regularizer_schedule",
     "tune_epochs",
     "tune_trials",
+    "optim.warmup_start_share",
     "distillation.temperature",
     "distillation.queue_size",
     "diagnostics.histogram_bins",

@@ -27,6 +27,7 @@ from bnn_jax.packed.freezing import TRAIN_AGAIN
 from bnn_jax.packed.tflite.operations import RULES, as_tensor
 from bnn_jax.packed.tflite.products import Call, Real, Unsupported
 from bnn_jax.packed.tflite.schema import Graph, to_bytes
+from bnn_jax.paths import local_path
 
 # They call their functions on single numbers, or many times, or not at all.
 _WHOLE = {"reduce", "reduce_window", "select_and_scatter", "scan", "while", "cond"}
@@ -67,7 +68,7 @@ def write_tflite(
     Reference: Bannink et al., Larq Compute Engine: Design, Benchmark, and Deploy State-of-the-Art Binarized Neural
     Networks, 2020, arXiv:2011.09398.
     """
-    write_atomically(path, tflite_bytes(model, variables, image_shape))
+    write_atomically(local_path("path", path), tflite_bytes(model, variables, image_shape))
 
 
 def tflite_bytes(model: nn.Module, variables: Mapping[str, Any], image_shape: Sequence[int]) -> bytes:
