@@ -44,6 +44,7 @@ REASONS = {
     "cannot be built": "no such network",
     "the network that it describes needs": "tensors of another network",
     "other variables than": "structure",
+    "must be finite": "NaN or infinity",
 }
 """Words of an error -> what it is counted as."""
 

@@ -143,6 +143,8 @@ def _compare(graph, call, left, right):
 def _select(graph, call, condition, *cases):
     if len(cases) != 2:
         raise Unsupported(f"among {len(cases)} cases")
+    if isinstance(condition, np.ndarray) and (condition == condition.flat[0]).all():
+        return cases[int(condition.flat[0])]
     if isinstance(condition, Compared):
         if condition.primitive == "ne" and condition.left is condition.right:
             # x != x holds for NaN alone, which a file of finite numbers does not meet.
