@@ -1,0 +1,83 @@
+"""Several programs one after another within so many minutes, each with its share, its log and its place in a record."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bnn_jax.files import write_atomically
+from bnn_jax.training.progress import OnProgress, silent
+
+SECONDS_TO_SAVE = 20.0
+"""Between the polite end of a program, on which training saves, and its killing."""
+
+
+class Task(NamedTuple):
+    """A program of a suite.
+
+    Attributes:
+      name: of its log and its entry in the record.
+      arguments: what follows ``python``.
+      share: the most it may take of the minutes that are left when it starts.
+      resumes: whether running out of time is its normal end: it saves, and the next suite goes on with it.
+    """
+
+    name: str
+    arguments: Sequence[str]
+    share: float = 1.0
+    resumes: bool = False
+
+
+def run_suite(
+    tasks: Sequence[Task], output: Path, *, minutes: float, on_progress: OnProgress = silent
+) -> dict[str, dict[str, Any]]:
+    """Run programs one after another; none starts after the time is over.
+
+    Args:
+      tasks: in this order.
+      output: folder; of each program it gets ``<name>.log``, and ``suite.json`` after each.
+      minutes: for all.
+      on_progress: called after each.
+
+    Returns:
+      name -> ``{"command", "outcome", "seconds"}``; the outcome is passed, failed with its exit code, out of time, or
+      not started.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    end, record = time.monotonic() + 60 * minutes, {}
+    for number, task in enumerate(tasks):
+        left = end - time.monotonic()
+        command, began = [sys.executable, *task.arguments], time.monotonic()
+        outcome = _run(command, output / f"{task.name}.log", task.share * left) if left > 0 else "not started"
+        if task.resumes and outcome == "out of time":
+            outcome = "saved, to be resumed"
+        seconds = time.monotonic() - began
+        record[task.name] = {"command": ["python", *task.arguments], "outcome": outcome, "seconds": round(seconds, 1)}
+        write_atomically(output / "suite.json", json.dumps(record, indent=1).encode())
+        on_progress(number + 1, len(tasks), f"{task.name}: {outcome} after {seconds:.0f} s")
+    return record
+
+
+def _run(command: Sequence[str], log: Path, seconds: float) -> str:
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ)
+        try:
+            code = process.wait(max(seconds - SECONDS_TO_SAVE, 0.5 * seconds))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(SECONDS_TO_SAVE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            return "out of time"
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+    return "passed" if code == 0 else f"failed with exit code {code}"

@@ -1,0 +1,36 @@
+"""Programs one after another within their minutes."""
+
+import json
+import sys
+
+import pytest
+
+from bnn_jax.benchmarks.suite import Task, run_suite
+
+
+def outcomes(tasks, output, **options):
+    record = run_suite(tasks, output, **options)
+    assert json.loads((output / "suite.json").read_text()) == record
+    return {name: entry["outcome"] for name, entry in record.items()}
+
+
+def test_each_program_has_its_log_and_its_outcome(tmp_path):
+    tasks = [Task("good", ["-c", "print('seen')"]), Task("bad", ["-c", "raise SystemExit(3)"])]
+    calls = []
+    found = outcomes(tasks, tmp_path / "new" / "folder", minutes=1, on_progress=lambda *call: calls.append(call))
+    assert found == {"good": "passed", "bad": "failed with exit code 3"}
+    assert (tmp_path / "new" / "folder" / "good.log").read_text() == "seen\n"
+    assert [call[:2] for call in calls] == [(1, 2), (2, 2)]
+
+
+@pytest.mark.parametrize(("resumes", "outcome"), [(False, "out of time"), (True, "saved, to be resumed")])
+def test_a_program_that_takes_too_long_is_asked_to_end(tmp_path, resumes, outcome):
+    program = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(print('saved'))); time.sleep(60)"
+    tasks = [Task("long", ["-c", program], share=0.5, resumes=resumes), Task("short", ["-c", ""])]
+    assert outcomes(tasks, tmp_path, minutes=4 / 60) == {"long": outcome, "short": "passed"}
+    assert (tmp_path / "long.log").read_text() == "saved\n"
+
+
+def test_nothing_starts_after_the_time_is_over(tmp_path):
+    assert outcomes([Task("late", ["-c", ""])], tmp_path, minutes=0) == {"late": "not started"}
+    assert sys.executable not in (tmp_path / "suite.json").read_text()
