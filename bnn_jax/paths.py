@@ -36,6 +36,30 @@ def local_path(argument: str, path: str | os.PathLike[str]) -> Path:
         raise UsageError(f"`{argument}` (={text!r}) is no path ({error}); write the folder out") from None
 
 
+def require_ending(argument: str, path: str | os.PathLike[str], *endings: str) -> None:
+    """Refuse a file to write whose name ends as that of another format does; a name without an ending is none.
+
+    Args:
+      argument: its name, as the user typed it.
+      path: of the file.
+      *endings: of what can be written, the usual one first; of one with two dots the last part is enough.
+
+    Raises:
+      UsageError: naming the endings, and the file with the usual one.
+
+    >>> require_ending("output", "net.onnx", ".bnn.safetensors", ".tflite")
+    Traceback (most recent call last):
+    bnn_jax.errors.UsageError: `output` (=net.onnx) must end in .bnn.safetensors or .tflite, the formats that are
+    written; name it net.bnn.safetensors
+    """
+    path = Path(path)
+    if path.suffix and path.suffix.lower() not in {Path(ending).suffix or ending for ending in endings}:
+        written = "the format that is written" if len(endings) == 1 else "the formats that are written"
+        raise UsageError(
+            f"`{argument}` (={path}) must end in {' or '.join(endings)}, {written}; name it {path.stem}{endings[0]}"
+        )
+
+
 def folder_named_by(variable: str) -> Path | None:
     """The folder that an environment variable names; None if it is unset or empty.
 

@@ -28,6 +28,7 @@ from bnn_jax.benchmarks.sweep import benchmark_sweep, print_sweep
 from bnn_jax.benchmarks.training import benchmark_training, print_training
 from bnn_jax.cli.options import parse_options, refuse_unread
 from bnn_jax.errors import UsageError, exit_code_of
+from bnn_jax.paths import require_ending
 from bnn_jax.training.config import load_config
 from bnn_jax.training.metrics import write_file
 from bnn_jax.training.progress import progress_display
@@ -98,6 +99,8 @@ BENCHMARKS = {
 
 def main() -> None:
     arguments = parse_options(Arguments, __doc__)
+    if arguments.output:
+        require_ending("output", arguments.output, ".json")
     for name in ("values", "repeats"):
         if (value := getattr(arguments, name)) < 1:
             raise UsageError(f"`{name}` (={value}) must be at least 1; leave it out for {getattr(Arguments, name)}")

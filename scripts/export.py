@@ -3,7 +3,7 @@
 The file holds the weights as bits, batch norms as thresholds where they can be, the rest in full precision, and what
 `bnn_jax.packed.load` needs to run it.  The accuracy that it states is that of the packed network.  By its ending,
 FILE.tflite is for the Larq Compute Engine instead, and FILE.stablehlo for `jax.export.deserialize`: for cpu, cuda and
-tpu, and every batch size.
+tpu, and every batch size.  Another ending is refused.
 """
 
 import sys
@@ -22,6 +22,7 @@ from bnn_jax.files import write_atomically
 from bnn_jax.packed import PackedModel, save, to_stablehlo, write_tflite
 from bnn_jax.packed.artifact import rounded
 from bnn_jax.packed.runs import freeze_run
+from bnn_jax.paths import require_ending
 from bnn_jax.training.config import DataConfig
 from bnn_jax.training.epoch import EVALUATION_BATCH
 from bnn_jax.training.programs import use_compilation_cache
@@ -81,14 +82,15 @@ def data_settings(data: DataConfig) -> dict[str, Any]:
 def main() -> None:
     arguments = parse_options(Arguments, __doc__)
     use_compilation_cache()
-    output = arguments.output
-    if arguments.float16 and output.suffix in (".tflite", ".stablehlo"):
-        raise UsageError(f"`float16` (=True) is not for {output.suffix} files; leave it out, or name another ending")
+    output, ending = arguments.output, arguments.output.suffix.lower()
+    require_ending("output", output, ".bnn.safetensors", ".tflite", ".stablehlo")
+    if arguments.float16 and ending in (".tflite", ".stablehlo"):
+        raise UsageError(f"`float16` (=True) is not for {ending} files; leave it out, or name another ending")
     network, described, variables = pack(arguments)
-    if output.suffix == ".tflite":
+    if ending == ".tflite":
         write_tflite(output, network.model, variables, described["image_shape"])
         print(f"{output}: {output.stat().st_size:,} bytes; takes normalized float32 images one by one")
-    elif output.suffix == ".stablehlo":
+    elif ending == ".stablehlo":
         write_atomically(output, to_stablehlo(network))
         print(f"{output}: {output.stat().st_size:,} bytes; takes uint8 images")
     else:

@@ -22,6 +22,7 @@ from bnn_jax.analysis.published_sizes import TABLE, print_sizes
 from bnn_jax.cli.options import parse_options, refuse_unread
 from bnn_jax.errors import UsageError, exit_code_of
 from bnn_jax.models import MODELS
+from bnn_jax.paths import require_ending
 from bnn_jax.training.metrics import write_file
 from bnn_jax.training.options import Options
 
@@ -100,6 +101,9 @@ def summarize_network(arguments: Arguments) -> dict[str, Any]:
 
 def main() -> None:
     arguments = parse_options(Arguments, __doc__)
+    for name, ending in (("json", ".json"), ("diagram", ".png")):
+        if path := getattr(arguments, name):
+            require_ending(name, path, ending)
     for name in ("image_size", "channels", "classes"):
         value = getattr(arguments, name)
         if value is not None and value < 1:

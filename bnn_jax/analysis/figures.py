@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bnn_jax.files import replacing
+from bnn_jax.paths import require_ending
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,12 +41,16 @@ def drawing(
     """Yield a figure and its panels, which is a PNG file, whole or not at all, when the block ends.
 
     Args:
-      path: of the file.
+      path: of the file, which ends in .png.
       size: width and height of the figure in inches.
       count: how many panels, row by row.
       columns: of panels; all in a row by default.
       **subplots: further options of `Figure.subplots`.
+
+    Raises:
+      UsageError: if the name of the file ends as that of another format.
     """
+    require_ending("path", path, ".png")
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -53,7 +53,7 @@ from bnn_jax.packed.header import (
     table_of,
 )
 from bnn_jax.packed.model import PackedModel
-from bnn_jax.paths import local_path
+from bnn_jax.paths import local_path, require_ending
 
 
 def save(
@@ -72,7 +72,7 @@ def save(
     """Write a frozen network into one file, in one step: whoever reads sees the old file or the new one.
 
     Args:
-      path: most often named ``*.bnn.safetensors``.
+      path: named ``*.bnn.safetensors``, or without an ending.
       settings: of the network, the arguments of :func:`bnn_jax.models.build.build_model` but `num_classes`.
       variables: its packed variables, of :func:`bnn_jax.packed.freeze`.
       num_classes: of the logits.
@@ -87,10 +87,12 @@ def save(
 
     Raises:
       ValueError: if `variables` are not packed variables of this network, or a number of them is not finite.
-      UsageError: if the description is no network or too long for the header, or a number too large for a float16.
+      UsageError: if the description is no network or too long for the header, a number too large for a float16, or the
+        name of the file ends as that of another format.
       RunError: if the file cannot be written.
     """
     path = local_path("path", path)
+    require_ending("path", path, ".bnn.safetensors")
     values = {"versions": {name: version(name) for name in ("bnn_jax", "jax", "flax")}, "model": dict(settings)}
     values |= {"num_classes": num_classes, "image_shape": list(image_shape), "mean": list(mean), "std": list(std)}
     values |= {"accounting": dict(accounting), "tested": dict(tested)}

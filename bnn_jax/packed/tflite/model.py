@@ -27,7 +27,7 @@ from bnn_jax.packed.freezing import TRAIN_AGAIN
 from bnn_jax.packed.tflite.operations import RULES, as_tensor
 from bnn_jax.packed.tflite.products import Call, Real, Unsupported
 from bnn_jax.packed.tflite.schema import Graph, to_bytes
-from bnn_jax.paths import local_path
+from bnn_jax.paths import local_path, require_ending
 
 # They call their functions on single numbers, or many times, or not at all.
 _WHOLE = {"reduce", "reduce_window", "select_and_scatter", "scan", "while", "cond"}
@@ -62,13 +62,15 @@ def write_tflite(
     Raises:
       ValueError: for packed variables, another `image_shape`, a number that is not finite, or an operation that has no
         operator; the layer is named.
-      UsageError: where the package flatbuffers is missing.
+      UsageError: where the package flatbuffers is missing, or the name of the file ends as that of another format.
       OSError: what the file system said; `path` is as it was.
 
     Reference: Bannink et al., Larq Compute Engine: Design, Benchmark, and Deploy State-of-the-Art Binarized Neural
     Networks, 2020, arXiv:2011.09398.
     """
-    write_atomically(local_path("path", path), tflite_bytes(model, variables, image_shape))
+    path = local_path("path", path)
+    require_ending("path", path, ".tflite")
+    write_atomically(path, tflite_bytes(model, variables, image_shape))
 
 
 def tflite_bytes(model: nn.Module, variables: Mapping[str, Any], image_shape: Sequence[int]) -> bytes:
