@@ -183,7 +183,8 @@ class BNAS(Network):
       width: filters w of a node in the first stage.
       num_cells: at least 3.
       genotype: the two cells; CIFAR_CELLS or IMAGENET_CELLS are published.
-      input_quantizer, kernel_quantizer: of the convolutions in the cells.
+      input_quantizer, kernel_quantizer: of the convolutions in the cells; the published gradient of the weights is n
+        times the exact one, see :func:`bnn_jax.quantizers.xnor`.
       stem: "cifar" or "imagenet".
       others: see :class:`bnn_jax.models.network.Network`.
 
