@@ -29,7 +29,7 @@ from bnn_jax.quantizers.multibit import (
 )
 from bnn_jax.quantizers.quantizer import (
     Quantizer,
-    check_options,
+    check_option_names,
     of_bits,
     stateless,
     takes_array,
@@ -103,7 +103,8 @@ def make_quantizer(
     Args:
       table: WEIGHT_QUANTIZERS, ACTIVATION_QUANTIZERS or GRADIENT_QUANTIZERS.
       quantizer: a name in `table`; a factory, a function of options alone; a quantizer; None for full precision.  An
-        estimator, a record or a function x -> codes, stands for :func:`binary` with it.
+        estimator, a record or a function x -> codes, stands for :func:`binary` with it; of a function x ->
+        :class:`Quantized` :func:`stateless` makes a quantizer, which knows its codes.
       argument: what the user calls it, for errors.
       **options: of the factory or the estimator.
 
@@ -118,7 +119,7 @@ def make_quantizer(
     (0, 1)
     """
     factory = _factory_of(table, quantizer, argument)
-    check_options(factory, options)
+    check_option_names(factory, options)
     return factory(**options)
 
 

@@ -60,7 +60,7 @@ def incremental(
 
     Reference: Zhou et al., Incremental Network Quantization, 2017, arXiv:1702.03044.
     """
-    _check_options(bits, shares)
+    _check_steps(bits, shares)
     require_floating("w", w)
     real = jax.lax.stop_gradient(widened(w))
     frozen = state["frozen"]
@@ -88,7 +88,7 @@ def inq(*, bits: int = 5, shares: tuple[float, ...] = SHARES) -> Quantizer:
 
     Reference: Zhou et al., Incremental Network Quantization, 2017, arXiv:1702.03044.
     """
-    _check_options(bits, shares)
+    _check_steps(bits, shares)
     return Quantizer(
         apply=partial(incremental, bits=bits, shares=tuple(shares)),
         init_state=lambda key, w: {
@@ -101,7 +101,7 @@ def inq(*, bits: int = 5, shares: tuple[float, ...] = SHARES) -> Quantizer:
     )
 
 
-def _check_options(bits: int, shares: tuple[float, ...]) -> None:
+def _check_steps(bits: int, shares: tuple[float, ...]) -> None:
     """Raise a ValueError unless `bits` is from 2 to 6 and `shares` increase up to 1."""
     require("bits", bits, bits in range(2, 7), "must be a whole number from 2 to 6", "5 is usual")
     shares = tuple(shares)

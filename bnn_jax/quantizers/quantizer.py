@@ -53,7 +53,7 @@ def stateless(function: Callable[..., Bases], *, code_set: CodeSet = (-1, 1), **
     Raises:
       ValueError: for an option that the function does not take; the nearest is named.
     """
-    check_options(function, options)
+    check_option_names(function, options)
     return Quantizer(apply=partial(function, **options), code_set=code_set)
 
 
@@ -72,7 +72,7 @@ def of_bits(
       ValueError: for an option that the function does not take (the nearest is named), or if `bits` is no whole number
         of at least 1.
     """
-    check_options(function, options)
+    check_option_names(function, options)
     return stateless(function, code_set=code_set(bits), bits=bits, **options)
 
 
@@ -112,7 +112,7 @@ def with_estimator(
     of_schedule = _keyword_only(record.schedule) - _keyword_only(record.apply) - own if record.schedule else set()
     bounds = {name: value for name, value in options.items() if name in of_schedule}
     fixed = {name: value for name, value in options.items() if name not in own | of_schedule}
-    check_options(record, fixed, also=own | of_schedule | {"trainable", *factory_options})
+    check_option_names(record, fixed, also=own | of_schedule | {"trainable", *factory_options})
     options = {name: value for name, value in options.items() if name in own}
     if bounds:
         record.schedule(0.0, **bounds)
@@ -130,7 +130,7 @@ def with_estimator(
         trained = {name: given[name] for name in learned if name in given}
         drawn = {"key": given.get("key")} if record.stochastic else {}
         own_arguments = {name: value for name, value in given.items() if name in parameters}
-        estimate = partial(record.apply, **(scheduled | fixed | trained | drawn))
+        estimate = partial(_codes_of, record.apply, **(scheduled | fixed | trained | drawn))
         return function(x, *state, estimator=estimate, **options, **own_arguments)
 
     of_estimator = ("progress",) * (record.schedule is not None) + ("key",) * record.stochastic
@@ -150,7 +150,19 @@ def with_input_estimator(
     return with_estimator(function, of_inputs(estimator), **options)
 
 
-def check_options(function: Callable, options: Mapping[str, Any], *, also: Set[str] = frozenset()) -> None:
+def _codes_of(estimator: Callable, x: Array, **parameters: Any) -> Array:
+    """The codes of an estimator, which a quantizer is not."""
+    codes = estimator(x, **parameters)
+    if isinstance(codes, tuple):
+        name = getattr(estimator, "__name__", estimator)
+        raise ValueError(
+            f"`{name}` is given as an estimator, which returns codes, but returns {type(codes).__name__}; if it is a "
+            f"quantizer say which codes it has: stateless({name}, code_set=(-1, 1))"
+        )
+    return codes
+
+
+def check_option_names(function: Callable, options: Mapping[str, Any], *, also: Set[str] = frozenset()) -> None:
     """Raise a ValueError that names the nearest option, if `function` does not take one of `options`."""
     parameters = _parameters(function)
     if any(p.kind is p.VAR_KEYWORD for p in parameters):

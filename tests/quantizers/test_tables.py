@@ -16,6 +16,7 @@ from bnn_jax.quantizers import (
     ACTIVATION_QUANTIZERS,
     GRADIENT_QUANTIZERS,
     WEIGHT_QUANTIZERS,
+    Quantized,
     bases,
     binary,
     decouple,
@@ -237,6 +238,21 @@ def test_whatever_a_name_stands_for_is_taken_where_the_name_is():
 def test_errors_of_what_stands_for_no_quantizer(value, options, text):
     with pytest.raises(ValueError, match=text):
         make_quantizer(ACTIVATION_QUANTIZERS, value, argument="input_quantizer", **options)
+
+
+@pytest.mark.parametrize("returned", [Quantized, lambda *q: (Quantized(*q), Quantized(*q))])
+@pytest.mark.parametrize("table", [WEIGHT_QUANTIZERS, ACTIVATION_QUANTIZERS])
+def test_a_function_that_quantizes_is_no_estimator(table, returned):
+    """Its codes are not known; `stateless` is told them."""
+
+    def halves(x):
+        return returned(jnp.where(x > 0, 1.0, 0.0), jnp.asarray(0.5))
+
+    text = r"`halves` is given as an estimator, .* returns (Quantized|tuple); .*: stateless\(halves, code_set="
+    with pytest.raises(ValueError, match=text):
+        make_quantizer(table, halves).apply(jnp.ones((2, 2)))
+    quantizer = make_quantizer(table, stateless(halves, code_set=(0, 1)))
+    assert quantizer.code_set == (0, 1) and len(bases(quantizer.apply(jnp.ones((2, 2))))) in (1, 2)
 
 
 def test_bits_below_one():
