@@ -92,7 +92,7 @@ class ComparisonOptions(SweepOptions):
 
     seeds: tuple[int, ...] = (0, 1, 2)
     tune: bool = False
-    """Choose each learning rate on the validation split, the same number of trials for each row."""
+    """Choose the settings that optim.tune of each row names, on the validation split, with one budget for all rows."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Many runs, each in its own folder: one after another, one process a core, or mapped together on the device."""
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -64,7 +65,7 @@ def run_all(
       processes: at most so many at a time; None takes one for each core.
       group_size: at most so many runs in a program; None sets no limit.
       datasets: that are loaded already, to which those that are loaded here are added.
-      tell: shows what "auto" chose.
+      tell: shows what "auto" chose, and the validation accuracy of each run when it has ended.
 
     Returns:
       The result of each, see :func:`bnn_jax.training.loop.train`; a diverged run has a sentence under "diverged" and
@@ -86,8 +87,21 @@ def run_all(
         if execution == "auto":
             execution, why = _choose(missing, group_size, datasets)
             tell(f"{len(missing)} runs, {execution}: {why}")
-        RUNNERS[execution](missing, datasets, processes=processes, group_size=group_size)
+        sizes = {"processes": processes, "group_size": group_size}
+        RUNNERS[execution](missing, datasets, on_finished=_result_teller(len(missing), tell), **sizes)
     return [recorded_result(run) for run in runs]
+
+
+def _result_teller(count: int, tell: Callable[[str], None]) -> Callable[[Run], None]:
+    numbers = itertools.count(1)
+
+    def told(run: Run) -> None:
+        result = recorded_result(run)
+        accuracy = result["validation_accuracy_best"]
+        found = "diverged" if accuracy is None else f"validation accuracy {100 * accuracy:.2f} %, at its best"
+        tell(f"{run.title}: {found} ({next(numbers)} of {count} runs)")
+
+    return told
 
 
 def recorded_result(run: Run) -> dict[str, Any] | None:
@@ -124,18 +138,23 @@ def _dataset(config: Config, datasets: Datasets) -> Dataset | ImageStream:
     return datasets[config.data]
 
 
-def _run_sequentially(runs: list[Run], datasets: Datasets, **_) -> None:
+def _run_sequentially(runs: list[Run], datasets: Datasets, *, on_finished: Callable[[Run], None], **_) -> None:
     for run in runs:
         with progress_display(run.title) as on_progress:
             train_one(run, datasets, on_progress)
+        on_finished(run)
 
 
-def _run_in_processes(runs: list[Run], datasets: Datasets, *, processes: int | None, **_) -> None:
+def _run_in_processes(
+    runs: list[Run], datasets: Datasets, *, processes: int | None, on_finished: Callable[[Run], None], **_
+) -> None:
     with progress_display(f"{len(runs)} runs") as on_progress:
-        run_in_processes(runs, processes=processes, on_progress=on_progress)
+        run_in_processes(runs, processes=processes, on_progress=on_progress, on_finished=on_finished)
 
 
-def _run_vmapped(runs: list[Run], datasets: Datasets, *, group_size: int | None, **_) -> None:
+def _run_vmapped(
+    runs: list[Run], datasets: Datasets, *, group_size: int | None, on_finished: Callable[[Run], None], **_
+) -> None:
     for run in runs:
         if (reason := why_alone(run.config)) is not None:
             raise UsageError(f"`execution` (='vmapped') does not go with {reason}; choose sequential or processes")
@@ -143,6 +162,8 @@ def _run_vmapped(runs: list[Run], datasets: Datasets, *, group_size: int | None,
         parts = -(-len(group) // (group_size or len(group)))
         for part in range(parts):
             _train_group(group[part::parts], datasets)
+            for run in group[part::parts]:
+                on_finished(run)
 
 
 def _train_group(group: list[Run], datasets: Datasets) -> None:

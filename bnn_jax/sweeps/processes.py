@@ -20,7 +20,13 @@ from bnn_jax.training.progress import OnProgress, silent
 SECONDS_BETWEEN_LOOKS = 0.1
 
 
-def run_in_processes(runs: Sequence[Any], *, processes: int | None = None, on_progress: OnProgress = silent) -> None:
+def run_in_processes(
+    runs: Sequence[Any],
+    *,
+    processes: int | None = None,
+    on_progress: OnProgress = silent,
+    on_finished: Callable[[Any], None] = lambda run: None,
+) -> None:
     """Train `runs`, of :class:`bnn_jax.sweeps.engine.Run`, by :mod:`bnn_jax.sweeps.worker`; results lie in folders.
 
     Ctrl-C and SIGTERM let each process save and end.
@@ -28,6 +34,7 @@ def run_in_processes(runs: Sequence[Any], *, processes: int | None = None, on_pr
     Args:
       processes: at most so many at a time; None takes one for each core that this process may use.
       on_progress: called with (runs finished, runs, what one of them does).
+      on_finished: called with a run that has ended, by the thread that waited for it.
 
     Raises:
       UsageError: on another device than the CPU, which processes do not share; what a run raised.
@@ -54,6 +61,7 @@ def run_in_processes(runs: Sequence[Any], *, processes: int | None = None, on_pr
             idle.put(worker)
         finished.append(run)
         tell("finished")
+        on_finished(run)
 
     last_saved = "the same command goes on from what each run saved"
     with interrupts(lambda: last_saved) as asked, ThreadPoolExecutor(count) as pool, _started(shares) as idle:

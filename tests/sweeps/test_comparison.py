@@ -27,13 +27,13 @@ CELLS = {"good": CONFIG, "bad": replace(CONFIG, optim=replace(SGD, learning_rate
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
-    """A comparison on the CPU, where auto is one run after another."""
-    workdir = tmp_path_factory.mktemp("compared")
-    return workdir, compare(CELLS, workdir, seeds=(0,))
+    """A comparison on the CPU, where auto is one run after another; what it told follows its results."""
+    workdir, told = tmp_path_factory.mktemp("compared"), []
+    return workdir, compare(CELLS, workdir, seeds=(0,), tell=told.append), told
 
 
 def test_a_diverged_run_is_told_and_not_run_again(compared):
-    workdir, first = compared
+    workdir, first, _ = compared
     good, bad = (row.runs[0] for row in first.rows)
     assert 0 <= good["test_accuracy_last"] <= 1
     assert bad["test_accuracy_last"] is None
@@ -45,9 +45,18 @@ def test_a_diverged_run_is_told_and_not_run_again(compared):
     assert (workdir / "bad" / "seed0" / "metrics.jsonl").stat().st_mtime_ns == records
 
 
+def test_each_result_is_told_when_its_run_has_ended(compared):
+    _, results, (_, good, bad) = compared
+    accuracy = 100 * results.rows[0].runs[0]["validation_accuracy_best"]
+    assert good == f"good seed 0: validation accuracy {accuracy:.2f} %, at its best (1 of 2 runs)"
+    assert bad == "bad seed 0: diverged (2 of 2 runs)"
+
+
 def test_processes_give_what_one_after_another_gives(compared, tmp_path):
-    runs = [Run(label, config, tmp_path / label) for label, config in CELLS.items()]
-    for found, row in zip(run_all(runs, execution="processes", processes=2), compared[1].rows, strict=True):
+    runs, told = [Run(label, config, tmp_path / label) for label, config in CELLS.items()], []
+    everything = run_all(runs, execution="processes", processes=2, tell=told.append)
+    assert sorted(line.split(":")[0] for line in told) == ["bad", "good"]
+    for found, row in zip(everything, compared[1].rows, strict=True):
         wanted = row.runs[0]
         assert found.keys() == wanted.keys()
         for name in ("validation_accuracy_best", "test_accuracy_best", "test_accuracy_last", "train_loss_last"):
@@ -158,8 +167,10 @@ def test_groups_are_of_one_program_and_fit_in_memory(tmp_path, groups, group_siz
     other = replace(CONFIG, loss="multiclass_hinge")
     configs = [*(replace(CONFIG, seed=seed) for seed in range(5)), other]
     runs = [Run(f"run {index}", config, tmp_path / str(index)) for index, config in enumerate(configs)]
-    found = run_all(runs, execution="vmapped", group_size=group_size)
+    told = []
+    found = run_all(runs, execution="vmapped", group_size=group_size, tell=told.append)
     assert groups == sizes
+    assert sorted(line.split(":")[0] for line in told) == [run.title for run in runs]
     assert [run["seed"] for run in found] == [0, 1, 2, 3, 4, 0]
 
 
