@@ -1,8 +1,8 @@
 """The choice of settings on the validation split, within one budget of trials for every row.
 
 One setting with a grid of numbers is tried value by value, and while the best value lies on the edge of those tried the
-grid goes on by its own ratio.  Ranges, words and several settings are tried by points of a scrambled Halton sequence
-(Halton, 1960; Owen, 2017): half of the budget over all they may be, the rest one after another around the best.
+grid goes on by its own ratio.  Ranges, words and several settings are tried at the points of a scrambled Sobol sequence
+(Sobol, 1967; Owen, 1998) for half of the budget; the rest, one after another, change one setting of the best in turn.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -144,15 +144,17 @@ def next_trials(
         return [{name: value} for value in values]
     seen = [settings for settings, _ in tried]
     known = {name: [*values, *(settings[name] for settings in seen)] for name, values in tune.items()}
-    best, wanted = (best_of(tried), min(1, budget - len(tried))) if tried else (None, -(-budget // 2))
+    wanted = min(1, budget - len(tried)) if tried else -(-budget // 2)
     found: list[Settings] = []
-    for point in _points(len(tune))[len(tried) :]:
+    for number, point in list(enumerate(_points(len(tune))))[len(tried) :]:
         if len(found) == wanted:
             break
-        settings = {
-            name: _anywhere(values, share) if best is None else _around(values, known[name], best[name], share)
-            for (name, values), share in zip(tune.items(), point)
-        }
+        shares = dict(zip(tune, point))
+        if tried:
+            best, name = best_of(tried), [*tune][number % len(tune)]
+            settings = best | {name: _beside(best[name], tune[name], known[name], shares[name])}
+        else:
+            settings = {name: _anywhere(values, shares[name]) for name, values in tune.items()}
         if settings not in seen:
             seen.append(settings)
             found += [settings] if allowed(settings) else []
@@ -168,7 +170,7 @@ def _points(dimensions: int) -> list[list[float]]:
     """In the unit cube, the same for each row with as many settings."""
     from scipy.stats import qmc
 
-    return qmc.Halton(dimensions, scramble=True, rng=TUNING_SEED).random(POINTS).tolist()
+    return qmc.Sobol(dimensions, scramble=True, rng=TUNING_SEED).random(POINTS).tolist()
 
 
 def _several(values: Any) -> tuple:
@@ -199,20 +201,21 @@ def _anywhere(values: tuple, share: float) -> Any:
     return values[int(share * len(values))]
 
 
-def _around(values: tuple, known: list, best: Any, share: float) -> Any:
-    """The value at a share of those around the best: in a range a quarter of it to each side, past its ends as well.
+def _beside(best: Any, values: tuple, known: list, share: float) -> Any:
+    """The value at a share of those beside the best.
 
-    Of a grid the best and its neighbours; of words the best alone.
+    In a range a third of it to each side, past its ends as well; of a grid, with those that are known by now, the two
+    neighbours; of a choice any other.
     """
     if _is_range(values):
         low, high = values
-        return _rounded(best * (high / low) ** ((share - 0.5) / 2), values, digits=3)
-    if not _is_grid(values):
-        return best
-    grid = _gone_on(sorted(set(known)))
-    place = grid.index(best)
-    near = grid[max(place - 1, 0) : place + 2]
-    return near[int(share * len(near))]
+        return _rounded(best * (high / low) ** ((share - 0.5) / 1.5), values, digits=3)
+    near = [value for value in values if value != best]
+    if _is_grid(values):
+        grid = _gone_on(sorted(set(known)))
+        place = grid.index(best)
+        near = [*grid[max(place - 1, 0) : place], *grid[place + 1 : place + 2]]
+    return near[int(share * len(near))] if near else best
 
 
 def _gone_on(grid: list) -> list:
