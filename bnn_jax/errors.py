@@ -6,7 +6,10 @@ folder or a file raises one of these two, always with one sentence that names th
 
 import difflib
 import sys
+import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
 
 
 class UsageError(ValueError):
@@ -24,12 +27,16 @@ class Preempted(KeyboardInterrupt):
 def exit_code_of(main: Callable[[], None]) -> int:
     """Run a script's `main`; print a user's error as one sentence on stderr instead of a traceback.
 
+    A warning of this package is one sentence too, without the line of code that it comes from.
+
     Returns:
       0 when `main` returned or was preempted, 2 after a :class:`UsageError`, 1 after a :class:`RunError`, 130 after
       Ctrl-C.
     """
     try:
-        main()
+        with warnings.catch_warnings():
+            warnings.showwarning = partial(_show_warning, warnings.showwarning)
+            main()
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -43,6 +50,13 @@ def exit_code_of(main: Callable[[], None]) -> int:
         print(f"interrupted: {interrupt}" if str(interrupt) else "interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _show_warning(others: Callable[..., None], message: Warning, category: type[Warning], *where: Any) -> None:
+    if category.__module__.startswith("bnn_jax."):
+        print(f"warning: {message}", file=sys.stderr)
+    else:
+        others(message, category, *where)
 
 
 def unknown_name(argument: str, name: str, known: Iterable[str]) -> UsageError:

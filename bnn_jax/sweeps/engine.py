@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from bnn_jax.training.metrics import write_file
 from bnn_jax.training.programs import image_info, program_key
 from bnn_jax.training.progress import OnProgress, progress_display
 from bnn_jax.training.run_folder import check_workdir, has_begun, read_checksummed
+from bnn_jax.training.step_size import StepSizeWarning
 from bnn_jax.training.validation import validate
 
 
@@ -118,9 +120,11 @@ def recorded_result(run: Run) -> dict[str, Any] | None:
 
 
 def train_one(run: Run, datasets: Datasets, on_progress: OnProgress) -> None:
-    """Train a run; record one that diverges as such."""
+    """Train a run; record one that diverges as such.  What it warns of its step size, the report of the sweep says."""
     try:
-        train(run.config, run.workdir, dataset=_dataset(run.config, datasets), on_progress=on_progress)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", StepSizeWarning)
+            train(run.config, run.workdir, dataset=_dataset(run.config, datasets), on_progress=on_progress)
     except Diverged as error:
         _record_diverged(run, str(error))
 

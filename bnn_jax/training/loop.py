@@ -25,6 +25,7 @@ from bnn_jax.training.config import Config, to_dict
 from bnn_jax.training.devices import (
     check_batch_size,
     ended_with_the_others,
+    is_first_process,
     largest,
     on_first_process,
     place_state,
@@ -54,6 +55,7 @@ from bnn_jax.training.programs import Programs, Teacher, initial_state, over_mem
 from bnn_jax.training.progress import OnProgress, silent
 from bnn_jax.training.run_folder import read_config, why_rejected
 from bnn_jax.training.state import Best, RunState, TrainState
+from bnn_jax.training.step_size import warn_if_never_held_back
 from bnn_jax.training.validation import validate
 from bnn_jax.types import Images, Labels
 
@@ -95,6 +97,7 @@ def train(
 
     Returns:
       The result: test accuracy at the best validation epoch and at the last, curves, step time; see `result.json`.
+      Of a run of Deep Frank-Wolfe in which gamma was 1 throughout a warning says so.
 
     Raises:
       UsageError: for a config that cannot run, there or on `devices`, or a `workdir` that holds a run of another;
@@ -110,6 +113,8 @@ def train(
     (result,) = _train([Member(config, workdir, stage)], on_progress, **start, **reading)
     if isinstance(result, Diverged):
         raise result
+    if is_first_process():
+        warn_if_never_held_back(config.optim, result)
     return result
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.training.checkpoint import Restored, restore_checkpoint
 from bnn_jax.training.config import Config
-from bnn_jax.training.devices import is_first_process, on_first_process, to_host
+from bnn_jax.training.devices import on_first_process, to_host
 from bnn_jax.training.experiment import OPTIMIZER_NUMBERS
 from bnn_jax.training.metrics import append_metrics, read_metrics, unpack_log, write_file
 from bnn_jax.training.programs import program_key
@@ -31,7 +31,6 @@ from bnn_jax.training.run_folder import (
     write_result,
 )
 from bnn_jax.training.state import RunState, TrainState
-from bnn_jax.training.step_size import warn_if_never_held_back
 
 
 class Diverged(RunError):
@@ -176,8 +175,6 @@ def write_results(
 ) -> list[dict[str, Any] | Diverged]:
     """Write, and return, the `result.json` of each run; for one that diverged, why.
 
-    Warns of a run of Deep Frank-Wolfe in which the step size was 1 throughout.
-
     Args:
       accuracies: on the test split, of the "best" and the "last" variables.
     """
@@ -186,6 +183,4 @@ def write_results(
         own_accuracies = {name: float(value) for name, value in found.items()}
         write = partial(write_result, member.config, member.workdir, own, **own_accuracies)
         results.append(on_first_process(write) if member.diverged is None else member.diverged)
-        if member.diverged is None and is_first_process():
-            warn_if_never_held_back(member.config.optim, results[-1])
     return results

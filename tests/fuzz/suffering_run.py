@@ -18,9 +18,9 @@ SPOKEN = (
     r"{workdir}: config\.json, metrics\.jsonl, checkpoints, result\.json",
     r"preempted: \S.*",
     r"error: \S.*",
-    r"\S+: (CheckpointWarning|DamagedFileWarning): skipped (checkpoint )?`{workdir}/[^`]+`: \S.*",
-    r"\S+: CheckpointWarning: moved what there was of step .* to `{workdir}/checkpoints/quarantine-\d+`",
-    r"  \S.*",  # the line of code to which a warning points
+    r"warning: skipped (checkpoint )?`{workdir}/[^`]+`: \S.*",
+    r"warning: moved what there was of step .* to `{workdir}/checkpoints/quarantine-\d+`",
+    r"warning: gamma was 1 in all \S.*",
 )
 """What a process may print, one of these a line."""
 

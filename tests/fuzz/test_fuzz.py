@@ -58,7 +58,7 @@ def train_again(workdir, config, reason):
     with pytest.warns(CheckpointWarning) as caught:
         result = train(config, workdir)
     checkpoints = workdir / "checkpoints"
-    assert [str(warning.message) for warning in caught] == [
+    assert [str(warning.message) for warning in caught if warning.category is CheckpointWarning] == [
         f"skipped checkpoint `{checkpoints}/10`: {reason}",
         f"skipped checkpoint `{checkpoints}/5`: {reason}",
         f"moved what there was of step 10, 5 to `{checkpoints}/quarantine-1`",
