@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
 from bnn_jax.checks import require
+from bnn_jax.data.arrays import checked_arrays
 from bnn_jax.data.prepare import default_data_dir
 from bnn_jax.data.tfds_folder import decode_tfds_folder, files_of, find_tfds_folder
 from bnn_jax.errors import RunError, UsageError
@@ -71,8 +72,9 @@ def load_dataset(
 ) -> Dataset:
     """Load a whole image classification set, split into training, validation and test.
 
-    The validation split is taken out of the training images by a permutation that `split_seed` alone decides, on
-    every platform and with every version of NumPy; test is the official one.
+    The validation split is taken out of the training images, of every class the same share to one example, by a
+    permutation that `split_seed` alone decides, on every platform and with every version of NumPy; test is the official
+    one.
 
     Args:
       name: one of
@@ -80,8 +82,9 @@ def load_dataset(
         * `"digits"`: 1797 real 8x8 digits that come with scikit-learn, values 0..16 stretched to 0..255; there is no
           official split, so each class is divided 60/20/20 % by `split_seed`.
         * a path that ends in `.npz`, with the arrays `train_images`, `train_labels`, `test_images`, `test_labels`:
-          images uint8 [N,H,W,C] or [N,H,W], labels integers [N].  Optional: `validation_images` and
-          `validation_labels`, `num_classes` (default: highest label + 1), `note`.
+          images uint8 [N,H,W,C] or [N,H,W], labels 0 to C - 1 [N].  Optional: `validation_images` and
+          `validation_labels`; `num_classes`, without which every class has a training example; `layout` "NHWC" for
+          images that look as if the channels came first; `note`.
         * a set in `data_dir` that TFDS stored as ArrayRecord, such as `"cifar10"`; read without TensorFlow.
       data_dir: folder of TFDS sets; default `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
       cache_dir: where the decoded arrays of a TFDS set are kept, as `<name>-<version>.npz`; default
@@ -95,7 +98,11 @@ def load_dataset(
 
     Raises:
       UsageError: for a name, path or number that cannot be served; names it and the way out.
-      RunError: for data that are damaged or break a rule above; names the array, the value and the rule.
+      RunError: for data that are damaged or break a rule above; names the array, the value, the rule and, for common
+        mistakes, the NumPy expression that mends it.
+
+    Warns:
+      SuspectDataWarning: see :func:`bnn_jax.data.arrays.checked_arrays`.
 
     >>> digits = load_dataset("digits")
     >>> digits.train.images.shape, digits.validation.labels.shape, digits.num_classes
@@ -139,65 +146,16 @@ def _assemble(
     name: str, arrays: Mapping[str, np.ndarray], source: str, validation_examples: int | None, split_seed: int
 ) -> Dataset:
     """Check the arrays of the .npz format and divide them."""
-    given = {prefix: _split_from(arrays, prefix, source) for prefix in ("train", "test")}
-    train, test = given["train"], given["test"]
-    if arrays.keys() & {"validation_images", "validation_labels"}:
+    found, num_classes = checked_arrays(arrays, source)
+    splits = {prefix: Split(images, labels.astype(np.int32)) for prefix, (images, labels) in found.items()}
+    if "validation" in splits:
         check_own_validation(validation_examples, source)
-        given["validation"] = validation = _split_from(arrays, "validation", source)
-    num_classes = _num_classes(arrays, given, source)
-    for prefix, split in given.items():
-        _check_split(split, prefix, num_classes, train.images.shape[1:], source)
-    if "validation" not in given:
-        kept, taken = split_off_validation(len(train.labels), validation_examples, split_seed)
-        train, validation = _take(train, kept), _take(train, taken)
+    else:
+        whole = splits["train"]
+        kept, taken = split_off_validation(whole.labels, validation_examples, split_seed)
+        splits |= {"train": _take(whole, kept), "validation": _take(whole, taken)}
     note = str(arrays.get("note", f"{Path(source).name} (.npz file)"))
-    return _with_statistics(name, train, validation, test, num_classes, note)
-
-
-def _split_from(arrays: Mapping[str, np.ndarray], prefix: str, source: str) -> Split:
-    """The arrays of one split: presence, type and rank checked, a missing channel axis added."""
-    for key in (f"{prefix}_images", f"{prefix}_labels"):
-        if key not in arrays:
-            raise RunError(f"{source} has no array `{key}`; it has {', '.join(sorted(arrays)) or 'none'}")
-    images, labels = arrays[f"{prefix}_images"], arrays[f"{prefix}_labels"]
-    if images.dtype != np.uint8 or images.ndim not in (3, 4):
-        raise RunError(
-            f"`{prefix}_images` of {source} is {images.dtype} of shape {images.shape}; images are uint8, "
-            "[N,H,W,C] or [N,H,W]"
-        )
-    if labels.dtype.kind not in "iu" or labels.ndim != 1:
-        raise RunError(
-            f"`{prefix}_labels` of {source} is {labels.dtype} of shape {labels.shape}; labels are integers of shape [N]"
-        )
-    if len(images) != len(labels) or len(labels) == 0 or images.size == 0:
-        raise RunError(
-            f"`{prefix}_images` of {source} has shape {images.shape} and `{prefix}_labels` {labels.shape}; "
-            "each image has one label, and no split is empty"
-        )
-    return Split(images if images.ndim == 4 else images[..., None], labels)
-
-
-def _num_classes(arrays: Mapping[str, np.ndarray], splits: Mapping[str, Split], source: str) -> int:
-    if "num_classes" not in arrays:
-        return 1 + max(int(split.labels.max()) for split in splits.values())
-    value = arrays["num_classes"]
-    if value.dtype.kind not in "iu" or value.ndim != 0 or value < 1:
-        raise RunError(f"`num_classes` of {source} is {value.tolist()!r}; it is one whole number, at least 1")
-    return int(value)
-
-
-def _check_split(split: Split, prefix: str, num_classes: int, shape: tuple[int, ...], source: str) -> None:
-    outside = np.flatnonzero((split.labels < 0) | (split.labels >= num_classes))
-    if len(outside):
-        raise RunError(
-            f"`{prefix}_labels` of {source} has the label {split.labels[outside[0]]} at index {outside[0]}; "
-            f"labels are 0 to {num_classes - 1}"
-        )
-    if split.images.shape[1:] != shape:
-        raise RunError(
-            f"`{prefix}_images` of {source} has images of shape {split.images.shape[1:]}, `train_images` of {shape}; "
-            "all splits have one"
-        )
+    return _with_statistics(name, splits["train"], splits["validation"], splits["test"], num_classes, note)
 
 
 def check_own_validation(validation_examples: int | None, source: str) -> None:
@@ -213,23 +171,24 @@ def check_own_validation(validation_examples: int | None, source: str) -> None:
 
 
 def split_off_validation(
-    count: int, validation_examples: int | None, split_seed: int
+    labels: Int[np.ndarray, "count"], validation_examples: int | None, split_seed: int
 ) -> tuple[Int[np.ndarray, "train"], Int[np.ndarray, "validation"]]:
-    """Which of `count` training examples stay, and which make the validation split; both in their old order.
+    """Which training examples stay, and which make the validation split; both in their old order.
 
-    The first of :func:`permutation` go to validation: `validation_examples`, or a tenth.
+    Of every class its share of `validation_examples`, or of a tenth of all, goes to validation: the first of its
+    examples in :func:`permutation`, see :func:`stratified`.
 
     Raises:
-      UsageError: if that leaves one of them empty.
+      UsageError: if validation has no example, or training none of a class.
     """
-    order = permutation(count, seed=split_seed)
-    taken = max(1, count // 10) if validation_examples is None else validation_examples
-    _check_validation_count(taken, count - 1)
-    return np.sort(order[taken:]), np.sort(order[:taken])
+    count = max(1, len(labels) // 10) if validation_examples is None else validation_examples
+    _check_validation_count(count, len(labels) - len(np.unique(labels)))
+    taken, kept = stratified(permutation(len(labels), seed=split_seed), labels, count)
+    return np.sort(kept), np.sort(taken)
 
 
 def _check_validation_count(count: int, most: int) -> None:
-    rule = f"must be 1 to {most}, so that training and validation both have examples"
+    rule = f"must be 1 to {most}, so that validation has examples and training one of each class"
     require("validation_examples", count, 1 <= count <= most, rule, error=UsageError)
 
 
@@ -251,10 +210,9 @@ def permutation(count: int, *, seed: int) -> np.ndarray:
 
 
 def _with_statistics(name: str, train: Split, validation: Split, test: Split, num_classes: int, note: str) -> Dataset:
-    splits = [Split(s.images, s.labels.astype(np.int32)) for s in (train, validation, test)]
     mean, std = pixel_statistics(train.images)
     check_spread(name, mean, std)
-    return Dataset(name, *splits, num_classes=num_classes, mean=mean, std=std, note=note)
+    return Dataset(name, train, validation, test, num_classes=num_classes, mean=mean, std=std, note=note)
 
 
 def check_spread(name: str, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
@@ -315,7 +273,7 @@ def _load_digits(validation_examples: int | None, split_seed: int) -> Dataset:
     labels = bunch.target.astype(np.int32)
     test_count = round(len(labels) / 5)
     count = test_count if validation_examples is None else validation_examples
-    _check_validation_count(count, len(labels) - test_count - 1)
+    _check_validation_count(count, len(labels) - test_count - 10)
     order = permutation(len(labels), seed=split_seed)
     # Test is taken first, so that it does not depend on the size of the validation split.
     test, rest = stratified(order, labels, test_count)
@@ -331,16 +289,18 @@ def stratified(order: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.nd
     """Divide the indices `order` into `count` of them and the rest, with the classes in equal proportion.
 
     A class of n gives floor(n count / len(order)), and the classes with the largest remainders one more until it is
-    `count`; of each class the first in `order` are taken.
+    `count`; of each class the first in `order` are taken, and one at least is left, for which `count` is at most
+    len(order) less the number of classes.
 
     >>> stratified(np.arange(6), np.array([0, 0, 1, 1, 1, 1]), 3)
     (array([0, 2, 3]), array([1, 4, 5]))
     """
-    sizes = np.bincount(labels[order])
+    _, classes, sizes = np.unique(labels[order], return_inverse=True, return_counts=True)
     quotas, remainders = np.divmod(sizes * count, len(order))
-    largest = np.argsort(-remainders, kind="stable")[: count - quotas.sum()]
-    quotas[largest] += 1
-    chosen = np.concatenate([np.flatnonzero(labels[order] == c)[:quota] for c, quota in enumerate(quotas)])
+    while missing := count - quotas.sum():
+        free = np.flatnonzero(quotas < sizes - 1)
+        quotas[free[np.argsort(-remainders[free], kind="stable")][:missing]] += 1
+    chosen = np.concatenate([np.flatnonzero(classes == c)[:quota] for c, quota in enumerate(quotas)])
     return order[chosen], np.delete(order, chosen)
 
 

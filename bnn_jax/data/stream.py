@@ -7,16 +7,18 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import Int32
 
 from bnn_jax.data.batching import batches, padded_order
 from bnn_jax.data.imagenet import IMAGE_SIZE, MEAN, PREPROCESSING, STD
 from bnn_jax.data.prepare import default_data_dir
-from bnn_jax.data.records import Records, first_image, has_labels, read_batch
+from bnn_jax.data.records import CorruptExample, Records, first_image, has_labels, read_batch
 from bnn_jax.data.sources import (
     Split,
     check_own_validation,
@@ -68,12 +70,13 @@ def open_stream(
     """Open an image classification set that TFDS stored as ArrayRecord; what is read is read by :func:`batches`.
 
     The splits are those of :func:`bnn_jax.data.load_dataset`, in the same order.  Where the test split has no labels,
-    as that of ImageNet, or there is none, the official validation split is the test split.
+    as that of ImageNet, or there is none, the official validation split is the test split.  To take a validation split
+    out of the training split, of every class the same share, all of its records are read once for their labels.
 
     Args:
       name: of the set in `data_dir`, such as `"imagenet2012"`.
       data_dir: folder of TFDS sets; default `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
-      cache_dir: where the pixel statistics of a set without preprocessing are kept, as JSON; default
+      cache_dir: where the labels are kept, and the pixel statistics of a set without preprocessing, as JSON; default
         `$XDG_CACHE_HOME/bnn_jax`, else `~/.cache/bnn_jax`.
       validation_examples: size of the validation split taken out of the training split; default a tenth of it.  Must
         be left out when the set has a validation split beside its test split.
@@ -102,7 +105,8 @@ def open_stream(
         splits = whole
     else:
         seed = whole_number("split_seed", split_seed, at_least=0)
-        kept, taken = split_off_validation(len(whole["train"]), validation_examples, seed)
+        labels = _training_labels(whole["train"], name, folder, cache)
+        kept, taken = split_off_validation(labels, validation_examples, seed)
         parts = {"train": replace(whole["train"], positions=kept)}
         parts["validation"] = replace(whole["train"], name="validation", positions=taken)
         splits = parts | {"test": replace(whole.get("test") or whole["validation"], name="test")}
@@ -181,35 +185,63 @@ def _labelled_splits(folder: Path, preprocessing: str, size: int) -> dict[str, R
     return found
 
 
+def _training_labels(train: Records, name: str, folder: Path, cache: Path) -> Int32[np.ndarray, "examples"]:
+    """The label of every training example, -1 if it cannot be read, from `cache` if made from these very files."""
+
+    def compute():
+        logger.info("reading the labels of the %d training images of %s", len(train), name)
+        found = (train.encoded(row) for row in _rows(len(train)))
+        return {"labels": [-1 if isinstance(one, CorruptExample) else one[1] for row in found for one in row]}
+
+    path = cache / f"{name.replace('/', '-')}-{folder.name}-labels-{train.version[:16]}.json"
+    return np.array(_through_cache(path, ("labels",), compute)["labels"], np.int32)
+
+
 def _pixel_statistics(
     train: Records, name: str, folder: Path, cache: Path
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation over the training split, from `cache` if made from these very examples."""
+
+    def compute():
+        logger.info("computing the mean and standard deviation of the %d training images of %s", len(train), name)
+        mean, std = _computed_statistics(train)
+        check_spread(name, mean, std)
+        return {"mean": mean, "std": std, "examples": len(train), "source": train.version}
+
     digest = hashlib.sha256(train.version.encode() + train.positions.tobytes()).hexdigest()
     path = cache / f"{name.replace('/', '-')}-{folder.name}-pixels-{digest[:16]}.json"
+    kept = _through_cache(path, ("mean", "std"), compute)
+    return tuple(kept["mean"]), tuple(kept["std"])
+
+
+def _through_cache(path: Path, keys: tuple[str, ...], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The lists that the JSON file `path` holds under `keys`; where it does not, what is computed and kept there."""
     try:
         kept = json.loads(path.read_text())
-        return tuple(kept["mean"]), tuple(kept["std"])
+        if all(isinstance(kept[key], list) for key in keys):
+            return kept
+        raise TypeError("it holds something else")
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, TypeError) as error:
         logger.warning("%s is damaged (%s); making it anew", path, error)
-    logger.info("computing the mean and standard deviation of the %d training images of %s", len(train), name)
-    mean, std = _computed_statistics(train)
-    check_spread(name, mean, std)
+    values = compute()
     try:
-        text = json.dumps({"mean": mean, "std": std, "examples": len(train), "source": train.version})
         with replacing(path) as draft:
-            draft.write_text(text)
+            draft.write_text(json.dumps(values))
     except OSError as error:
-        logger.warning("%s cannot be written (%s); the statistics of %s will be computed each time", path, error, name)
-    return mean, std
+        logger.warning("%s cannot be written (%s); its values will be computed each time", path, error)
+    return values
+
+
+def _rows(count: int) -> Iterator[np.ndarray]:
+    """The indices of all examples, EXAMPLES_AT_A_TIME at a time."""
+    return (np.arange(start, min(start + EXAMPLES_AT_A_TIME, count)) for start in range(0, count, EXAMPLES_AT_A_TIME))
 
 
 def _computed_statistics(train: Records) -> tuple[tuple[float, ...], tuple[float, ...]]:
     sums = np.zeros((train.image_shape[-1], 3), object)
-    for start in range(0, len(train), EXAMPLES_AT_A_TIME):
-        row = np.arange(start, min(start + EXAMPLES_AT_A_TIME, len(train)))
+    for row in _rows(len(train)):
         images, labels, _ = read_batch(train, row, seed=0, epoch=0, training=False)
         sums += np.array(pixel_sums(images[labels >= 0]), object)
     return statistics_of(sums.tolist())

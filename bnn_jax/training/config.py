@@ -31,7 +31,7 @@ class DataConfig:
     data_dir: str | None = None
     """Folder that holds the prepared TFDS sets."""
     validation_examples: int | None = None
-    """Taken from the training split; None takes the set's default share."""
+    """Taken from the training split, of each class its share; None takes the set's default share."""
     split_seed: int = 0
     """The split is the same for every run seed."""
     crop_padding: Annotated[int, NOT_NEGATIVE] = 0

@@ -62,6 +62,7 @@ def assert_holds(dataset, train, test):
     assert contents(dataset.test) == contents(test)
 
 
+@pytest.mark.filterwarnings("ignore:.*classes, none of:bnn_jax.data.arrays.SuspectDataWarning")
 def test_cifar10_comes_back_pixel_by_pixel(tmp_path):
     train, test = random_set(25, (32, 32, 3), 10, 0), random_set(6, (32, 32, 3), 10, 1)
     archive = write_tar(tmp_path / "cifar-10-binary.tar.gz", cifar10_members(train, test))
@@ -73,6 +74,7 @@ def test_cifar10_comes_back_pixel_by_pixel(tmp_path):
     assert (dataset.num_classes, dataset.note) == (10, "CIFAR-10 (PNG; TFDS 3.0.2)")
 
 
+@pytest.mark.filterwarnings("ignore:.*classes, none of:bnn_jax.data.arrays.SuspectDataWarning")
 def test_cifar100_keeps_the_fine_label(tmp_path):
     train, test = random_set(12, (32, 32, 3), 100, 2), random_set(5, (32, 32, 3), 100, 3)
     members = {
@@ -126,6 +128,7 @@ def mnist_server(tmp_path, monkeypatch):
     return tmp_path / "server", train, test
 
 
+@pytest.mark.filterwarnings("ignore:.*classes, none of:bnn_jax.data.arrays.SuspectDataWarning")
 def test_prepare_downloads_verifies_and_writes(mnist_server, tmp_path):
     server, train, test = mnist_server
     lines = []
@@ -142,6 +145,7 @@ def test_prepare_downloads_verifies_and_writes(mnist_server, tmp_path):
     assert lines == [f"mnist is already in {folder}"]
 
 
+@pytest.mark.filterwarnings("ignore:.*classes, none of:bnn_jax.data.arrays.SuspectDataWarning")
 def test_archives_put_there_by_hand_need_no_network(mnist_server, tmp_path):
     server, train, test = mnist_server
     (tmp_path / "sets" / "downloads").mkdir(parents=True)

@@ -334,7 +334,7 @@ def test_photographs_that_cannot_be_made_are_refused(options, message, tmp_path)
             r"`preprocessing` \(='resize'\) is not known; did you mean 'resize_c",
         ),
         ("imagenet2012", {"image_size": 8}, r"`image_size` \(=8\) needs a `preprocessing`: resize_crop"),
-        ("imagenet2012", {"validation_examples": 60}, r"`validation_examples` \(=60\) must be 1 to 59"),
+        ("imagenet2012", {"validation_examples": 60}, r"`validation_examples` \(=60\) must be 1 to 53"),
         ("imagenet", {}, r"`name` \(='imagenet'\) is not 'digits', .* did you mean 'imagenet2012'"),
     ],
 )
