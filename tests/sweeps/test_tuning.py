@@ -4,9 +4,11 @@ import math
 from dataclasses import replace
 
 import pytest
+from made_up_results import a_run
 
+from bnn_jax.analysis.report import write_report
 from bnn_jax.errors import UsageError
-from bnn_jax.sweeps import tuning
+from bnn_jax.sweeps import comparison, tuning
 from bnn_jax.sweeps.comparison import compare
 from bnn_jax.sweeps.tuning import TUNING_SEED, best_of, next_trials, tune_cells
 from bnn_jax.training.config import Config, ModelConfig, OptimConfig, without_tuning
@@ -145,6 +147,23 @@ def test_trials_are_runs_of_one_seed_whose_folders_name_their_settings(trained, 
         assert config == without_tuning(config)  # another budget finds the trials that are there
     tune_cells({"sgd": cell({"learning_rate": (0.1, 1.0, 10.0)}, tune_epochs=2)}, tmp_path)
     assert trained.runs[-1].config.epochs == 2
+
+
+def test_a_row_that_ends_at_the_edge_says_so_in_its_report(trained, tmp_path, monkeypatch):
+    """The optimum of both rows lies beyond their grid: the budget takes one of them there."""
+    trained.accuracy = lambda optim: peak(25.0 if optim.name == "sgd" else 1e6)(optim)
+    monkeypatch.setattr(comparison, "run_all", lambda runs, **_: [a_run(run.config.seed, 0.9) for run in runs])
+    cells = {name: cell({"learning_rate": (0.1, 0.3, 1.0)}, optimizer=name, tune_epochs=1) for name in ("sgd", "adam")}
+    results = compare(cells, tmp_path, seeds=(0, 1), tune=True)
+    assert [row.settings["learning_rate"] for row in results.rows] == [30.0, 300.0]
+    write_report(results, tmp_path)
+    report = (tmp_path / "report.md").read_text()
+    edge = "learning_rate=300 is at the edge of what was tried with the budget of 8 trials"
+    assert f"- adam: {edge}; a better value may lie beyond\n" in report
+    assert "sgd: learning_rate" not in report
+    assert "| adam | learning_rate=300 | yes, learning_rate at the edge |" in report
+    assert "| sgd | learning_rate=30 | yes | 99.37 |" in report
+    assert "at most 8 trials for each optimizer; a trial: seed 1000, 1 epoch, where the runs have 2." in report
 
 
 @pytest.mark.parametrize(
