@@ -35,7 +35,10 @@ def evaluate_trained(arguments: Arguments) -> str:
             f"`data` (={arguments.data!r}) is for a file; a run is evaluated on its own data, leave it out"
         )
     found = evaluate_run(arguments.workdir, split=arguments.split, which=arguments.which, data_dir=arguments.data_dir)
-    numbers = f"accuracy {100 * found['accuracy']:.2f} %, loss {found['loss']:.4f} on {found['examples']} examples"
+    top5 = f", top-5 {100 * found['top5_accuracy']:.2f} %" if "top5_accuracy" in found else ""
+    numbers = (
+        f"accuracy {100 * found['accuracy']:.2f} %{top5}, loss {found['loss']:.4f} on {found['examples']} examples"
+    )
     return f"{arguments.split}: {numbers} ({arguments.which}, step {found['step']})"
 
 

@@ -1,6 +1,6 @@
 """Data: image sets in memory or read from disk, and what is done to a batch of them inside jit."""
 
-from bnn_jax.data.augment import augment, lighting, normalize, random_crop, random_flip
+from bnn_jax.data.augment import augment, lighting, mixup, normalize, random_crop, random_flip
 from bnn_jax.data.batching import batches, padded_order
 from bnn_jax.data.imagenet import PREPROCESSING
 from bnn_jax.data.prefetching import prefetch
@@ -20,6 +20,7 @@ __all__ = [
     "in_batches",
     "lighting",
     "load_dataset",
+    "mixup",
     "normalize",
     "open_stream",
     "padded_order",

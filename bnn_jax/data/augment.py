@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Num, Shaped
+from jaxtyping import Array, Float, Int, Num, Shaped
 
 from bnn_jax.checks import require
 from bnn_jax.types import Key
@@ -122,6 +122,42 @@ def lighting(
     weights = std * jax.random.normal(key, (images.shape[0], 3)) * jnp.asarray([EIGENVALUES])
     colours = 255 * (weights @ jnp.asarray(EIGENVECTORS).T) / jnp.asarray([pixel_std], jnp.float32)
     return images + colours[:, None, None, :].astype(images.dtype)
+
+
+def mixup(
+    key: Key,
+    images: Float[Array, "batch height width channels"],
+    labels: Int[Array, "batch"],
+    *,
+    alpha: float,
+) -> tuple[Float[Array, "batch height width channels"], Int[Array, "batch"], Float[Array, ""]]:
+    """Mix each image with another one of the batch.
+
+    y_n = share x_n + (1 - share) x_p(n),  share drawn from Beta(alpha, alpha), p a random order, both once for a batch
+
+    The loss goes with it: share L(f(y_n), label_n) + (1 - share) L(f(y_n), label_p(n)), for the cross-entropy that of
+    the mixed one-hot labels.
+
+    Args:
+      images: [N,H,W,C], after :func:`normalize`.
+      labels: of the images.
+      alpha: 0.2 to 1 is usual.
+
+    Returns:
+      The mixed images, the labels of the others, and the share.
+
+    Raises:
+      ValueError: for an `alpha` that is not positive, or `images` that are not [N,H,W,C].
+
+    Reference: Zhang et al., mixup: Beyond Empirical Risk Minimization, 2018, arXiv:1710.09412.
+    """
+    _check_batch(images)
+    require("alpha", alpha, alpha > 0, "must be positive", "0.2 is usual")
+    share_key, order_key = jax.random.split(key)
+    share = jax.random.beta(share_key, alpha, alpha)
+    order = jax.random.permutation(order_key, len(images))
+    mixed = share * images + (1 - share) * images[order]
+    return mixed.astype(images.dtype), labels[order], share
 
 
 def augment(

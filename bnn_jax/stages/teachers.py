@@ -37,7 +37,8 @@ def load_network(
     if restored is None:
         raise UsageError(f"`folder` (={folder}) holds no checkpoint yet; train it first")
     found = restored.state.best if which == "best" else restored.state.train
-    return Teacher(config.model, {"params": found.params, **found.model_state})
+    params, model_state = found.evaluated
+    return Teacher(config.model, {"params": params, **model_state})
 
 
 def fingerprint(variables: Variables) -> str:

@@ -38,6 +38,9 @@ class DataConfig:
     """Zero pixels around the image before a random crop of the old size."""
     flip: bool = False
     """Random horizontal flip."""
+    mixup_alpha: Annotated[float, NOT_NEGATIVE._replace(sentence="must not be negative; 0 switches mixup off")] = 0.0
+    """Mix each training image, and the loss of its label, with another one of the batch, by shares drawn from
+    Beta(alpha, alpha); 0.2 is usual."""
     stream: bool = False
     """Read batches from disk while training, for a set that does not fit in memory."""
     preprocessing: str = "none"
@@ -117,6 +120,9 @@ class OptimConfig:
     without batch normalization; for adam, sgd, bop and bnew."""
     scale_latent: bool = False
     """BinaryConnect's layer-wise scale of the latent weights' updates; for adam, sgd, polyak_sgd and momo."""
+    ema_decay: Annotated[float | None, Rule(lambda value: 0 < value < 1, "must be in (0, 1)")] = None
+    """Decay of an average of parameters and batch statistics over the steps, as 0.999; the average is what is
+    evaluated, kept as best, exported, and taken by later stages. None takes the newest ones."""
     inner_steps: Annotated[int, AT_LEAST_1] = 1
     """Frank-Wolfe steps on each linearised problem; for dfw."""
     train_only: tuple[str, ...] = ()
@@ -167,6 +173,7 @@ class Config:
     name: str
     epochs: Annotated[int, AT_LEAST_1]
     batch_size: Annotated[int, AT_LEAST_1]
+    """Examples of a training step."""
     seed: Annotated[int, Rule(lambda value: 0 <= value < 2**32, "must be in [0, 2^32)")] = 0
     """Decides the initialisation, the order of examples and the augmentation."""
     loss: str = "smoothed_multiclass_hinge"
@@ -174,6 +181,9 @@ class Config:
     loss_options: Options = field(default_factory=dict, hash=False)
     """Keyword arguments of the loss, as: smoothing 0.2 for label_smoothed_cross_entropy, temperature 2.0 for
     smoothed_multiclass_hinge."""
+    accumulate_steps: Annotated[int, AT_LEAST_1] = 1
+    """Parts in which a step takes its batch, one after another, to need less memory: loss and gradient are those of the
+    whole batch, batch normalization sees a part at a time."""
     precision: Annotated[str, Rule(lambda value: value in ("float32", "bfloat16"), "must be float32 or bfloat16")] = (
         "float32"
     )

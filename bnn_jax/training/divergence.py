@@ -32,7 +32,7 @@ def first_non_finite_layer(experiment: Experiment, state: TrainState, images: Im
 def _checks(experiment: Experiment, names: list[str], state: TrainState, images: Images, labels: Labels) -> list[Array]:
     """Whether each value is finite; the names are left in `names`, in the same order."""
     modules: list[str] = []
-    key, x = augmented_batch(experiment, state, images)
+    key, x, targets = augmented_batch(experiment, state, images, labels)
 
     def loss(params):
         flags = []
@@ -47,7 +47,7 @@ def _checks(experiment: Experiment, names: list[str], state: TrainState, images:
         modules.clear()
         with nn.intercept_methods(note):
             returned, _ = forward(experiment, state, params, x, key)
-        return experiment.loss.apply(logits_of(returned), labels).mean(), flags
+        return targets.mean_of(experiment.loss.apply, logits_of(returned)), flags
 
     (value, flags), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
     checks = [(f"the parameter {leaf_name(path)}", all_finite(leaf)) for path, leaf in _leaves(state.params)]

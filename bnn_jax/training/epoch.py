@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, Num, UInt8, UInt32
+from jaxtyping import Array, Bool, Float, Int, Num, UInt8, UInt32
 
 from bnn_jax.data import normalize
 from bnn_jax.optim import bound_statistics
@@ -18,10 +18,13 @@ from bnn_jax.training.devices import data_shards, keep_sharding, shard_batch
 from bnn_jax.training.experiment import Experiment, HyperParameters, ImageInfo, make_experiment
 from bnn_jax.training.state import Best, RunState, TrainState
 from bnn_jax.training.step import init_state, train_step
-from bnn_jax.types import Images, Labels, Metrics, Params
+from bnn_jax.types import Images, Labels, Logits, Metrics, Params
 
 EVALUATION_BATCH = 250
 """Rounded up to a multiple of the devices that share a batch."""
+
+TOP5_CLASSES = 100
+"""From so many classes on, as of CIFAR-100 and ImageNet, evaluation counts the five largest logits too."""
 
 
 class Batches(NamedTuple):
@@ -104,7 +107,9 @@ def evaluate(
 ) -> dict[str, Float[Array, ""]]:
     """Mean `loss` and `accuracy` over a split, with running batch-norm statistics; every example counts once.
 
-    Examples with a label below 0 are padding; `examples` is the number of the others.
+    Where there are as many as :data:`TOP5_CLASSES`, also `top5_accuracy`, of labels among the five largest logits; of
+    equal ones the first counts as the larger.  Examples with a label below 0 are padding; `examples` is the number of
+    the others.
     """
     count = len(labels)
     shards = data_shards(experiment.devices)
@@ -118,26 +123,36 @@ def evaluate(
         x = shard_batch(x, experiment.devices)
         logits = logits_of(experiment.model.apply({"params": params} | model_state, x, train=False))
         losses = jnp.where(counted, experiment.loss.monitored(logits, labels[indices]), 0)
-        correct = counted & (logits.argmax(axis=1) == labels[indices])
-        return (totals[0] + losses.sum(), totals[1] + correct.sum()), None
+        correct = {name: (counted & hit).sum() for name, hit in _hits(logits, labels[indices]).items()}
+        return (totals[0] + losses.sum(), jax.tree.map(jnp.add, totals[1], correct)), None
 
-    (loss, correct), _ = lax.scan(body, (jnp.zeros(()), jnp.zeros((), jnp.int32)), order)
+    none = _hits(jnp.zeros((1, experiment.info.num_classes)), jnp.zeros(1, jnp.int32))
+    (loss, correct), _ = lax.scan(body, (jnp.zeros(()), dict.fromkeys(none, jnp.zeros((), jnp.int32))), order)
     examples = jnp.maximum((labels >= 0).sum(), 1)
-    return {"loss": loss / examples.astype(loss.dtype), "accuracy": correct / examples, "examples": (labels >= 0).sum()}
+    accuracies = {name: count / examples for name, count in correct.items()}
+    return {"loss": loss / examples.astype(loss.dtype), **accuracies, "examples": (labels >= 0).sum()}
+
+
+def _hits(logits: Logits, labels: Labels) -> dict[str, Bool[Array, "batch"]]:
+    """Whether each label is that of the largest logit, and where there are many classes one of the five largest."""
+    hits = {"accuracy": logits.argmax(axis=1) == labels}
+    if logits.shape[1] >= TOP5_CLASSES:
+        hits["top5_accuracy"] = (lax.top_k(logits, 5)[1] == labels[:, None]).any(axis=1)
+    return hits
 
 
 def first_state(train: TrainState) -> RunState:
     """Make the state of a run before its first step: the best variables so far are those it starts from."""
-    return RunState(train, Best(train.params, train.model_state, jnp.float32(-1.0), jnp.int32(0)))
+    return RunState(train, Best(*train.evaluated, jnp.float32(-1.0), jnp.int32(0)))
 
 
 def end_epoch(
-    experiment: Experiment, best: Best, params: Params, model_state: Any, accuracy: Float[Array, ""], epoch: Array
+    experiment: Experiment, best: Best, state: TrainState, accuracy: Float[Array, ""], epoch: Array
 ) -> tuple[Best, dict[str, Array]]:
     """Choose the best variables after an epoch, the earlier ones on a tie; measure what bounds the latent weights."""
     better = accuracy > best.accuracy
-    best = jax.tree.map(partial(jnp.where, better), Best(params, model_state, accuracy, epoch), best)
-    return keep_sharding(best, experiment.devices), bound_statistics(params, box=experiment.box)
+    best = jax.tree.map(partial(jnp.where, better), Best(*state.evaluated, accuracy, epoch), best)
+    return keep_sharding(best, experiment.devices), bound_statistics(state.params, box=experiment.box)
 
 
 def epoch(
@@ -157,16 +172,16 @@ def epoch(
       run: before the epoch, or where it was left in the midst of it.
       number: of the epoch, from 1.
       train: (state, number) -> the state after the steps of the epoch, and what is known of each.
-      evaluate: (parameters, model state) -> `loss` and `accuracy` on the validation split.
-      end: (best so far, parameters, model state, accuracy, number) -> best and statistics, see :func:`end_epoch`.
+      evaluate: (parameters, model state) -> see :func:`evaluate`, on the validation split.
+      end: (best so far, state, accuracy, number) -> best and statistics, see :func:`end_epoch`.
 
     Returns:
       The run after the epoch, what `train` tells of the steps, and what a record of the evaluation holds.
     """
     state, steps = train(run.train, number)
-    found = evaluate(state.params, state.model_state)
-    best, statistics = end(run.best, state.params, state.model_state, found["accuracy"], number)
-    evaluation = {"validation_loss": found["loss"], "validation_accuracy": found["accuracy"], **statistics}
+    found = evaluate(*state.evaluated)
+    best, statistics = end(run.best, state, found["accuracy"], number)
+    evaluation = {f"validation_{name}": value for name, value in found.items() if name != "examples"} | statistics
     return RunState(state, best), steps, evaluation
 
 
@@ -217,7 +232,7 @@ def whole_run(config: Config, info: ImageInfo, *, examples: int) -> Callable[...
         numbers = jnp.arange(1, config.epochs + 1)
         run, (steps, evaluations) = lax.scan(body, first_state(init_state(experiment, seed)), numbers)
         test = {
-            name: evaluate_on("test", variables.params, variables.model_state)["accuracy"]
+            name: evaluate_on("test", *variables.evaluated)["accuracy"]
             for name, variables in (("best", run.best), ("last", run.train))
         }
         return Outcome(run, steps, evaluations, test)

@@ -32,6 +32,7 @@ OPTIMIZER_NUMBERS = (
     "latent_weight_decay",
     "max_gradient_norm",
     "adaptive_clipping",
+    "ema_decay",
 )
 """Names of OptimConfig's fields; one that is None is left out of the program."""
 
@@ -56,6 +57,8 @@ class Experiment(NamedTuple):
     data: DataConfig
     info: ImageInfo
     inner_steps: int
+    ema_decay: float | Array | None
+    accumulate_steps: int
     total_steps: int
     penalty: Callable[[Params, Array], Array] | None
     distillation: DistillationConfig
@@ -124,6 +127,8 @@ def make_experiment(
         data=config.data,
         info=info,
         inner_steps=optim.inner_steps,
+        ema_decay=optim.ema_decay,
+        accumulate_steps=config.accumulate_steps,
         total_steps=total_steps,
         penalty=_make_penalty(config, total_steps),
         distillation=config.distillation,

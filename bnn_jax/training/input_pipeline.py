@@ -33,7 +33,7 @@ class InputPipeline(NamedTuple):
       batches: (indices of the examples of each batch of the epoch, epoch, number of batches to leave out) -> parts of
         the epoch in order, each with the numbers, in its own count, of the batches to train on; a generator to be
         closed.
-      evaluate: (parameters, model state, name of a split) -> `loss`, `accuracy` and `examples` counted.
+      evaluate: (parameters, model state, name of a split) -> see :func:`bnn_jax.training.epoch.evaluate`.
     """
 
     batches: Callable[[Int[np.ndarray, "... steps batch"], int, int], Generator[tuple[Batches, range]]]
@@ -114,13 +114,17 @@ def _from_stream(
 
     def evaluate(params, model_state, name):
         order = padded_order(len(getattr(stream, name)), EVALUATION_BATCH, data_shards(devices))
-        totals = np.zeros(3)
+        totals: dict[str, Any] = {}
         with prefetch(read(name, order, epoch=0, training=False), partial(place_batch, devices=devices)) as found:
             for images, labels in found:
                 one = jax.device_get(programs.evaluate(params, model_state, images, labels))
-                totals += one["examples"] * np.array([one["loss"], one["accuracy"], 1.0])
-        means = np.float32(totals[:2] / max(totals[2], 1))
-        return {"loss": means[0], "accuracy": means[1], "examples": np.int32(totals[2])}
+                weighted = {key: np.float64(value) * one["examples"] for key, value in one.items() if key != "examples"}
+                totals = {
+                    key: totals.get(key, 0.0) + value
+                    for key, value in (weighted | {"examples": one["examples"]}).items()
+                }
+        examples = np.int32(totals.pop("examples"))
+        return {key: np.float32(total / max(examples, 1)) for key, total in totals.items()} | {"examples": examples}
 
     return InputPipeline(epoch_batches, evaluate)
 

@@ -107,7 +107,7 @@ def train(
     """
     workdir, config = local_path("workdir", workdir), validate(config)
     _check_teacher(config, teacher)
-    check_batch_size(config.batch_size, devices)
+    check_batch_size(config.batch_size // config.accumulate_steps, devices)
     start = {"warm_start": warm_start, "teacher": teacher, "devices": devices}
     reading = {"dataset": dataset, "workers": workers, "strict": strict}
     (result,) = _train([Member(config, workdir, stage)], on_progress, **start, **reading)
@@ -237,11 +237,17 @@ def _run_epochs(job: _Job, run: RunState) -> list[dict[str, Any] | Diverged]:
         _record_evaluation(job, evaluation, number)
         if job.asked() is not None or number % config.checkpoint_every_epochs == 0 or number == config.epochs:
             save(job.members, run)
-    accuracies = {
-        name: job.pipeline.evaluate(variables.params, variables.model_state, "test")["accuracy"]
-        for name, variables in (("best", run.best), ("last", run.train))
+    found = {
+        which: job.pipeline.evaluate(*variables.evaluated, "test")
+        for which, variables in (("best", run.best), ("last", run.train))
     }
-    return write_results(job.members, to_host(run), accuracies)
+    tested = {
+        f"test_{name}_{which}": value
+        for which, values in found.items()
+        for name, value in values.items()
+        if name.endswith("accuracy")
+    }
+    return write_results(job.members, to_host(run), tested)
 
 
 def _train_epoch(job: _Job, best: Best, state: TrainState, number: int) -> tuple[TrainState, None]:
@@ -348,7 +354,7 @@ def evaluate_run(
       data_dir: where the data set lies now; None takes the run's own.
 
     Returns:
-      `accuracy`, `loss`, `examples`, and `step`, of the checkpoint.
+      What :func:`bnn_jax.training.epoch.evaluate` finds, and the `step` of the checkpoint.
 
     Raises:
       UsageError: if `workdir` holds no run, or no checkpoint yet.
@@ -364,13 +370,9 @@ def evaluate_run(
     if restored is None:
         raise UsageError(f"`workdir` (={workdir}) holds no checkpoint yet; train it first: python scripts/train.py")
     variables = restored.state.best if which == "best" else restored.state.train
-    found = make_input_pipeline(config, programs, dataset).evaluate(variables.params, variables.model_state, split)
-    return {
-        "accuracy": float(found["accuracy"]),
-        "loss": float(found["loss"]),
-        "examples": int(found["examples"]),
-        "step": int(restored.state.train.step),
-    }
+    found = make_input_pipeline(config, programs, dataset).evaluate(*variables.evaluated, split)
+    numbers = {name: float(value) for name, value in found.items() if name != "examples"}
+    return {**numbers, "examples": int(found["examples"]), "step": int(restored.state.train.step)}
 
 
 def _last_saved(workdir: Path) -> str:

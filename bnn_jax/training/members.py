@@ -171,16 +171,16 @@ def save(members: Sequence[Member], run: RunState) -> None:
 
 
 def write_results(
-    members: Sequence[Member], run: RunState, accuracies: dict[str, np.ndarray]
+    members: Sequence[Member], run: RunState, tested: dict[str, np.ndarray]
 ) -> list[dict[str, Any] | Diverged]:
     """Write, and return, the `result.json` of each run; for one that diverged, why.
 
     Args:
-      accuracies: on the test split, of the "best" and the "last" variables.
+      tested: accuracies on the test split by their names in `result.json`.
     """
     results = []
-    for member, own, found in zip(members, unstack(run, len(members)), unstack(accuracies, len(members))):
-        own_accuracies = {name: float(value) for name, value in found.items()}
-        write = partial(write_result, member.config, member.workdir, own, **own_accuracies)
+    for member, own, found in zip(members, unstack(run, len(members)), unstack(tested, len(members))):
+        tested_here = {name: float(value) for name, value in found.items()}
+        write = partial(write_result, member.config, member.workdir, own, tested_here)
         results.append(on_first_process(write) if member.diverged is None else member.diverged)
     return results

@@ -57,7 +57,7 @@ class Programs(NamedTuple):
         :func:`bnn_jax.training.experiment.hyper_parameters` gives.
       evaluate: (params, model_state, images, labels) -> see :func:`bnn_jax.training.epoch.evaluate`.
       epoch_permutation: (seed, epoch) -> see :func:`bnn_jax.training.epoch.epoch_permutation`.
-      end_epoch: (best, params, model_state, accuracy, epoch) -> see :func:`bnn_jax.training.epoch.end_epoch`.
+      end_epoch: (best, state, accuracy, epoch) -> see :func:`bnn_jax.training.epoch.end_epoch`.
       diagnose: (state, images, labels) -> see :func:`bnn_jax.training.step.diagnose_step`.
       first_non_finite_layer: (state, images, labels) -> see :mod:`bnn_jax.training.divergence`.
       steps_per_epoch: of a run.
@@ -177,7 +177,7 @@ def over_members(programs: Programs) -> Programs:
         train=jax.jit(jax.vmap(programs.train, in_axes=(0, order_alone, 0, None, None))),
         evaluate=jax.jit(jax.vmap(programs.evaluate, in_axes=(0, 0, None, None))),
         epoch_permutation=jax.jit(jax.vmap(programs.epoch_permutation, in_axes=(0, None))),
-        end_epoch=jax.jit(jax.vmap(programs.end_epoch, in_axes=(0, 0, 0, 0, None))),
+        end_epoch=jax.jit(jax.vmap(programs.end_epoch, in_axes=(0, 0, 0, None))),
     )
 
 
@@ -201,7 +201,7 @@ def programs_of(
     Raises:
       UsageError: if a batch is larger than the training split, or cannot be divided among the devices.
     """
-    check_batch_size(config.batch_size, devices)
+    check_batch_size(config.batch_size // config.accumulate_steps, devices)
     examples = len(dataset.train)
     if config.batch_size > examples:
         raise UsageError(f"`batch_size` (={config.batch_size}) is larger than the {examples} training examples")

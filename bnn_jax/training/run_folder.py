@@ -212,8 +212,8 @@ def save_run(config: Config, workdir: Path, run: RunState, *, stage: dict[str, A
     on_first_process(lambda: save_checkpoint(workdir / "checkpoints", step, run, metadata=metadata()))
 
 
-def write_result(config: Config, workdir: Path, run: RunState, *, best: float, last: float) -> dict[str, Any]:
-    """Write, and return, the `result.json` of a run from its log and its test accuracies.
+def write_result(config: Config, workdir: Path, run: RunState, tested: dict[str, float]) -> dict[str, Any]:
+    """Write, and return, the `result.json` of a run from its log and its test accuracies, as `test_accuracy_best`.
 
     Raises:
       RunError: if it cannot be written.
@@ -223,8 +223,7 @@ def write_result(config: Config, workdir: Path, run: RunState, *, best: float, l
         "epochs": config.epochs,
         "best_epoch": int(run.best.epoch),
         "validation_accuracy_best": float(run.best.accuracy),
-        "test_accuracy_best": best,
-        "test_accuracy_last": last,
+        **tested,
     }
     write_checksummed(workdir / "result.json", result)
     return result

@@ -20,6 +20,7 @@ class TrainState(flax.struct.PyTreeNode):
       seed: key data from which the order of examples and the augmentation of every step derive.
       keys: the teacher's embeddings of past batches, newest first, for the loss "similarity"; None without it.
       flips: of the latent weights since the last record of diagnostics; None where none are recorded.
+      average: of the collections "params" and "batch_stats" over the steps; None where none is kept.
     """
 
     step: Int[Array, ""]
@@ -29,6 +30,15 @@ class TrainState(flax.struct.PyTreeNode):
     seed: UInt32[Array, "2"]
     keys: Float[Array, "keys size"] | None = None
     flips: Flips | None = None
+    average: dict[str, Any] | None = None
+
+    @property
+    def evaluated(self) -> tuple[Params, Any]:
+        """Parameters and model state to evaluate and to hand on: the averages, and the newest states of quantizers."""
+        if self.average is None:
+            return self.params, self.model_state
+        statistics = {name: value for name, value in self.average.items() if name != "params"}
+        return self.average["params"], self.model_state | statistics
 
 
 class Best(flax.struct.PyTreeNode):
@@ -38,6 +48,11 @@ class Best(flax.struct.PyTreeNode):
     model_state: Any
     accuracy: Float[Array, ""]
     epoch: Int[Array, ""]
+
+    @property
+    def evaluated(self) -> tuple[Params, Any]:
+        """Parameters and model state, as of a :class:`TrainState`."""
+        return self.params, self.model_state
 
 
 class RunState(flax.struct.PyTreeNode):

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jaxtyping import Array, Integer
 
-from bnn_jax.data import augment, normalize
+from bnn_jax.data import augment, mixup, normalize
 from bnn_jax.distillation import distilled, enqueue, initial_keys
 from bnn_jax.layers import widened
 from bnn_jax.losses import augmented_margins
@@ -19,7 +20,7 @@ from bnn_jax.training.devices import keep_sharding, shard_batch
 from bnn_jax.training.diagnostics import COLLECTION, count_flips, diagnose, no_flips, tap_quantizers
 from bnn_jax.training.experiment import Experiment
 from bnn_jax.training.state import TrainState
-from bnn_jax.types import Images, Labels, Metrics, Params
+from bnn_jax.types import Images, Labels, Logits, Metrics, Params
 
 
 def init_state(experiment: Experiment, seed: int | Integer[Array, ""], warm_start: Any | None = None) -> TrainState:
@@ -46,7 +47,21 @@ def init_state(experiment: Experiment, seed: int | Integer[Array, ""], warm_star
         seed=jax.random.key_data(run_key),
         keys=_initial_keys(experiment, init_key),
         flips=no_flips(params) if experiment.diagnostics.every_steps else None,
+        average=None if experiment.ema_decay is None else _to_average(params, model_state),
     )
+
+
+def _to_average(params: Params, model_state: dict[str, Any]) -> dict[str, Any]:
+    """The collections that are averaged: not the states of quantizers, which may be codes or counts."""
+    return {"params": params} | {name: value for name, value in model_state.items() if name == "batch_stats"}
+
+
+def _averaged(experiment: Experiment, state: TrainState, params: Params, model_state: dict[str, Any]) -> Any:
+    r"""a_t = a_{t-1} + (1 - d) / (1 - d^t) (v_t - a_{t-1}): the exponential average of v_1..v_t, without bias."""
+    if state.average is None:
+        return None
+    share = (1 - experiment.ema_decay) / (1 - experiment.ema_decay ** (state.step + 1).astype(jnp.float32))
+    return optax.incremental_update(_to_average(params, model_state), state.average, share)
 
 
 def _initial_keys(experiment: Experiment, key: Array) -> Array | None:
@@ -57,11 +72,28 @@ def _initial_keys(experiment: Experiment, key: Array) -> Array | None:
     return initial_keys(key, count=settings.queue_size, size=experiment.info.num_classes)
 
 
+class Targets(NamedTuple):
+    """The labels of a batch: one an example, or several that share its loss, as of mixed images.
+
+    Attributes:
+      labels: arrays of one label an example.
+      shares: of the loss, one for each array; they sum to 1.
+    """
+
+    labels: tuple[Labels, ...]
+    shares: tuple[float | Array, ...]
+
+    def mean_of(self, function: Callable[[Logits, Labels], Array], logits: Logits) -> Array:
+        """The mean over the batch of function(logits, labels), by the shares of the labels."""
+        means = (function(logits, labels).mean() for labels in self.labels)
+        return sum(share * mean for share, mean in zip(self.shares, means))
+
+
 def _objective(
-    experiment: Experiment, labels: Labels, taught: Outputs | None, keys: Array | None, outputs: Outputs
+    experiment: Experiment, targets: Targets, taught: Outputs | None, keys: Array | None, outputs: Outputs
 ) -> tuple[Array, dict[str, Array]]:
     """What is differentiated, less the regularizer, and the parts that a teacher adds."""
-    loss = experiment.loss.apply(outputs.logits, labels).mean()
+    loss = targets.mean_of(experiment.loss.apply, outputs.logits)
     if taught is None:
         return loss, {}
     settings = experiment.distillation
@@ -69,33 +101,43 @@ def _objective(
     return distilled(loss, outputs, taught, losses=settings.losses, keys=keys, **weights)
 
 
-def _linear_oracle(logits: Array, labels: Labels, pullback: Callable) -> Callable:
+def _linear_oracle(logits: Array, targets: Targets, pullback: Callable) -> Callable:
     """displacement -> (gradient, offset) of the active hinge pieces on the network linearised where `pullback` is.
 
+    Labels that share a loss have pieces of their own: a weighted sum of hinge losses is convex and piecewise linear.
     The Jacobian-vector product is the transpose of the pullback, which is linear: custom gradients have no other.
     """
     _, pushforward = jax.vjp(lambda cotangent: pullback(cotangent)[0], jnp.zeros_like(logits))
-    margins = augmented_margins(logits, labels)
+    examples, classes = logits.shape
+
+    def piece(moved: Array, labels: Labels, share: float | Array) -> tuple[Array, Array]:
+        active = augmented_margins(logits + moved, labels).argmax(axis=1)
+        offset = jnp.take_along_axis(augmented_margins(logits, labels), active[:, None], axis=1).mean()
+        return share * (jax.nn.one_hot(active, classes) - jax.nn.one_hot(labels, classes)), share * offset
 
     def oracle(displacement: Params) -> tuple[Params, Array]:
         (moved,) = pushforward(displacement)
-        active = augmented_margins(logits + moved, labels).argmax(axis=1)
-        classes = logits.shape[1]
-        piece = jax.nn.one_hot(active, classes) - jax.nn.one_hot(labels, classes)
-        (gradient,) = pullback(piece / len(labels))
-        return gradient, jnp.take_along_axis(margins, active[:, None], axis=1).mean()
+        pieces, offsets = zip(*(piece(moved, *target) for target in zip(*targets)))
+        (gradient,) = pullback(sum(pieces) / examples)
+        return gradient, sum(offsets)
 
     return oracle
 
 
-def augmented_batch(experiment: Experiment, state: TrainState, images: Images) -> tuple[Array, Array]:
-    """The key of a step and its batch, normalized and augmented."""
+def augmented_batch(
+    experiment: Experiment, state: TrainState, images: Images, labels: Labels
+) -> tuple[Array, Array, Targets]:
+    """The key of a step, its batch, normalized and augmented, and what the batch is to be taken for."""
     key = jax.random.fold_in(jax.random.wrap_key_data(state.seed), state.step)
     x = normalize(images, mean=experiment.info.mean, std=experiment.info.std)
     data = experiment.data
     crops = {"padding": data.crop_padding, "flip": data.flip}
     x = augment(key, x, **crops, lighting_std=data.lighting_std, pixel_std=experiment.info.std)
-    return key, shard_batch(x, experiment.devices)
+    targets = Targets((labels,), (1.0,))
+    if data.mixup_alpha:
+        x, others, share = mixup(jax.random.fold_in(key, 3), x, labels, alpha=data.mixup_alpha)
+        targets = Targets((labels, others), (share, 1 - share))
+    return key, shard_batch(x, experiment.devices), targets
 
 
 def forward(experiment: Experiment, state: TrainState, params: Params, x: Array, key: Array, *also: str) -> Any:
@@ -113,6 +155,69 @@ def forward(experiment: Experiment, state: TrainState, params: Params, x: Array,
     )
 
 
+class _Pass(NamedTuple):
+    """What a forward and a backward pass give; `taught` are the logits of the teacher, or None."""
+
+    objective: Array
+    parts: dict[str, Array]
+    gradient: Params
+    model_state: Any
+    logits: Logits
+    taught: Logits | None
+
+
+def _pass(
+    experiment: Experiment, state: TrainState, key: Array, x: Array, targets: Targets, teacher: Any | None
+) -> tuple[_Pass, Callable]:
+    """Both passes on images at once, and the pullback of the logits."""
+
+    def network(params):
+        returned, updated = forward(experiment, state, params, x, key)
+        logits, intermediates = outputs_of(returned)
+        intermediates = {} if experiment.teacher is None else jax.tree.map(widened, intermediates)
+        return Outputs(logits, intermediates), updated
+
+    outputs, pullback, model_state = jax.vjp(network, state.params, has_aux=True)
+    taught = None if experiment.teacher is None else outputs_of(experiment.teacher.apply(teacher, x, train=False))
+    objective_of = jax.value_and_grad(partial(_objective, experiment, targets, taught, state.keys), has_aux=True)
+    (objective, parts), cotangents = objective_of(outputs)
+    (gradient,) = pullback(cotangents)
+    taught_logits = None if taught is None else taught.logits
+    found = _Pass(objective, parts, gradient, model_state, outputs.logits, taught_logits)
+    return found, lambda cotangent: pullback(Outputs(cotangent, {}))
+
+
+def _accumulated(
+    experiment: Experiment, state: TrainState, key: Array, x: Array, targets: Targets, teacher: Any | None
+) -> _Pass:
+    """The passes on parts of a batch, one after another: means over all of it, with statistics of each part.
+
+    A part takes every k-th example, so that each device keeps its own.
+    """
+    count = experiment.accumulate_steps
+    parted = lambda array: jnp.moveaxis(array.reshape(-1, count, *array.shape[1:]), 1, 0)
+    joined = lambda array: jnp.moveaxis(array, 0, 1).reshape(-1, *array.shape[2:])
+
+    def part_of(model_state, number, x, labels):
+        own_key = jax.random.fold_in(jax.random.fold_in(key, 4), number)
+        own = state.replace(model_state=model_state)
+        x = shard_batch(x, experiment.devices)
+        return _pass(experiment, own, own_key, x, targets._replace(labels=labels), teacher)[0]
+
+    def body(carry, part):
+        model_state, total = carry
+        found = part_of(model_state, *part)
+        means = (found.objective, found.parts, found.gradient)
+        total = jax.tree.map(lambda sums, own: sums + own / count, total, means)
+        return (found.model_state, total), (found.logits, found.taught)
+
+    parts = (jnp.arange(count), parted(x), tuple(parted(labels) for labels in targets.labels))
+    shapes = jax.eval_shape(part_of, state.model_state, *jax.tree.map(lambda array: array[0], parts))
+    zeros = optax.tree.zeros_like((shapes.objective, shapes.parts, shapes.gradient))
+    (model_state, (objective, *rest)), outputs = lax.scan(body, (state.model_state, zeros), parts)
+    return _Pass(objective, *rest, model_state, *jax.tree.map(joined, outputs))
+
+
 def train_step(
     experiment: Experiment, state: TrainState, images: Images, labels: Labels, teacher: Any | None = None
 ) -> tuple[TrainState, Metrics]:
@@ -127,47 +232,41 @@ def train_step(
       losses, with a teacher the unweighted `distillation_<name>`, and for Deep Frank-Wolfe `gamma` and
       `search_iterations`.
     """
-    key, x = augmented_batch(experiment, state, images)
-
-    def network(params):
-        returned, updated = forward(experiment, state, params, x, key)
-        logits, intermediates = outputs_of(returned)
-        intermediates = {} if experiment.teacher is None else jax.tree.map(widened, intermediates)
-        return Outputs(logits, intermediates), updated
-
-    outputs, pullback, model_state = jax.vjp(network, state.params, has_aux=True)
-    taught = None if experiment.teacher is None else outputs_of(experiment.teacher.apply(teacher, x, train=False))
-    objective_of = jax.value_and_grad(partial(_objective, experiment, labels, taught, state.keys), has_aux=True)
-    (objective, parts), cotangents = objective_of(outputs)
-    (gradient,) = pullback(cotangents)
-    logits = outputs.logits
+    key, x, targets = augmented_batch(experiment, state, images, labels)
     inner = {}
-    if experiment.inner_steps > 1:
-        oracle = _linear_oracle(logits, labels, lambda cotangent: pullback(Outputs(cotangent, {})))
-        inner = {"oracle": oracle, "inner_steps": experiment.inner_steps}
+    if experiment.accumulate_steps > 1:
+        found = _accumulated(experiment, state, key, x, targets, teacher)
+    else:
+        found, pullback = _pass(experiment, state, key, x, targets, teacher)
+        if experiment.inner_steps > 1:
+            oracle = _linear_oracle(found.logits, targets, pullback)
+            inner = {"oracle": oracle, "inner_steps": experiment.inner_steps}
+    gradient = found.gradient
     if experiment.penalty is not None:
         added, decay = jax.value_and_grad(experiment.penalty)(state.params, state.step)
         gradient = jax.tree.map(jnp.add, gradient, decay)
-    updates, opt_state = experiment.optimizer.update(gradient, state.opt_state, state.params, value=objective, **inner)
+    value = {"value": found.objective}
+    updates, opt_state = experiment.optimizer.update(gradient, state.opt_state, state.params, **value, **inner)
     metrics = {
-        "loss": experiment.loss.monitored(logits, labels).mean(),
-        "objective": objective,
-        "accuracy": (logits.argmax(axis=1) == labels).mean(),
+        "loss": targets.mean_of(experiment.loss.monitored, found.logits),
+        "objective": found.objective,
+        "accuracy": targets.mean_of(lambda logits, labels: logits.argmax(axis=1) == labels, found.logits),
         "learning_rate": jnp.asarray(experiment.learning_rate(state.step), jnp.float32),
     }
     if experiment.penalty is not None:
         metrics["penalty"] = added
-    metrics |= {f"distillation_{name}": part for name, part in parts.items()}
+    metrics |= {f"distillation_{name}": part for name, part in found.parts.items()}
     if isinstance(opt_state, DeepFrankWolfeState):
         metrics |= {"gamma": opt_state.gamma, "search_iterations": opt_state.search_iterations}
     params = optax.apply_updates(state.params, updates)
     new_state = state.replace(
         step=state.step + 1,
         params=params,
-        model_state=model_state,
+        model_state=found.model_state,
         opt_state=opt_state,
-        keys=None if state.keys is None else enqueue(state.keys, taught.logits),
+        keys=None if state.keys is None else enqueue(state.keys, found.taught),
         flips=None if state.flips is None else count_flips(state.flips, state.params, params),
+        average=_averaged(experiment, state, params, found.model_state),
     )
     return keep_sharding(new_state, experiment.devices), metrics
 
@@ -177,12 +276,12 @@ def diagnose_step(experiment: Experiment, state: TrainState, images: Images, lab
 
     The batch is augmented, and runs through the network, as in the next training step.
     """
-    key, x = augmented_batch(experiment, state, images)
+    key, x, targets = augmented_batch(experiment, state, images, labels)
 
     def loss(params):
         with tap_quantizers():
             returned, updated = forward(experiment, state, params, x, key, COLLECTION)
-        return experiment.loss.apply(logits_of(returned), labels).mean(), updated.get(COLLECTION, {})
+        return targets.mean_of(experiment.loss.apply, logits_of(returned)), updated.get(COLLECTION, {})
 
     return diagnose(
         loss,

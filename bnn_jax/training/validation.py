@@ -42,6 +42,7 @@ def validate(config: Config) -> Config:
     _check_data(config.data)
     _check_loss_and_schedules(config)
     _check_optimizer(config.optim, OPTIMIZERS[config.optim.name])
+    _check_accumulation(config)
     if OPTIMIZERS[config.optim.name].exact_step:
         _check_exact_step(config)
     _check_distillation(config.distillation)
@@ -162,6 +163,15 @@ def _check_optimizer(optim: OptimConfig, optimizer: Optimizer) -> None:
     settings = {"learning_rate": constant(1.0, 1), "box": box, "total_steps": 1}
     settings |= {"max_gradient_norm": optim.max_gradient_norm, "adaptive_clipping": optim.adaptive_clipping}
     _check_made(optim.name, lambda: make_optimizer(optimizer, **settings, **optim.options))
+
+
+def _check_accumulation(config: Config) -> None:
+    parts = config.accumulate_steps
+    whole = config.batch_size % parts == 0
+    _require("accumulate_steps", parts, whole, f"must divide `batch_size` (={config.batch_size})")
+    one = parts == 1 or config.optim.inner_steps == 1
+    at_once = f"must be 1 with `optim.inner_steps` (={config.optim.inner_steps}), which need the whole batch at once"
+    _require("accumulate_steps", parts, one, at_once)
 
 
 def _listed(names: list[str]) -> str:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bnn_jax.data import augment, normalize, random_crop, random_flip
+from bnn_jax.data import augment, mixup, normalize, random_crop, random_flip
 
 SHAPE = (6, 5, 7, 3)
 
@@ -113,6 +113,27 @@ def test_augment_crops_and_flips_with_draws_of_their_own():
     assert np.abs(counts - count / 18).max() < 5 * np.sqrt(count / 18)
 
 
+def test_each_image_is_mixed_with_another_by_one_share_of_the_batch():
+    labels = jnp.arange(8)
+    images = jnp.eye(8)[:, None, None, :]  # the mixture shows who is in it
+    mixed, others, share = mixup(jax.random.key(0), images, labels, alpha=1.0)
+    assert sorted(others.tolist()) == list(range(8)) != others.tolist()
+    rows = np.eye(8)
+    expected = float(share) * rows + (1 - float(share)) * rows[np.asarray(others)]
+    np.testing.assert_allclose(mixed[:, 0, 0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0])
+def test_shares_of_mixing_have_the_moments_of_beta(alpha):
+    """Mean 1/2 and variance 1 / (4 (2 alpha + 1)), within five standard errors of 4000 draws."""
+    draw = lambda key: mixup(key, jnp.zeros((2, 1, 1, 1)), jnp.arange(2), alpha=alpha)[2]
+    shares = np.asarray(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(1), 4000)), np.float64)
+    variance = 1 / (4 * (2 * alpha + 1))
+    assert abs(shares.mean() - 0.5) < 5 * np.sqrt(variance / 4000)
+    assert abs(((shares - 0.5) ** 2).mean() - variance) < 5 * 0.25 / np.sqrt(4000)
+    assert ((shares >= 0) & (shares <= 1)).all()
+
+
 @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.bfloat16, jnp.float32])
 def test_no_padding_and_no_flip_is_the_identity(dtype):
     images = jnp.asarray(numbered() % 200).astype(dtype)
@@ -138,3 +159,5 @@ def test_errors_name_the_argument():
     for function in (random_flip, lambda key, images: random_crop(key, images, padding=1)):
         with pytest.raises(ValueError, match=r"`images` has shape \(5, 7, 3\); it must be \[N,H,W,C\]"):
             function(jax.random.key(0), jnp.zeros(SHAPE[1:]))
+    with pytest.raises(ValueError, match=r"`alpha` \(=0\.0\) must be positive; 0\.2 is usual"):
+        mixup(jax.random.key(0), jnp.zeros((2, 1, 1, 1)), jnp.arange(2), alpha=0.0)

@@ -171,6 +171,13 @@ def changed(**changes):
             {"optim__name": "momo", "optim__latent_weight_decay": 1e-4},
             r"^`optim\.latent_weight_decay` \(=0\.0001\) is for dfw, adam, sgd, polyak_sgd and bnew; leave it out$",
         ),
+        ({"accumulate_steps": 3}, r"^`accumulate_steps` \(=3\) must divide `batch_size` \(=8\)$"),
+        (
+            {"accumulate_steps": 2, "optim__inner_steps": 3},
+            r"^`accumulate_steps` \(=2\) must be 1 with `optim\.inner_steps` \(=3\), which need the whole batch",
+        ),
+        ({"optim__ema_decay": 1.0}, r"^`optim\.ema_decay` \(=1\.0\) must be in \(0, 1\)$"),
+        ({"data__mixup_alpha": -0.2}, r"^`data\.mixup_alpha` \(=-0\.2\) must not be negative; 0 switches mixup off$"),
         ({"optim__max_gradient_norm": 0.0}, r"^`optim\.max_gradient_norm` \(=0\.0\) must be positive$"),
         (
             {"optim__max_gradient_norm": 1.0},

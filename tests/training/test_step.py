@@ -20,7 +20,7 @@ from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
 from bnn_jax.training.epoch import Batches, epoch_permutation, evaluate
 from bnn_jax.training.experiment import ImageInfo, hyper_parameters, make_experiment
 from bnn_jax.training.programs import make_programs
-from bnn_jax.training.step import _linear_oracle, init_state, train_step
+from bnn_jax.training.step import Targets, _linear_oracle, init_state, train_step
 
 INFO = ImageInfo((8, 8, 1), 3, (100.0,), (50.0,))
 CONFIG = Config("test", epochs=12, batch_size=8, model=ModelConfig("resnet6", width=4), data=DataConfig(crop_padding=1))
@@ -117,7 +117,7 @@ def test_the_oracle_of_a_smooth_network_linearises_it(data):
         logits, pullback = jax.vjp(network, params)
         (pushed,) = jax.vjp(lambda u: pullback(u)[0], jnp.zeros_like(logits))[1](direction)
         displacement = jax.tree.map(lambda d: distance * d, direction)
-        return logits, pushed, *_linear_oracle(logits, labels, pullback)(displacement)
+        return logits, pushed, *_linear_oracle(logits, Targets((labels,), (1.0,)), pullback)(displacement)
 
     @jax.jit
     def expected(params):
