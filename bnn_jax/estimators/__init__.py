@@ -8,7 +8,7 @@ A new one is its derivative: ``my_sign = make_sign(lambda x: ...)``.
 from functools import partial
 
 from bnn_jax.checks import look_up, require
-from bnn_jax.estimators.definition import Estimator, EstimatorLike, make_estimator, make_sign, sign
+from bnn_jax.estimators.definition import Estimator, EstimatorLike, is_negative, make_estimator, make_sign, sign
 from bnn_jax.estimators.levels import coupled_ternary, heaviside, ternary
 from bnn_jax.estimators.scheduled import (
     dir_sign,
@@ -101,6 +101,7 @@ __all__ = [
     "gumbel_sign",
     "heaviside",
     "identity_sign",
+    "is_negative",
     "long_tailed_sign",
     "make_estimator",
     "make_sign",

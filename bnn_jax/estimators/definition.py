@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from bnn_jax.checks import require_floating
 from bnn_jax.finite import keep_nan
@@ -50,10 +50,23 @@ EstimatorLike: TypeAlias = str | Estimator | EstimatorFunction
 """What stands for an estimator: a name in ESTIMATORS, a record, or a function with the codes -1/+1."""
 
 
+def is_negative(x: Float[Array, "..."]) -> Bool[Array, "..."]:
+    r"""x < 0, where a denormal number, -tiny < x < tiny, is zero:  x <= -tiny,  tiny = 2^-126 (2^-1022 in float64).
+
+    Compiled code takes denormal numbers for zeros on some machines, not on others and not for constants; NumPy never
+    does.  This gives the same answer everywhere, that which x < 0 has in code compiled for a CPU.
+
+    >>> is_negative(jnp.array([-1.0, -1e-42, -0.0, 1.0])).tolist()
+    [True, False, False, False]
+    """
+    x = widened(x)
+    return x <= -float(jnp.finfo(x.dtype).tiny)
+
+
 def sign(x: Float[Array, "..."]) -> Float[Array, "..."]:
     r"""Two-valued sign of x's shape and dtype; sign(0) = sign(-0.0) = +1, sign(NaN) = NaN.
 
-    Forward   q(x) = -1 if x < 0 else +1
+    Forward   q(x) = -1 if x < 0 else +1, a denormal number being zero, see :func:`is_negative`
     Backward  zero; the estimators choose another derivative
 
     Raises:
@@ -63,7 +76,7 @@ def sign(x: Float[Array, "..."]) -> Float[Array, "..."]:
     Array([-1.,  1.,  1.,  1.], dtype=float32)
     """
     require_floating("x", x)
-    return keep_nan(x, jnp.where(x < 0, -1, 1).astype(jnp.result_type(x)))
+    return keep_nan(x, jnp.where(is_negative(x), -1, 1).astype(jnp.result_type(x)))
 
 
 def _aligned(name: str, value: Any, x: Array, dtype: jnp.dtype) -> Array:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bnn_jax.checks import require, require_positive
-from bnn_jax.estimators.definition import make_estimator
+from bnn_jax.estimators.definition import is_negative, make_estimator
 
 
 def _on_ramp(x, width, threshold, rho):
@@ -13,7 +13,7 @@ def _on_ramp(x, width, threshold, rho):
 
 
 _heaviside = make_estimator(
-    lambda x, width, threshold, rho: x > threshold,
+    lambda x, width, threshold, rho: is_negative(threshold - x),
     lambda x, width, threshold, rho: jnp.where(_on_ramp(x, width, threshold, rho), 1 / width, 0),
     parameter_derivatives={
         "width": lambda x, width, threshold, rho: jnp.where(

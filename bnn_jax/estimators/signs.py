@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bnn_jax.checks import require_positive
-from bnn_jax.estimators.definition import make_sign
+from bnn_jax.estimators.definition import is_negative, make_sign
 
 
 def sech_squared(z: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -37,7 +37,7 @@ _swish = make_sign(
 )
 _long_tailed = make_sign(lambda x: jnp.where(jnp.abs(x) <= 1, jnp.maximum(2 - 4 * jnp.abs(x), 0.4), 0))
 _state_aware = make_sign(
-    lambda x, positive, negative: jnp.where(jnp.abs(x) <= 1, jnp.where(x < 0, negative, positive), 0)
+    lambda x, positive, negative: jnp.where(jnp.abs(x) <= 1, jnp.where(is_negative(x), negative, positive), 0)
 )
 
 

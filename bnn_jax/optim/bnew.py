@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Int
 
 from bnn_jax.checks import require
+from bnn_jax.estimators import is_negative
 from bnn_jax.optim.latent import Box, clip_displacement, land_inside, resolve_box
 from bnn_jax.precision import sum_dtype
 from bnn_jax.types import Params
@@ -97,7 +98,7 @@ def push_to_bounds(
                 return u
             wide = sum_dtype(w)
             displacement = _pushed(u.astype(wide), w.astype(wide), bounds, jnp.asarray(growth, wide), order)
-            end = jnp.where(w < 0, *(jnp.asarray(bound, wide) for bound in bounds))
+            end = jnp.where(is_negative(w), *(jnp.asarray(bound, wide) for bound in bounds))
             return land_inside(w, jnp.where(frozen, end - w.astype(wide), displacement), bounds)
 
         leaves, treedef = jax.tree.flatten(updates)

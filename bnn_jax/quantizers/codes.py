@@ -2,6 +2,9 @@ r"""What a quantizer returns: integer codes and their scale, apart.
 
 A layer computes on the codes and multiplies by the scale afterwards.  A sum of at most 2^24 products of codes -1/+1 is
 exact in float32, int32 and on packed bits alike, so a packed network can be proved equal to the trained one.
+
+A code of a number near zero is the same everywhere: a denormal number, which compiled code takes for zero on some
+machines and NumPy on none, is zero, and so +1 by sign; see :func:`bnn_jax.estimators.is_negative`.
 """
 
 import re

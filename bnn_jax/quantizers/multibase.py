@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from bnn_jax.checks import require, require_positive
-from bnn_jax.estimators import make_estimator, ste_sign
+from bnn_jax.estimators import is_negative, make_estimator, ste_sign
 from bnn_jax.precision import widened
 from bnn_jax.quantizers.codes import Quantized
 from bnn_jax.quantizers.quantizer import Quantizer
@@ -20,7 +20,8 @@ def _unit_range(x, shift):
 
 
 _nested_sign = make_estimator(
-    lambda w, offset, shift: jnp.where(w - offset + shift < 0, -1, 1), lambda w, offset, shift: jnp.ones_like(w)
+    lambda w, offset, shift: jnp.where(is_negative(w - offset + shift), -1, 1),
+    lambda w, offset, shift: jnp.ones_like(w),
 )
 _shifted_sign = make_estimator(
     lambda x, shift: jnp.where(x + shift < 0.5, -1, 1), _unit_range, parameter_derivatives={"shift": _unit_range}

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bnn_jax.checks import require, require_floating, require_positive
-from bnn_jax.estimators import sign
+from bnn_jax.estimators import is_negative, sign
 from bnn_jax.finite import keep_nan
 from bnn_jax.precision import widened
 from bnn_jax.quantizers.binary import xnor
@@ -277,8 +277,8 @@ def hwgq(x: Float[Array, "..."], *, bits: int = 2) -> Quantized:
     require_codes("x", x, bits=bits)
     wide = widened(x)
     n, step = 2**bits - 1, HWGQ_STEPS[bits]
-    thresholds = [0.0, *((i + 0.5) * step for i in range(1, n))]
-    codes = sum((wide > threshold).astype(wide.dtype) for threshold in thresholds)
+    above = [is_negative(-wide), *(wide > (i + 0.5) * step for i in range(1, n))]
+    codes = sum(positive.astype(wide.dtype) for positive in above)
     inside = jnp.where((wide <= 0) | (wide > n * step), 0, wide)
     return straight_through(inside, Quantized(codes, jnp.asarray(step, wide.dtype)), dtype=x.dtype)
 

@@ -51,7 +51,8 @@ def write_tflite(
     The file has one input, a normalized image (1, height, width, channels) in float32, and one output, the logits.  It
     takes networks whose quantized inputs are -1/+1 codes that meet -1/+1 kernels: XNOR-Net, Bi-Real Net, ReActNet,
     ABC-Net, IR-Net and others, with any scales, paddings, strides and dilations.  Layers in full precision, and those
-    that quantize weights alone, become float ones.  There is no operator for ternary, 0/1 and k-bit inputs.
+    that quantize weights alone, become float ones.  There is no operator for ternary, 0/1 and k-bit inputs.  A denormal
+    number becomes zero in the file; where the engine computes one, of an activation, its code may be another than here.
 
     Args:
       path: of the file; it is there whole or not at all.

@@ -166,6 +166,9 @@ def _as_signs(graph, compared, otherwise, then):
         return None
     if sorted([*np.unique(otherwise), *np.unique(then)]) != [-1, 1]:
         return None
+    if primitive == "le" and np.all(limit == -np.finfo(np.float32).tiny):
+        # The sign of the package, for which a denormal number is zero; the engine may look at its sign bit.
+        primitive, limit = "lt", np.zeros_like(limit)
     # Signs are +1 at a difference of 0: that of x - limit for < and >=, that of limit - x for > and <=.
     if primitive in ("gt", "le"):
         real = Real(graph.operator("SUB", [as_tensor(graph, limit), real.tensor], real.shape), real.shape)
