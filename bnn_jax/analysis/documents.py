@@ -70,6 +70,8 @@ def provenance_section(provenance: dict[str, Any]) -> str:
         f"- host: {cores}, {provenance.get('platform', 'unknown')}",
         f"- versions: Python {provenance.get('python', 'unknown')}, {versions or 'others unknown'}",
     ]
+    if flags := provenance.get("xla_flags"):
+        lines.append(f"- XLA flags: {' '.join(flags)}")
     return "\n".join(["## Provenance", "", *map(inline, lines)])
 
 

@@ -18,7 +18,8 @@ def provenance() -> dict[str, Any]:
     """What a result was made with, as plain JSON without host name or paths.
 
     ``{"date": UTC in ISO 8601, "python", "platform", "versions": {distribution: version},
-    "device": {"platform", "kind", "count"}, "cpu": {"cores", "model"}, "git": {"commit", "dirty"}}``
+    "xla_flags": [flag], "device": {"platform", "kind", "count"}, "cpu": {"cores", "model"}, "git": {"commit",
+    "dirty"}}``
 
     A distribution that is not installed and a CPU model that cannot be read are left out; git says "unknown" outside
     a checkout.
@@ -28,6 +29,7 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": installed_versions(DISTRIBUTIONS),
+        "xla_flags": xla_flags(),
         "device": device(),
         "cpu": cpu(),
         "git": git_state(Path(__file__).parents[1]),
@@ -43,6 +45,11 @@ def installed_versions(distributions: tuple[str, ...]) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
+
+
+def xla_flags() -> list[str]:
+    """The words of `$XLA_FLAGS`, which can change the last bits of a result, less those with a path in them."""
+    return [flag for flag in os.environ.get("XLA_FLAGS", "").split() if os.sep not in flag]
 
 
 def device() -> dict[str, Any]:

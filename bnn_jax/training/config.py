@@ -168,7 +168,11 @@ class DiagnosticsConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """One run, complete: the same config and seed give the same parameters, bit for bit, on the same machine."""
+    """One run, complete.
+
+    The same config gives the same parameters, bit for bit, with the same data, versions and devices: on a CPU; on a GPU
+    with ``XLA_FLAGS=--xla_gpu_deterministic_ops=true``.  On another kind of device or machine it does not.
+    """
 
     name: str
     epochs: Annotated[int, AT_LEAST_1]

@@ -1,4 +1,4 @@
-"""train(config, workdir): a run from its config to its result, resumable at any moment, bit for bit.
+"""train(config, workdir): a run from its config to its result, resumable at any moment, on one machine bit for bit.
 
 A workdir holds `config.json` (resolved), `metrics.jsonl` (a line a step, an evaluation and a record of diagnostics),
 `checkpoints/` and, when the run is finished, `result.json`.  Where a run has several processes, all of them call the

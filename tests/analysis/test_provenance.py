@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import bnn_jax
+from bnn_jax.analysis.documents import provenance_section
 from bnn_jax.analysis.provenance import cpu, git_state, installed_versions, provenance
 
 
@@ -36,7 +37,7 @@ def package(tmp_path):
 def test_provenance_is_plain_json_of_this_process():
     found = provenance()
     assert json.loads(json.dumps(found)) == found
-    assert set(found) == {"date", "python", "platform", "versions", "device", "cpu", "git"}
+    assert set(found) == {"date", "python", "platform", "versions", "xla_flags", "device", "cpu", "git"}
     when = datetime.fromisoformat(found["date"])
     assert when.utcoffset() == timedelta(0)
     assert abs(datetime.now(UTC) - when) < timedelta(minutes=5)
@@ -48,6 +49,17 @@ def test_provenance_is_plain_json_of_this_process():
         "count": jax.device_count(),
     }
     assert 1 <= found["cpu"]["cores"] <= os.cpu_count()
+
+
+def test_flags_of_xla_are_told(monkeypatch):
+    flags = "--xla_gpu_deterministic_ops=true  --xla_dump_to=/home/me/dump"
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    found = provenance()
+    assert found["xla_flags"] == ["--xla_gpu_deterministic_ops=true"]
+    assert provenance_section(found).splitlines()[-1] == "- XLA flags: --xla_gpu_deterministic_ops=true"
+    monkeypatch.delenv("XLA_FLAGS")
+    assert provenance()["xla_flags"] == []
+    assert "XLA flags" not in provenance_section(provenance())
 
 
 def test_provenance_names_no_path_of_the_machine():
