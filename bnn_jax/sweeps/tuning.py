@@ -5,6 +5,7 @@ grid goes on by its own ratio.  Ranges, words and several settings are tried at 
 (Sobol, 1967; Owen, 1998) for half of the budget; the rest, one after another, change one setting of the best in turn.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -45,10 +46,13 @@ def tune_cells(cells: Mapping[str, Config], workdir: Path, **options: Any) -> tu
 
     Raises:
       UsageError: before anything runs, for a setting that is not known or a value that cannot run, and for a cell that
-        names none, or more values than it may try.
+        names none, or more values than it may try; for budgets that differ.
     """
     for label, cell in cells.items():
         _check(label, cell)
+    for name in ("tune_trials", "tune_epochs"):
+        each = {label: getattr(cell, name) for label, cell in cells.items()}
+        require(name, each, len(set(each.values())) == 1, "must be the same for every row", error=UsageError)
     tried: dict[str, list] = {label: [] for label in cells}
 
     def asked():
@@ -109,15 +113,29 @@ def _check(label: str, cell: Config) -> None:
         if not is_setting(_full_name(name)):
             raise unknown_name("optim.tune", name, [known.removeprefix("optim.") for known in scalar_options()])
         values = _several(values)
+        rule = "must have values that differ; leave one out"
+        require("optim.tune", {name: values}, len(set(values)) == len(values), rule, error=UsageError)
         if _is_range(values):
             rule = "must be 0 < low < high where it has two numbers, or have three or more"
             require("optim.tune", {name: values}, 0 < values[0] < values[1], rule, error=UsageError)
         for value in values:
-            validate(_with_settings(cell, {name: value}))
+            _check_value(cell, {name: value})
     if _is_one_grid(tune):
         ((name, values),) = tune.items()
         rule = f"must be at least {len(values)}, for so many values of {name} are to be tried"
         require("tune_trials", budget, budget >= len(values), rule, error=UsageError)
+
+
+def _check_value(cell: Config, setting: Settings) -> None:
+    """Refuse a value with which the cell cannot run, whatever the other settings are."""
+    others = {name: _several(values) for name, values in cell.optim.tune.items() if name not in setting}
+    for values in itertools.product(*others.values()):
+        try:
+            validate(_with_settings(cell, dict(zip(others, values)) | setting))
+            return
+        except UsageError as found:
+            error = found
+    raise error
 
 
 def next_trials(

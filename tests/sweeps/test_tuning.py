@@ -128,6 +128,29 @@ def test_a_choice_is_tried_once(trained, tmp_path):
     assert sorted(trial["schedule"] for trial in record["rows"][0]["trials"]) == ["constant", "cosine"]
 
 
+def test_rows_of_other_budgets_are_refused(trained, tmp_path):
+    rates = {"learning_rate": (0.1, 1.0, 10.0)}
+    for name, values in (("budget", (4, 5)), ("tune_epochs", (None, 1))):
+        cells = {label: cell(rates, **{name: value}) for label, value in zip("ab", values)}
+        field = name.replace("budget", "tune_trials")
+        with pytest.raises(UsageError, match=rf"`{field}` \(=.*'a': {values[0]}, .*\) must be the same for every row"):
+            tune_cells(cells, tmp_path)
+    assert trained.calls == 0
+
+
+def test_settings_that_do_not_go_together_are_not_tried(trained, tmp_path):
+    space = {"schedule": ("cosine", "exponential"), "schedule_options.final_share": (0.0, 0.1, 0.2)}
+    trained.accuracy = lambda optim: optim.schedule_options["final_share"]
+    record, _ = tune_cells({"sgd": cell(space)}, tmp_path)  # an exponential one cannot fall to 0
+    tried = {(trial["schedule"], trial["schedule_options.final_share"]) for trial in record["rows"][0]["trials"]}
+    assert len(tried) == 8
+    assert {schedule for schedule, _ in tried} == {"cosine", "exponential"}
+    assert ("cosine", 0.0) in tried
+    assert ("exponential", 0.0) not in tried
+    with pytest.raises(UsageError, match=r"`optim.schedule_options` .* is not known; there is no option to set"):
+        tune_cells({"sgd": cell(space | {"schedule": ("cosine", "constant")})}, tmp_path)
+
+
 def test_a_diverged_trial_is_the_worst():
     tried = [({"learning_rate": rate}, accuracy) for rate, accuracy in ((0.1, 0.0), (0.3, None), (1.0, None))]
     assert best_of(tried) == {"learning_rate": 0.1}
@@ -173,6 +196,7 @@ def test_a_row_that_ends_at_the_edge_says_so_in_its_report(trained, tmp_path, mo
         ({"learning_rat": (1, 2, 3)}, r"`optim.tune` \(='learning_rat'\) is not known; did you mean 'learning_rate'\?"),
         ({"learning_rate": (1.0, 0.1)}, r"`optim.tune` \(=\{'learning_rate': \(1.0, 0.1\)\}\) must be 0 < low < high"),
         ({"weight_decay": (0.0, 0.1)}, r"must be 0 < low < high where it has two numbers, or have three or more"),
+        ({"learning_rate": (0.1, 1.0, 1.0)}, r"must have values that differ; leave one out"),
         ({"learning_rate": (-1.0, 1.0, 2.0)}, r"`optim.learning_rate` \(=-1.0\) must be positive"),
         ({"schedule": ("constant", "cosin")}, r"`optim.schedule` \(='cosin'\) is not known; did you mean 'cosine'"),
         ({"options.nesterof": (True, False)}, r"`optim.options` \(='nesterof'\) is not known"),
