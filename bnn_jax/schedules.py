@@ -18,19 +18,27 @@ def constant(value: float, total_steps: int) -> Schedule:
     return optax.constant_schedule(value)
 
 
-def cosine(value: float, total_steps: int, *, final_share: float = 0.0) -> Schedule:
+def cosine(value: float, total_steps: int, *, final_share: float = 0.0, cycles: int = 1) -> Schedule:
     r"""value (f + (1 - f) (1 + cos(pi step / total_steps)) / 2): from value to its share f = final_share.
 
+    With `cycles` it does so in each of as many equal parts of the run, from `value` anew: warm restarts.
+
     Raises:
-      ValueError: if `final_share` is not in [0, 1].
+      ValueError: if `final_share` is not in [0, 1], or `cycles` is less than 1.
 
     >>> print(f"{cosine(1.0, 100)(50):.4f} {cosine(1.0, 100, final_share=0.1)(100):.4f}")
     0.5000 0.1000
+    >>> print([f"{cosine(1.0, 100, cycles=2)(step):.2f}" for step in (0, 25, 49, 50, 75, 100)])
+    ['1.00', '0.50', '0.00', '1.00', '0.50', '0.00']
 
     Reference: Loshchilov and Hutter, SGDR: Stochastic Gradient Descent with Warm Restarts, 2017, arXiv:1608.03983.
     """
     _require_share("final_share", final_share)
-    return _of_whole_steps(optax.cosine_decay_schedule(value, total_steps, final_share))
+    require("cycles", cycles, cycles >= 1, "must be at least 1", "1 has no restarts")
+    begins = [_first_step(number / cycles, total_steps) for number in range(cycles)]
+    lengths = [max(1, end - begin) for begin, end in zip(begins, [*begins[1:], total_steps])]
+    parts = [optax.cosine_decay_schedule(value, length, final_share) for length in lengths]
+    return _of_whole_steps(optax.join_schedules(parts, begins[1:]))
 
 
 def linear(value: float, total_steps: int, *, final_share: float = 0.0) -> Schedule:

@@ -85,6 +85,15 @@ def test_a_function_of_ones_own_follows_the_warm_up_with_the_steps_that_are_left
     assert [float(own(step)) for step in (0, 5, 50)] == [0.0, 3.0, 4.0]
 
 
+def test_a_cosine_with_cycles_restarts_as_bnas_does():
+    """250 epochs, a cosine of 50 five times, 7 steps an epoch."""
+    schedule = jax.vmap(SCHEDULES["cosine"](0.05, 1750, cycles=5))
+    expected = 0.025 * (1 + np.cos(np.pi * (np.arange(1750) % 350) / 350))
+    np.testing.assert_allclose(schedule(jnp.arange(1750)), expected, rtol=1e-4, atol=1e-8)
+    with pytest.raises(ValueError, match=r"^`cycles` \(=0\) must be at least 1; 1 has no restarts$"):
+        SCHEDULES["cosine"](1.0, 10, cycles=0)
+
+
 def test_an_exponential_ends_at_its_share():
     assert float(exponential(3e-3, 500, final_share=2e-6 / 3e-3)(500)) == pytest.approx(2e-6, rel=1e-5)
     ratios = [float(exponential(1.0, 20)(step + 1)) / float(exponential(1.0, 20)(step)) for step in range(20)]

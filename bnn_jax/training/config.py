@@ -103,7 +103,8 @@ class OptimConfig:
     """How the learning rate falls: constant, cosine, linear, exponential or milestones."""
     schedule_options: Options = field(default_factory=dict, hash=False)
     """Keyword arguments of the schedule, as: at_shares 0.5 0.75 factor 0.1 for milestones, at these shares of the run;
-    final_share 0.01 for cosine, linear and exponential, the last rate as a share of the first."""
+    final_share 0.01 for cosine, linear and exponential, the last rate as a share of the first; cycles 5 for a cosine
+    that starts anew."""
     warmup_share: Annotated[float, Rule(lambda value: 0 <= value < 1, "must be in [0, 1)")] = 0.0
     """Share of the run in which the learning rate first rises linearly to its value, with any schedule."""
     warmup_start_share: Annotated[float, SHARE] = 0.0

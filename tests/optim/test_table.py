@@ -175,11 +175,12 @@ def test_a_pattern_of_decay_that_matches_nothing_is_refused_before_the_first_ste
         optimizer.init(PARAMS)
 
 
-@pytest.mark.parametrize("name", ["polyak_sgd", "bop"])
-def test_what_is_in_proportion_to_the_rate_is_so_after_a_warm_up_too(name):
-    """A schedule that is 0 at first: the bound of the step, and Bop's adaptivity, follow it up to the given peak."""
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_takes_a_rate_that_is_0_at_first(name):
+    """As in a warm-up: the bound of polyak_sgd's step, and Bop's adaptivity, are in proportion to the given peak."""
     rising = lambda step: 0.1 * jnp.minimum(step, 2) / 2
-    moved = scanned(make_optimizer(name, learning_rate=rising, peak=0.1, box=latent_box()), PARAMS, GRADIENTS)[0]
+    settings = {"learning_rate": rising, "peak": 0.1, "box": latent_box(), "total_steps": 6}
+    moved = scanned(make_optimizer(name, **settings), PARAMS, GRADIENTS)[0]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(moved))
     np.testing.assert_array_equal(moved["head"]["kernel"][0], PARAMS["head"]["kernel"])
     assert (moved["head"]["kernel"][1] != moved["head"]["kernel"][0]).any()

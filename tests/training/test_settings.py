@@ -16,8 +16,9 @@ from bnn_jax.losses import cross_entropy, multiclass_hinge
 from bnn_jax.stages.teachers import load_network
 from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
 from bnn_jax.training.epoch import end_epoch, evaluate, first_state
-from bnn_jax.training.experiment import ImageInfo, make_experiment
+from bnn_jax.training.experiment import ImageInfo, hyper_parameters, make_experiment
 from bnn_jax.training.loop import train
+from bnn_jax.training.programs import program_key
 from bnn_jax.training.step import Targets, _linear_oracle, init_state, train_step
 
 INFO = ImageInfo((4, 4, 1), 3, (100.0,), (50.0,))
@@ -33,12 +34,21 @@ class Linear(nn.Module):
 
     classes: int = 3
     norm: bool = False
+    latent: bool = False
 
     @nn.compact
     def __call__(self, x, *, train, progress=0.0):
         x = x.reshape(len(x), -1)
         x = nn.BatchNorm(not train, momentum=0.5, name="norm")(x) if self.norm else x
-        return nn.Dense(self.classes, name="head")(x)
+        return LatentHead(name="head")(x) if self.latent else nn.Dense(self.classes, name="head")(x)
+
+
+class LatentHead(nn.Module):
+    """Three outputs of weights that are named as those of a quantized layer."""
+
+    @nn.compact
+    def __call__(self, x):
+        return x @ self.param("latent_kernel", nn.initializers.lecun_normal(), (x.shape[1], 3))
 
 
 def experiment_of(config=CONFIG, *, classes=3, norm=False):
@@ -52,6 +62,34 @@ def step_of(experiment):
 
 def start_of(experiment):
     return jax.jit(partial(init_state, experiment))(jnp.uint32(0))
+
+
+# ---- numbers that are traced
+
+
+def test_numbers_of_the_optimizer_are_arguments_of_one_program():
+    """vmap maps over them; None, which leaves a part out, is another program."""
+    numbers = {"latent_weight_decay": 1e-3, "weight_decay": 1e-4, "max_gradient_norm": 1.0, "ema_decay": 0.9}
+    config = replace(CONFIG, model=ModelConfig("lenet"), optim=replace(SGD, **numbers))
+    others = {"latent_weight_decay": 0.1, "weight_decay": 0.2, "max_gradient_norm": 0.5, "ema_decay": 0.5}
+    assert program_key(config) == program_key(replace(config, optim=replace(SGD, **others)))
+    for left_out in ("max_gradient_norm", "ema_decay"):
+        without = replace(config, optim=replace(config.optim, **{left_out: None}))
+        assert program_key(without) != program_key(config)
+        assert hyper_parameters(config).keys() - hyper_parameters(without).keys() == {left_out}
+
+    def averages(hyper):
+        experiment = make_experiment(config, INFO, total_steps=10, **hyper)._replace(model=Linear(latent=True))
+        state = init_state(experiment, jnp.uint32(0))
+        for _ in range(2):
+            state, _ = train_step(experiment, state, IMAGES, LABELS)
+        return state.evaluated[0]["head"]["latent_kernel"]
+
+    alone = [hyper_parameters(replace(config, optim=replace(SGD, **values))) for values in (numbers, others)]
+    together = jax.jit(jax.vmap(averages))({name: np.stack([one[name] for one in alone]) for name in alone[0]})
+    for index, hyper in enumerate(alone):
+        np.testing.assert_allclose(together[index], jax.jit(averages)(hyper), rtol=1e-5, atol=1e-6)
+    assert (together[0] != together[1]).any()
 
 
 # ---- averaged weights
