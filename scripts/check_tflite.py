@@ -36,7 +36,8 @@ def main() -> int:
     parser.add_argument("files", nargs="+", type=Path, help="pairs of a .tflite and an .npz file")
     parser.add_argument("--tolerance", type=float, default=1e-5, help="of a logit, as a share of the largest one")
     arguments = parser.parse_args()
-    if len(arguments.files) % 2:
+    suffixes = [path.suffix for path in arguments.files]
+    if suffixes != [".tflite", ".npz"] * (len(suffixes) // 2):
         parser.error("the files must be pairs of a .tflite and an .npz file")
     interpreter, failed = interpreter_class(), False
     for network, expected in zip(arguments.files[::2], arguments.files[1::2]):

@@ -53,6 +53,8 @@ def main() -> None:
         (normalize(jnp.asarray(batch), mean=run.dataset.mean, std=run.dataset.std) for batch in batches),
     )
     print_verification(found)
+    if not found.examples:
+        raise RunError(f"`split` (={arguments.split!r}) has no image with a label to compare; choose another")
     if not found.passed:
         raise RunError(f"`workdir` (={arguments.workdir}): the packed network is not the trained one; see the table")
     print("the packed network is the trained one")

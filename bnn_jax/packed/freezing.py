@@ -119,6 +119,11 @@ def threshold_chains(model: nn.Module, variables: Mapping[str, Any], image_shape
     return _usable(chains, modules, _constant_scales(model, variables, _images(image_shape)))
 
 
+def parts(path: str) -> tuple[str, ...]:
+    """The names in the path of a module; none for a network that is a single layer."""
+    return tuple(filter(None, path.split("/")))
+
+
 def require_seen(called: Iterable[str], seen: Container[str]) -> None:
     """Refuse a network with a quantized layer of which a lifted transform of Flax hides what it would pack or compare.
 
@@ -260,15 +265,15 @@ def _packed(
     flat = flatten_dict(_collect(model, variables, images))
     finite = {"/".join(path): all_finite(leaf) for path, leaf in flat.items()}
     for path, constants in plan.constants.items():
-        kernel = flat[(*path.split("/"), "kernel")]
+        kernel = flat[(*parts(path), "kernel")]
         constant = [
             base if c is None else replace(base, scale=None, constant=c) for base, c in zip(kernel.bases, constants)
         ]
         scale = plan.input_scales.get(path, 1.0)
-        flat[(*path.split("/"), "kernel")] = replace(kernel, bases=tuple(constant), input_scale=scale)
+        flat[(*parts(path), "kernel")] = replace(kernel, bases=tuple(constant), input_scale=scale)
     broken = {}
     for chain in plan.chains:
-        layer, norm = tuple(chain.layer.split("/")), tuple(chain.norm.split("/"))
+        layer, norm = parts(chain.layer), parts(chain.norm)
         kernel = flat[(*layer, "kernel")]
         (base,) = kernel.bases
         gain, offset = flat.pop((*norm, "gain")), flat.pop((*norm, "offset"))
@@ -329,7 +334,7 @@ def _range(layer: nn.Module, size: int) -> tuple[int, int]:
 
 
 def _of_module(collection: Mapping[str, Any], path: str) -> Mapping[str, Any]:
-    for name in path.split("/"):
+    for name in parts(path):
         collection = collection.get(name, {})
     return collection
 

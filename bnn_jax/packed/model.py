@@ -12,7 +12,7 @@ import numpy as np
 
 from bnn_jax.bitops.matmul import WIDE_VECTORS
 from bnn_jax.data import normalize
-from bnn_jax.errors import RunError
+from bnn_jax.errors import RunError, UsageError
 from bnn_jax.finite import require_finite
 from bnn_jax.outputs import logits_of
 from bnn_jax.types import Images, Labels, Logits
@@ -67,9 +67,15 @@ class PackedModel:
         return logits.argmax(axis=1)
 
     def accuracy(self, batches: Iterable[tuple[Images, Labels]]) -> tuple[float, int]:
-        """Share of the images that are predicted as labelled, and how many there are; labels below 0 do not count."""
+        """Share of the images that are predicted as labelled, and how many there are; labels below 0 do not count.
+
+        Raises:
+          UsageError: if no image has a label.
+        """
         examples = correct = 0
         for images, labels in batches:
             examples += int((labels >= 0).sum())
             correct += int((np.asarray(self.predict(images)) == labels).sum())
-        return correct / max(examples, 1), examples
+        if not examples:
+            raise UsageError("`batches` hold no image with a label, so that there is no accuracy; choose others")
+        return correct / examples, examples

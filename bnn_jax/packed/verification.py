@@ -15,7 +15,7 @@ from bnn_jax.finite import require_finite
 from bnn_jax.layers import BinaryConv, BinaryDense
 from bnn_jax.layers.frozen import NOT_A_NUMBER, PACKED, PRODUCTS, is_words
 from bnn_jax.outputs import logits_of
-from bnn_jax.packed.freezing import TRAIN_AGAIN, kernels_of, require_seen
+from bnn_jax.packed.freezing import TRAIN_AGAIN, kernels_of, parts, require_seen
 
 # The collection of what the layers of the trained network got and packed, from which those of the packed one get it.
 TRAINED = "trained"
@@ -92,7 +92,7 @@ def verify(
     compare = jax.jit(partial(_compare, model))
     layers: dict[str, LayerReport] = {}
     examples, differing, largest = 0, 0, 0.0
-    for images in batches:
+    for images in filter(len, batches):
         counts = compare(variables, packed, images)
         ours, theirs = logits(packed, images), logits(variables, images)
         same = (ours.argmax(-1) == theirs.argmax(-1)) & jnp.isfinite(ours).all(-1) & jnp.isfinite(theirs).all(-1)
@@ -128,7 +128,7 @@ def _compare(model: nn.Module, variables: Any, packed: Any, images: Array) -> di
         raise ValueError(
             f"`packed` are not `variables`, frozen: they differ in layer {one_sided[0]!r}; freeze them again"
         )
-    given = {tuple(path.split("/")): {"inputs": r["inputs"], "words": r.get("words")} for path, r in trained.items()}
+    given = {(*parts(path), name): r.get(name, ()) for path, r in trained.items() for name in ("inputs", "words")}
     forced = _recorded(model, {**packed, TRAINED: unflatten_dict(given)}, images, replay)
     alone = _recorded(model, packed, images, lambda module, x: x)
     return {

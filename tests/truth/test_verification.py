@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from networks import SIGNS
 
+from bnn_jax.errors import UsageError
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense
-from bnn_jax.packed import freeze, verify
+from bnn_jax.packed import PackedModel, freeze, verify
 from bnn_jax.packed.verification import LayerReport, Verification
 
 SHAPE, IMAGES = (4, 4, 3), 3
@@ -149,12 +150,27 @@ def test_layers_that_a_transform_hides_are_refused_by_name(name, packed, images)
             verify(model, variables, packed, [images])
 
 
+def test_a_network_that_is_one_layer(images):
+    model = BinaryConv(8, **SIGNS)
+    variables = model.init(jax.random.key(0), images)
+    found = verify(model, variables, freeze(model, variables, SHAPE), [images])
+    assert found.passed and found.layers[""] == LayerReport(9 * 24, 0, IMAGES * 16 * 8, 0, IMAGES * 16 * 32, 0)
+
+
 # -- nothing compared
 
 
 def test_no_images_are_no_verification(variables, packed):
-    found = verify(Network(), variables, packed, [])
+    found = verify(Network(), variables, packed, [jnp.zeros((0, *SHAPE))])
     assert not found.passed and found.examples == 0
+
+
+def test_no_images_have_no_accuracy(packed):
+    network = PackedModel(Network(), packed, {"image_shape": SHAPE, "mean": (0.0,) * 3, "std": (1.0,) * 3})
+    images = np.zeros((IMAGES, *SHAPE), np.uint8)
+    for batches in ([], [(images, np.full(IMAGES, -1))]):
+        with pytest.raises(UsageError, match="`batches` hold no image with a label, so that there is no accuracy"):
+            network.accuracy(batches)
 
 
 def test_no_packed_layer_is_no_verification(variables, images):
