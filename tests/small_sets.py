@@ -23,6 +23,17 @@ def brightness_set(train: int, validation: int = 20, test: int = 20) -> Dataset:
     return Dataset("synthetic", split(train), split(validation), split(test), 3, (120.0,), (60.0,), "made for a test")
 
 
+def write_npz(dataset: Dataset, path: Path) -> str:
+    """Write a set as `data.name` takes it; returns the path."""
+    arrays = {
+        f"{name}_{kind}": getattr(getattr(dataset, name), kind)
+        for name in ("train", "validation", "test")
+        for kind in ("images", "labels")
+    }
+    np.savez(path, **arrays)
+    return str(path)
+
+
 def write_idx(path: Path, values: np.ndarray, *, shape: tuple[int, ...] | None = None) -> None:
     """A gzipped idx file of bytes, whose header says `shape`, by default the true one."""
     shape = values.shape if shape is None else shape

@@ -33,7 +33,7 @@ def load_network(
     folder = local_path("folder", folder)
     config = read_config(folder)
     like = state_shapes(programs_of(config, dataset))
-    restored = restore_checkpoint(folder / "checkpoints", like, why_rejected=partial(why_rejected, config))
+    restored = restore_checkpoint(folder / "checkpoints", like, why_rejected=partial(why_rejected, config), finite=True)
     if restored is None:
         raise UsageError(f"`folder` (={folder}) holds no checkpoint yet; train it first")
     found = restored.state.best if which == "best" else restored.state.train

@@ -116,6 +116,7 @@ def restore_checkpoint(
     *,
     step: int | None = None,
     why_rejected: Callable[[dict[str, Any]], str | None] = lambda metadata: None,
+    finite: bool = False,
     quarantine: bool = False,
 ) -> Restored | None:
     """Restore the newest checkpoint of `folder` that verifies, bit for bit as it was saved.
@@ -126,6 +127,7 @@ def restore_checkpoint(
     Args:
       like: a state (or ``jax.eval_shape`` of one) that gives structure, shapes and dtypes.
       why_rejected: metadata -> why a checkpoint is passed over although it verifies, or None.
+      finite: pass over checkpoints that hold a number that is not finite.
       quarantine: move what was passed over into ``<folder>/quarantine-<n>``, with one more warning, and go on as if it
         had never been there.  What only cannot be read here and now (permission, format version) stays where it is.
 
@@ -153,7 +155,7 @@ def restore_checkpoint(
             if (reason := why_rejected(manifest["metadata"])) is not None:
                 raise Damaged(reason)
             check_same_leaves(wanted, manifest, folder / str(candidate))
-            leaves = read_leaves(folder, candidate, manifest)
+            leaves = read_leaves(folder, candidate, manifest, finite=finite)
         except Damaged as damage:
             if step is not None:
                 raise _restore_error(folder, candidate, damage) from None

@@ -1,69 +1,135 @@
-"""Where in the network the first number appeared that is not finite."""
+"""Where in the network the first number appeared that is not finite, as :mod:`bnn_jax.finite` means it."""
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax
 from jaxtyping import Array
 
-from bnn_jax.finite import all_finite, leaf_name
+from bnn_jax.data import normalize
+from bnn_jax.finite import first_non_finite, leaf_name, non_finite_counts, told
 from bnn_jax.outputs import logits_of
 from bnn_jax.training.experiment import Experiment
 from bnn_jax.training.state import TrainState
-from bnn_jax.training.step import augmented_batch, forward
-from bnn_jax.types import Images, Labels
+from bnn_jax.training.step import augmented_batch, forward, train_step
+from bnn_jax.types import Images, Labels, Params
+
+STATES = {
+    "params": "the parameter",
+    "model_state": "the network's state",
+    "opt_state": "the optimizer's state",
+    "average": "the average of",
+}
 
 
-def first_non_finite_layer(experiment: Experiment, state: TrainState, images: Images, labels: Labels) -> str | None:
-    """The first value of the step after `state` that is not finite, in the order in which they are computed.
+@flax.struct.dataclass
+class _Check:
+    """What of an array is not finite."""
 
-    These are the parameters, the outputs of the layers on the way forward, the loss, and the gradients on the way back,
-    from the last layer to the first.
+    counts: Array
+    name: str = flax.struct.field(pytree_node=False)
+    size: int = flax.struct.field(pytree_node=False)
+
+
+def first_non_finite_layer(
+    experiment: Experiment, state: TrainState, images: Images, labels: Labels, teacher: Any | None = None
+) -> str | None:
+    """The first array of the step after `state` that is not finite, in the order in which they are computed.
+
+    These are those of the state, the outputs of the layers on the way forward, the loss, the gradients on the way back,
+    from the last layer to the first, and those of the state after the step.
 
     Returns:
-      In words, as "the output of stage1_block1/conv1"; None if all are finite.
+      In words, as "the output of stage1_block1/conv1 (3 NaN of 40)"; None if all are finite.
     """
-    names: list[str] = []
-    finite = jax.jit(partial(_checks, experiment, names))(state, images, labels)
-    bad = [name for name, good in zip(names, jax.device_get(finite)) if not good]
-    return bad[0] if bad else None
+    found = _first_of({field: getattr(state, field) for field in STATES})
+    return found or _first(jax.jit(partial(_checks_of_step, experiment)), state, images, labels, teacher)
 
 
-def _checks(experiment: Experiment, names: list[str], state: TrainState, images: Images, labels: Labels) -> list[Array]:
-    """Whether each value is finite; the names are left in `names`, in the same order."""
-    modules: list[str] = []
+def first_non_finite_output(
+    experiment: Experiment, params: Params, model_state: Any, batches: Iterable[Images]
+) -> str | None:
+    """The first array that is not finite in an evaluation, as :func:`first_non_finite_layer` tells of a step."""
+    checks = jax.jit(partial(_checks_of_evaluation, experiment))
+    found = _first_of({"params": params, "model_state": model_state})
+    return found or next(filter(None, (_first(checks, params, model_state, images) for images in batches)), None)
+
+
+def _first_of(states: dict[str, Any]) -> str | None:
+    each = ((STATES[field], first_non_finite(tree)) for field, tree in states.items())
+    return next((f"{what} {found}" for what, found in each if found is not None), None)
+
+
+def _first(checks: Callable[..., list[_Check]], *arguments: Any) -> str | None:
+    try:
+        found = jax.device_get(checks(*arguments))
+    except jax.errors.UnexpectedTracerError:  # what is computed inside a lifted transformation cannot be taken out
+        return None
+    return next((told(check.name, check.counts, check.size) for check in found if check.counts.any()), None)
+
+
+def _checks_of_step(
+    experiment: Experiment, state: TrainState, images: Images, labels: Labels, teacher: Any | None
+) -> list[_Check]:
     key, x, targets = augmented_batch(experiment, state, images, labels)
 
     def loss(params):
-        flags = []
-
-        def note(following, arguments, keywords, context):
-            result = following(*arguments, **keywords)
-            if context.method_name == "__call__":
-                modules.append("/".join(context.module.path))
-                flags.append(all_finite(result))
-            return result
-
-        modules.clear()
-        with nn.intercept_methods(note):
+        with _noted() as outputs:
             returned, _ = forward(experiment, state, params, x, key)
-        return targets.mean_of(experiment.loss.apply, logits_of(returned)), flags
+        return targets.mean_of(experiment.loss.apply, logits_of(returned)), outputs
 
-    (value, flags), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
-    checks = [(f"the parameter {leaf_name(path)}", all_finite(leaf)) for path, leaf in _leaves(state.params)]
-    checks += [(f"the output of {module or 'the network'}", flag) for module, flag in zip(modules, flags, strict=True)]
-    checks.append(("the loss", all_finite(value)))
-    backwards = sorted(_leaves(gradient), key=lambda item: -_order(modules, item[0]))
-    checks += [(f"the gradient of {leaf_name(path)}", all_finite(leaf)) for path, leaf in backwards]
-    names[:] = [name for name, _ in checks]
-    return [flag for _, flag in checks]
+    (value, outputs), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+    modules = [check.name for check in outputs]
+    backwards = sorted(jax.tree_util.tree_leaves_with_path(gradient), key=lambda item: -_order(modules, item[0]))
+    after, _ = train_step(experiment, state, images, labels, teacher)
+    return [
+        *outputs,
+        _check("the loss", value),
+        *(_check(f"the gradient of {leaf_name(path)}", leaf) for path, leaf in backwards),
+        *(
+            _check(f"{what} {leaf_name(path)} after the step", leaf)
+            for field, what in STATES.items()
+            for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(after, field))
+        ),
+    ]
 
 
-def _order(modules: list[str], path) -> int:
+def _checks_of_evaluation(experiment: Experiment, params: Params, model_state: Any, images: Images) -> list[_Check]:
+    x = normalize(images, mean=experiment.info.mean, std=experiment.info.std)
+    with _noted() as outputs:
+        experiment.model.apply({"params": params} | model_state, x, train=False)
+    return outputs
+
+
+@contextmanager
+def _noted() -> Iterator[list[_Check]]:
+    """Check what modules return, in the order in which they are done."""
+    outputs: list[_Check] = []
+
+    def note(following, arguments, keywords, context):
+        result = following(*arguments, **keywords)
+        if context.method_name == "__call__":
+            outputs.append(_check(_output_of("/".join(context.module.path)), result))
+        return result
+
+    with nn.intercept_methods(note):
+        yield outputs
+
+
+def _output_of(module: str) -> str:
+    return f"the output of {module or 'the network'}"
+
+
+def _check(name: str, tree: Any) -> _Check:
+    leaves = jax.tree.leaves(tree)
+    return _Check(sum(map(non_finite_counts, leaves)), name, sum(leaf.size for leaf in leaves))
+
+
+def _order(outputs: list[str], path: tuple[Any, ...]) -> int:
     """When the module that holds the parameter at `path` was first done on the way forward."""
-    owners = [leaf_name(path[:end]) for end in range(len(path) - 1, -1, -1)]
-    return next(modules.index(owner) for owner in owners if owner in modules)
-
-
-def _leaves(tree) -> list:
-    return jax.tree_util.tree_leaves_with_path(tree)
+    owners = [_output_of(leaf_name(path[:end])) for end in range(len(path) - 1, -1, -1)]
+    return next(outputs.index(owner) for owner in owners if owner in outputs)

@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Num, UInt8, UInt32
 
 from bnn_jax.data import normalize
+from bnn_jax.finite import all_finite
 from bnn_jax.optim import bound_statistics
 from bnn_jax.outputs import logits_of
 from bnn_jax.training.config import Config
@@ -109,7 +110,8 @@ def evaluate(
 
     Where there are as many as :data:`TOP5_CLASSES`, also `top5_accuracy`, of labels among the five largest logits; of
     equal ones the first counts as the larger.  Examples with a label below 0 are padding; `examples` is the number of
-    the others.
+    the others.  Where a logit is not finite there is no prediction: the accuracies are NaN, not those of the first
+    class.
     """
     count = len(labels)
     shards = data_shards(experiment.devices)
@@ -124,12 +126,14 @@ def evaluate(
         logits = logits_of(experiment.model.apply({"params": params} | model_state, x, train=False))
         losses = jnp.where(counted, experiment.loss.monitored(logits, labels[indices]), 0)
         correct = {name: (counted & hit).sum() for name, hit in _hits(logits, labels[indices]).items()}
-        return (totals[0] + losses.sum(), jax.tree.map(jnp.add, totals[1], correct)), None
+        finite = all_finite(jnp.where(counted[:, None], logits, 0))
+        return (totals[0] + losses.sum(), jax.tree.map(jnp.add, totals[1], correct), totals[2] & finite), None
 
     none = _hits(jnp.zeros((1, experiment.info.num_classes)), jnp.zeros(1, jnp.int32))
-    (loss, correct), _ = lax.scan(body, (jnp.zeros(()), dict.fromkeys(none, jnp.zeros((), jnp.int32))), order)
+    totals = (jnp.zeros(()), dict.fromkeys(none, jnp.zeros((), jnp.int32)), jnp.array(True))
+    (loss, correct, finite), _ = lax.scan(body, totals, order)
     examples = jnp.maximum((labels >= 0).sum(), 1)
-    accuracies = {name: count / examples for name, count in correct.items()}
+    accuracies = {name: jnp.where(finite, count / examples, jnp.nan) for name, count in correct.items()}
     return {"loss": loss / examples.astype(loss.dtype), **accuracies, "examples": (labels >= 0).sum()}
 
 

@@ -11,7 +11,17 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from bnn_jax.data import Dataset, ImageStream, batches, batching, load_dataset, open_stream, padded_order, prefetch
+from bnn_jax.data import (
+    Dataset,
+    ImageStream,
+    batches,
+    batching,
+    in_batches,
+    load_dataset,
+    open_stream,
+    padded_order,
+    prefetch,
+)
 from bnn_jax.training.config import Config, DataConfig
 from bnn_jax.training.devices import data_shards, place_batch, place_batches, process_part, replicate
 from bnn_jax.training.epoch import EVALUATION_BATCH, Batches
@@ -34,10 +44,13 @@ class InputPipeline(NamedTuple):
         the epoch in order, each with the numbers, in its own count, of the batches to train on; a generator to be
         closed.
       evaluate: (parameters, model state, name of a split) -> see :func:`bnn_jax.training.epoch.evaluate`.
+      first_non_finite_output: (parameters, model state, name of a split) -> where in the network logits cease to be
+        finite, in words; None if they do not.
     """
 
     batches: Callable[[Int[np.ndarray, "... steps batch"], int, int], Generator[tuple[Batches, range]]]
     evaluate: Callable[[Params, Any, str], dict[str, np.ndarray]]
+    first_non_finite_output: Callable[[Params, Any, str], str | None]
 
 
 def load_data(data: DataConfig) -> Dataset | ImageStream:
@@ -79,7 +92,14 @@ def _from_memory(programs: Programs, dataset: Dataset) -> InputPipeline:
         arrays = replicate((split.images, split.labels), programs.devices)
         return jax.device_get(programs.evaluate(params, model_state, *arrays))
 
-    return InputPipeline(epoch_batches, evaluate)
+    return InputPipeline(epoch_batches, evaluate, partial(_first_non_finite_output, programs, dataset))
+
+
+def _first_non_finite_output(
+    programs: Programs, dataset: Dataset | ImageStream, params: Params, model_state: Any, name: str
+) -> str | None:
+    found = in_batches(getattr(dataset, name), EVALUATION_BATCH)
+    return programs.first_non_finite_output(params, model_state, (images[labels >= 0] for images, labels in found))
 
 
 def _from_stream(
@@ -126,7 +146,7 @@ def _from_stream(
         examples = np.int32(totals.pop("examples"))
         return {key: np.float32(total / max(examples, 1)) for key, total in totals.items()} | {"examples": examples}
 
-    return InputPipeline(epoch_batches, evaluate)
+    return InputPipeline(epoch_batches, evaluate, partial(_first_non_finite_output, programs, stream))
 
 
 def _batch_bytes(config: Config, stream: ImageStream) -> int:

@@ -6,6 +6,7 @@ same functions in the same order, and process 0 alone reads and writes the workd
 """
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -18,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bnn_jax.data import Dataset, ImageStream
-from bnn_jax.errors import Preempted, UsageError
+from bnn_jax.errors import Preempted, RunError, UsageError
 from bnn_jax.paths import local_path
 from bnn_jax.training.checkpoint import checkpoint_steps, restore_checkpoint
 from bnn_jax.training.config import Config, to_dict
@@ -42,6 +43,7 @@ from bnn_jax.training.members import (
     check_together,
     claim,
     finished_results,
+    raise_if_all_diverged,
     resume,
     save,
     stack,
@@ -49,7 +51,7 @@ from bnn_jax.training.members import (
     unstack,
     write_results,
 )
-from bnn_jax.training.metrics import diagnostics_record, first_non_finite, step_records
+from bnn_jax.training.metrics import diagnostics_record, first_diverged, step_records
 from bnn_jax.training.pace import Pace
 from bnn_jax.training.programs import Programs, Teacher, initial_state, over_members, programs_of, state_shapes
 from bnn_jax.training.progress import OnProgress, silent
@@ -102,7 +104,8 @@ def train(
     Raises:
       UsageError: for a config that cannot run, there or on `devices`, or a `workdir` that holds a run of another;
         with several processes also where their configs differ.
-      Diverged: when a metric is not finite; names step, metric and the layer where it began.
+      Diverged: when a metric or the state is not finite any more, the loss beyond
+        :data:`bnn_jax.training.metrics.LARGEST_LOSS`, or an update refused; names step and layer, and NaN or infinite.
       RunError: when the disk is full, or checkpoints cannot be read here.
     """
     workdir, config = local_path("workdir", workdir), validate(config)
@@ -128,7 +131,7 @@ def train_together(
     """Train runs that differ in seed and hyper-parameters as one program that vmap maps over them.
 
     Each has the folder, and ends with the result, that :func:`train` would leave, and saves when it would.  A run whose
-    metrics cease to be finite takes nothing from the others.  `step_time_ms` is the time of a step of all of them
+    numbers cease to be finite takes nothing from the others.  `step_time_ms` is the time of a step of all of them
     divided by their number.
 
     Args:
@@ -234,19 +237,16 @@ def _run_epochs(job: _Job, run: RunState) -> list[dict[str, Any] | Diverged]:
     parts = {"evaluate": partial(job.pipeline.evaluate, name="validation"), "end": programs.end_epoch}
     for number in range(steps_done(run.train) // programs.steps_per_epoch + 1, config.epochs + 1):
         run, _, evaluation = epoch(run, number, train=partial(_train_epoch, job, run.best), **parts)
+        _check_evaluation(job, evaluation, run.train, "validation", number)
         _record_evaluation(job, evaluation, number)
         if job.asked() is not None or number % config.checkpoint_every_epochs == 0 or number == config.epochs:
             save(job.members, run)
-    found = {
-        which: job.pipeline.evaluate(*variables.evaluated, "test")
-        for which, variables in (("best", run.best), ("last", run.train))
-    }
-    tested = {
-        f"test_{name}_{which}": value
-        for which, values in found.items()
-        for name, value in values.items()
-        if name.endswith("accuracy")
-    }
+    tested = {}
+    for which, variables in (("best", run.best), ("last", run.train)):
+        found = job.pipeline.evaluate(*variables.evaluated, "test")
+        found = {f"test_{name}_{which}": value for name, value in found.items() if name.endswith("accuracy")}
+        _check_evaluation(job, found, variables, "test", config.epochs)
+        tested |= found
     return write_results(job.members, to_host(run), tested)
 
 
@@ -278,20 +278,26 @@ def _train_epoch(job: _Job, best: Best, state: TrainState, number: int) -> tuple
 def _train_steps(job: _Job, state: TrainState, batches: Batches, first: int, count: int, number: int) -> TrainState:
     """Make some steps in one jitted call, and record them: of a run that diverges those before."""
     done, began = steps_done(state), time.perf_counter()
-    after, metrics = job.programs.train(state, batches, job.hyper, np.int32(first), np.int32(count))
+    after_steps = lambda n: job.programs.train(state, batches, job.hyper, np.int32(first), np.int32(n))
+    after, metrics = after_steps(count)
+    finite = np.ravel(job.programs.is_finite(after))  # once a call: in a state, what is not finite stays so
     metrics = {name: np.asarray(values)[..., first : first + count] for name, values in metrics.items()}
     job.pace.took(time.perf_counter() - began, count)
     for index, member, own in _going_on(job, metrics):
         records = step_records(own, first_step=done + 1, epoch=number)
-        bad = first_non_finite(records)
-        if bad is not None:
-            good = bad[0] - 1 - done
-            before, _ = job.programs.train(state, batches, job.hyper, np.int32(first), np.int32(good))
-            layer = _first_non_finite_layer(job, index, before, batches, first + good)
-            member.diverged, records = _diverged(member, *bad, number, layer), records[:good]
+        good, became = first_diverged(records) or (count, None)
+        if became is not None or not finite[index]:
+            ended = lambda n, index=index: not np.ravel(job.programs.is_finite(after_steps(n)[0]))[index]
+            of_state = bisect_left(range(1, good + 1), True, key=ended)
+            where = _first_non_finite_layer(job, index, after_steps(of_state)[0], batches, first + of_state)
+            if of_state < good or became is None:
+                became = "`state` became non-finite"
+                broken = after_steps(of_state + 1)[0]  # for what happens only where the steps are compiled together
+                where = where or _first_non_finite_layer(job, index, broken, batches, first + of_state)
+            member.diverge(became, step=done + of_state + 1, epoch=number, where=where)
+            records = records[:of_state]
         member.record(records)
-    if all(member.diverged for member in job.members):
-        raise job.members[-1].diverged
+    raise_if_all_diverged(job.members)
     return after
 
 
@@ -303,18 +309,11 @@ def _going_on(job: _Job, tree: Any) -> list[tuple[int, Member, Any]]:
 
 
 def _first_non_finite_layer(job: _Job, index: int, state: TrainState, batches: Batches, row: int) -> str | None:
+    hyper = unstack(job.hyper, len(job.members))[index]
     if len(job.members) > 1:
         state = unstack(to_host(state), len(job.members))[index]
         batches = batches._replace(order=batches.order[index])
-    return job.programs.first_non_finite_layer(state, *batches.at(np.int32(row)))
-
-
-def _diverged(member: Member, step: int, metric: str, value: float, number: int, layer: str | None) -> Diverged:
-    return Diverged(
-        f"`{metric}` became {value} at step {step} (epoch {number}) of {member.workdir}"
-        f"{f', first in {layer}' if layer else ''}; lower `optim.learning_rate` "
-        f"(={member.config.optim.learning_rate}); the last good checkpoint is kept"
-    )
+    return job.programs.first_non_finite_layer(state, *batches.at(np.int32(row)), hyper)
 
 
 def _record_diagnostics(job: _Job, state: TrainState, batch: tuple[Images, Labels], number: int) -> TrainState:
@@ -331,6 +330,20 @@ def _show_progress(job: _Job, state: TrainState, number: int) -> None:
     text = f"epoch {number}/{job.config.epochs}  loss {np.mean(losses):.3f}  {job.pace.milliseconds[-1]:.1f} ms/step"
     runs, total = len(job.members), job.config.epochs * job.programs.steps_per_epoch
     job.on_progress(steps_done(state) * runs, total * runs, text)
+
+
+def _check_evaluation(job: _Job, found: dict[str, Any], variables: TrainState | Best, split: str, number: int) -> None:
+    """Mark the members whose evaluation is not finite as diverged.
+
+    Raises:
+      Diverged: when every member has.
+    """
+    for index, member, own in _going_on(job, jax.device_get(found)):
+        _, became = first_diverged([{name: float(value) for name, value in own.items()}]) or (0, None)
+        if became is not None:
+            where = job.pipeline.first_non_finite_output(*unstack(variables.evaluated, len(job.members))[index], split)
+            member.diverge(became, step=number * job.programs.steps_per_epoch, epoch=number, where=where)
+    raise_if_all_diverged(job.members)
 
 
 def _record_evaluation(job: _Job, evaluation: dict[str, Any], number: int) -> None:
@@ -358,6 +371,7 @@ def evaluate_run(
 
     Raises:
       UsageError: if `workdir` holds no run, or no checkpoint yet.
+      RunError: if its checkpoints, or the logits, are not finite; names the layer.
     """
     workdir = local_path("workdir", workdir)
     config = read_config(workdir)
@@ -366,11 +380,18 @@ def evaluate_run(
         config = replace(config, data=replace(config.data, data_dir=data_dir))
     dataset = load_data(config.data)
     programs = programs_of(config, dataset)
-    restored = restore_checkpoint(workdir / "checkpoints", state_shapes(programs), why_rejected=why)
+    restored = restore_checkpoint(workdir / "checkpoints", state_shapes(programs), why_rejected=why, finite=True)
     if restored is None:
         raise UsageError(f"`workdir` (={workdir}) holds no checkpoint yet; train it first: python scripts/train.py")
     variables = restored.state.best if which == "best" else restored.state.train
-    found = make_input_pipeline(config, programs, dataset).evaluate(*variables.evaluated, split)
+    pipeline = make_input_pipeline(config, programs, dataset)
+    found = pipeline.evaluate(*variables.evaluated, split)
+    if not np.isfinite(found["accuracy"]):
+        where = pipeline.first_non_finite_output(*variables.evaluated, split)
+        raise RunError(
+            f"`workdir` (={workdir}) holds a network whose logits are not finite on the {split} split"
+            f"{f', first in {where}' if where else ''}; train again with a lower `optim.learning_rate`"
+        )
     numbers = {name: float(value) for name, value in found.items() if name != "examples"}
     return {**numbers, "examples": int(found["examples"]), "step": int(restored.state.train.step)}
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bnn_jax.errors import UsageError
+from bnn_jax.finite import first_non_finite
 from bnn_jax.training.orbax_store import StoreError, read_arrays
 
 _FORMAT = "bnn_jax checkpoint"
@@ -138,8 +139,8 @@ def read_manifest(folder: Path, step: int) -> dict[str, Any]:
     return manifest
 
 
-def read_leaves(folder: Path, step: int, manifest: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Name -> leaf, each one's hash checked; raises Damaged."""
+def read_leaves(folder: Path, step: int, manifest: dict[str, Any], *, finite: bool = False) -> dict[str, np.ndarray]:
+    """Name -> leaf, each one's hash checked and with `finite` its numbers; raises Damaged."""
     leaves = {entry["name"]: np.empty(entry["shape"], jnp.dtype(entry["dtype"])) for entry in manifest["leaves"]}
     # Orbax cannot store an array without elements; the manifest says all there is to know of it.
     stored = {name: leaf.dtype for name, leaf in leaves.items() if leaf.size}
@@ -150,6 +151,8 @@ def read_leaves(folder: Path, step: int, manifest: dict[str, Any]) -> dict[str, 
     for entry in manifest["leaves"]:
         if _leaf_hash(leaves[entry["name"]]) != entry["sha256"]:
             raise Damaged(f"`{entry['name']}` does not match its hash")
+    if finite and (found := first_non_finite(leaves)) is not None:
+        raise Damaged(f"it is not finite, first in {found}")
     return leaves
 
 

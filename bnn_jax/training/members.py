@@ -34,7 +34,7 @@ from bnn_jax.training.state import RunState, TrainState
 
 
 class Diverged(RunError):
-    """A metric became infinite or not a number."""
+    """A number of a run is not finite any more, or its loss beyond any sense."""
 
 
 @dataclass
@@ -59,6 +59,13 @@ class Member:
         self.rows += [record for record in records if record["kind"] == "train"]
         on_first_process(partial(append_metrics, self.workdir / "metrics.jsonl", records))
 
+    def diverge(self, became: str, *, step: int, epoch: int, where: str | None) -> None:
+        """Keep why it goes on no further: what became of which number, at what step, and where in the network first."""
+        self.diverged = Diverged(
+            f"{became} at step {step} (epoch {epoch}) of {self.workdir}{f', first in {where}' if where else ''}; "
+            f"lower `optim.learning_rate` (={self.config.optim.learning_rate}); the last good checkpoint is kept"
+        )
+
     def begin_epoch(self, epoch: int, *, midway: bool) -> None:
         """Forget the rows of the epoch before; of an epoch that was left midway the log has the first ones."""
         self.rows = on_first_process(partial(_steps_of, self.workdir, epoch)) if midway else []
@@ -67,6 +74,12 @@ class Member:
 def _steps_of(workdir: Path, epoch: int) -> list[dict[str, Any]]:
     records = read_metrics(workdir / "metrics.jsonl")
     return [record for record in records if record["kind"] == "train" and record["epoch"] == epoch]
+
+
+def raise_if_all_diverged(members: Sequence[Member]) -> None:
+    """Raise what Diverged of the last member says, if every member has."""
+    if all(member.diverged for member in members):
+        raise members[-1].diverged
 
 
 def stack(trees: Sequence[Any]) -> Any:
@@ -156,7 +169,7 @@ def resume(members: Sequence[Member], starts: Sequence[RunState]) -> list[RunSta
 
 def _restore(member: Member, start: RunState) -> Restored | None:
     why = partial(why_rejected, member.config)
-    return restore_checkpoint(member.workdir / "checkpoints", start, why_rejected=why, quarantine=True)
+    return restore_checkpoint(member.workdir / "checkpoints", start, why_rejected=why, finite=True, quarantine=True)
 
 
 def save(members: Sequence[Member], run: RunState) -> None:

@@ -13,6 +13,12 @@ import numpy as np
 from bnn_jax.errors import RunError
 from bnn_jax.files import write_atomically
 
+LARGEST_LOSS = 2.0**24
+"""Of a batch.  Beyond it float32 does not tell a margin of 1 from none: a loss that is finite there means nothing.
+
+A network that has learned nothing has a cross-entropy of log C and a hinge loss of 1; without normalization before the
+last layer both can start at thousands."""
+
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
     """Read the records of a file; skip a last line that an interrupted write left incomplete."""
@@ -83,12 +89,26 @@ def diagnostics_record(found: dict[str, Any], *, step: int, epoch: int) -> dict[
     return {"kind": "diagnostics", "step": step, "epoch": epoch} | plain(found)
 
 
-def first_non_finite(records: list[dict[str, Any]]) -> tuple[int, str, float] | None:
-    """Return (step, metric, value) of the first value that is not finite, or None."""
-    for record in records:
+def first_diverged(records: list[dict[str, Any]]) -> tuple[int, str] | None:
+    """Find the first record of a run that diverged.
+
+    That is one with a number that is not finite, a loss above :data:`LARGEST_LOSS`, or an update that the optimizer
+    refused because it was not finite.
+
+    Returns:
+      How many records are before it, and what became of which number, in words; None if there is none.
+
+    >>> first_diverged([{"step": 7, "loss": 2.3}, {"step": 8, "loss": float("nan")}])
+    (1, '`loss` became nan')
+    """
+    for number, record in enumerate(records):
         for name, value in record.items():
             if isinstance(value, float) and not math.isfinite(value):
-                return record["step"], name, value
+                return number, f"`{name}` became {value}"
+            if name in ("loss", "objective") and value > LARGEST_LOSS:
+                return number, f"`{name}` became {value:.2g} (above 2^24)"
+            if name == "refused" and value > 0:
+                return number, "`refused` became 1 (an update that is not finite was not made)"
     return None
 
 

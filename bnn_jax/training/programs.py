@@ -16,6 +16,7 @@ from bnn_jax.data import Dataset, ImageStream
 from bnn_jax.distillation import DISTILLATION_LOSSES
 from bnn_jax.errors import UsageError
 from bnn_jax.estimators import as_estimator
+from bnn_jax.finite import all_finite, require_finite
 from bnn_jax.losses import LOSSES
 from bnn_jax.models.build import entry_of
 from bnn_jax.optim import OPTIMIZERS
@@ -25,7 +26,7 @@ from bnn_jax.regularizers import REGULARIZERS
 from bnn_jax.schedules import SCHEDULES
 from bnn_jax.training.config import Config, ModelConfig, without_tuning
 from bnn_jax.training.devices import check_batch_size, replicate, replicated
-from bnn_jax.training.divergence import first_non_finite_layer
+from bnn_jax.training.divergence import first_non_finite_layer, first_non_finite_output
 from bnn_jax.training.epoch import Batches, end_epoch, epoch_permutation, evaluate, first_state, train_steps
 from bnn_jax.training.experiment import OPTIMIZER_NUMBERS, HyperParameters, ImageInfo, make_experiment
 from bnn_jax.training.state import Best, RunState, TrainState
@@ -59,7 +60,10 @@ class Programs(NamedTuple):
       epoch_permutation: (seed, epoch) -> see :func:`bnn_jax.training.epoch.epoch_permutation`.
       end_epoch: (best, state, accuracy, epoch) -> see :func:`bnn_jax.training.epoch.end_epoch`.
       diagnose: (state, images, labels) -> see :func:`bnn_jax.training.step.diagnose_step`.
-      first_non_finite_layer: (state, images, labels) -> see :mod:`bnn_jax.training.divergence`.
+      is_finite: (state) -> whether all of it is, see :func:`bnn_jax.finite.all_finite`.
+      first_non_finite_layer: (state, images, labels, hyper, teacher_variables=None) -> in words, see
+        :mod:`bnn_jax.training.divergence`.
+      first_non_finite_output: (params, model_state, batches of images) -> likewise.
       steps_per_epoch: of a run.
       devices: among which batches are divided, or None.
     """
@@ -70,7 +74,9 @@ class Programs(NamedTuple):
     epoch_permutation: Callable[[Array, Array], Array]
     end_epoch: Callable[..., tuple[Best, dict[str, Array]]]
     diagnose: Callable[..., dict[str, Any]]
+    is_finite: Callable[[TrainState], Array]
     first_non_finite_layer: Callable[..., str | None]
+    first_non_finite_output: Callable[..., str | None]
     steps_per_epoch: int
     devices: Mesh | None
 
@@ -153,6 +159,9 @@ def _make_programs(
         steps = partial(train_steps, first=first, count=count, teacher=teacher_variables)
         return steps(experiment_at(**hyper), state, batches)
 
+    def locate(state, images, labels, hyper: HyperParameters, teacher_variables=None):
+        return first_non_finite_layer(experiment_at(**hyper), state, images, labels, teacher_variables)
+
     return Programs(
         init=jax.jit(partial(init_state, experiment), compiler_options=QUICK_COMPILATION),
         train=jax.jit(train, out_shardings=(None, whole)),
@@ -160,7 +169,9 @@ def _make_programs(
         epoch_permutation=jax.jit(permutation, out_shardings=whole),
         end_epoch=jax.jit(partial(end_epoch, experiment), out_shardings=(None, whole)),
         diagnose=jax.jit(partial(diagnose_step, experiment), out_shardings=whole),
-        first_non_finite_layer=partial(first_non_finite_layer, experiment),
+        is_finite=jax.jit(all_finite, out_shardings=whole),
+        first_non_finite_layer=locate,
+        first_non_finite_output=partial(first_non_finite_output, experiment),
         steps_per_epoch=steps_per_epoch,
         devices=devices,
     )
@@ -170,7 +181,7 @@ def _make_programs(
 def over_members(programs: Programs) -> Programs:
     """Map programs by vmap over several runs: states, orders of batches and `hyper` have a first axis.
 
-    The others, `init`, `diagnose` and `first_non_finite_layer`, stay those of one run.
+    The others, `init`, `diagnose` and those that tell where a number is not finite, stay those of one run.
     """
     order_alone = Batches(images=None, labels=None, order=0)
     return programs._replace(
@@ -178,6 +189,7 @@ def over_members(programs: Programs) -> Programs:
         evaluate=jax.jit(jax.vmap(programs.evaluate, in_axes=(0, 0, None, None))),
         epoch_permutation=jax.jit(jax.vmap(programs.epoch_permutation, in_axes=(0, None))),
         end_epoch=jax.jit(jax.vmap(programs.end_epoch, in_axes=(0, 0, 0, None))),
+        is_finite=jax.jit(jax.vmap(programs.is_finite)),
     )
 
 
@@ -210,15 +222,19 @@ def programs_of(
         return make_programs(config, info, examples=examples, devices=devices)
     programs = make_programs(config, info, examples=examples, teacher=teacher.settings, devices=devices)
     variables = replicate(teacher.variables, devices)
-    return programs._replace(train=partial(programs.train, teacher_variables=variables))
+    return programs._replace(
+        train=partial(programs.train, teacher_variables=variables),
+        first_non_finite_layer=partial(programs.first_non_finite_layer, teacher_variables=variables),
+    )
 
 
 def initial_state(programs: Programs, seed: int, *, warm_start: Any | None = None) -> RunState:
     """Initialise the state of a run; the variables `warm_start`, if any, start from given values.
 
     Raises:
-      UsageError: if network, quantizers and images do not go together.
+      UsageError: if network, quantizers and images do not go together, or a value of `warm_start` is not finite.
     """
+    require_finite("warm_start", warm_start, "give the variables of a run that did not diverge", error=UsageError)
     try:
         train = programs.init(np.uint32(seed), warm_start)
     except (ValueError, TypeError) as error:

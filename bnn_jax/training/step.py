@@ -229,8 +229,8 @@ def train_step(
     Returns:
       The next state, and scalars: `loss` (for the smoothed hinge the unsmoothed one), `objective` (what was
       differentiated), `accuracy`, `learning_rate`, with a regularizer its `penalty`, which is in neither of the
-      losses, with a teacher the unweighted `distillation_<name>`, and for Deep Frank-Wolfe `gamma` and
-      `search_iterations`.
+      losses, with a teacher the unweighted `distillation_<name>`, and for Deep Frank-Wolfe `gamma`,
+      `search_iterations` and `refused`, the updates so far that were not finite and not made.
     """
     key, x, targets = augmented_batch(experiment, state, images, labels)
     inner = {}
@@ -257,7 +257,8 @@ def train_step(
         metrics["penalty"] = added
     metrics |= {f"distillation_{name}": part for name, part in found.parts.items()}
     if isinstance(opt_state, DeepFrankWolfeState):
-        metrics |= {"gamma": opt_state.gamma, "search_iterations": opt_state.search_iterations}
+        of_step = ("gamma", "search_iterations", "refused")
+        metrics |= {name: getattr(opt_state, name) for name in of_step}
     params = optax.apply_updates(state.params, updates)
     new_state = state.replace(
         step=state.step + 1,

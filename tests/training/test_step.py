@@ -72,7 +72,7 @@ def test_every_optimizer_lowers_the_loss_and_keeps_the_box(name, data):
     if config.optim.latent_box is not None:
         assert float(bound_statistics(state.params, box=latent_box(-1, 1))["max_abs_latent"]) <= 1.0
     common = {"loss", "objective", "accuracy", "learning_rate"}
-    assert set(metrics) == common | ({"gamma", "search_iterations"} if name.startswith("dfw") else set())
+    assert set(metrics) == common | ({"gamma", "search_iterations", "refused"} if name.startswith("dfw") else set())
     if name.startswith("dfw"):
         assert ((metrics["gamma"] >= 0) & (metrics["gamma"] <= 1)).all()
 

@@ -1,18 +1,38 @@
 """Numbers that are not finite are seen: no code, mask, step, evaluation or file makes a plausible number of them."""
 
+import math
+import re
+import shutil
+from dataclasses import replace
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_sets import brightness_set, write_npz
 
-from bnn_jax.estimators import ESTIMATORS, sign
+from bnn_jax.errors import RunError
+from bnn_jax.estimators import ESTIMATORS, make_sign, sign
+from bnn_jax.finite import leaf_name
 from bnn_jax.quantizers import (
     ACTIVATION_QUANTIZERS,
     GRADIENT_QUANTIZERS,
     WEIGHT_QUANTIZERS,
+    binary,
     dequantize,
     make_quantizer,
+    with_estimator,
 )
+from bnn_jax.training import loop
+from bnn_jax.training.checkpoint import CheckpointWarning, restore_checkpoint, save_checkpoint
+from bnn_jax.training.config import Config, ModelConfig, OptimConfig
+from bnn_jax.training.loop import Diverged, evaluate_run, train, train_together
+from bnn_jax.training.members import steps_done
+from bnn_jax.training.metrics import first_diverged, read_metrics
+from bnn_jax.training.programs import programs_of, state_shapes
+from bnn_jax.training.run_folder import save_run
+from bnn_jax.training.validation import validate
 
 SHAPE, WHERE = (2, 2, 3, 4), (1, 0, 2, 1)
 QUANTIZERS = [(table, name) for table in (WEIGHT_QUANTIZERS, ACTIVATION_QUANTIZERS) for name in table]
@@ -87,3 +107,142 @@ def test_a_gradient_quantizer_passes_nan_on():
     quantize = make_quantizer(GRADIENT_QUANTIZERS, "dorefa")
     _, pullback = jax.vjp(lambda y: quantize(y, jax.random.key(0)), jnp.ones(SHAPE))
     assert jnp.isnan(pullback(with_nan())[0][WHERE])
+
+
+ADAM = OptimConfig("adam", 0.01)
+MODEL = ModelConfig("mnist_mlp", width=4, options={"hidden_layers": 1, "input_dropout": 0.0, "hidden_dropout": 0.0})
+CONFIG = Config("test", epochs=2, batch_size=16, scan_steps=3, model=MODEL, optim=ADAM)
+LATENT = "dense1/latent_kernel"
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return brightness_set(80, 20, 20)
+
+
+def with_number(tree, path, value):
+    """A tree with another number in the array at the end of a path."""
+    found = []
+
+    def put(at, leaf):
+        if not leaf_name(at).endswith(path):
+            return leaf
+        found.append(path)
+        return leaf.at[(0,) * leaf.ndim].set(value)
+
+    changed = jax.tree_util.tree_map_with_path(put, tree)
+    assert found == [path]
+    return changed
+
+
+def break_step(monkeypatch, number, path, value):
+    """Let the state after the step of this number hold another number; of several members that of the first."""
+
+    def broken(train, *arguments, **keywords):
+        state, metrics = train(*arguments, **keywords)
+        return (with_number(state, path, value) if steps_done(state) >= number else state), metrics
+
+    made = loop._Job
+    wrapped = lambda programs: programs._replace(train=partial(broken, programs.train))
+    monkeypatch.setattr(loop, "_Job", lambda members, programs, *rest: made(members, wrapped(programs), *rest))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        (f"params/{LATENT}", np.nan, rf"the parameter {LATENT} \(1 NaN of 256\)"),
+        ("batch_stats/norm1/var", np.nan, r"the network's state batch_stats/norm1/var \(1 NaN of 4\)"),
+        ("batch_stats/norm1/mean", np.inf, r"the network's state batch_stats/norm1/mean \(1 infinite of 4\)"),
+        (f"mu/{LATENT}", 1e30, rf"the optimizer's state \S+/mu/{LATENT} \(1 too large to square of 256\)"),
+    ],
+)
+def test_a_state_that_breaks_stops_the_run(tmp_path, dataset, monkeypatch, path, value, told):
+    break_step(monkeypatch, 3, path, value)
+    with pytest.raises(Diverged, match=rf"`state` became non-finite at step 3 \(epoch 1\) of .*, first in {told}; "):
+        train(CONFIG, tmp_path, dataset=dataset)
+    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert not (tmp_path / "result.json").exists() and not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "became"),
+    [
+        (ADAM, "`state` became non-finite"),
+        (OptimConfig("dfw", 0.1), r"`refused` became 1 \(an update that is not finite was not made\)"),
+    ],
+)
+def test_a_slope_that_is_nan_stops_the_run_and_names_the_gradient(tmp_path, dataset, monkeypatch, optimizer, became):
+    """The loss stays finite: Adam would hold NaN parameters, Deep Frank-Wolfe refuse every update."""
+    slope = make_sign(lambda x: jnp.where(x < -1.5, jnp.nan, 1.0))
+    monkeypatch.setitem(ACTIVATION_QUANTIZERS, "nan_below", partial(with_estimator, binary, slope))
+    config = replace(CONFIG, model=replace(MODEL, input_quantizer="nan_below"), optim=optimizer)
+    where = r"the gradient of norm1/bias \(\d NaN of 4\)"
+    with pytest.raises(Diverged, match=rf"{became} at step 1 \(epoch 1\) of .*, first in {where}; "):
+        train(config, tmp_path, dataset=dataset)
+
+
+def test_only_the_member_that_breaks_stops(tmp_path, dataset, monkeypatch):
+    configs = [replace(CONFIG, seed=seed, epochs=1) for seed in (0, 1)]
+    break_step(monkeypatch, 3, f"params/{LATENT}", np.nan)
+    broken, healthy = train_together(configs, [tmp_path / "a", tmp_path / "b"], dataset=dataset)
+    assert re.search(rf"`state` became non-finite at step 3 .*, first in the parameter {LATENT} ", str(broken))
+    assert healthy["test_accuracy_last"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("record", "found"),
+    [
+        ({"loss": 2.0**24, "refused": 0}, None),
+        ({"loss": 3e33, "objective": 1.0}, (1, "`loss` became 3e+33 (above 2^24)")),
+        ({"loss": 1.0, "objective": 1e8}, (1, "`objective` became 1e+08 (above 2^24)")),
+        ({"gamma": 0.0, "refused": 1}, (1, "`refused` became 1 (an update that is not finite was not made)")),
+        ({"gamma": 0.0, "refused": 0}, None),
+        ({"accuracy": math.nan}, (1, "`accuracy` became nan")),
+    ],
+)
+def test_what_counts_as_diverged(record, found):
+    assert first_diverged([{"loss": 1.0}, record]) == found
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "where"),
+    [
+        ("params/head_norm/bias", np.nan, "the parameter head_norm/bias (1 NaN of 3)"),
+        (f"params/{LATENT}", np.nan, f"the parameter {LATENT} (1 NaN of 256)"),
+        ("batch_stats/norm1/var", np.nan, "the network's state batch_stats/norm1/var (1 NaN of 4)"),
+        ("batch_stats/norm1/var", -1.0, "the output of norm1 ("),
+    ],
+)
+def test_an_evaluation_of_nan_is_no_accuracy(dataset, path, value, where):
+    programs = programs_of(validate(CONFIG), dataset)
+    state = with_number(programs.init(np.uint32(0)), path, value)
+    found = programs.evaluate(state.params, state.model_state, dataset.test.images, dataset.test.labels)
+    assert np.isnan(found["accuracy"]) and found["examples"] == 20
+    told = programs.first_non_finite_output(state.params, state.model_state, [dataset.test.images])
+    assert told.startswith(where)
+
+
+def test_a_finished_run_whose_network_is_not_finite_is_refused(tmp_path, dataset):
+    """As a program that does not watch would have left it: the newest checkpoint holds what the manifest says."""
+    config = replace(CONFIG, epochs=1, data=replace(CONFIG.data, name=write_npz(dataset, tmp_path / "data.npz")))
+    train(config, tmp_path / "run")
+    programs, folder = programs_of(validate(config), dataset), tmp_path / "run" / "checkpoints"
+    saved = restore_checkpoint(folder, state_shapes(programs))
+    broken = with_number(saved.state, f"best/params/{LATENT}", np.nan)
+    shutil.rmtree(folder)
+    with pytest.raises(
+        RunError, match=rf"`state` must be finite; got best/params/{LATENT} \(1 NaN of 256\); it is not"
+    ):
+        save_run(config, tmp_path / "run", broken)
+    assert not folder.exists()
+    save_checkpoint(folder, 5, broken, metadata=saved.metadata)
+    with (
+        pytest.warns(CheckpointWarning, match=r"it is not finite, first in best\.params"),
+        pytest.raises(RunError, match=r"none of the 1 checkpoints .* it is not finite, first in .*latent_kernel \(1 "),
+    ):
+        evaluate_run(tmp_path / "run")
+    shutil.rmtree(folder)
+    negative = with_number(saved.state, "best/model_state/batch_stats/norm1/var", -1.0)
+    save_checkpoint(folder, 5, negative, metadata=saved.metadata)
+    with pytest.raises(RunError, match=r"logits are not finite on the test split, first in the output of norm1 \("):
+        evaluate_run(tmp_path / "run")
