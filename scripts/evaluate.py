@@ -15,8 +15,8 @@ from bnn_jax.errors import UsageError, exit_code_of
 from bnn_jax.packed import load
 from bnn_jax.training.config import DataConfig
 from bnn_jax.training.epoch import EVALUATION_BATCH
+from bnn_jax.training.evaluation import evaluate_run
 from bnn_jax.training.input_pipeline import load_data
-from bnn_jax.training.loop import evaluate_run
 from bnn_jax.training.programs import use_compilation_cache
 
 

@@ -121,13 +121,12 @@ def restore_checkpoint(
 ) -> Restored | None:
     """Restore the newest checkpoint of `folder` that verifies, bit for bit as it was saved.
 
-    Checkpoints that are damaged, half-written or of another format are passed over, newest first, each with one
-    :class:`CheckpointWarning`.  With `step` only that one is tried.
+    Checkpoints that are damaged, half-written, of another format, or with `finite` hold a number that is not are passed
+    over, newest first, each with one :class:`CheckpointWarning`.  With `step` only that one is tried.
 
     Args:
       like: a state (or ``jax.eval_shape`` of one) that gives structure, shapes and dtypes.
       why_rejected: metadata -> why a checkpoint is passed over although it verifies, or None.
-      finite: pass over checkpoints that hold a number that is not finite.
       quarantine: move what was passed over into ``<folder>/quarantine-<n>``, with one more warning, and go on as if it
         had never been there.  What only cannot be read here and now (permission, format version) stays where it is.
 

@@ -9,7 +9,6 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -19,9 +18,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bnn_jax.data import Dataset, ImageStream
-from bnn_jax.errors import Preempted, RunError, UsageError
+from bnn_jax.errors import Preempted, UsageError
 from bnn_jax.paths import local_path
-from bnn_jax.training.checkpoint import checkpoint_steps, restore_checkpoint
+from bnn_jax.training.checkpoint import checkpoint_steps
 from bnn_jax.training.config import Config, to_dict
 from bnn_jax.training.devices import (
     check_batch_size,
@@ -53,9 +52,8 @@ from bnn_jax.training.members import (
 )
 from bnn_jax.training.metrics import diagnostics_record, first_diverged, step_records
 from bnn_jax.training.pace import Pace
-from bnn_jax.training.programs import Programs, Teacher, initial_state, over_members, programs_of, state_shapes
+from bnn_jax.training.programs import Programs, Teacher, initial_state, over_members, programs_of
 from bnn_jax.training.progress import OnProgress, silent
-from bnn_jax.training.run_folder import read_config, why_rejected
 from bnn_jax.training.state import Best, RunState, TrainState
 from bnn_jax.training.step_size import warn_if_never_held_back
 from bnn_jax.training.validation import validate
@@ -353,47 +351,6 @@ def _record_evaluation(job: _Job, evaluation: dict[str, Any], number: int) -> No
         record |= {name: float(value) for name, value in own.items()}
         record |= {f"train_{name}": float(np.mean([row[name] for row in member.rows])) for name in ("loss", "accuracy")}
         member.record([record | {"step_time_ms": job.pace.median}])
-
-
-def evaluate_run(
-    workdir: str | Path, *, split: str = "test", which: str = "best", data_dir: str | None = None
-) -> dict[str, Any]:
-    """Loss and accuracy of a run's newest good checkpoint on one split.
-
-    Args:
-      workdir: folder of the run, finished or not.
-      split: "train" (not augmented), "validation" or "test".
-      which: "best", the variables of the best validation epoch, or "last", those of the checkpoint's step.
-      data_dir: where the data set lies now; None takes the run's own.
-
-    Returns:
-      What :func:`bnn_jax.training.epoch.evaluate` finds, and the `step` of the checkpoint.
-
-    Raises:
-      UsageError: if `workdir` holds no run, or no checkpoint yet.
-      RunError: if its checkpoints, or the logits, are not finite; names the layer.
-    """
-    workdir = local_path("workdir", workdir)
-    config = read_config(workdir)
-    why = partial(why_rejected, config)
-    if data_dir is not None:
-        config = replace(config, data=replace(config.data, data_dir=data_dir))
-    dataset = load_data(config.data)
-    programs = programs_of(config, dataset)
-    restored = restore_checkpoint(workdir / "checkpoints", state_shapes(programs), why_rejected=why, finite=True)
-    if restored is None:
-        raise UsageError(f"`workdir` (={workdir}) holds no checkpoint yet; train it first: python scripts/train.py")
-    variables = restored.state.best if which == "best" else restored.state.train
-    pipeline = make_input_pipeline(config, programs, dataset)
-    found = pipeline.evaluate(*variables.evaluated, split)
-    if not np.isfinite(found["accuracy"]):
-        where = pipeline.first_non_finite_output(*variables.evaluated, split)
-        raise RunError(
-            f"`workdir` (={workdir}) holds a network whose logits are not finite on the {split} split"
-            f"{f', first in {where}' if where else ''}; train again with a lower `optim.learning_rate`"
-        )
-    numbers = {name: float(value) for name, value in found.items() if name != "examples"}
-    return {**numbers, "examples": int(found["examples"]), "step": int(restored.state.train.step)}
 
 
 def _last_saved(workdir: Path) -> str:

@@ -14,7 +14,8 @@ import pytest
 from bnn_jax.errors import RunError
 from bnn_jax.training.checkpoint import CheckpointWarning
 from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
-from bnn_jax.training.loop import evaluate_run, train
+from bnn_jax.training.evaluation import evaluate_run
+from bnn_jax.training.loop import train
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).parent / "fuzz_runs.py"

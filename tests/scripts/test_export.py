@@ -11,7 +11,8 @@ from run_script import run_script
 
 from bnn_jax.packed import load, save
 from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
-from bnn_jax.training.loop import evaluate_run, train
+from bnn_jax.training.evaluation import evaluate_run
+from bnn_jax.training.loop import train
 
 ROOT = Path(__file__).parents[2]
 MLP = ModelConfig("mnist_mlp", width=16, options={"hidden_layers": 2})

@@ -11,8 +11,9 @@ from small_sets import write_mnist
 from bnn_jax.data.synthetic import write_synthetic_imagenet
 from bnn_jax.errors import RunError
 from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
+from bnn_jax.training.evaluation import evaluate_run
 from bnn_jax.training.input_pipeline import SkippedExampleWarning
-from bnn_jax.training.loop import evaluate_run, train
+from bnn_jax.training.loop import train
 
 CONFIG = Config(
     "test",

@@ -12,7 +12,8 @@ from small_sets import brightness_set, write_npz
 from bnn_jax.errors import Preempted, UsageError
 from bnn_jax.training.checkpoint import checkpoint_steps, restore_checkpoint
 from bnn_jax.training.config import Config, ModelConfig, OptimConfig
-from bnn_jax.training.loop import Diverged, evaluate_run, train
+from bnn_jax.training.evaluation import evaluate_run
+from bnn_jax.training.loop import Diverged, train
 from bnn_jax.training.metrics import read_metrics
 from bnn_jax.training.programs import initial_state, programs_of
 from bnn_jax.training.run_folder import DamagedFileWarning

@@ -14,9 +14,10 @@ from bnn_jax.errors import Preempted, UsageError
 from bnn_jax.training.checkpoint import checkpoint_steps, restore_checkpoint
 from bnn_jax.training.config import Config, DiagnosticsConfig, ModelConfig, OptimConfig
 from bnn_jax.training.epoch import whole_run
+from bnn_jax.training.evaluation import evaluate_run
 from bnn_jax.training.experiment import hyper_parameters
 from bnn_jax.training.input_pipeline import load_data
-from bnn_jax.training.loop import evaluate_run, train, train_together
+from bnn_jax.training.loop import train, train_together
 from bnn_jax.training.members import Diverged
 from bnn_jax.training.programs import image_info, programs_of, state_shapes
 from bnn_jax.training.validation import validate

@@ -27,7 +27,8 @@ from bnn_jax.quantizers import (
 from bnn_jax.training import loop
 from bnn_jax.training.checkpoint import CheckpointWarning, restore_checkpoint, save_checkpoint
 from bnn_jax.training.config import Config, ModelConfig, OptimConfig
-from bnn_jax.training.loop import Diverged, evaluate_run, train, train_together
+from bnn_jax.training.evaluation import evaluate_run
+from bnn_jax.training.loop import Diverged, train, train_together
 from bnn_jax.training.members import steps_done
 from bnn_jax.training.metrics import first_diverged, read_metrics
 from bnn_jax.training.programs import programs_of, state_shapes

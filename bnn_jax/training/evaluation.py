@@ -1,0 +1,56 @@
+"""Evaluate the checkpoint of a run."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bnn_jax.errors import RunError, UsageError
+from bnn_jax.paths import local_path
+from bnn_jax.training.checkpoint import restore_checkpoint
+from bnn_jax.training.input_pipeline import load_data, make_input_pipeline
+from bnn_jax.training.programs import programs_of, state_shapes
+from bnn_jax.training.run_folder import read_config, why_rejected
+
+
+def evaluate_run(
+    workdir: str | Path, *, split: str = "test", which: str = "best", data_dir: str | None = None
+) -> dict[str, Any]:
+    """Loss and accuracy of a run's newest good checkpoint on one split.
+
+    Args:
+      workdir: folder of the run, finished or not.
+      split: "train" (not augmented), "validation" or "test".
+      which: "best", the variables of the best validation epoch, or "last", those of the checkpoint's step.
+      data_dir: where the data set lies now; None takes the run's own.
+
+    Returns:
+      What :func:`bnn_jax.training.epoch.evaluate` finds, and the `step` of the checkpoint.
+
+    Raises:
+      UsageError: if `workdir` holds no run, or no checkpoint yet.
+      RunError: if its checkpoints, or the logits, are not finite; names the layer.
+    """
+    workdir = local_path("workdir", workdir)
+    config = read_config(workdir)
+    why = partial(why_rejected, config)
+    if data_dir is not None:
+        config = replace(config, data=replace(config.data, data_dir=data_dir))
+    dataset = load_data(config.data)
+    programs = programs_of(config, dataset)
+    restored = restore_checkpoint(workdir / "checkpoints", state_shapes(programs), why_rejected=why, finite=True)
+    if restored is None:
+        raise UsageError(f"`workdir` (={workdir}) holds no checkpoint yet; train it first: python scripts/train.py")
+    variables = restored.state.best if which == "best" else restored.state.train
+    pipeline = make_input_pipeline(config, programs, dataset)
+    found = pipeline.evaluate(*variables.evaluated, split)
+    if not np.isfinite(found["accuracy"]):
+        where = pipeline.first_non_finite_output(*variables.evaluated, split)
+        raise RunError(
+            f"`workdir` (={workdir}) holds a network whose logits are not finite on the {split} split"
+            f"{f', first in {where}' if where else ''}; train again with a lower `optim.learning_rate`"
+        )
+    numbers = {name: float(value) for name, value in found.items() if name != "examples"}
+    return {**numbers, "examples": int(found["examples"]), "step": int(restored.state.train.step)}
