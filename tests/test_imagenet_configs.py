@@ -84,6 +84,10 @@ def test_the_stages_that_a_header_names_can_start(recipe, name):
             r"`data.preprocessing` \(='resize_crop'\) is for images that are read from disk; set `data.stream`",
         ),
         (
+            DataConfig("mnist", stream=True, preprocessing="random_resized_crop", smallest_area=0.2),
+            r"`data.smallest_area` \(=0.2\) does not go with random_resized_crop",
+        ),
+        (
             DataConfig("mnist", stream=True, image_size=64),
             r"`data.image_size` \(=64\) needs a `data.preprocessing`: res",
         ),

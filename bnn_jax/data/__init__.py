@@ -1,6 +1,6 @@
 """Data: image sets in memory or read from disk, and what is done to a batch of them inside jit."""
 
-from bnn_jax.data.augment import augment, lighting, mixup, normalize, random_crop, random_flip
+from bnn_jax.data.augment import augment, lighting, mixup, normalize, random_area_crop, random_crop, random_flip
 from bnn_jax.data.batching import batches, padded_order
 from bnn_jax.data.imagenet import PREPROCESSING
 from bnn_jax.data.prefetching import prefetch
@@ -26,6 +26,7 @@ __all__ = [
     "padded_order",
     "prefetch",
     "prepare_dataset",
+    "random_area_crop",
     "random_crop",
     "random_flip",
 ]

@@ -73,6 +73,46 @@ def random_crop(
     return jax.vmap(window)(padded, offsets)
 
 
+def random_area_crop(
+    key: Key, images: Float[Array, "batch height width channels"], *, smallest: float
+) -> Float[Array, "batch height width channels"]:
+    r"""Cut a window of random area and shape from each image and resize it to the image's size, bilinearly.
+
+    area a uniform in [smallest, 1] of the image, log r uniform between those of 3/4 and 4/3, height sqrt(a / r) and
+    width sqrt(a r) of the image's, at most all of it, anywhere inside
+
+    Windows begin and end between pixels.  :func:`bnn_jax.data.imagenet.random_box`, for images that are read from disk,
+    draws whole pixels, and draws again where a window does not fit.
+
+    Args:
+      images: [N,H,W,C].
+      smallest: share of the image's area, in (0, 1]; 0.08 is usual for ImageNet, 1 gives all of it.
+
+    Raises:
+      ValueError: for another `smallest`, or `images` that are not [N,H,W,C].
+
+    Reference: Szegedy et al., Going Deeper with Convolutions, 2015, arXiv:1409.4842, section 6.
+    """
+    _check_batch(images)
+    require("smallest", smallest, 0 < smallest <= 1, "must be in (0, 1]", "1 takes the whole image")
+    if smallest == 1:
+        return images
+    count, height, width, channels = images.shape
+    area_key, shape_key, place_key = jax.random.split(key, 3)
+    area = jax.random.uniform(area_key, (count,), minval=smallest)
+    shape = jnp.exp(jax.random.uniform(shape_key, (count,), minval=np.log(3 / 4), maxval=np.log(4 / 3)))
+    sides = jnp.minimum(jnp.stack([jnp.sqrt(area / shape), jnp.sqrt(area * shape)], axis=1), 1)
+    begin = jax.random.uniform(place_key, (count, 2)) * (1 - sides)
+
+    def window(image, sides, begin):
+        shift = -begin / sides * jnp.array([height, width], jnp.float32)
+        return jax.image.scale_and_translate(
+            image, (height, width, channels), (0, 1), 1 / sides, shift, "linear", antialias=False
+        )
+
+    return jax.vmap(window)(images, sides, begin)
+
+
 def random_flip(
     key: Key, images: Shaped[Array, "batch height width channels"]
 ) -> Shaped[Array, "batch height width channels"]:
@@ -166,23 +206,29 @@ def augment(
     *,
     padding: int,
     flip: bool,
+    smallest_area: float = 1.0,
     lighting_std: float = 0.0,
     pixel_std: Sequence[float] | None = None,
 ) -> Shaped[Array, "batch height width channels"]:
-    """:func:`random_crop`, then :func:`random_flip` if `flip`, then :func:`lighting`.
+    """:func:`random_area_crop`, :func:`random_crop`, :func:`random_flip` if `flip`, :func:`lighting`, in this order.
 
-    `padding` 0, no flip and `lighting_std` 0 is the identity.  Each draws what it draws without the others.
+    `smallest_area` 1, `padding` 0, no flip and `lighting_std` 0 is the identity.  Each draws what it draws without the
+    others.
 
     Args:
       images: [N,H,W,C], after :func:`normalize`.
       padding, flip: of crop and flip.
+      smallest_area: `smallest` of the area crop.
       lighting_std: `std` of lighting.
       pixel_std: the `std` that :func:`normalize` was given; needed by lighting.
 
     Raises:
-      ValueError: for a negative `padding`, lighting without `pixel_std`, or `images` that are not [N,H,W,C].
+      ValueError: for a negative `padding`, a `smallest_area` that is not in (0, 1], lighting without `pixel_std`, or
+        `images` that are not [N,H,W,C].
     """
     crop_key, flip_key = jax.random.split(key)
+    if smallest_area != 1:
+        images = random_area_crop(jax.random.fold_in(crop_key, 1), images, smallest=smallest_area)
     images = random_crop(crop_key, images, padding=padding)
     images = random_flip(flip_key, images) if flip else images
     if not lighting_std:

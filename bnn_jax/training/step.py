@@ -131,7 +131,7 @@ def augmented_batch(
     key = jax.random.fold_in(jax.random.wrap_key_data(state.seed), state.step)
     x = normalize(images, mean=experiment.info.mean, std=experiment.info.std)
     data = experiment.data
-    crops = {"padding": data.crop_padding, "flip": data.flip}
+    crops = {"padding": data.crop_padding, "flip": data.flip, "smallest_area": data.smallest_area}
     x = augment(key, x, **crops, lighting_std=data.lighting_std, pixel_std=experiment.info.std)
     targets = Targets((labels,), (1.0,))
     if data.mixup_alpha:

@@ -118,6 +118,12 @@ def _check_data(data: DataConfig) -> None:
             f"does not go with {data.name}, which is loaded whole; turn it off, or name a set prepared for TFDS",
         ),
         (
+            "smallest_area",
+            data.smallest_area,
+            data.smallest_area == 1 or data.preprocessing != "random_resized_crop",
+            "does not go with random_resized_crop, which takes a random area of the image as it is read; choose one",
+        ),
+        (
             "preprocessing",
             data.preprocessing,
             data.preprocessing == "none" or data.stream,

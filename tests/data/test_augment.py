@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bnn_jax.data import augment, mixup, normalize, random_crop, random_flip
+from bnn_jax.data import augment, mixup, normalize, random_area_crop, random_crop, random_flip
 
 SHAPE = (6, 5, 7, 3)
 
@@ -113,6 +113,29 @@ def test_augment_crops_and_flips_with_draws_of_their_own():
     assert np.abs(counts - count / 18).max() < 5 * np.sqrt(count / 18)
 
 
+def test_an_area_crop_is_the_image_at_the_points_of_one_window():
+    """On planes a i + b j, which bilinear resampling keeps: the window of each image follows from three pixels."""
+    count, height, width = 400, 12, 16
+    rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+    images = jnp.asarray(np.stack([rows, columns], axis=-1)[None].repeat(count, axis=0), jnp.float32)
+    found = np.asarray(random_area_crop(jax.random.key(0), images, smallest=0.25), np.float64)
+    middle = found[:, height // 2, width // 2]
+    scale = np.stack([found[:, 7, 8, 0] - middle[:, 0], found[:, 6, 9, 1] - middle[:, 1]], axis=1)
+    begin = middle + 0.5 - scale * [height // 2 + 0.5, width // 2 + 0.5]
+    for axis, (size, points) in enumerate(((height, rows), (width, columns))):
+        at = begin[:, axis, None, None] + scale[:, axis, None, None] * (points + 0.5) - 0.5
+        np.testing.assert_allclose(found[..., axis], np.clip(at, 0, size - 1), atol=1e-4)
+        assert (begin[:, axis] > -1e-3).all()
+        assert (begin[:, axis] + scale[:, axis] * size < size + 1e-3).all()
+    area, shape = scale.prod(axis=1), scale[:, 1] / scale[:, 0]
+    uncut = (scale < 0.999).all(axis=1)
+    assert area[uncut].min() > 0.249
+    assert 0.25 < area.min() < 0.3 < 0.9 < area.max() <= 1
+    assert abs(area.mean() - 0.625) < 0.05
+    assert 0.74 < shape[uncut].min() < 0.78 < 1.28 < shape[uncut].max() < 1.34
+    assert abs(np.log(shape[uncut]).mean()) < 0.05
+
+
 def test_each_image_is_mixed_with_another_by_one_share_of_the_batch():
     labels = jnp.arange(8)
     images = jnp.eye(8)[:, None, None, :]  # the mixture shows who is in it
@@ -159,5 +182,7 @@ def test_errors_name_the_argument():
     for function in (random_flip, lambda key, images: random_crop(key, images, padding=1)):
         with pytest.raises(ValueError, match=r"`images` has shape \(5, 7, 3\); it must be \[N,H,W,C\]"):
             function(jax.random.key(0), jnp.zeros(SHAPE[1:]))
+    with pytest.raises(ValueError, match=r"`smallest` \(=1\.5\) must be in \(0, 1\]; 1 takes the whole image"):
+        augment(jax.random.key(0), jnp.zeros(SHAPE), padding=0, flip=False, smallest_area=1.5)
     with pytest.raises(ValueError, match=r"`alpha` \(=0\.0\) must be positive; 0\.2 is usual"):
         mixup(jax.random.key(0), jnp.zeros((2, 1, 1, 1)), jnp.arange(2), alpha=0.0)

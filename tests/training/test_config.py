@@ -178,6 +178,10 @@ def changed(**changes):
         ),
         ({"optim__ema_decay": 1.0}, r"^`optim\.ema_decay` \(=1\.0\) must be in \(0, 1\)$"),
         ({"data__mixup_alpha": -0.2}, r"^`data\.mixup_alpha` \(=-0\.2\) must not be negative; 0 switches mixup off$"),
+        (
+            {"data__smallest_area": 0.0},
+            r"^`data\.smallest_area` \(=0\.0\) must be in \(0, 1\]; 1 is no crop$",
+        ),
         ({"optim__max_gradient_norm": 0.0}, r"^`optim\.max_gradient_norm` \(=0\.0\) must be positive$"),
         (
             {"optim__max_gradient_norm": 1.0},
