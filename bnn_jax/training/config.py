@@ -36,9 +36,7 @@ class DataConfig:
     """The split is the same for every run seed."""
     crop_padding: Annotated[int, NOT_NEGATIVE] = 0
     """Zero pixels around the image before a random crop of the old size."""
-    smallest_area: Annotated[
-        float, Rule(lambda value: 0 < value <= 1, "must be in (0, 1]; 1 switches the crop off")
-    ] = 1.0
+    smallest_area: Annotated[float, Rule(lambda value: 0 < value <= 1, "must be in (0, 1]; 1 is no crop")] = 1.0
     """Smallest share of an image's area that a random crop takes, of random shape and resized to the image's size."""
     flip: bool = False
     """Random horizontal flip."""
