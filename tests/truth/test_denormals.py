@@ -85,11 +85,9 @@ def test_codes_of_zero_and_one(way):
 class Network(nn.Module):
     """Two binary layers; a threshold where the first norm stands."""
 
-    kernel_quantizer: str = "binary"
-
     @nn.compact
     def __call__(self, images, *, train):
-        quantizers = {"input_quantizer": "ste_sign", "kernel_quantizer": self.kernel_quantizer}
+        quantizers = {"input_quantizer": "ste_sign", "kernel_quantizer": "binary"}
         x = BinaryConv(12, padding=1, name="conv", **quantizers)(images, train=train)
         x = BatchNorm(name="norm")(x, train=train)
         x = BinaryDense(4, name="head", **quantizers)(x.reshape(-1, 192), train=train)
@@ -120,10 +118,10 @@ def images():
     return jnp.asarray(np.random.default_rng(1).choice(NUMBERS, (5, *SHAPE)))
 
 
-@pytest.fixture(scope="module", params=["binary", "xnor"])
-def network(request):
+@pytest.fixture(scope="module")
+def network():
     """The module, its variables and their packed form."""
-    model = Network(request.param)
+    model = Network()
     variables = variables_of(model)
     return model, variables, freeze(model, variables, SHAPE)
 

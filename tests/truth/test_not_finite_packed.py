@@ -75,11 +75,10 @@ def test_a_finite_state_that_makes_a_gain_of_nan_is_not_frozen(model, variables)
         freeze(model, broken(variables, "batch_stats/norm1/var", -1.0), SHAPE)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_broken_packed_variables_are_not_saved(kind, packed, tmp_path):
+def test_broken_packed_variables_are_not_saved(packed, tmp_path):
     path = tmp_path / "model.bnn.safetensors"
     with pytest.raises(ValueError, match=r"`variables` must be finite; got packed/.*/(gain|offset|scale|0) \(1 "):
-        save(path, SETTINGS, broken(packed, "", KINDS[kind]), **DESCRIBED)
+        save(path, SETTINGS, broken(packed, ""), **DESCRIBED)
     assert not path.exists()
 
 
@@ -129,8 +128,6 @@ def test_broken_packed_variables_are_not_verified(model, variables, packed):
 def test_logits_of_nan_differ_from_logits_of_nan(model, variables, packed, images):
     """Of the second of three images, in both networks: argmax finds the same place in both."""
     x = jnp.asarray(images, jnp.float32) / 128 - 1
-    found = verify(model, variables, packed, [x])
-    assert found.passed
     found = verify(model, variables, packed, [x.at[1, 0, 0, 0].set(jnp.nan)])
     assert not found.passed and np.isnan(found.largest_logit_difference)
     assert found.differing_predictions == 1
