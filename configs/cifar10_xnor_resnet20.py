@@ -5,8 +5,12 @@ Command: python scripts/compare_optimizers.py --config configs/cifar10_xnor_resn
 Expected test accuracy after 200 epochs, from the poster: Adam 72.89, Deep Frank-Wolfe 75.87.  The poster names neither
 augmentation nor learning rates; pad-4 crop and flip are those of Berrada et al., Deep Frank-Wolfe, 2019.  Without
 --tune the rates are the best of results/cifar10_xnor_resnet20_2epochs, whose trials had one epoch.
+Rows: "dfw" may have a schedule, a decay of the latent weights and a target that follows the loss; "dfw, as published"
+has eta alone.  --rows picks among them.
 Time: minutes on a GPU for each run; about two minutes an epoch on two CPU cores.
 """
+
+from dataclasses import replace
 
 from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
 
@@ -14,15 +18,23 @@ SCHEDULE = {"schedule": ("constant", "cosine")}
 DECAY = {"latent_weight_decay": (0.0, 1e-5, 1e-4, 1e-3)}
 ADAM_DECAY = {"latent_weight_decay": (0.0, 1e-3, 1e-2, 1e-1)}  # beside the step, so by the rate smaller
 MOMO_DECAY = {"weight_decay": (0.0, 1e-3, 1e-2, 1e-1)}  # its own, of all weights and beside the step
+TARGET = {"options.target_share": (0.0, 0.5, 0.9)}
 
 # Open to each: three halves of a decade of the rate, its schedule, a decay of the latent weights or none.
-OPTIMIZERS = (
-    OptimConfig("dfw", 1.0, tune={"learning_rate": (0.3, 10.0)} | SCHEDULE | DECAY),
-    OptimConfig("adam", 0.01, schedule="cosine", tune={"learning_rate": (0.003, 0.1)} | SCHEDULE | ADAM_DECAY),
-    OptimConfig("sgd", 0.3, schedule="cosine", tune={"learning_rate": (0.1, 3.0)} | SCHEDULE | DECAY),
-    OptimConfig("polyak_sgd", 1.0, tune={"learning_rate": (0.3, 10.0)} | SCHEDULE | DECAY),
-    OptimConfig("momo", 1.0, tune={"learning_rate": (0.3, 10.0)} | SCHEDULE | MOMO_DECAY),
-)
+ROWS = {
+    "dfw": OptimConfig("dfw", 3.0, schedule="cosine", tune={"learning_rate": (0.3, 10.0)} | SCHEDULE | DECAY | TARGET),
+    "dfw, as published": OptimConfig("dfw", 1.0, tune={"learning_rate": (0.1, 0.3, 1.0, 3.0, 10.0)}),
+    "adam": OptimConfig("adam", 0.01, schedule="cosine", tune={"learning_rate": (0.003, 0.1)} | SCHEDULE | ADAM_DECAY),
+    "sgd": OptimConfig(
+        "sgd",
+        0.3,
+        schedule="cosine",
+        options={"nesterov": True},
+        tune={"learning_rate": (0.1, 3.0)} | SCHEDULE | DECAY,
+    ),
+    "polyak_sgd": OptimConfig("polyak_sgd", 1.0, tune={"learning_rate": (0.3, 10.0)} | SCHEDULE | DECAY),
+    "momo": OptimConfig("momo", 1.0, tune={"learning_rate": (0.3, 10.0)} | SCHEDULE | MOMO_DECAY),
+}
 
 
 def get_config() -> Config:
@@ -32,8 +44,13 @@ def get_config() -> Config:
         batch_size=128,
         data=DataConfig("cifar10", validation_examples=5000, crop_padding=4, flip=True),
         model=ModelConfig("resnet20", width=16, input_quantizer="ste_sign", kernel_quantizer="xnor"),
-        optim=OPTIMIZERS[0],
-        optimizers=OPTIMIZERS,
+        optim=ROWS["dfw"],
+        optimizers=tuple(settings for label, settings in ROWS.items() if label == settings.name),
         tune_epochs=3,
         scan_steps=39,  # an epoch has 351 = 9 * 39 steps
     )
+
+
+def get_rows(config: Config) -> dict[str, tuple[Config, dict[str, str]]]:
+    """label -> (config, no further cells of the table)."""
+    return {label: (replace(config, optim=settings), {}) for label, settings in ROWS.items()}

@@ -2,16 +2,16 @@
 
 python scripts/compare_optimizers.py --config configs/digits_xnor.py --optimizers dfw adam sgd --seeds 0 1 2
 --loss cross_entropy adds a row with that loss for each optimizer but dfw, whose step size needs a hinge.
+A config with get_rows(config) says itself what the rows are, and --rows picks among them.
 Writes report.md, results.json, accuracy.png and step_size.png into the workdir; finished runs are not run again.
 """
 
 import sys
 from dataclasses import dataclass
 
-from bnn_jax.cli.comparisons import optimizer_rows, run_comparison
+from bnn_jax.cli.comparisons import optimizer_rows_of, run_comparison
 from bnn_jax.cli.options import ComparisonOptions
 from bnn_jax.errors import exit_code_of
-from bnn_jax.training.config import load_config
 from bnn_jax.training.overrides import parse
 
 
@@ -19,14 +19,14 @@ from bnn_jax.training.overrides import parse
 class Arguments(ComparisonOptions):
     optimizers: tuple[str, ...] = ("dfw", "adam", "sgd")
     """Any of those whose settings the config keeps."""
+    rows: tuple[str, ...] = ()
+    """Labels of a config with get_rows(config) to run; all if none is named."""
 
 
 def main() -> None:
     arguments = parse(Arguments)
-    config, before = arguments.settings, load_config(arguments.config)
-    losses = {before.loss: before.loss_options} | {config.loss: config.loss_options}
-    rows = optimizer_rows(config, arguments.optimizers, losses)
-    run_comparison(arguments, rows, compared="optimizer", name=f"compare_{config.name}")
+    rows = optimizer_rows_of(arguments, arguments.rows)
+    run_comparison(arguments, rows, compared="optimizer", name=f"compare_{arguments.settings.name}")
 
 
 if __name__ == "__main__":

@@ -110,6 +110,26 @@ def estimator_rows_of(options: ComparisonOptions, labels: Iterable[str]) -> Rows
     return make(options.settings)
 
 
+def optimizer_rows_of(options: ComparisonOptions, labels: Iterable[str]) -> Rows:
+    """:func:`rows_of_config`, or :func:`optimizer_rows` of a config that has none.
+
+    Args:
+      options: with `optimizers`, for :func:`optimizer_rows`.
+      labels: of the rows of the config.
+
+    Raises:
+      UsageError: for an option that is of the other way to make rows, and an override that no row takes.
+    """
+    rows = rows_of_config(options, labels)
+    if rows is not None:
+        refuse_unread(options, ("optimizers",), f"is for a config without get_rows(), not {options.config}")
+        return rows
+    refuse_unread(options, ("rows",), f"is for a config with get_rows(), not {options.config}")
+    config, before = options.settings, load_config(options.config)
+    losses = {before.loss: before.loss_options} | {config.loss: config.loss_options}
+    return optimizer_rows(config, options.optimizers, losses)
+
+
 def architecture_rows(options: ComparisonOptions, labels: Iterable[str]) -> Rows:
     """:func:`rows_of_config` of a config that must have them."""
     rows = rows_of_config(options, labels)
