@@ -204,7 +204,10 @@ def test_rates_and_decays_are_those_of_the_sources(name):
     np.testing.assert_allclose(found[between], expected[between], rtol=1e-4, atol=1e-7 * expected.max())
 
 
-def test_rates_of_reactnet_are_the_networks_own():
+def test_rates_of_bireal_and_reactnet_are_the_networks_own():
+    for name, rate in (("bireal18", 0.01), ("bireal34", 0.08)):
+        stages = RECIPES["bireal"](replace(base("bireal", 2), model=ModelConfig(name)))
+        assert [stage.config.optim.learning_rate for stage in stages] == [0.1, rate, rate, rate, 0.01]
     rates = {}
     for name, stem in (("reactnet_a", "imagenet"), ("reactnet18", "imagenet"), ("reactnet18_bn_free", "imagenet")):
         model = ModelConfig(name, options={} if name == "reactnet_a" else {"stem": stem})

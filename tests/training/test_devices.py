@@ -89,17 +89,20 @@ class Linear(nn.Module):
         return inputs @ kernel, {}
 
 
-def train_linear(dataset, optim, devices):
-    """(parameters, gammas) after 50 steps."""
+SETTINGS = {"accumulate_steps": 2, "data": DataConfig(crop_padding=1, mixup_alpha=0.3, smallest_area=0.5)}
+
+
+def train_linear(dataset, optim, devices, **settings):
+    """(parameters, or their average, and gammas) after 50 steps."""
     info = ImageInfo((8, 8, 1), 4, tuple(dataset.mean), tuple(dataset.std))
-    config = replace(config_of("dfw", "unused"), optim=optim)
+    config = replace(config_of("dfw", "unused"), optim=optim, **settings)
     rate = {"learning_rate": optim.learning_rate}
     experiment = make_experiment(config, info, total_steps=STEPS, devices=devices, **rate)._replace(model=Linear())
     state = place_state(jax.jit(partial(init_state, experiment))(0), devices)
     order = np.arange(STEPS * BATCH).reshape(STEPS, BATCH) % EXAMPLES
     batches = Batches(*replicate((dataset.train.images, dataset.train.labels, order), devices))
     state, metrics = jax.jit(partial(train_steps, experiment))(state, batches)
-    return to_host(state.params), np.asarray(metrics.get("gamma", 0.0))
+    return to_host(state.evaluated[0]), np.asarray(metrics.get("gamma", 0.0))
 
 
 def difference(first, second) -> float:
@@ -136,6 +139,9 @@ def measure(folder: Path) -> dict:
             found["linear"][f"{name} {mesh}"] = compare_linear(linear[name], name, dataset, devices)
             if f"{name} {mesh}" in NETWORKS:
                 found["network"][f"{name} {mesh}"] = compare_networks(references[name], name, dataset, folder, devices)
+    averaged = replace(OPTIMIZERS["dfw"], ema_decay=0.9, latent_weight_decay=0.01)
+    parted = [train_linear(dataset, averaged, devices, **SETTINGS)[0] for devices in (None, make_devices(8))]
+    found["settings"] = difference(*parted)
     found["resumed"] = measure_resume(dataset, folder, references["dfw"][0][0])
     train(config_of("dfw", str(folder / "data.npz")), folder / "two", devices=make_devices(2))
     check_placement()
@@ -255,6 +261,11 @@ def test_each_device_computes_its_part_in_one_program(measured, case):
     # Two for each of the five batch norms, two in branches that it does not take, and one for the gradients; with
     # "model" those of the layers' inputs as well.
     assert found["all_reduces"] <= (22 if model_parallel == 1 else 40)
+
+
+@pytest.mark.full
+def test_so_are_those_on_mixed_images_in_parts_and_their_average(measured):
+    assert measured[0]["settings"] < 1e-5
 
 
 @pytest.mark.full
