@@ -88,7 +88,7 @@ def test_a_run_without_any_checkpoint_of_its_own_begins_again(tmp_path, config, 
 
 def test_the_readme_opens_a_run_with_orbax_alone(trained):
     (script,) = re.findall(r"```python\n([^`]*ocp\.load[^`]*)```", (ROOT / "README.md").read_text())
-    assert len([line for line in script.splitlines() if line]) == 5
+    assert len([line for line in script.splitlines() if line]) == 8
     script = script.replace("runs/mine/checkpoints/20", str(trained[0] / "checkpoints" / "10"))
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("{'latent_kernel': (3, 3, 4, 4)}\n", "")
