@@ -95,7 +95,7 @@ def summarize_network(arguments: Arguments) -> dict[str, Any]:
         raise UsageError(f"the network cannot be built: {error}") from None
     print_account(f"{arguments.model}, one image of {'x'.join(map(str, shape))}", account, arguments.counted)
     if arguments.diagram:
-        print(draw_gradient_paths(network, (1, *shape), arguments.diagram))
+        print(draw_gradient_paths(network, (1, *shape), arguments.diagram, train=False))
     return {"model": arguments.model} | as_dict(account, arguments.counted)
 
 

@@ -154,8 +154,8 @@ def costs_and_paths(network: Any, image_shape: tuple[int, ...]) -> Described:
     first_stage = lambda found: outputs_of(found).intermediates.get("stage1", outputs_of(found).logits)
     shape = (1, *image_shape)
     paths = {
-        "whole network": module_gradient_paths(network, shape),
-        "first stage": module_gradient_paths(network, shape, output=first_stage),
+        "whole network": module_gradient_paths(network, shape, train=False),
+        "first stage": module_gradient_paths(network, shape, train=False, output=first_stage),
     }
     for place, (costs, lengths) in paths.items():
         columns[f"N of the {place} (10^6)"] = ", ".join(f"{cost / 1e6:.3g}" for cost in costs)
