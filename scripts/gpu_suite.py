@@ -9,10 +9,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from bnn_jax.benchmarks.suite import Task, run_suite
 from bnn_jax.checks import require_positive
+from bnn_jax.cli.options import parse_options
 from bnn_jax.errors import RunError, UsageError, exit_code_of
 from bnn_jax.training.progress import progress_display
 
@@ -56,7 +55,7 @@ def tasks_of(arguments: Arguments) -> list[Task]:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__)
+    arguments = parse_options(Arguments, __doc__)
     require_positive("minutes", arguments.minutes, "11 are enough on one modern GPU")
     for name in ("epochs", "seeds"):
         if (value := getattr(arguments, name)) < 1:
