@@ -116,7 +116,7 @@ def check_together(configs: Sequence[Config]) -> None:
         if program_key(config) != program_key(configs[0]):
             numbers = ", ".join(f"`optim.{name}`" for name in OPTIMIZER_NUMBERS)
             raise UsageError(
-                f"`configs` must differ only in `seed`, `regularizer_strength` and {numbers} to be one program; train "
+                f"`configs` must differ only in `seed`, {numbers} and `regularizer_strength` to be one program; train "
                 "the others apart"
             )
 

@@ -24,11 +24,11 @@ from bnn_jax.training.validation import validate
 
 SPLITS = ("train", "validation", "test")
 
-SGD = OptimConfig("sgd", learning_rate=0.1)
+SGD = OptimConfig("sgd", learning_rate=0.1, ema_decay=0.5)
 CONFIG = validate(
     Config("test", epochs=2, batch_size=256, loss="cross_entropy", model=ModelConfig("resnet6", width=4), optim=SGD)
 )
-OTHER = replace(CONFIG, seed=1, optim=replace(SGD, learning_rate=0.5, momentum=0.0))
+OTHER = replace(CONFIG, seed=1, optim=replace(SGD, learning_rate=0.5, momentum=0.0, ema_decay=0.7))
 DIVERGING = replace(CONFIG, optim=replace(SGD, learning_rate=1e15))
 
 
