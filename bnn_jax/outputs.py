@@ -49,6 +49,7 @@ def logits_of(returned: Any) -> Float[Array, "batch ... classes"]:
 
 
 def _described(returned: Any) -> str:
+    kind = lambda value: "array" if isinstance(value, jax.Array | np.ndarray) else type(value).__name__
     if not isinstance(returned, tuple):
-        return f"a {type(returned).__name__}"
-    return f"a tuple of {', '.join(type(part).__name__ for part in returned) or 'nothing'}"
+        return f"a {kind(returned)}"
+    return f"a tuple of {', '.join(map(kind, returned)) or 'nothing'}"

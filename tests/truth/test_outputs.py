@@ -87,10 +87,10 @@ def test_the_known_forms(name, examples):
 WRONG = {
     "a list": ([jnp.zeros((5, 10))], "got a list"),
     "a dict": ({"logits": jnp.zeros((5, 10))}, "got a dict"),
-    "two heads": ((jnp.zeros((5, 10)), jnp.zeros((5, 10))), "got a tuple of ArrayImpl, ArrayImpl"),
-    "three results": ((jnp.zeros((5, 10)), {}, {}), "got a tuple of ArrayImpl, dict, dict"),
+    "two heads": ((jnp.zeros((5, 10)), jnp.zeros((5, 10))), "got a tuple of array, array"),
+    "three results": ((jnp.zeros((5, 10)), {}, {}), "got a tuple of array, dict, dict"),
     "nothing": ((), "got a tuple of nothing"),
-    "intermediates first": (({}, jnp.zeros((5, 10))), "got a tuple of dict, ArrayImpl"),
+    "intermediates first": (({}, jnp.zeros((5, 10))), "got a tuple of dict, array"),
     "one example": (jnp.zeros(10), r"got float32 of shape \(10,\)"),
     "classes": ((jnp.zeros((5, 10), jnp.int32), {}), r"got int32 of shape \(5, 10\)"),
 }
