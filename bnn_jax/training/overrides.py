@@ -53,6 +53,16 @@ class Condition(NamedTuple):
 
 CONDITIONS: tuple[Condition, ...] = (
     Condition(
+        ("data.data_dir",),
+        lambda config: config.data.name != "digits" and not config.data.name.endswith(".npz"),
+        "data.name",
+    ),
+    Condition(
+        ("optim.decay_only",),
+        lambda config: config.optim.weight_decay > 0 or config.optim.latent_weight_decay > 0,
+        "optim.weight_decay",
+    ),
+    Condition(
         ("regularizer_strength", "regularizer_schedule", "regularizer_schedule_options"),
         lambda config: config.regularizer != "none",
         "regularizer",

@@ -16,7 +16,7 @@ absent = {absent!r}.split()
 sys.modules.update(dict.fromkeys(absent))  # As if they were not installed: importing one raises ImportError.
 
 import importlib, pkgutil
-import jax, jax.numpy as jnp, numpy as np
+import jax, numpy as np
 import bnn_jax
 from bnn_jax.models.build import build_model
 from bnn_jax.packed import load, packed_structure, save
@@ -29,7 +29,7 @@ for name in names:
 settings = {{"name": "mnist_mlp", "width": 8, "kernel_quantizer": "xnor", "options": {{"hidden_layers": 2}}}}
 described = {{"num_classes": 4, "image_shape": (6, 6, 2), "mean": (100.0, 90.0), "std": (60.0, 50.0)}}
 structure = packed_structure(build_model(num_classes=4, **settings), (6, 6, 2))
-zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), structure)
+zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), structure)
 save("m.bnn.safetensors", settings, zeros, **described)
 network = load("m.bnn.safetensors")
 

@@ -126,6 +126,7 @@ UNREAD = {
     "tune_epochs",
     "tune_trials",
     "optim.warmup_start_share",
+    "data.data_dir",
     "distillation.temperature",
     "distillation.queue_size",
     "diagnostics.histogram_bins",
@@ -164,8 +165,12 @@ def test_what_another_setting_makes_read_is_taken_with_it():
     line = (
         "--regularizer manhattan --regularizer-strength 1e-3 --diagnostics.every-steps 9 --diagnostics.histogram-bins 5"
     )
-    config = config_of(line)
+    config = config_of(f"{line} --optim.decay-only *kernel --optim.weight-decay 1e-4")
     assert (config.regularizer_strength, config.diagnostics.histogram_bins) == (1e-3, 5)
+    with pytest.raises(
+        UsageError, match=r"`--optim.decay-only` .* is read only with `--optim.weight-decay`; give that"
+    ):
+        config_of("--optim.decay-only *kernel")
 
 
 # -- sweeps and comparisons

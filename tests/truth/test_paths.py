@@ -47,7 +47,7 @@ def path_options():
         for name, hint in typing.get_type_hints(arguments).items():
             if hint is Path or Path in typing.get_args(hint):
                 yield file.stem, name
-        if "settings" in typing.get_type_hints(arguments):
+        if file.stem in ("train", "compare_optimizers"):  # Settings of the config, which all read in one way.
             yield file.stem, "data.data_dir"
             yield file.stem, "data.name"
 
