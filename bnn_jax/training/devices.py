@@ -95,15 +95,16 @@ def data_shards(devices: Mesh | None) -> int:
     return 1 if devices is None else devices.shape["data"]
 
 
-def check_batch_size(batch_size: int, devices: Mesh | None) -> None:
-    """Raise UsageError unless every device gets as many examples of a batch as any other."""
-    shards = data_shards(devices)
+def check_batch_size(batch_size: int, devices: Mesh | None, *, parts: int = 1) -> None:
+    """Raise UsageError unless every device gets as many examples of each of a batch's `parts` as any other."""
+    shards = data_shards(devices) * parts
     if batch_size % shards:
+        accumulated = f" times `accumulate_steps` (={parts})" if parts > 1 else ""
         below = batch_size // shards * shards
         near = [str(size) for size in (below, below + shards) if size]
         raise UsageError(
-            f"`batch_size` (={batch_size}) must be a multiple of {shards}, the devices that share a batch; "
-            f"choose {' or '.join(near)}, or fewer `--devices`"
+            f"`batch_size` (={batch_size}) must be a multiple of {shards}, the devices that share a batch"
+            f"{accumulated}; choose {' or '.join(near)}, or fewer `--devices`"
         )
 
 

@@ -108,7 +108,7 @@ def train(
     """
     workdir, config = local_path("workdir", workdir), validate(config)
     _check_teacher(config, teacher)
-    check_batch_size(config.batch_size // config.accumulate_steps, devices)
+    check_batch_size(config.batch_size, devices, parts=config.accumulate_steps)
     start = {"warm_start": warm_start, "teacher": teacher, "devices": devices}
     reading = {"dataset": dataset, "workers": workers, "strict": strict}
     (result,) = _train([Member(config, workdir, stage)], on_progress, **start, **reading)

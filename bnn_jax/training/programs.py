@@ -213,7 +213,7 @@ def programs_of(
     Raises:
       UsageError: if a batch is larger than the training split, or cannot be divided among the devices.
     """
-    check_batch_size(config.batch_size // config.accumulate_steps, devices)
+    check_batch_size(config.batch_size, devices, parts=config.accumulate_steps)
     examples = len(dataset.train)
     if config.batch_size > examples:
         raise UsageError(f"`batch_size` (={config.batch_size}) is larger than the {examples} training examples")

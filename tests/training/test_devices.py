@@ -346,6 +346,11 @@ def test_a_batch_that_cannot_be_divided_is_refused():
         check_batch_size(20, devices)
     with pytest.raises(UsageError, match=r"`batch_size` \(=5\) .*; choose 8, or fewer `--devices`"):
         check_batch_size(5, devices)
+    check_batch_size(32, devices, parts=2)
+    with pytest.raises(
+        UsageError, match=r"multiple of 16, .* times `accumulate_steps` \(=2\); choose 16 or 32, or fewer"
+    ):
+        check_batch_size(24, devices, parts=2)
 
 
 if __name__ == "__main__":

@@ -183,7 +183,7 @@ def test_the_oracle_of_mixed_hinge_losses_is_their_piece_of_the_linear_network()
     network = lambda params: experiment.model.apply({"params": params}, x, train=True)
     logits, pullback = jax.vjp(network, state.params)
     oracle = jax.jit(_linear_oracle(logits, targets, pullback))
-    for seed in range(5):
+    for seed in range(3):
         key = jax.random.key(seed)
         move = jax.tree.map(lambda w, key=key: 3 * jax.random.normal(key, w.shape), state.params)
         gradient, offset = oracle(move)
