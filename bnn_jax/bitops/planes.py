@@ -143,6 +143,13 @@ def multiplies_on_bits(values: Values, kernel_values: Values) -> bool:
     return None not in sets and sets[0].planes * sets[1].planes <= MOST_PLANE_PRODUCTS
 
 
+def _words_of(x: Array, values: Values, channels: int) -> list[UInt32[Array, "... words"]]:
+    """The planes of the inputs of a kernel of so many channels: in whole words a wrong number would not show."""
+    if x.dtype != jnp.uint32 and x.shape[-1] != channels:
+        raise ValueError(f"`x` (of shape {x.shape}) must have the {channels} channels of the kernel as its last axis")
+    return input_words(x, values)
+
+
 def input_words(x: Array, values: Values) -> list[UInt32[Array, "... words"]]:
     """The planes of activations, packed along the channels; words that are packed already are their only plane."""
     return [x] if x.dtype == jnp.uint32 else [pack(plane) for plane in bit_planes(x, values)]
@@ -156,8 +163,11 @@ def dense_product(
     Args:
       x: (batch, inputs) codes of `values`, or uint32 words of one plane.
       base: of a kernel of `shape`.
+
+    Raises:
+      ValueError: if x has another number of inputs than the kernel.
     """
-    return _product(input_words(x, values), base, values, shape[0])
+    return _product(_words_of(x, values, shape[0]), base, values, shape[0])
 
 
 def conv_product(
@@ -178,9 +188,12 @@ def conv_product(
       base: of a kernel of `shape`, HWIO.
       strides, padding, dilation: of the kernel, as pairs (height, width).
       pad_value: what the padding counts as.
+
+    Raises:
+      ValueError: if x has another number of channels than the kernel.
     """
     channels, kernel_size = shape[2], shape[:2]
-    rows = [patch_words(p, channels, kernel_size, strides, padding, dilation) for p in input_words(x, values)]
+    rows = [patch_words(p, channels, kernel_size, strides, padding, dilation) for p in _words_of(x, values, channels)]
     size = math.prod(shape[:3])
     y = _product(rows, base, values, size)
     out = out_shape(x.shape[1:3], kernel_size, strides, padding, dilation)

@@ -71,9 +71,15 @@ class PackedModel:
 
         Raises:
           UsageError: if no image has a label.
+          ValueError: if the labels are not one whole number for each image.
         """
         examples = correct = 0
         for images, labels in batches:
+            if np.shape(labels) != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+                raise ValueError(
+                    f"`batches` (with labels {labels.dtype} of shape {np.shape(labels)}) must hold a whole number for "
+                    f"each image, here {len(images)}"
+                )
             examples += int((labels >= 0).sum())
             correct += int((np.asarray(self.predict(images)) == labels).sum())
         if not examples:

@@ -187,6 +187,18 @@ def test_a_dense_product_of_packed_codes_is_that_of_the_numbers(m, k, n):
     np.testing.assert_array_equal(y, x @ kernel)
 
 
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("channels", [1, 2, 4, 32, 33])
+def test_inputs_of_other_channels_are_refused(channels):
+    """Three channels and four are one word each: nothing else would show it."""
+    text = rf"`x` \(of shape \(.*, {channels}\)\) must have the 3 channels of the kernel as its last axis"
+    with pytest.raises(ValueError, match=text):
+        dense_product(drawn(BINARY, 2, channels), base_of(drawn(BINARY, 3, 5)), values=BINARY, shape=(3, 5))
+    case = Case(channels=3)
+    with pytest.raises(ValueError, match=text):
+        product_of(case)(drawn(BINARY, 2, 6, 6, channels), base_of(operands(case)[1]))
+
+
 @pytest.mark.parametrize(("values", "kernel_values"), PRODUCTS)
 def test_a_dense_product_of_any_code_sets_is_that_of_the_numbers(values, kernel_values):
     x, kernel = drawn(values, 3, 40), drawn(kernel_values, 40, 5, seed=1)

@@ -106,6 +106,16 @@ def test_images_of_another_kind(loaded, wrong, text):
         loaded.logits(wrong)
 
 
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    "labels", [np.zeros((5, 1), int), np.zeros(4, int), np.zeros(5), np.zeros((5, 4), int), np.array(0)]
+)
+def test_labels_of_another_kind(loaded, images, labels):
+    """A column would be compared with every image: 25 for 5, an accuracy of 500 %."""
+    with pytest.raises(ValueError, match=r"`batches` \(with labels .* must hold a whole number for each image, here 5"):
+        loaded.accuracy([(images, labels)])
+
+
 def test_float16_halves_the_real_rest(path, network, tmp_path):
     half = tmp_path / "half.bnn.safetensors"
     save(half, SETTINGS, network[1], **DESCRIBED, accounting={"bits": 7}, tested=TESTED, float16=True)
