@@ -11,6 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
+from bnn_jax.checks import require
 from bnn_jax.finite import require_finite
 from bnn_jax.layers import BinaryConv, BinaryDense
 from bnn_jax.layers.frozen import NOT_A_NUMBER, PACKED, PRODUCTS, is_words
@@ -82,12 +83,13 @@ def verify(
 
     Raises:
       ValueError: if a number of the variables is not finite, `packed` has no packed layer, or a layer is inside
-        nn.vmap or nn.scan, so that nothing of it could be compared; the layer is named.
+        nn.vmap or nn.scan, so that nothing of it could be compared, the layer is named; if `batches` is one array.
     """
     require_finite("variables", variables, TRAIN_AGAIN)
     require_finite("packed", packed, "freeze the variables again")
     if not kernels_of(packed.get(PACKED, {})):
         raise ValueError("`packed` has no packed layer, so that nothing would be compared; give what `freeze` returns")
+    require("batches", "one array", not hasattr(batches, "shape"), "must be an iterable of arrays", "give [images]")
     logits = jax.jit(lambda variables, images: logits_of(model.apply(variables, images, train=False)))
     compare = jax.jit(partial(_compare, model))
     layers: dict[str, LayerReport] = {}

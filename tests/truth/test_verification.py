@@ -175,6 +175,13 @@ def test_no_packed_layer_is_no_verification(variables, images):
         verify(Network(), variables, variables, [images])
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_images_are_not_taken_for_batches(variables, packed, images):
+    """An array is a sequence of single images, whose rows would be a batch for a network that flattens them."""
+    with pytest.raises(ValueError, match=r"`batches` \(='one array'\) must be an iterable of arrays; give \[images\]"):
+        verify(Network(), variables, packed, images)
+
+
 @pytest.mark.parametrize("layers", [{}, {"conv": LayerReport(0, 0, 0, 0, 0, 0)}])
 def test_no_compared_weight_is_no_verification(layers):
     assert not Verification(layers, 5, 0, 0.0).passed
