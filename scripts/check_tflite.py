@@ -31,9 +31,15 @@ def interpreter_class() -> type:
     return Interpreter
 
 
+def existing_file(text: str) -> Path:
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a file of this machine")
+    return Path(text)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path, help="pairs of a .tflite and an .npz file")
+    parser.add_argument("files", nargs="+", type=existing_file, help="pairs of a .tflite and an .npz file")
     parser.add_argument("--tolerance", type=float, default=1e-5, help="of a logit, as a share of the largest one")
     arguments = parser.parse_args()
     suffixes = [path.suffix for path in arguments.files]

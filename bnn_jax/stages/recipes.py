@@ -379,6 +379,7 @@ def _stage(
         name=f"{base.name}_{name}",
         epochs=max(1, round(base.epochs * epochs)),
         loss="cross_entropy",
+        loss_options={},
         regularizer="none",
         model=model,
         optim=optim,

@@ -15,10 +15,12 @@ from run_script import run_script
 from bnn_jax.cli.comparisons import optimizer_rows
 from bnn_jax.errors import UsageError
 from bnn_jax.optim import deep_frank_wolfe, is_latent, keep_in_box, latent_box
+from bnn_jax.stages.recipes import RECIPES
 from bnn_jax.sweeps.grid import grid_cells, scalar_options
 from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig, Settings, load_config
 from bnn_jax.training.options import Options
 from bnn_jax.training.overrides import OWNERS, check_applied, parse
+from bnn_jax.training.validation import validate
 
 DIGITS = Path(__file__).parents[2] / "configs" / "digits_xnor.py"
 SETTINGS = load_config(DIGITS)
@@ -229,7 +231,7 @@ def test_what_a_comparison_does_not_read_is_refused(line, words):
 
 def test_what_the_maker_of_rows_sets_itself_is_refused():
     def make(config):
-        return [replace(config, batch_size=4, epochs=min(config.epochs, 9))]
+        return [replace(config, batch_size=4, epochs=min(config.epochs, 9), optim=SETTINGS.optim, optimizers=())]
 
     after = replace(SETTINGS, epochs=7, loss="cross_entropy")
     check_applied(SETTINGS, after, make, "it")
@@ -237,6 +239,10 @@ def test_what_the_maker_of_rows_sets_itself_is_refused():
         UsageError, match=r"^`--batch-size` \(=5\) changes nothing, for it sets it itself; leave it out$"
     ):
         check_applied(SETTINGS, replace(after, batch_size=5), make, "it")
+    decayed = config_of("--optim.weight-decay 1e-3", Comparison)
+    check_applied(SETTINGS, decayed, lambda config: config.optimizers, "it")
+    with pytest.raises(UsageError, match=r"^`--optim.weight-decay` \(=0.001\) changes nothing, for it sets it itself"):
+        check_applied(SETTINGS, decayed, make, "it")
 
 
 @pytest.mark.parametrize(
@@ -286,6 +292,15 @@ def test_scripts_refuse_what_they_would_not_read(script, line, words, tmp_path):
     with pytest.raises(UsageError, match=words):
         raise UsageError(done.stderr)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_leaves_the_options_of_another_loss_behind(recipe):
+    before = replace(
+        SETTINGS, loss="label_smoothed_cross_entropy", loss_options={"smoothing": 0.2}, optim=OptimConfig("sgd")
+    )
+    for stage in RECIPES[recipe](before):
+        assert validate(stage.config).loss_options == {}
 
 
 # -- a box

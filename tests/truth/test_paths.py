@@ -77,6 +77,11 @@ def test_every_path_of_every_script(script, name, tmp_path):
     assert not (ROOT / "gs:").exists() and not (tmp_path / "run").exists()
 
 
+def test_a_file_that_is_not_there():
+    done = run_script("check_tflite", f"{URL}.tflite", f"{URL}.npz", code=2)
+    assert done.stderr.endswith("error: argument files: 'gs://bucket/run.tflite' is not a file of this machine\n")
+
+
 def test_scripts_with_paths_are_all_there():
     assert {script for script, _ in SCRIPTS} == {
         file.stem for file in (ROOT / "scripts").glob("*.py") if file.stem not in WITHOUT_OPTIONS
