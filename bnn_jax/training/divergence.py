@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -27,7 +26,7 @@ STATES = {
 
 
 @flax.struct.dataclass
-class _Check:
+class Check:
     """What of an array is not finite."""
 
     counts: Array
@@ -36,25 +35,27 @@ class _Check:
 
 
 def first_non_finite_layer(
-    experiment: Experiment, state: TrainState, images: Images, labels: Labels, teacher: Any | None = None
+    checks: Callable[..., list[Check]], state: TrainState, images: Images, labels: Labels, *others: Any
 ) -> str | None:
     """The first array of the step after `state` that is not finite, in the order in which they are computed.
 
     These are those of the state, the outputs of the layers on the way forward, the loss, the gradients on the way back,
     from the last layer to the first, and those of the state after the step.
 
+    Args:
+      checks: jitted, (state, images, labels, *others) -> what :func:`checks_of_step` finds.
+
     Returns:
       In words, as "the output of stage1_block1/conv1 (3 NaN of 40)"; None if all are finite.
     """
     found = _first_of({field: getattr(state, field) for field in STATES})
-    return found or _first(jax.jit(partial(_checks_of_step, experiment)), state, images, labels, teacher)
+    return found or _first(checks, state, images, labels, *others)
 
 
 def first_non_finite_output(
-    experiment: Experiment, params: Params, model_state: Any, batches: Iterable[Images]
+    checks: Callable[..., list[Check]], params: Params, model_state: Any, batches: Iterable[Images]
 ) -> str | None:
     """The first array that is not finite in an evaluation, as :func:`first_non_finite_layer` tells of a step."""
-    checks = jax.jit(partial(_checks_of_evaluation, experiment))
     found = _first_of({"params": params, "model_state": model_state})
     return found or next(filter(None, (_first(checks, params, model_state, images) for images in batches)), None)
 
@@ -64,7 +65,7 @@ def _first_of(states: dict[str, Any]) -> str | None:
     return next((f"{what} {found}" for what, found in each if found is not None), None)
 
 
-def _first(checks: Callable[..., list[_Check]], *arguments: Any) -> str | None:
+def _first(checks: Callable[..., list[Check]], *arguments: Any) -> str | None:
     try:
         found = jax.device_get(checks(*arguments))
     except jax.errors.UnexpectedTracerError:  # what is computed inside a lifted transformation cannot be taken out
@@ -72,9 +73,10 @@ def _first(checks: Callable[..., list[_Check]], *arguments: Any) -> str | None:
     return next((told(check.name, check.counts, check.size) for check in found if check.counts.any()), None)
 
 
-def _checks_of_step(
+def checks_of_step(
     experiment: Experiment, state: TrainState, images: Images, labels: Labels, teacher: Any | None
-) -> list[_Check]:
+) -> list[Check]:
+    """What is not finite of the layers' outputs, the loss, the gradients and the state after a step, in this order."""
     key, x, targets = augmented_batch(experiment, state, images, labels)
 
     def loss(params):
@@ -98,7 +100,8 @@ def _checks_of_step(
     ]
 
 
-def _checks_of_evaluation(experiment: Experiment, params: Params, model_state: Any, images: Images) -> list[_Check]:
+def checks_of_evaluation(experiment: Experiment, params: Params, model_state: Any, images: Images) -> list[Check]:
+    """What is not finite of the layers' outputs in an evaluation."""
     x = normalize(images, mean=experiment.info.mean, std=experiment.info.std)
     with _noted() as outputs:
         experiment.model.apply({"params": params} | model_state, x, train=False)
@@ -106,9 +109,9 @@ def _checks_of_evaluation(experiment: Experiment, params: Params, model_state: A
 
 
 @contextmanager
-def _noted() -> Iterator[list[_Check]]:
+def _noted() -> Iterator[list[Check]]:
     """Check what modules return, in the order in which they are done."""
-    outputs: list[_Check] = []
+    outputs: list[Check] = []
 
     def note(following, arguments, keywords, context):
         result = following(*arguments, **keywords)
@@ -124,9 +127,9 @@ def _output_of(module: str) -> str:
     return f"the output of {module or 'the network'}"
 
 
-def _check(name: str, tree: Any) -> _Check:
+def _check(name: str, tree: Any) -> Check:
     leaves = jax.tree.leaves(tree)
-    return _Check(sum(map(non_finite_counts, leaves)), name, sum(leaf.size for leaf in leaves))
+    return Check(sum(map(non_finite_counts, leaves)), name, sum(leaf.size for leaf in leaves))
 
 
 def _order(outputs: list[str], path: tuple[Any, ...]) -> int:

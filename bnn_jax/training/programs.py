@@ -26,7 +26,12 @@ from bnn_jax.regularizers import REGULARIZERS
 from bnn_jax.schedules import SCHEDULES
 from bnn_jax.training.config import Config, ModelConfig, without_tuning
 from bnn_jax.training.devices import check_batch_size, replicate, replicated
-from bnn_jax.training.divergence import first_non_finite_layer, first_non_finite_output
+from bnn_jax.training.divergence import (
+    checks_of_evaluation,
+    checks_of_step,
+    first_non_finite_layer,
+    first_non_finite_output,
+)
 from bnn_jax.training.epoch import Batches, end_epoch, epoch_permutation, evaluate, first_state, train_steps
 from bnn_jax.training.experiment import OPTIMIZER_NUMBERS, HyperParameters, ImageInfo, make_experiment
 from bnn_jax.training.state import Best, RunState, TrainState
@@ -159,8 +164,8 @@ def _make_programs(
         steps = partial(train_steps, first=first, count=count, teacher=teacher_variables)
         return steps(experiment_at(**hyper), state, batches)
 
-    def locate(state, images, labels, hyper: HyperParameters, teacher_variables=None):
-        return first_non_finite_layer(experiment_at(**hyper), state, images, labels, teacher_variables)
+    def step_checks(state, images, labels, hyper: HyperParameters, teacher_variables=None):
+        return checks_of_step(experiment_at(**hyper), state, images, labels, teacher_variables)
 
     return Programs(
         init=jax.jit(partial(init_state, experiment), compiler_options=QUICK_COMPILATION),
@@ -170,8 +175,8 @@ def _make_programs(
         end_epoch=jax.jit(partial(end_epoch, experiment), out_shardings=(None, whole)),
         diagnose=jax.jit(partial(diagnose_step, experiment), out_shardings=whole),
         is_finite=jax.jit(all_finite, out_shardings=whole),
-        first_non_finite_layer=locate,
-        first_non_finite_output=partial(first_non_finite_output, experiment),
+        first_non_finite_layer=partial(first_non_finite_layer, jax.jit(step_checks)),
+        first_non_finite_output=partial(first_non_finite_output, jax.jit(partial(checks_of_evaluation, experiment))),
         steps_per_epoch=steps_per_epoch,
         devices=devices,
     )
@@ -222,9 +227,10 @@ def programs_of(
         return make_programs(config, info, examples=examples, devices=devices)
     programs = make_programs(config, info, examples=examples, teacher=teacher.settings, devices=devices)
     variables = replicate(teacher.variables, devices)
+    locate = programs.first_non_finite_layer
     return programs._replace(
         train=partial(programs.train, teacher_variables=variables),
-        first_non_finite_layer=partial(programs.first_non_finite_layer, teacher_variables=variables),
+        first_non_finite_layer=lambda *of_step: locate(*of_step, variables),
     )
 
 

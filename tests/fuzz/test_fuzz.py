@@ -1,4 +1,7 @@
-"""Runs that are broken on purpose recover; `python tests/fuzz/fuzz_runs.py --faults 100` is the long version."""
+"""Runs that are broken on purpose recover, and numbers that mean nothing are told.
+
+The long versions: `fuzz_runs.py --faults 100` and `broken_states.py --mutations 200` in this folder.
+"""
 
 import os
 import re
@@ -29,6 +32,14 @@ def test_runs_recover_from_random_faults(subprocess_env):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "  20 faults,   20 recoveries" in done.stdout
     assert "0 wrong results, 0 tracebacks" in done.stdout
+
+
+@pytest.mark.full
+def test_no_state_that_means_nothing_passes(subprocess_env):
+    command = [sys.executable, str(SCRIPT.with_name("broken_states.py")), "--mutations", "20"]
+    done = subprocess.run(command, env=subprocess_env, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "20 mutations, 0 silent passes, 0 tracebacks" in done.stdout
 
 
 @pytest.fixture(scope="module")
