@@ -36,6 +36,8 @@ from bnn_jax.paths import cache_folder, local_path
 logger = logging.getLogger(__name__)
 
 EXAMPLES_AT_A_TIME = 1000
+MANY = 200_000
+"""Examples from which on a pass over a set takes so long that everybody is told."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,8 @@ def _training_labels(train: Records, name: str, folder: Path, cache: Path) -> In
     """The label of every training example, -1 if it cannot be read, from `cache` if made from these very files."""
 
     def compute():
-        logger.info("reading the labels of the %d training images of %s", len(train), name)
+        level = logging.WARNING if len(train) >= MANY else logging.INFO
+        logger.log(level, "reading the labels of the %d training images of %s, once", len(train), name)
         found = (train.encoded(row) for row in _rows(len(train)))
         return {"labels": [-1 if isinstance(one, CorruptExample) else one[1] for row in found for one in row]}
 

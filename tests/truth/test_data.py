@@ -253,7 +253,7 @@ def test_a_set_on_disk_is_divided_as_in_memory(tmp_path, caplog):
     kept = open_stream("mnist", **where, preprocessing="resize_crop")
     assert kept.validation.positions.tolist() == stream.validation.positions.tolist()
     assert [record.message for record in caplog.records if "labels" in record.message] == [
-        "reading the labels of the 95 training images of mnist"
+        "reading the labels of the 95 training images of mnist, once"
     ]
 
 
