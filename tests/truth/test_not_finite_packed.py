@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from networks import random_variables
 from packed_file import DESCRIBED, SETTINGS, SHAPE, script
-from run_script import run_script
 
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.models.build import build_model
@@ -110,8 +109,6 @@ def test_a_file_with_a_number_that_is_not_finite_is_not_loaded(kind, file, tmp_p
     path.write_bytes(script.checksummed(header, tensors))
     with pytest.raises(RunError, match=r"broken.bnn.safetensors .* must be finite; got packed/.* \(1 .*\); copy it"):
         load(path)
-    if kind == "NaN":
-        assert "must be finite" in run_script("evaluate", path, code=1).stderr
 
 
 @pytest.mark.parametrize("place", PLACES)
