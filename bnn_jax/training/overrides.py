@@ -69,11 +69,6 @@ CONDITIONS: tuple[Condition, ...] = (
     ),
     Condition(("optim.warmup_start_share",), lambda config: config.optim.warmup_share > 0, "optim.warmup_share"),
     Condition(
-        ("optim.warmup_start_share",),
-        lambda config: config.optim.warmup_share > 0,
-        "optim.warmup_share",
-    ),
-    Condition(
         ("distillation.temperature", "distillation.queue_size"),
         lambda config: bool(config.distillation.losses),
         "distillation.losses",
