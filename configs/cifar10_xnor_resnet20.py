@@ -5,8 +5,8 @@ Command: python scripts/compare_optimizers.py --config configs/cifar10_xnor_resn
 Expected test accuracy after 200 epochs, from the poster: Adam 72.89, Deep Frank-Wolfe 75.87.  The poster names neither
 augmentation nor learning rates; pad-4 crop and flip are those of Berrada et al., Deep Frank-Wolfe, 2019.  Without
 --tune the rates are the best of results/cifar10_xnor_resnet20_2epochs, whose trials had one epoch.
-Rows: "dfw" may have a schedule, a decay of the latent weights and a target that follows the loss; "dfw, as published"
-has eta alone.  --rows picks among them.
+Rows: "dfw" may have a schedule and a decay of the latent weights, as the others; "dfw, as published" has eta alone.
+--rows picks among them.
 Time: minutes on a GPU for each run; about two minutes an epoch on two CPU cores.
 """
 
@@ -18,11 +18,10 @@ SCHEDULE = {"schedule": ("constant", "cosine")}
 DECAY = {"latent_weight_decay": (0.0, 1e-5, 1e-4, 1e-3)}
 ADAM_DECAY = {"latent_weight_decay": (0.0, 1e-3, 1e-2, 1e-1)}  # beside the step, so by the rate smaller
 MOMO_DECAY = {"weight_decay": (0.0, 1e-3, 1e-2, 1e-1)}  # its own, of all weights and beside the step
-TARGET = {"options.target_share": (0.0, 0.5, 0.9)}
 
 # Open to each: three halves of a decade of the rate, its schedule, a decay of the latent weights or none.
 ROWS = {
-    "dfw": OptimConfig("dfw", 3.0, schedule="cosine", tune={"learning_rate": (0.3, 10.0)} | SCHEDULE | DECAY | TARGET),
+    "dfw": OptimConfig("dfw", 3.0, schedule="cosine", tune={"learning_rate": (0.3, 10.0)} | SCHEDULE | DECAY),
     "dfw, as published": OptimConfig("dfw", 1.0, tune={"learning_rate": (0.1, 0.3, 1.0, 3.0, 10.0)}),
     "adam": OptimConfig("adam", 0.01, schedule="cosine", tune={"learning_rate": (0.003, 0.1)} | SCHEDULE | ADAM_DECAY),
     "sgd": OptimConfig(

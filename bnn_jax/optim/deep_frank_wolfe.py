@@ -211,7 +211,8 @@ def deep_frank_wolfe(
       learning_rate: eta > 0, a scalar, traced or not, or a schedule.
       momentum: mu in [0, 1), Nesterov's.
       weight_decay: lambda >= 0 of lambda/2 |w|^2, the same for all parameters, or a function from the parameters to a
-        prefix tree of such values: 0 leaves a parameter as it is.
+        prefix tree of such values: 0 leaves a parameter as it is.  Under `optax.inject_hyperparams` name a function in
+        ``static_args``.
       box: None, (lower, upper) or a prefix tree of the parameters with such leaves, or a function that returns one from
         the parameters, as :func:`bnn_jax.optim.latent_box`.  Under `optax.inject_hyperparams` name a function in
         ``static_args``.
