@@ -14,7 +14,8 @@ from small_sets import brightness_set, write_npz
 
 from bnn_jax.errors import RunError
 from bnn_jax.estimators import ESTIMATORS, make_sign, sign
-from bnn_jax.finite import leaf_name
+from bnn_jax.finite import all_finite, leaf_name
+from bnn_jax.optim import OPTIMIZERS, latent_box, make_optimizer
 from bnn_jax.quantizers import (
     ACTIVATION_QUANTIZERS,
     GRADIENT_QUANTIZERS,
@@ -24,6 +25,7 @@ from bnn_jax.quantizers import (
     make_quantizer,
     with_estimator,
 )
+from bnn_jax.schedules import make_schedule
 from bnn_jax.training import loop
 from bnn_jax.training.checkpoint import CheckpointWarning, restore_checkpoint, save_checkpoint
 from bnn_jax.training.config import Config, ModelConfig, OptimConfig
@@ -165,6 +167,15 @@ def test_a_state_that_breaks_stops_the_run(tmp_path, dataset, monkeypatch, path,
     assert not (tmp_path / "result.json").exists() and not (tmp_path / "checkpoints").exists()
 
 
+def test_an_evaluation_in_training_that_is_not_finite_stops_the_run(tmp_path, dataset, monkeypatch):
+    """The state is finite: a variance below zero shows in evaluation alone."""
+    break_step(monkeypatch, 5, "batch_stats/norm1/var", -1.0)
+    told = r"`validation_accuracy` became nan at step 5 \(epoch 1\) of .*, first in the output of norm1 \(\d+ NaN"
+    with pytest.raises(Diverged, match=told):
+        train(CONFIG, tmp_path, dataset=dataset)
+    assert not (tmp_path / "checkpoints").exists()
+
+
 @pytest.mark.parametrize(
     ("optimizer", "became"),
     [
@@ -180,6 +191,13 @@ def test_a_slope_that_is_nan_stops_the_run_and_names_the_gradient(tmp_path, data
     where = r"the gradient of norm1/bias \(\d NaN of 4\)"
     with pytest.raises(Diverged, match=rf"{became} at step 1 \(epoch 1\) of .*, first in {where}; "):
         train(config, tmp_path, dataset=dataset)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_no_optimizer_starts_from_what_would_stop_a_run(name):
+    params = {"dense": {"latent_kernel": jnp.full((4, 3), 0.5), "bias": jnp.zeros(3)}}
+    settings = {"learning_rate": make_schedule("constant", 0.1, 1), "box": latent_box(), "total_steps": 1}
+    assert all_finite(make_optimizer(name, **settings).init(params))
 
 
 def test_only_the_member_that_breaks_stops(tmp_path, dataset, monkeypatch):
