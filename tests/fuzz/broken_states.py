@@ -251,7 +251,7 @@ def outcome(call: Callable[[], Any], healthy: Any) -> str:
             return f"TRACEBACK {type(error).__name__}: {error}"
     if any(tells(str(warning.message)) for warning in caught):
         return TOLD
-    return HARMLESS if healthy is not NOTHING_RIGHT and result == healthy else f"SILENT: {result}"
+    return HARMLESS if healthy is not NOTHING_RIGHT and result == healthy else f"SILENT: {str(result)[:100]}"
 
 
 def tells(text: str) -> bool:
