@@ -1,15 +1,23 @@
 """Checks of arguments: each refuses a value with one sentence that names it, the rule and the way out."""
 
+import functools
 import inspect
+import math
+import types
+import typing
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import AbstractArray, Array
 
 from bnn_jax.errors import UsageError, unknown_name
+
+Function = TypeVar("Function", bound=Callable)
+Pair: TypeAlias = tuple[int, int]
+Pads: TypeAlias = tuple[Pair, Pair]
 
 
 class Rule(NamedTuple):
@@ -79,6 +87,129 @@ def require_floating(argument: str, x: Array) -> None:
         raise TypeError(f"`{argument}` must be a floating-point array; got {dtype}; convert it with `.astype`")
 
 
+def is_whole(value: Any, at_least: float = -math.inf) -> bool:
+    """Whether a value is a whole number of at least so much; True and 2.0 are none.
+
+    >>> is_whole(2), is_whole(0, 1), is_whole(True), is_whole(2.0)
+    (True, False, False, False)
+    """
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= at_least
+
+
+def is_pair(value: Any, at_least: int) -> bool:
+    """Whether a value is a pair of such whole numbers."""
+    return isinstance(value, tuple | list) and len(value) == 2 and all(is_whole(n, at_least) for n in value)
+
+
+def as_pair(argument: str, value: int | Pair) -> Pair:
+    """Return the pair (height, width) that a pair, or a number for both, stands for.
+
+    Raises:
+      ValueError: for anything else, and for numbers below 1.
+
+    >>> as_pair("strides", 3), as_pair("strides", [1, 2])
+    ((3, 3), (1, 2))
+    >>> as_pair("strides", (2, 0))
+    Traceback (most recent call last):
+    ValueError: `strides` (=(2, 0)) must be a positive whole number or a pair (height, width) of them
+    """
+    pair = (value, value) if is_whole(value, 1) else value
+    require(argument, value, is_pair(pair, 1), PAIR)
+    return int(pair[0]), int(pair[1])
+
+
+PAIR = "must be a positive whole number or a pair (height, width) of them"
+
+
+def as_pads(value: int | Pair | Pads) -> Pads | None:
+    """((top, bottom), (left, right)) of such pairs, of a pair (height, width), or of a number for all; None of others.
+
+    >>> as_pads(1), as_pads((1, 2)), as_pads([(0, 1), (2, 3)]), as_pads(-1)
+    (((1, 1), (1, 1)), ((1, 1), (2, 2)), ((0, 1), (2, 3)), None)
+    """
+    sides = (value, value) if is_whole(value, 0) else value
+    pads = [(s, s) if is_whole(s, 0) else s for s in sides] if isinstance(sides, tuple | list) else []
+    if len(pads) != 2 or not all(is_pair(side, 0) for side in pads):
+        return None
+    return tuple((int(low), int(high)) for low, high in pads)
+
+
+PADS = "must be a whole number from 0 on, a pair (height, width) of them or ((top, bottom), (left, right))"
+
+
+def check_arrays(function: Function) -> Function:
+    """Refuse arrays of another dtype or shape than the annotations of a function's arguments say, when it is called.
+
+    As in jaxtyping, a name stands for one size throughout a call, "..." and "*name" for any number of axes, and "#name"
+    for that size or 1.  Arguments whose annotations name no array are passed by, and so is what is no array where the
+    annotation allows something else too.  It costs microseconds a call, nothing in a compiled program.
+
+    Raises:
+      TypeError: if an array has another dtype, or what should be one is none.
+      ValueError: if it has another shape.
+
+    >>> from jaxtyping import Float, Integer
+    >>> @check_arrays
+    ... def loss(logits: Float[Array, "batch classes"], labels: Integer[Array, "batch"]): ...
+    >>> loss(jnp.zeros((4, 10)), jnp.zeros((4, 1), jnp.int32))
+    Traceback (most recent call last):
+    ValueError: `labels` of `loss` (of shape (4, 1)) must be of shape (batch=4); `.reshape` or index it
+    """
+    parameters = inspect.signature(function).parameters
+    wanted = {name: found for name, p in parameters.items() if (found := _array_of(p.annotation))}
+    owner = function.__qualname__.rpartition("<locals>.")[2].removesuffix(".__call__")
+
+    @functools.wraps(function)
+    def checked(*args, **kwargs):
+        sizes: dict[str, Any] = {}
+        for name, value in (*zip(parameters, args), *kwargs.items()):
+            if name in wanted:
+                _check_array(f"`{name}` of `{owner}`", value, *wanted[name], sizes)
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def _array_of(annotation: Any) -> tuple[type, bool] | None:
+    """The array that an annotation names, and whether it allows something else too."""
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    members = typing.get_args(annotation) if union else (annotation,)
+    arrays = [member for member in members if isinstance(member, type) and issubclass(member, AbstractArray)]
+    return (arrays[0], len(arrays) < len(members)) if arrays else None
+
+
+def _check_array(named: str, value: Any, wanted: type, optional: bool, sizes: dict[str, Any]) -> None:
+    name = wanted.dtype.__name__
+    kind, advice = _KINDS_OF_ARRAYS.get(name, (f"a {name.lower()}", "convert it with `.astype`"))
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        if not optional:
+            raise TypeError(f"{named} must be {kind} array; got {type(value).__name__}; use `jnp.asarray`")
+        return
+    if isinstance(wanted.dtypes, tuple) and getattr(value.dtype, "name", "") not in wanted.dtypes:
+        raise TypeError(f"{named} must be {kind} array; got {value.dtype}; {advice}")
+    axes = wanted.dim_str.split()
+    if not _matches(axes, tuple(value.shape), sizes):
+        known = {axis: f"={sizes[axis.lstrip('#')]}" for axis in axes if axis.lstrip("#") in sizes}
+        rule = ", ".join(axis + known.get(axis, "") for axis in axes)
+        raise ValueError(f"{named} (of shape {tuple(value.shape)}) must be of shape ({rule}); `.reshape` or index it")
+
+
+def _matches(axes: list[str], shape: tuple[int, ...], sizes: dict[str, int]) -> bool:
+    """Whether a shape has these axes; the sizes of those that a name is given for the first time are kept."""
+    for i, axis in enumerate(axes):
+        if axis == "..." or axis.startswith("*"):
+            axes = [*axes[:i], *["_"] * (len(shape) - len(axes) + 1), *axes[i + 1 :]]
+            break
+    if len(axes) != len(shape):
+        return False
+    for axis, size in zip(axes, shape):
+        name = axis.lstrip("#")
+        known = int(name) if name.isdigit() else size if name == "_" else sizes.setdefault(name, size)
+        if size != known and not (size == 1 and axis != name):
+            return False
+    return True
+
+
 def look_up(argument: str, named: Any, table: Mapping[str, Any]) -> Any:
     """The entry that a name stands for; what is no string is the thing itself.
 
@@ -133,3 +264,12 @@ _KINDS: tuple[tuple[type, Callable[[Any], bool], str], ...] = (
     (tuple, lambda value: not isinstance(value, (str, bool)), "must be a number or several"),
 )
 """(type of the default, whether a value is of that kind, what it must be)."""
+
+_KINDS_OF_ARRAYS = {
+    "Float": ("a floating-point", "convert it with `.astype`"),
+    "Int": ("a signed integer", "convert it with `.astype`"),
+    "Integer": ("an integer", "convert it with `.astype`"),
+    "Bool": ("a bool", "compare it with a threshold"),
+    "UInt32": ("a uint32", "pack bits into words with `bnn_jax.bitops.bits.pack`"),
+}
+"""Name of a dtype in annotations -> (in sentences, the way out)."""

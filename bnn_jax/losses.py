@@ -1,19 +1,49 @@
-r"""Losses: (logits, labels) -> one value for each example."""
+r"""Losses: (logits, labels) -> one value for each example.
+
+Logits are floating-point (batch, classes), labels integers (batch,) from 0 to classes - 1.  Arrays of another dtype or
+shape are refused, and so are labels out of range; where they are traced, and cannot be, the loss of such an example and
+its gradient are NaN, which ends a training.
+"""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from functools import partial, wraps
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jaxtyping import Array, Float
 
-from bnn_jax.checks import check_options, look_up, require, require_positive
+from bnn_jax.checks import check_arrays, check_options, look_up, require, require_positive
 from bnn_jax.types import Labels, Logits, LossFunction
 
+Function = TypeVar("Function", bound=Callable)
 
+
+def _of_examples(loss: Function) -> Function:
+    """Let a function of logits and labels refuse what they cannot be, and return NaN for traced labels out of range."""
+
+    @check_arrays
+    @wraps(loss)
+    def checked(logits, labels, **options):
+        classes = logits.shape[1]
+        labels = labels if isinstance(labels, jax.core.Tracer) else np.asarray(labels)
+        inside = (labels >= 0) & (labels <= min(classes - 1, jnp.iinfo(labels.dtype).max))
+        if isinstance(labels, np.ndarray):
+            wrong = next(iter(labels[~inside]), None)
+            rule = f"must be from 0 to {classes - 1}, one of the {classes} columns of `logits`"
+            require("labels", wrong, wrong is None, rule, "subtract 1 from labels that count from 1")
+        values = loss(logits, jnp.asarray(labels, jnp.int32), **options)
+        # A factor, not a choice: what is not chosen gets the gradient 0.
+        factor = jnp.where(inside, jnp.ones((), values.dtype), jnp.full((), jnp.nan, values.dtype))
+        return values * factor.reshape((-1,) + (1,) * (values.ndim - 1))
+
+    return checked
+
+
+@_of_examples
 def cross_entropy(logits: Logits, labels: Labels) -> Float[Array, "batch"]:
     r"""Softmax cross-entropy.
 
@@ -25,6 +55,7 @@ def cross_entropy(logits: Logits, labels: Labels) -> Float[Array, "batch"]:
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
+@_of_examples
 def label_smoothed_cross_entropy(logits: Logits, labels: Labels, *, smoothing: float = 0.1) -> Float[Array, "batch"]:
     r"""Softmax cross-entropy to labels of which a share is spread over all classes.
 
@@ -47,12 +78,14 @@ def label_smoothed_cross_entropy(logits: Logits, labels: Labels, *, smoothing: f
     return -(wanted * jax.nn.log_softmax(logits)).sum(axis=1)
 
 
+@_of_examples
 def augmented_margins(logits: Logits, labels: Labels) -> Logits:
     """b_ic = f_ic - f_iy + 1{c != y}: the linear pieces of the multi-class hinge loss; 0 at the true label."""
     of_label = jnp.take_along_axis(logits, labels[:, None], axis=1)
     return logits - of_label + 1.0 - jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype)
 
 
+@_of_examples
 def multiclass_hinge(logits: Logits, labels: Labels) -> Float[Array, "batch"]:
     r"""Multi-class hinge loss of Crammer and Singer (the "SVM loss").
 
@@ -69,6 +102,7 @@ def multiclass_hinge(logits: Logits, labels: Labels) -> Float[Array, "batch"]:
     return jnp.take_along_axis(margins, active[:, None], axis=1)[:, 0]
 
 
+@_of_examples
 def smoothed_multiclass_hinge(logits: Logits, labels: Labels, *, temperature: float = 1.0) -> Float[Array, "batch"]:
     r"""Multi-class hinge loss along a smoothed dual direction, for Deep Frank-Wolfe.
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias
 
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Integer, UInt8
 
 Key: TypeAlias = Array
 """A `jax.random.key`."""
@@ -12,7 +12,7 @@ Params: TypeAlias = Any
 """A pytree of parameters, normally nested dicts of float arrays."""
 
 Images: TypeAlias = UInt8[Array, "batch height width channels"]
-Labels: TypeAlias = Int[Array, "batch"]
+Labels: TypeAlias = Integer[Array, "batch"]
 Logits: TypeAlias = Float[Array, "batch classes"]
 
 Schedule: TypeAlias = Callable[[Any], Any]

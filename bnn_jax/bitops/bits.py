@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, UInt32
 
-Pair = tuple[int, int]
+from bnn_jax.checks import PADS, Pads, Pair, as_pads, as_pair, check_arrays, require
+
 WORD_BITS = 32
 
 
@@ -23,12 +24,7 @@ def word_count(size: int) -> int:
     return -(-size // WORD_BITS)
 
 
-def require_words(argument: str, words: Array) -> None:
-    """Raise ValueError if `words`, named `argument`, are not uint32."""
-    if words.dtype != jnp.uint32:
-        raise ValueError(f"`{argument}` (dtype={words.dtype}) must be packed words, uint32; make them with `pack`")
-
-
+@check_arrays
 def pack(bits: Bool[Array, "..."], axis: int = -1) -> UInt32[Array, "..."]:
     r"""Words of the bits along one axis.
 
@@ -38,13 +34,11 @@ def pack(bits: Bool[Array, "..."], axis: int = -1) -> UInt32[Array, "..."]:
       bits: bool; the axis of size n becomes one of ceil(n / 32) words.
 
     Raises:
-      ValueError: if `bits` is not bool.
+      TypeError: if `bits` is not bool.
 
     >>> pack(jnp.array([True, False, True]))
     Array([5], dtype=uint32)
     """
-    if bits.dtype != jnp.bool_:
-        raise ValueError(f"`bits` (dtype={bits.dtype}) must be bool; compare codes with a threshold first")
     bits = jnp.moveaxis(bits, axis, -1)
     count = word_count(bits.shape[-1])
     missing = count * WORD_BITS - bits.shape[-1]
@@ -57,18 +51,19 @@ def pack(bits: Bool[Array, "..."], axis: int = -1) -> UInt32[Array, "..."]:
     return jnp.moveaxis(words, -1, axis)
 
 
+@check_arrays
 def unpack(words: UInt32[Array, "..."], size: int, axis: int = -1) -> Bool[Array, "..."]:
     r"""The first `size` bits of the words along one axis; the inverse of :func:`pack`.
 
     bits[i] = bit i % 32 of words[i // 32]
 
     Raises:
-      ValueError: if `words` is not uint32 or does not have ceil(size / 32) words along the axis.
+      TypeError: if `words` is not uint32.
+      ValueError: if it does not have ceil(size / 32) words along the axis.
 
     >>> unpack(jnp.array([5], jnp.uint32), 4)
     Array([ True, False,  True, False], dtype=bool)
     """
-    require_words("words", words)
     words = jnp.moveaxis(words, axis, -1)
     if words.shape[-1] != word_count(size):
         raise ValueError(f"`size` (={size}) takes {word_count(size)} words; got {words.shape[-1]} along the axis")
@@ -78,12 +73,13 @@ def unpack(words: UInt32[Array, "..."], size: int, axis: int = -1) -> Bool[Array
     return jnp.moveaxis(bits[..., :size], -1, axis)
 
 
+@check_arrays
 def max_pool(
     words: UInt32[Array, "batch height width words"],
-    window: Pair = (2, 2),
+    window: int | Pair = 2,
     *,
-    strides: Pair | None = None,
-    padding: tuple[Pair, Pair] = ((0, 0), (0, 0)),
+    strides: int | Pair | None = None,
+    padding: int | Pair | Pads = 0,
 ) -> UInt32[Array, "batch h w words"]:
     r"""The largest code of each window: the OR of its bits, padding counting as the smaller code.
 
@@ -93,18 +89,21 @@ def max_pool(
 
     Args:
       words: packed along the channels.
-      window: (height, width).
-      strides: None is `window`.
+      window, strides: a number or a pair (height, width); strides None are `window`.
+      padding: a number, a pair (height, width) or ((top, bottom), (left, right)).
 
     Raises:
-      ValueError: if `words` is not uint32.
+      TypeError: if `words` is not uint32.
+      ValueError: for words of another shape; for another window, strides or padding.
 
     >>> max_pool(jnp.array([1, 2, 4, 8], jnp.uint32).reshape(1, 2, 2, 1)).ravel()
     Array([15], dtype=uint32)
     """
-    require_words("words", words)
-    strides = window if strides is None else strides
-    words = lax.pad(words, jnp.uint32(0), ((0, 0, 0), *((*pads, 0) for pads in padding), (0, 0, 0)))
+    window = as_pair("window", window)
+    strides = window if strides is None else as_pair("strides", strides)
+    pads = as_pads(padding)
+    require("padding", padding, pads is not None, PADS)
+    words = lax.pad(words, jnp.uint32(0), ((0, 0, 0), *((*side, 0) for side in pads), (0, 0, 0)))
     counts = [max(0, (n - k) // s + 1) for n, k, s in zip(words.shape[1:3], window, strides)]
 
     def place(i, j):

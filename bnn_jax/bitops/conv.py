@@ -8,16 +8,14 @@ from collections.abc import Sequence
 from functools import reduce
 from math import prod
 from operator import or_
-from typing import TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int32, UInt32
 
-from bnn_jax.bitops.bits import WORD_BITS, require_words, word_count
-
-Pair: TypeAlias = tuple[int, int]
+from bnn_jax.bitops.bits import WORD_BITS, word_count
+from bnn_jax.checks import Pair, check_arrays
 
 
 def out_shape(shape: Pair, kernel_size: Pair, strides: Pair, padding: Sequence[Pair], dilation: Pair) -> Pair:
@@ -53,6 +51,7 @@ def outside_of_axis(
     return (place < 0) | (place >= size)
 
 
+@check_arrays
 def patch_words(
     lhs: UInt32[Array, "batch height width words"],
     channels: int,
@@ -71,13 +70,13 @@ def patch_words(
       ceil(kernel height * kernel width * channels / 32) arrays, one entry a pixel of the result.
 
     Raises:
-      ValueError: if `lhs` is not uint32 or has not ceil(channels / 32) words a pixel.
+      TypeError: if `lhs` is not uint32.
+      ValueError: if it is not NHWC or has not ceil(channels / 32) words a pixel.
 
     >>> image = jnp.array([1, 0, 1, 1], jnp.uint32).reshape(1, 2, 2, 1)
     >>> patch_words(image, 1, (2, 2), (1, 1), ((0, 0), (0, 0)))
     [Array([13], dtype=uint32)]
     """
-    require_words("lhs", lhs)
     if lhs.shape[-1] != word_count(channels):
         raise ValueError(f"`channels` (={channels}) take {word_count(channels)} words; got {lhs.shape[-1]} in `lhs`")
     out = out_shape(lhs.shape[1:3], kernel_size, window_strides, padding, rhs_dilation)

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int32, UInt32
 
-from bnn_jax.bitops.bits import WORD_BITS, require_words, unpack
+from bnn_jax.bitops.bits import WORD_BITS, unpack
+from bnn_jax.checks import check_arrays, require
 
 WIDE_VECTORS = {"xla_cpu_prefer_vector_width": 512}
 """Compiler options with which most counts take 0.5 to 0.8 of the time on AVX-512; XLA's default is 256 bits."""
@@ -106,6 +107,7 @@ def matrix_unit_counts(a: Columns, b: Array) -> Int32[Array, "M N"]:
     return (size - product) // 2
 
 
+@check_arrays
 def xor_counts(a: Rows, b: UInt32[Array, "words N"]) -> Int32[Array, "M N"]:
     r"""In how many bits every row of `a` differs from every column of `b`.
 
@@ -115,12 +117,13 @@ def xor_counts(a: Rows, b: UInt32[Array, "words N"]) -> Int32[Array, "M N"]:
       a: (M, words), or its columns as a sequence of at least one (M,) array.
 
     Raises:
-      ValueError: if the words are not uint32, their numbers differ or there are none.
+      TypeError: if the words are not uint32.
+      ValueError: if they have another rank, their numbers differ or there are none.
     """
     columns = a if isinstance(a, Sequence) else a.T
-    for words in columns if isinstance(a, Sequence) else [a]:
-        require_words("a", words)
-    require_words("b", b)
+    if isinstance(a, Sequence):
+        dtypes = {words.dtype.name for words in a}
+        require("a", sorted(dtypes), dtypes <= {"uint32"}, "must be columns of uint32")
     if len(columns) != b.shape[0]:
         raise ValueError(f"`a` ({len(columns)} words a row) must have as many words as `b` has rows (={b.shape[0]})")
     if not b.shape[0]:

@@ -18,11 +18,12 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int32, UInt32
+from jaxtyping import Array, Bool, Float, Int32, Num, UInt32
 
 from bnn_jax.bitops.bits import pack, unpack
 from bnn_jax.bitops.conv import border_sums, out_shape, outside, patch_words
 from bnn_jax.bitops.matmul import Rows, xor_counts
+from bnn_jax.checks import Pads, Pair, check_arrays
 
 Values: TypeAlias = tuple[int, ...]
 """A code set, in increasing order."""
@@ -155,8 +156,9 @@ def input_words(x: Array, values: Values) -> list[UInt32[Array, "... words"]]:
     return [x] if x.dtype == jnp.uint32 else [pack(plane) for plane in bit_planes(x, values)]
 
 
+@check_arrays
 def dense_product(
-    x: Array, base: PackedBase, *, values: Values, shape: tuple[int, int]
+    x: Num[Array, "batch inputs"], base: PackedBase, *, values: Values, shape: tuple[int, int]
 ) -> Int32[Array, "batch features"]:
     """x @ codes of `base`, exact.
 
@@ -170,15 +172,16 @@ def dense_product(
     return _product(_words_of(x, values, shape[0]), base, values, shape[0])
 
 
+@check_arrays
 def conv_product(
-    x: Array,
+    x: Num[Array, "batch height width channels"],
     base: PackedBase,
     *,
     values: Values,
     shape: tuple[int, int, int, int],
-    strides: tuple[int, int],
-    padding: tuple[tuple[int, int], tuple[int, int]],
-    dilation: tuple[int, int],
+    strides: Pair,
+    padding: Pads,
+    dilation: Pair,
     pad_value: int,
 ) -> Int32[Array, "batch h w features"]:
     """Convolution of codes with the codes of `base`, exact at the borders too.

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bnn_jax.checks import check_arrays
 from bnn_jax.precision import widened
 
 
@@ -38,6 +39,7 @@ class PReLU(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
+    @check_arrays
     def __call__(self, x: Float[Array, "... channels"]) -> Float[Array, "... channels"]:
         dtype, x = x.dtype, widened(x)
         negative = _per_channel(self, "slope", self.initial_slope, x) * x
@@ -68,6 +70,7 @@ class RPReLU(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
+    @check_arrays
     def __call__(self, x: Float[Array, "... channels"]) -> Float[Array, "... channels"]:
         dtype, x = x.dtype, widened(x)
         x = x - _per_channel(self, "input_shift", 0.0, x)

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array
 
-from bnn_jax.checks import require
-from bnn_jax.layers.convolution import Pair
+from bnn_jax.checks import PAIR, is_pair, is_whole, require
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, GRADIENT_QUANTIZERS, WEIGHT_QUANTIZERS, make_quantizer
 
 QUANTIZERS = {
@@ -16,14 +17,37 @@ QUANTIZERS = {
 }
 """Argument of a layer -> the table whose names it takes."""
 
+WHOLE = "must be a positive whole number"
 
-def pair(value: int | Pair) -> Pair:
-    """A pair (height, width), of which a number gives both.
 
-    >>> pair(3), pair((1, 2))
-    ((3, 3), (1, 2))
+def make_pairs(layer: nn.Module, *arguments: str) -> None:
+    """Put pairs (height, width) in the place of numbers and lists; see :func:`require_pairs` for what is neither."""
+    for argument in arguments:
+        value = getattr(layer, argument)
+        pair = (value, value) if is_whole(value, 1) else value
+        setattr(layer, argument, tuple(pair) if isinstance(pair, list) else pair)
+
+
+def require_pairs(layer: nn.Module, *arguments: str) -> None:
+    """Refuse arguments that are no pairs of positive whole numbers, once the layer knows its name."""
+    for argument in arguments:
+        require_of_layer(layer, argument, getattr(layer, argument), is_pair(getattr(layer, argument), 1), PAIR)
+
+
+def require_features(layer: nn.Module) -> None:
+    """Refuse `features` that are no positive whole number."""
+    require_of_layer(layer, "features", layer.features, is_whole(layer.features, 1), WHOLE)
+
+
+def require_floats(layer: nn.Module, x: Array) -> None:
+    """Refuse inputs that are not floating-point.
+
+    Raises:
+      TypeError: naming the layer.
     """
-    return (value, value) if isinstance(value, int) else tuple(value)
+    rule, advice = "must be floating-point", "images of 0..255 go through `bnn_jax.data.normalize` first"
+    holds = jnp.issubdtype(x.dtype, jnp.floating)
+    require_of_layer(layer, "x.dtype", x.dtype.name, holds, rule, advice, error=TypeError)
 
 
 def make_quantizers(layer: nn.Module) -> None:
@@ -37,7 +61,13 @@ def make_quantizers(layer: nn.Module) -> None:
 
 
 def require_of_layer(
-    layer: nn.Module, argument: str, value: Any, holds: bool | Callable[..., Any], rule: str, advice: str = ""
+    layer: nn.Module,
+    argument: str,
+    value: Any,
+    holds: bool | Callable[..., Any],
+    rule: str,
+    advice: str = "",
+    error: type[Exception] = ValueError,
 ) -> None:
     """Refuse an argument of a layer as :func:`bnn_jax.checks.require` does, with the name of the layer behind the rule.
 
@@ -46,4 +76,5 @@ def require_of_layer(
     ValueError: `features` (=0) must be positive in layer 'head'
     """
     path = () if layer.scope is None else layer.path
-    require(argument, value, holds, f"{rule} in layer {('/'.join(path) or layer.name)!r}", advice)
+    name = "/".join(path) or layer.name or type(layer).__name__
+    require(argument, value, holds, f"{rule} in layer {name!r}", advice, error=error)

@@ -11,10 +11,11 @@ from jax import lax
 from jaxtyping import Array, Int32, Num
 
 from bnn_jax.bitops.planes import PackedBase, conv_product
-from bnn_jax.layers.arguments import make_quantizers, pair, require_of_layer
-from bnn_jax.layers.convolution import Padding, Pair, conv, resolve_padding, scaled_conv
+from bnn_jax.checks import Pads, Pair, check_arrays
+from bnn_jax.layers.arguments import make_pairs, make_quantizers, require_features, require_of_layer, require_pairs
+from bnn_jax.layers.convolution import PADDING, Padding, conv, is_padding, resolve_padding, scaled_conv
 from bnn_jax.layers.frozen import packed_kernel, record
-from bnn_jax.layers.operands import InputBase, Phase, finish, operands
+from bnn_jax.layers.operands import InputBase, Phase, finish, operands, require_inputs
 from bnn_jax.layers.packed_call import packed_call
 from bnn_jax.quantizers import Quantized, QuantizerLike
 
@@ -27,7 +28,7 @@ class BinaryConv(nn.Module):
     Attributes:
       features: number of filters.
       kernel_size, strides, kernel_dilation: pairs (height, width); a number stands for two equal ones.
-      padding: "SAME", "VALID", an int or ((top, bottom), (left, right)).
+      padding: "SAME", "VALID", a number, a pair (height, width) or ((top, bottom), (left, right)).
       pad_value: 0, +1 or -1, the value of the padded inputs after quantization.
       input_quantizer, kernel_quantizer: of `bnn_jax.quantizers`, or the name of one in ACTIVATION_QUANTIZERS and
         WEIGHT_QUANTIZERS, or an estimator, as "ste_sign" or a function that `make_sign` made; None is full precision.
@@ -45,8 +46,10 @@ class BinaryConv(nn.Module):
     whether this is training and which share of it is done; randomness comes from the stream "quantizer".
 
     Raises:
-      ValueError: when the layer is built with `features` < 1, strides < 1, another `pad_value`, or `input_scaling`
-        without an `input_quantizer`.
+      ValueError: when the layer is built with `features`, sizes, strides or a dilation that are no positive whole
+        numbers, another `padding` or `pad_value`, or `input_scaling` without an `input_quantizer`; when it is called
+        with x of another shape.
+      TypeError: when it is called with x of integers, unless they are the packed words of a frozen network.
 
     Reference: Rastegari et al., XNOR-Net, 2016, arXiv:1603.05279.
     """
@@ -54,7 +57,7 @@ class BinaryConv(nn.Module):
     features: int
     kernel_size: int | Pair = (3, 3)
     strides: int | Pair = (1, 1)
-    padding: str | int | Padding = "SAME"
+    padding: Padding = "SAME"
     kernel_dilation: int | Pair = (1, 1)
     pad_value: int = 0
     input_quantizer: QuantizerLike = None
@@ -67,20 +70,22 @@ class BinaryConv(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
 
     def __post_init__(self):
-        for argument in ("kernel_size", "strides", "kernel_dilation"):
-            setattr(self, argument, pair(getattr(self, argument)))
+        make_pairs(self, "kernel_size", "strides", "kernel_dilation")
         make_quantizers(self)
         super().__post_init__()
-        require_of_layer(self, "features", self.features, lambda n: n >= 1, "must be positive")
-        require_of_layer(self, "strides", self.strides, lambda n: n >= 1, "must be positive")
+        require_features(self)
+        require_pairs(self, "kernel_size", "strides", "kernel_dilation")
+        require_of_layer(self, "padding", self.padding, is_padding(self.padding), PADDING)
         require_of_layer(self, "pad_value", self.pad_value, self.pad_value in (-1, 0, 1), "must be 0, +1 or -1")
         scalable, rule = self.input_quantizer is not None or not self.input_scaling, "needs an `input_quantizer`"
         require_of_layer(self, "input_scaling", self.input_scaling, scalable, rule, "set one or turn it off")
 
     @nn.compact
+    @check_arrays
     def __call__(
         self, x: Num[Array, "batch height width channels"], *, train: bool = False, progress: Array | float = 1.0
     ) -> Num[Array, "batch h w features"]:
+        require_inputs(self, x)
         phase = Phase(train, progress)
         geometry = {"kernel_size": self.kernel_size, "strides": self.strides, "dilation": self.kernel_dilation}
         padding = resolve_padding(self.padding, shape=x.shape[1:3], **geometry)
@@ -92,7 +97,7 @@ class BinaryConv(nn.Module):
         return self.finished(y, x, phase, padding)
 
     @nn.nowrap
-    def product(self, x: InputBase, kernel: Quantized, padding: Padding) -> Num[Array, "batch h w features"]:
+    def product(self, x: InputBase, kernel: Quantized, padding: Pads) -> Num[Array, "batch h w features"]:
         """Convolve one base of the inputs with one of the kernel: scale_x scale_w (codes_x * codes_w)."""
         codes = x.codes
         if self.pad_value:
@@ -105,7 +110,7 @@ class BinaryConv(nn.Module):
 
     @nn.nowrap
     def product_on_bits(
-        self, x: InputBase, kernel: PackedBase, shape: tuple[int, ...], padding: Padding
+        self, x: InputBase, kernel: PackedBase, shape: tuple[int, ...], padding: Pads
     ) -> Int32[Array, "batch h w features"]:
         """Convolve the codes of one base of the inputs with those of a packed one of a kernel of `shape`."""
         geometry = {"strides": self.strides, "padding": padding, "dilation": self.kernel_dilation}
@@ -117,7 +122,7 @@ class BinaryConv(nn.Module):
         return input_scale.astype(y.dtype) * (y * kernel_scale)
 
     @nn.nowrap
-    def finished(self, y: Array, x: Array, phase: Phase, padding: Padding) -> Num[Array, "batch h w features"]:
+    def finished(self, y: Array, x: Array, phase: Phase, padding: Pads) -> Num[Array, "batch h w features"]:
         """Multiply by XNOR-Net's map of the inputs x, where it is wanted; add the bias, see :func:`finish`."""
         if self.input_scaling:
             y = y * self._input_scale(x.astype(self.dtype), padding)

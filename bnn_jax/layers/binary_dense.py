@@ -5,9 +5,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int32, Num
 
 from bnn_jax.bitops.planes import PackedBase, dense_product
-from bnn_jax.layers.arguments import make_quantizers, require_of_layer
+from bnn_jax.checks import check_arrays
+from bnn_jax.layers.arguments import make_quantizers, require_features
 from bnn_jax.layers.frozen import packed_kernel, record
-from bnn_jax.layers.operands import InputBase, Phase, finish, operands
+from bnn_jax.layers.operands import InputBase, Phase, finish, operands, require_inputs
 from bnn_jax.layers.packed_call import packed_call
 from bnn_jax.layers.precision import dot
 from bnn_jax.quantizers import Quantized, QuantizerLike
@@ -18,10 +19,14 @@ class BinaryDense(nn.Module):
 
     y = sum over bases of scale_x scale_w (codes_x @ codes_w)  [+ bias]
 
+    Inputs are (..., inputs), outputs (..., features): with any leading axes, the tokens of texts or none at all, every
+    index of them is an example, also for what quantizers compute of one.
+
     Attributes: as those of :class:`bnn_jax.layers.BinaryConv` of the same name.
 
     Raises:
-      ValueError: when the layer is built with `features` < 1.
+      ValueError: when the layer is built with `features` that are no positive whole number.
+      TypeError: as :class:`bnn_jax.layers.BinaryConv`.
 
     Reference: Hubara et al., Binarized Neural Networks, 2016, arXiv:1602.02830.
     """
@@ -38,13 +43,20 @@ class BinaryDense(nn.Module):
     def __post_init__(self):
         make_quantizers(self)
         super().__post_init__()
-        require_of_layer(self, "features", self.features, lambda n: n >= 1, "must be positive")
+        require_features(self)
 
     @nn.compact
+    @check_arrays
     def __call__(
-        self, x: Num[Array, "batch inputs"], *, train: bool = False, progress: Array | float = 1.0
-    ) -> Num[Array, "batch features"]:
-        phase = Phase(train, progress)
+        self, x: Num[Array, "*leading inputs"], *, train: bool = False, progress: Array | float = 1.0
+    ) -> Num[Array, "*leading features"]:
+        require_inputs(self, x)
+        rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+        y = self._of_rows(rows, Phase(train, progress))
+        return y if x.ndim == 2 else y.reshape(*x.shape[:-1], self.features)
+
+    @nn.nowrap
+    def _of_rows(self, x, phase):
         packed = packed_kernel(self)
         if packed is not None:
             return packed_call(self, x, packed, phase)

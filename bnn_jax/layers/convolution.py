@@ -15,18 +15,21 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from bnn_jax.checks import require
+from bnn_jax.checks import PADS, Pads, Pair, as_pads, as_pair, check_arrays, require
 from bnn_jax.layers.precision import narrower
 from bnn_jax.precision import sum_dtype
 
-Pair: TypeAlias = tuple[int, int]
-Padding: TypeAlias = tuple[Pair, Pair]
+Padding: TypeAlias = str | int | Pair | Pads
+PADDING = f"{PADS}, SAME or VALID"
 
 
-def resolve_padding(
-    padding: str | int | Padding, *, shape: Pair, kernel_size: Pair, strides: Pair, dilation: Pair
-) -> Padding:
-    """Explicit ((top, bottom), (left, right)) padding of "SAME", "VALID", an int or a pair of pairs.
+def is_padding(value: Padding) -> bool:
+    """Whether a value is what :func:`resolve_padding` takes."""
+    return value.upper() in ("SAME", "VALID") if isinstance(value, str) else as_pads(value) is not None
+
+
+def resolve_padding(padding: Padding, *, shape: Pair, kernel_size: Pair, strides: Pair, dilation: Pair) -> Pads:
+    """Explicit ((top, bottom), (left, right)) padding of "SAME", "VALID", a number, a pair or a pair of pairs.
 
     Raises:
       ValueError: if `padding` is none of these.
@@ -34,14 +37,11 @@ def resolve_padding(
     >>> resolve_padding("SAME", shape=(8, 8), kernel_size=(3, 3), strides=(2, 2), dilation=(1, 1))
     ((0, 1), (0, 1))
     """
-    if isinstance(padding, int):
-        return ((padding, padding), (padding, padding))
-    if isinstance(padding, str):
-        known = padding.upper() in ("SAME", "VALID")
-        require("padding", padding, known, "must be SAME, VALID, an int or ((top, bottom), (left, right))")
-        window = tuple((k - 1) * d + 1 for k, d in zip(kernel_size, dilation))
-        return tuple(lax.padtype_to_pads(shape, window, strides, padding.upper()))
-    return tuple((int(low), int(high)) for low, high in padding)
+    require("padding", padding, is_padding(padding), PADDING)
+    if not isinstance(padding, str):
+        return as_pads(padding)
+    window = tuple((k - 1) * d + 1 for k, d in zip(kernel_size, dilation))
+    return tuple(lax.padtype_to_pads(shape, window, strides, padding.upper()))
 
 
 def _canonical(x, kernel, strides, padding, dilation, dtype):
@@ -68,13 +68,19 @@ def _spread(g, strides):
     return lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), *((0, 0, s - 1) for s in strides), (0, 0, 0)))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _geometry(x: Array, kernel: Array, strides: int | Pair, padding: Padding, dilation: int | Pair) -> tuple:
+    strides, dilation = as_pair("strides", strides), as_pair("dilation", dilation)
+    sizes = {"shape": x.shape[1:3], "kernel_size": kernel.shape[:2]}
+    return strides, resolve_padding(padding, **sizes, strides=strides, dilation=dilation), dilation
+
+
+@check_arrays
 def conv(
     x: Float[Array, "batch height width channels"],
     kernel: Float[Array, "kernel_height kernel_width channels features"],
-    strides: Pair = (1, 1),
-    padding: Padding = ((0, 0), (0, 0)),
-    dilation: Pair = (1, 1),
+    strides: int | Pair = 1,
+    padding: Padding = 0,
+    dilation: int | Pair = 1,
     dtype: jnp.dtype | None = None,
 ) -> Float[Array, "batch out_height out_width features"]:
     r"""2-D convolution (cross-correlation), zero-padded, with canonical gradients.
@@ -87,11 +93,21 @@ def conv(
     gradient has the dtype of what it is the gradient of.  Sums are in float32 at least.
 
     Args:
+      strides, dilation: a number or a pair (height, width).
+      padding: see :func:`resolve_padding`.
       dtype: of y; None is float32, or x's and the kernel's if wider.
+
+    Raises:
+      TypeError, ValueError: for arrays of other dtypes or shapes; for another geometry.
 
     >>> conv(jnp.ones((1, 2, 2, 1)), jnp.ones((2, 2, 1, 3))).shape
     (1, 1, 1, 3)
     """
+    return _conv(x, kernel, *_geometry(x, kernel, strides, padding, dilation), dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _conv(x, kernel, strides, padding, dilation, dtype):
     return _canonical(x, kernel, strides, padding, dilation, sum_dtype(x, kernel) if dtype is None else dtype)
 
 
@@ -100,7 +116,7 @@ def input_gradient(g, kernel, shape: Pair, strides: Pair, padding: Padding, dila
     g = _spread(g, strides)
     reach = tuple((k - 1) * d for k, d in zip(kernel.shape[:2], dilation))
     pads = tuple((r - p[0], n + p[0] - m) for r, p, n, m in zip(reach, padding, shape, g.shape[1:3]))
-    return conv(g, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), (1, 1), pads, dilation, dtype)
+    return _conv(g, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), (1, 1), pads, dilation, dtype)
 
 
 def kernel_gradient(x, g, kernel_size: Pair, strides: Pair, padding: Padding, dilation: Pair, dtype: jnp.dtype):
@@ -109,7 +125,7 @@ def kernel_gradient(x, g, kernel_size: Pair, strides: Pair, padding: Padding, di
         return _kernel_gradient_by_taps(x, g, kernel_size, strides, padding, dilation).astype(dtype)
     reach = tuple((k - 1) * d for k, d in zip(kernel_size, dilation))
     pads = tuple((p[0], r + m - n - p[0]) for r, p, n, m in zip(reach, padding, x.shape[1:3], g.shape[1:3]))
-    return conv(x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), dilation, pads, (1, 1), dtype).transpose(1, 2, 0, 3)
+    return _conv(x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), dilation, pads, (1, 1), dtype).transpose(1, 2, 0, 3)
 
 
 def _kernel_gradient_by_taps(x, g, kernel_size, strides, padding, dilation):
@@ -125,7 +141,7 @@ def _kernel_gradient_by_taps(x, g, kernel_size, strides, padding, dilation):
 
 
 def _conv_forward(x, kernel, strides, padding, dilation, dtype):
-    return conv(x, kernel, strides, padding, dilation, dtype), (x, kernel)
+    return _conv(x, kernel, strides, padding, dilation, dtype), (x, kernel)
 
 
 def _conv_backward(strides, padding, dilation, dtype, residuals, g):
@@ -137,17 +153,17 @@ def _conv_backward(strides, padding, dilation, dtype, residuals, g):
     )
 
 
-conv.defvjp(_conv_forward, _conv_backward)
+_conv.defvjp(_conv_forward, _conv_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+@check_arrays
 def scaled_conv(
     x: Float[Array, "batch height width channels"],
     codes: Float[Array, "kernel_height kernel_width channels features"],
     scale: Float[Array, "..."],
-    strides: Pair = (1, 1),
-    padding: Padding = ((0, 0), (0, 0)),
-    dilation: Pair = (1, 1),
+    strides: int | Pair = 1,
+    padding: Padding = 0,
+    dilation: int | Pair = 1,
 ) -> Float[Array, "batch out_height out_width features"]:
     r"""Convolution with integer codes, multiplied by the scale afterwards.
 
@@ -161,12 +177,20 @@ def scaled_conv(
       x: inputs, normally codes themselves.
       codes: HWIO kernel of integers, exact in x's dtype.
       scale: scalar, or one value a feature in the shape (1, 1, 1, features).
+      others: as those of :func:`conv`.
+
+    Raises: as :func:`conv`.
     """
-    return conv(x, codes, strides, padding, dilation) * scale
+    return _scaled_conv(x, codes, scale, *_geometry(x, codes, strides, padding, dilation))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _scaled_conv(x, codes, scale, strides, padding, dilation):
+    return _conv(x, codes, strides, padding, dilation, None) * scale
 
 
 def _scaled_conv_forward(x, codes, scale, strides, padding, dilation):
-    return scaled_conv(x, codes, scale, strides, padding, dilation), (x, codes, scale)
+    return _scaled_conv(x, codes, scale, strides, padding, dilation), (x, codes, scale)
 
 
 def _scaled_conv_backward(strides, padding, dilation, residuals, g):
@@ -177,4 +201,4 @@ def _scaled_conv_backward(strides, padding, dilation, residuals, g):
     return input_gradient(g, codes * scale, x.shape[1:3], strides, padding, dilation, x.dtype), k * scale, dscale
 
 
-scaled_conv.defvjp(_scaled_conv_forward, _scaled_conv_backward)
+_scaled_conv.defvjp(_scaled_conv_forward, _scaled_conv_backward)

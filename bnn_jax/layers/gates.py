@@ -6,7 +6,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from bnn_jax.layers.arguments import require_of_layer
+from bnn_jax.checks import check_arrays, is_whole
+from bnn_jax.layers.arguments import WHOLE, require_features, require_of_layer
 from bnn_jax.layers.binary_dense import BinaryDense
 from bnn_jax.precision import widened
 
@@ -47,10 +48,11 @@ class ChannelGate(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        require_of_layer(self, "features", self.features, lambda n: n >= 1, "must be positive")
-        require_of_layer(self, "reduction", self.reduction, lambda n: n >= 1, "must be positive")
+        require_features(self)
+        require_of_layer(self, "reduction", self.reduction, is_whole(self.reduction, 1), WHOLE)
 
     @nn.compact
+    @check_arrays
     def __call__(self, z: Float[Array, "batch height width channels"]) -> Float[Array, "batch 1 1 features"]:
         squeezed = z.shape[-1] // self.reduction
         rule = f"must be at most {z.shape[-1]}, the number of the gate's inputs,"
@@ -98,7 +100,8 @@ class ChannelInteractions(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        positive = len(self.thresholds) > 0 and min(self.thresholds) > 0
+        several = isinstance(self.thresholds, tuple | list) and len(self.thresholds) > 0
+        positive = several and all(isinstance(number, int | float) and number > 0 for number in self.thresholds)
         rule, advice = "must be one or more positive numbers", "(200,) is the authors'"
         require_of_layer(self, "thresholds", self.thresholds, positive, rule, advice)
         most = len(self.thresholds)
@@ -109,6 +112,7 @@ class ChannelInteractions(nn.Module):
             require_of_layer(self, "edges", edge, abs(edge[2]) <= most, rule, advice)
 
     @nn.compact
+    @check_arrays
     def __call__(self, y: Float[Array, "... channels"]) -> Float[Array, "... channels"]:
         for edge in self.edges:
             inside = 0 <= min(edge[:2]) <= max(edge[:2]) < y.shape[-1]

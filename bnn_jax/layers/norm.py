@@ -12,8 +12,8 @@ from jaxtyping import Array, Bool, Float, Num
 
 from bnn_jax.bitops.bits import pack
 from bnn_jax.bitops.thresholds import above
-from bnn_jax.checks import require
-from bnn_jax.layers.arguments import require_of_layer
+from bnn_jax.checks import check_arrays, require
+from bnn_jax.layers.arguments import require_floats, require_of_layer
 from bnn_jax.layers.frozen import PACKED, is_freezing
 from bnn_jax.precision import widened
 
@@ -23,7 +23,7 @@ FAR = 64.0
 ONE_VALUE, LARGER = "must hold at least two values of each channel to normalize in training", "train on larger batches"
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
+@check_arrays
 def batch_norm(
     x: Float[Array, "... channels"],
     scale: Float[Array, "channels"],
@@ -50,6 +50,12 @@ def batch_norm(
     Reference: Ioffe and Szegedy, Batch Normalization, 2015, arXiv:1502.03167.  Chan, Golub, LeVeque, Algorithms for
     Computing the Sample Variance, 1983, for the shifted form.
     """
+    require("x.shape", x.shape, not has_one_value(x), ONE_VALUE, LARGER)
+    return _batch_norm(x, scale, bias, epsilon)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _batch_norm(x, scale, bias, epsilon):
     return _forward(x, scale, bias, epsilon)[0]
 
 
@@ -103,7 +109,6 @@ def by_first_rows(x: Float[Array, "... channels"]) -> Statistics:
 
 
 def _forward(x, scale, bias, epsilon):
-    require("x.shape", x.shape, not has_one_value(x), ONE_VALUE, LARGER)
     center, offset, variance, far = lax.platform_dependent(x, cpu=by_passes, default=by_first_rows)
     inverse = lax.rsqrt(variance + epsilon)
     gain = widened(scale) * inverse
@@ -137,7 +142,7 @@ def _backward(epsilon, residuals, cotangents):
     return dx, dscale.astype(scale.dtype), dbias.astype(scale.dtype)
 
 
-batch_norm.defvjp(_forward, _backward)
+_batch_norm.defvjp(_forward, _backward)
 
 
 class BatchNorm(nn.Module):
@@ -167,9 +172,11 @@ class BatchNorm(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
+    @check_arrays
     def __call__(self, x: Num[Array, "... channels"], *, train: bool) -> Num[Array, "... channels_or_words"]:
         if self.has_variable(PACKED, "threshold"):
             return pack(above(x, self.get_variable(PACKED, "threshold")))
+        require_floats(self, x)
         if self.has_variable(PACKED, "gain"):
             return affine(x, self.get_variable(PACKED, "gain"), self.get_variable(PACKED, "offset"))
         channels = (x.shape[-1],)

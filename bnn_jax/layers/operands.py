@@ -13,8 +13,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from bnn_jax.bitops.bits import word_count
 from bnn_jax.bitops.planes import Values
-from bnn_jax.layers.frozen import code_sets, freeze_kernel, is_freezing, packed_kernel, record_kernel
+from bnn_jax.layers.arguments import require_floats
+from bnn_jax.layers.frozen import code_sets, freeze_kernel, is_freezing, is_words, packed_kernel, record_kernel
 from bnn_jax.layers.precision import activation_dtype, holds
 from bnn_jax.precision import widened
 from bnn_jax.quantizers import Bases, Quantized, Quantizer, bases, dequantize, mark
@@ -34,6 +36,17 @@ class InputBase(NamedTuple):
     codes: Array
     scale: Array
     values: Values
+
+
+def require_inputs(layer: nn.Module, x: Array) -> None:
+    """Refuse inputs but floats and, of a frozen layer, the words that a frozen normalization packs.
+
+    Raises:
+      TypeError: naming the layer.
+    """
+    packed = packed_kernel(layer)
+    if packed is None or not is_words(x) or x.shape[-1] != word_count(packed.shape[-2]):
+        require_floats(layer, x)
 
 
 def operands(

@@ -1,6 +1,5 @@
 """Pooling: maxima, and the means in front of a shortcut's convolution."""
 
-from collections.abc import Sequence
 from functools import reduce
 
 import flax.linen as nn
@@ -10,18 +9,27 @@ from jax import lax
 from jaxtyping import Array, Float, Num
 
 from bnn_jax.bitops import bits
-from bnn_jax.layers.convolution import Padding, Pair
+from bnn_jax.checks import Pads, Pair, as_pair, check_arrays
+from bnn_jax.layers.convolution import Padding, resolve_padding
 from bnn_jax.layers.frozen import is_words
 from bnn_jax.precision import widened
 
 
+def _geometry(x: Array, window: int | Pair, strides: int | Pair | None, padding: Padding) -> tuple[Pair, Pair, Pads]:
+    window = as_pair("window", window)
+    strides = window if strides is None else as_pair("strides", strides)
+    sizes = {"shape": x.shape[1:3], "kernel_size": window, "dilation": (1, 1)}
+    return window, strides, resolve_padding(padding, strides=strides, **sizes)
+
+
 @jax.named_scope("max_pool")
+@check_arrays
 def max_pool(
     x: Num[Array, "batch height width channels"],
-    window: Pair = (2, 2),
+    window: int | Pair = 2,
     *,
-    strides: Pair | None = None,
-    padding: Padding = ((0, 0), (0, 0)),
+    strides: int | Pair | None = None,
+    padding: Padding = 0,
 ) -> Num[Array, "batch h w channels"]:
     r"""The largest value of each window.
 
@@ -33,18 +41,22 @@ def max_pool(
 
     Args:
       x: numbers; or uint32, packed codes, of which the higher one is found with an OR (frozen networks).
-      window: (height, width).
-      strides: None is `window`.
+      window: a number or a pair (height, width).
+      strides: the same; None is `window`.
+      padding: see :func:`bnn_jax.layers.convolution.resolve_padding`.
+
+    Raises:
+      TypeError, ValueError: for x of another dtype or shape; for another window, strides or padding.
 
     >>> import jax.numpy as jnp
     >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1))[0, :, :, 0]
     Array([[ 5.,  7.],
            [13., 15.]], dtype=float32)
     """
+    window, strides, padding = _geometry(x, window, strides, padding)
     if is_words(x):
         return bits.max_pool(x, window, strides=strides, padding=padding)
-    strides = window if strides is None else strides
-    if tuple(strides) != tuple(window) or max(map(max, padding)) > 0:
+    if strides != window or max(map(max, padding)) > 0:
         return nn.max_pool(x, window, strides, padding)
     b, h, w, c = x.shape
     rows, columns = h // window[0], w // window[1]
@@ -52,6 +64,7 @@ def max_pool(
     return _largest(_largest(tiles, 4), 2)
 
 
+@check_arrays
 def avg_pool_2x2(x: Float[Array, "batch h w channels"]) -> Float[Array, "batch rows columns channels"]:
     """Means over 2x2 windows; at an odd edge over the pixels that are there, so that a 3x3 convolution, stride 2, fits.
 
@@ -60,24 +73,32 @@ def avg_pool_2x2(x: Float[Array, "batch h w channels"]) -> Float[Array, "batch r
     Array([[2. , 3.5],
            [6.5, 8. ]], dtype=float32)
     """
-    padding = [(0, x.shape[1] % 2), (0, x.shape[2] % 2)]
-    return mean_pool(x, (2, 2), (2, 2), padding, count_include_pad=padding == [(0, 0), (0, 0)])
+    padding = ((0, x.shape[1] % 2), (0, x.shape[2] % 2))
+    return mean_pool(x, 2, 2, padding, count_include_pad=padding == ((0, 0), (0, 0)))
 
 
+@check_arrays
 def mean_pool(
     x: Float[Array, "batch h w channels"],
-    window: Pair,
-    strides: Pair,
-    padding: Sequence[Pair] = ((0, 0), (0, 0)),
+    window: int | Pair,
+    strides: int | Pair | None = None,
+    padding: Padding = 0,
     *,
     count_include_pad: bool = True,
 ) -> Float[Array, "batch rows columns channels"]:
     """The mean of each window, as `flax.linen.avg_pool`; summed in float32 at least, returned in x's dtype.
 
+    Args:
+      window, strides, padding: as those of :func:`max_pool`.
+      count_include_pad: divide by the whole window at the borders too.
+
+    Raises: as :func:`max_pool`.
+
     >>> import jax.numpy as jnp
     >>> mean_pool(jnp.array([256, 1, 1, 1], jnp.bfloat16).reshape(1, 2, 2, 1), (2, 2), (2, 2)).ravel()
     Array([65], dtype=bfloat16)
     """
+    window, strides, padding = _geometry(x, window, strides, padding)
     with jax.numpy_dtype_promotion("standard"):  # Flax divides by whole numbers.
         return nn.avg_pool(widened(x), window, strides, padding, count_include_pad).astype(x.dtype)
 

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.checks import require
+from bnn_jax.checks import check_arrays, require
 from bnn_jax.layers.arguments import require_of_layer
 from bnn_jax.precision import widened
 
@@ -71,6 +71,7 @@ class OutputScale(nn.Module):
         output_scale_shapes(self.case, (1, 1, 1))
 
     @nn.compact
+    @check_arrays
     def __call__(self, y: Float[Array, "batch *output"]) -> Float[Array, "batch *output"]:
         dtype, y = y.dtype, widened(y)
         for name, shape in output_scale_shapes(self.case, y.shape[1:]).items():

@@ -2,6 +2,7 @@ r"""Binary dense networks: every layer's outputs are kept and concatenated, so n
 
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -101,7 +102,7 @@ class DenseNetwork(Network):
     reduction: tuple[float, ...] = (2.7, 2.7, 2.2)
     rounding: int = 32
     stem_width: int = 64
-    pad_value: int = 0
+    pad_value: Literal[-1, 0, 1] = 0
     stem: str = "cifar"
 
     def __post_init__(self):

@@ -1,6 +1,8 @@
 """What all networks have: their sizes, checked, and the quantizers of their layers."""
 
+import math
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +20,9 @@ STEMS: dict[str, dict[str, Any]] = {
     "imagenet": {"kernel_size": (7, 7), "strides": (2, 2), "padding": 3},
 }
 """First convolutions by name: for small images, and for those of 224x224, where a max pool follows."""
+
+POSITIVE = ("num_classes", "width", "stage_sizes")
+"""Sizes that most networks have."""
 
 
 class Network(nn.Module):
@@ -47,9 +52,14 @@ class Network(nn.Module):
     gradient_quantizer: QuantizerLike = None
 
     def __post_init__(self):
+        counts = {f.name: getattr(self, f.name) for f in fields(self) if f.type in (int, tuple[int, ...])}
+        for argument, value in counts.items():
+            setattr(self, argument, tuple(value) if isinstance(value, list) else value)
         make_quantizers(self)
         super().__post_init__()
-        for argument in ("num_classes", "width", "stage_sizes"):
+        for argument in counts:
+            self._require_whole(argument)
+        for argument in POSITIVE:
             if hasattr(self, argument):
                 self.require_positive(argument)
         if getattr(self, "stem", "cifar") not in STEMS:
@@ -59,6 +69,17 @@ class Network(nn.Module):
     def require(self, argument: str, holds: bool, rule: str, advice: str = "") -> None:
         """Refuse the value of `argument`, naming the network, unless the rule `holds`."""
         checks.require(argument, getattr(self, argument), holds, f"of {type(self).__name__} {rule}", advice)
+
+    @nn.nowrap
+    def _require_whole(self, argument: str) -> None:
+        """Refuse a value that is no whole number, or a negative one, or no tuple of them where the default is one."""
+        value, usual = getattr(self, argument), getattr(type(self), argument, None)
+        several = isinstance(usual, tuple)
+        numbers = value if several and isinstance(value, tuple) else (value,)
+        least = -math.inf if argument in POSITIVE else 0
+        holds = isinstance(value, tuple) == several and all(checks.is_whole(number, least) for number in numbers)
+        rule = "must be a tuple of whole numbers" if several else "must be a whole number, not negative"
+        self.require(argument, holds, rule, "" if usual is None else f"{usual} is usual")
 
     @nn.nowrap
     def require_positive(self, argument: str) -> None:

@@ -69,12 +69,14 @@ def words(*shape):
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda: xor_counts(words(2, 3), words(4, 5)), r"`a` \(3 words a row\) must have as many .* rows \(=4\)"),
+        (lambda: xor_counts(words(2, 3), words(4, 5)), r"`b` .*\(of shape \(4, 5\)\) must be of shape \(words=3, N\)"),
+        (lambda: xor_counts([*words(3, 2)], words(4, 5)), r"`a` \(3 words a row\) must have as many .* rows \(=4\)"),
+        (lambda: xor_counts([jnp.zeros(2)], words(1, 5)), r"`a` \(=\['float32'\]\) must be columns of uint32"),
         (lambda: xor_counts(words(2, 0), words(0, 5)), r"`b` \(no words\) must have at least one row"),
-        (lambda: xor_counts(jnp.zeros((2, 3)), words(3, 5)), r"`a` \(dtype=float32\) must be packed words"),
-        (lambda: xor_counts(words(2, 3), jnp.zeros((3, 5))), r"`b` \(dtype=float32\) must be packed words"),
+        (lambda: xor_counts(jnp.zeros((2, 3)), words(3, 5)), r"`a` of `xor_counts` must be a uint32 array"),
+        (lambda: xor_counts(words(2, 3), jnp.zeros((3, 5))), r"`b` of `xor_counts` must be a uint32 array"),
     ],
 )
 def test_bad_input_is_refused(call, text):
-    with pytest.raises(ValueError, match=text):
+    with pytest.raises((TypeError, ValueError), match=text):
         call()

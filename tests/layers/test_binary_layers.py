@@ -210,8 +210,8 @@ def test_a_number_stands_for_two_equal_ones():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"features": 0}, r"`features` \(=0\) must be positive in layer 'conv1'"),
-        ({"features": 1, "strides": (0, 1)}, r"`strides` \(=\(0, 1\)\) must be positive in layer 'conv1'"),
+        ({"features": 0}, r"`features` \(=0\) must be a positive whole number in layer 'conv1'"),
+        ({"features": 1, "strides": (0, 1)}, r"`strides` \(=\(0, 1\)\) must be a positive whole number .* 'conv1'"),
         ({"features": 1, "pad_value": 2}, r"`pad_value` \(=2\) must be 0, \+1 or -1 in layer 'conv1'"),
         (
             {"features": 1, "input_scaling": True},

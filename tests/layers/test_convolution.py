@@ -118,5 +118,5 @@ def test_resolve_padding(padding, expected):
 
 
 def test_unknown_padding():
-    with pytest.raises(ValueError, match=r"`padding` \(='full'\) must be SAME, VALID, an int or"):
+    with pytest.raises(ValueError, match=r"`padding` \(='full'\) must be a whole number from 0 on, .*, SAME or VALID"):
         resolve_padding("full", shape=(8, 8), kernel_size=(3, 3), strides=(1, 1), dilation=(1, 1))

@@ -56,9 +56,9 @@ def test_gate_errors():
     )
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(Net().init, jax.random.key(0), jnp.zeros((1, 2, 2, 7)))
-    with pytest.raises(ValueError, match=r"`reduction` \(=0\) must be positive in layer 'gate'"):
+    with pytest.raises(ValueError, match=r"`reduction` \(=0\) must be a positive whole number in layer 'gate'"):
         ChannelGate(features=3, reduction=0, name="gate")
-    with pytest.raises(ValueError, match=r"`features` \(=0\) must be positive"):
+    with pytest.raises(ValueError, match=r"`features` \(=0\) must be a positive whole number in layer 'ChannelGate'"):
         ChannelGate(features=0)
 
 

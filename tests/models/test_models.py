@@ -196,7 +196,7 @@ def test_gradients_of_quantized_layers_are_quantized(name):
         return call(*arguments, **options)
 
     def run(variables, train):
-        rngs, images = {"quantizer": jax.random.key(0)}, jnp.zeros((1, *(2 * [SIDES.get(name, 16)]), 3))
+        rngs, images = {"quantizer": jax.random.key(0)}, jnp.zeros((2, *(2 * [SIDES.get(name, 16)]), 3))
         with nn.intercept_methods(remember):
             return model.apply(variables, images, train=train, mutable=True, rngs=rngs)
 
