@@ -202,10 +202,10 @@ def test_gradients_are_quantized_in_training():
     seen = []
     quantize = lambda y, key: seen.append(y.shape) or y
     model = alexnet_dorefa(num_classes=3, width=6, gradient_quantizer=quantize, **DOREFA)
-    images, rngs = jnp.zeros((1, 44, 44, 3)), {"quantizer": jax.random.key(1)}
+    images, rngs = jnp.zeros((2, 44, 44, 3)), {"quantizer": jax.random.key(1)}
     run = lambda v: model.apply(v, images, train=True, mutable=["batch_stats"], rngs=rngs)
     jax.eval_shape(run, shapes_of(model, images))
-    assert seen == [(1, 9, 9, 16), (1, 5, 5, 24), (1, 3, 3, 24), (1, 3, 3, 16), (1, 256), (1, 256)]
+    assert seen == [(2, 9, 9, 16), (2, 5, 5, 24), (2, 3, 3, 24), (2, 3, 3, 16), (2, 256), (2, 256)]
 
 
 def test_xnor_nets_map_of_the_inputs():
