@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bnn_jax.checks import check_arrays
 from bnn_jax.outputs import Outputs
 from bnn_jax.types import Key, Logits
 
 
+@check_arrays
 def distribution_loss(logits: Logits, teacher_logits: Logits) -> Float[Array, "batch"]:
     r"""ReActNet's distribution loss: cross-entropy to the teacher's class probabilities.
 
@@ -27,6 +29,7 @@ def distribution_loss(logits: Logits, teacher_logits: Logits) -> Float[Array, "b
     return -(jax.nn.softmax(teacher_logits) * jax.nn.log_softmax(logits)).sum(axis=-1)
 
 
+@check_arrays
 def knowledge_distillation(
     logits: Logits, teacher_logits: Logits, *, temperature: float | Array = 1.0
 ) -> Float[Array, "batch"]:
@@ -46,6 +49,7 @@ def knowledge_distillation(
     return temperature**2 * (jnp.exp(wanted) * (wanted - own)).sum(axis=-1)
 
 
+@check_arrays
 def attention_matching(
     maps: Float[Array, "batch h w channels"], teacher_maps: Float[Array, "batch h w others"]
 ) -> Float[Array, "batch"]:
@@ -71,6 +75,7 @@ def attention_matching(
     return _norm(_unit(own) - _unit(wanted))[:, 0]
 
 
+@check_arrays
 def attention_mse(
     maps: Float[Array, "batch h w channels"], teacher_maps: Float[Array, "batch h w others"]
 ) -> Float[Array, "batch"]:
@@ -97,14 +102,10 @@ def attention_mse(
 
 def _attention(maps: Array, teacher_maps: Array) -> tuple[Array, Array]:
     """The sum over channels of the squares, as a vector over the pixels, of both; factors cancel in what follows."""
-    if maps.shape[:3] != teacher_maps.shape[:3]:
-        raise ValueError(
-            f"`teacher_maps` (of shape {teacher_maps.shape}) must have the batch, height and width of `maps`, "
-            f"{maps.shape[:3]}"
-        )
     return tuple((a * a).sum(axis=-1).reshape((len(a), -1)) for a in (maps, teacher_maps))
 
 
+@check_arrays
 def feature_distillation(
     features: Float[Array, "batch ..."], teacher_features: Float[Array, "batch ..."]
 ) -> Float[Array, "batch"]:
@@ -128,6 +129,7 @@ def feature_distillation(
     return (difference * difference).sum(axis=-1)
 
 
+@check_arrays
 def standardized_distillation(
     activations: Float[Array, "batch ..."], teacher_activations: Float[Array, "batch ..."]
 ) -> Float[Array, "batch"]:
@@ -155,6 +157,7 @@ def standardized_distillation(
     return (difference * difference).sum(axis=-1)
 
 
+@check_arrays
 def embedding_distillation(
     embeddings: Float[Array, "batch size"],
     teacher_embeddings: Float[Array, "batch size"],
@@ -182,6 +185,7 @@ def embedding_distillation(
     return distribution_loss(*(_unit(z) / temperature for z in (embeddings, teacher_embeddings)))
 
 
+@check_arrays
 def similarity_distillation(
     embeddings: Float[Array, "batch size"],
     teacher_embeddings: Float[Array, "batch size"],
@@ -214,6 +218,7 @@ def similarity_distillation(
     return distribution_loss(*similarities)
 
 
+@check_arrays
 def enqueue(keys: Float[Array, "keys size"], embeddings: Float[Array, "batch size"]) -> Float[Array, "keys size"]:
     """The queue after a batch: its embeddings at unit length first, the oldest keys dropped.
 

@@ -247,7 +247,7 @@ def test_networks_that_do_not_fit_are_refused():
         ValueError, match=r"`teacher` \(with conv1\) shares no stage with the network, which has stage1"
     ):
         DISTILLATION_LOSSES["features"](OWN, Outputs(OWN.logits, {"conv1": MAPS[0]}))
-    with pytest.raises(ValueError, match=r"stage1 of the network and of its teacher do not match: `teacher_maps` \(of"):
+    with pytest.raises(ValueError, match=r"stage1 of the network and of its teacher do not match: `teacher_maps` of"):
         DISTILLATION_LOSSES["attention"](OWN, outputs(LOGITS[1], MAPS[1][:, :2]))
     with pytest.raises(ValueError, match=r"stage1 .* the teacher's shape \(6, 4, 3, 2\) must be the network's"):
         DISTILLATION_LOSSES["standardized"](OWN, outputs(LOGITS[1], MAPS[1][..., :2]))

@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Num, Shaped
 
-from bnn_jax.checks import require
+from bnn_jax.checks import check_arrays, require
 from bnn_jax.types import Key
 
 EIGENVALUES = (0.2175, 0.0188, 0.0045)
@@ -20,6 +20,7 @@ As published with fb.resnet.torch (Gross and Wilber, Training and investigating 
 """
 
 
+@check_arrays
 def normalize(
     images: Num[Array, "batch height width channels"],
     *,
@@ -49,6 +50,7 @@ def normalize(
     return ((images.astype(jnp.float32) - mean) / std).astype(dtype)
 
 
+@check_arrays
 def random_crop(
     key: Key, images: Shaped[Array, "batch height width channels"], *, padding: int
 ) -> Shaped[Array, "batch height width channels"]:
@@ -63,7 +65,6 @@ def random_crop(
 
     Reference: He et al., Deep Residual Learning for Image Recognition, 2016, arXiv:1512.03385, section 4.2 (padding 4).
     """
-    _check_batch(images)
     require("padding", padding, operator.index(padding) >= 0, "must not be negative", "0 switches the crop off")
     if padding == 0:
         return images
@@ -73,6 +74,7 @@ def random_crop(
     return jax.vmap(window)(padded, offsets)
 
 
+@check_arrays
 def random_area_crop(
     key: Key, images: Float[Array, "batch height width channels"], *, smallest: float
 ) -> Float[Array, "batch height width channels"]:
@@ -93,7 +95,6 @@ def random_area_crop(
 
     Reference: Szegedy et al., Going Deeper with Convolutions, 2015, arXiv:1409.4842, section 6.
     """
-    _check_batch(images)
     require("smallest", smallest, 0 < smallest <= 1, "must be in (0, 1]", "1 takes the whole image")
     if smallest == 1:
         return images
@@ -113,6 +114,7 @@ def random_area_crop(
     return jax.vmap(window)(images, sides, begin)
 
 
+@check_arrays
 def random_flip(
     key: Key, images: Shaped[Array, "batch height width channels"]
 ) -> Shaped[Array, "batch height width channels"]:
@@ -123,11 +125,11 @@ def random_flip(
 
     Reference: He et al., 2016, arXiv:1512.03385, section 4.2.
     """
-    _check_batch(images)
     mirrored = jax.random.bernoulli(key, 0.5, (images.shape[0], 1, 1, 1))
     return jnp.where(mirrored, images[:, :, ::-1], images)
 
 
+@check_arrays
 def lighting(
     key: Key,
     images: Float[Array, "batch height width channels"],
@@ -152,7 +154,6 @@ def lighting(
     Reference: Krizhevsky, Sutskever, Hinton, ImageNet Classification with Deep Convolutional Neural Networks, 2012,
     section 4.1.
     """
-    _check_batch(images)
     if images.shape[-1] != 3 or np.shape(pixel_std) != (3,):
         raise ValueError(
             f"`images` has {images.shape[-1]} channels and `pixel_std` shape {np.shape(pixel_std)}; lighting is for "
@@ -164,6 +165,7 @@ def lighting(
     return images + colours[:, None, None, :].astype(images.dtype)
 
 
+@check_arrays
 def mixup(
     key: Key,
     images: Float[Array, "batch height width channels"],
@@ -191,7 +193,6 @@ def mixup(
 
     Reference: Zhang et al., mixup: Beyond Empirical Risk Minimization, 2018, arXiv:1710.09412.
     """
-    _check_batch(images)
     require("alpha", alpha, alpha > 0, "must be positive", "0.2 is usual")
     share_key, order_key = jax.random.split(key)
     share = jax.random.beta(share_key, alpha, alpha)
@@ -200,6 +201,7 @@ def mixup(
     return mixed.astype(images.dtype), labels[order], share
 
 
+@check_arrays
 def augment(
     key: Key,
     images: Shaped[Array, "batch height width channels"],
@@ -238,8 +240,3 @@ def augment(
             f"`pixel_std` (=None) must be the `std` of normalize where `lighting_std` (={lighting_std}) is set"
         )
     return lighting(jax.random.fold_in(flip_key, 1), images, std=lighting_std, pixel_std=pixel_std)
-
-
-def _check_batch(images: Shaped[Array, "..."]) -> None:
-    if images.ndim != 4:
-        raise ValueError(f"`images` has shape {images.shape}; it must be [N,H,W,C]")
