@@ -208,6 +208,8 @@ class Outcome(NamedTuple):
 def whole_run(config: Config, info: ImageInfo, *, examples: int) -> Callable[..., Outcome]:
     """``(seed, hyper, data) -> Outcome``: a whole run, for jit to compile and vmap to map over seeds and `hyper`.
 
+    Nothing stops it: one that diverges goes on to its end, with accuracies that are NaN where logits are not finite.
+
     `hyper` is what :func:`bnn_jax.training.experiment.hyper_parameters` gives, `data` has images and labels of the
     splits "train", "validation" and "test".
 

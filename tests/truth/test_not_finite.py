@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from small_sets import brightness_set, write_npz
 
-from bnn_jax.errors import RunError
+from bnn_jax.errors import RunError, UsageError
 from bnn_jax.estimators import ESTIMATORS, make_sign, sign
 from bnn_jax.finite import all_finite, leaf_name
 from bnn_jax.optim import OPTIMIZERS, latent_box, make_optimizer
@@ -33,7 +33,7 @@ from bnn_jax.training.evaluation import evaluate_run
 from bnn_jax.training.loop import Diverged, train, train_together
 from bnn_jax.training.members import steps_done
 from bnn_jax.training.metrics import first_diverged, read_metrics
-from bnn_jax.training.programs import programs_of, state_shapes
+from bnn_jax.training.programs import initial_state, programs_of, state_shapes
 from bnn_jax.training.run_folder import save_run
 from bnn_jax.training.validation import validate
 
@@ -239,6 +239,15 @@ def test_an_evaluation_of_nan_is_no_accuracy(dataset, path, value, where):
     assert np.isnan(found["accuracy"]) and found["examples"] == 20
     told = programs.first_non_finite_output(state.params, state.model_state, [dataset.test.images])
     assert told.startswith(where)
+
+
+def test_a_warm_start_that_is_not_finite_is_refused(dataset):
+    warm_start = {"params": {"dense1": {"latent_kernel": jnp.full((64, 4), jnp.inf)}}}
+    told = (
+        rf"`warm_start` must be finite; got params/{LATENT} \(256 infinite of 256\); give the variables of a run that"
+    )
+    with pytest.raises(UsageError, match=told):
+        initial_state(programs_of(validate(CONFIG), dataset), 0, warm_start=warm_start)
 
 
 def test_a_finished_run_whose_network_is_not_finite_is_refused(tmp_path, dataset):
