@@ -1,9 +1,12 @@
 """Small instances of every network of the catalogue, with their published quantizers, for tests to compile."""
 
 import inspect
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any
+
+import pytest
 
 from bnn_jax.models import MODELS
 from bnn_jax.training.config import ModelConfig
@@ -59,3 +62,13 @@ INSTANCES = {instance(name): name for name in reversed(MODELS)}
 
 LARGE = ("alexnet_dorefa", "alexnet_xnor", "bnas_a", "bnas_e")
 """Slow to compile; their own tests have a short version."""
+
+SHORT = ("bireal18", "lenet", "mnist_mlp", "binary_densenet28", "reactnet18", "irnet_resnet20", "resnet6", "vgg_small")
+SHORT += ("tbn_resnet18", "reactnet_a")
+"""One network of each family, which the short tests compile; the long ones compile all."""
+
+
+def compiled(names: Iterable[str], **marks: Any) -> list[Any]:
+    """Parameters of a test that compiles networks: those that are not SHORT take long together; `marks` by name."""
+    long = {name: pytest.mark.full for name in names if name not in SHORT}
+    return [pytest.param(name, marks=(long | marks).get(name, ())) for name in names]

@@ -47,8 +47,8 @@ def execute(name, last_cell, *, folder, env, shortened):
     return json.loads(notebook.cells[-1].outputs[-1].text)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize(("seeds", "epochs"), [(1, 6), pytest.param(3, 12, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize(("seeds", "epochs"), [(3, 12)])
 def test_01_prototype_an_estimator(seeds, epochs, tmp_path, subprocess_env):
     found = execute(
         "01_prototype_an_estimator",

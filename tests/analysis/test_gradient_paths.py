@@ -122,6 +122,7 @@ def test_a_shortcut_by_a_real_convolution_costs_nothing():
     assert module_gradient_paths(Block(wire), (2, 56, 56, 64)).costs == (0, cost(28, 64, 128))
 
 
+@pytest.mark.full
 def test_igp_resnet69_for_imagenet():
     """Its paths cannot be listed: p(1) = 2, p(C+1) = p(C)^2 + 2 a stage of 5 columns, about 2e25 in four stages."""
     network = igp_resnet69(1000, stem="imagenet", **BINARY)

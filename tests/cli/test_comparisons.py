@@ -75,6 +75,7 @@ def test_every_row_of_the_experiment_is_tested():
     assert list(ROWS) == list(BITS) == list(PATHS)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("label", BITS)
 def test_the_width_is_the_largest_whose_storage_is_not_above_bi_reals(label):
     model, of_width, reference = ROWS[label][0].model, BITS[label], BITS["Bi-Real ResNet-20"](16)

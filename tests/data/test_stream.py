@@ -120,7 +120,7 @@ def test_a_run_resumed_at_any_of_50_positions_goes_on_alike(photographs):
         assert same(read(split, order, first_step=first_step), whole[first_step:])
 
 
-@pytest.mark.long
+@pytest.mark.full
 def test_workers_change_nothing_and_are_gone_when_closed_or_killed(photographs):
     split = open_photographs(photographs).train
     skipped = {workers: [] for workers in (0, 1, 2)}
@@ -425,7 +425,7 @@ def is_alive(group):
     return True
 
 
-@pytest.mark.long
+@pytest.mark.full
 def test_workers_leave_signals_to_their_program_and_end_when_it_is_killed(photographs, subprocess_env, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)

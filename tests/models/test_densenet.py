@@ -50,9 +50,9 @@ def test_counts_of_bethge_et_al(name, variables, mebibytes, widths):
     ("name", "megabits", "final"),
     [
         ("binary_densenet51", "34.51", 586),
-        ("binary_densenet69", "41.66", 625),
+        pytest.param("binary_densenet69", "41.66", 625, marks=pytest.mark.full),
         ("igp_densenet51", "34.24", 529),
-        ("igp_densenet69", "41.24", 518),
+        pytest.param("igp_densenet69", "41.24", 518, marks=pytest.mark.full),
     ],
 )
 def test_storage_of_the_networks_of_zhu_et_al(name, megabits, final):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from networks import SIGNS, count, of_layers, outputs_of, paths_of, shapes_of
-from small_models import INSTANCES, LARGE, SIDES, UNREAD, small
+from small_models import INSTANCES, SIDES, UNREAD, compiled, small
 
 from bnn_jax.layers import BinaryConv, BinaryDense
 from bnn_jax.models import MODELS
@@ -23,7 +23,7 @@ from bnn_jax.training.validation import validate
 
 ADAM = OptimConfig("adam", learning_rate=0.01)
 SMALL = sorted(INSTANCES.values())
-COMPILED = [pytest.param(name, marks=pytest.mark.full if name in LARGE else ()) for name in SMALL]
+COMPILED = compiled(SMALL)
 CLASSES = {type(MODELS[name].constructor(num_classes=2)): name for name in reversed(MODELS)}
 """One name for each class of networks."""
 

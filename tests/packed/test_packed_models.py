@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from packed_checks import compare, initialized
-from small_models import INSTANCES, LARGE, SIDES, UNREAD, small
+from small_models import INSTANCES, LARGE, SIDES, UNREAD, compiled, small
 
 from bnn_jax.analysis.accounting import account_model
 from bnn_jax.packed import freeze, packed_structure
@@ -49,12 +49,10 @@ def size_is_what_accounting_says(name, model, image_shape, structure):
     return (account_model(model, image_shape).payload_bytes() == stored) != (name in UNREAD)
 
 
-MARKS = dict.fromkeys(LARGE, pytest.mark.full) | {"bireal18": pytest.mark.default_flags}
+PACKABLE = [name for name in NETWORKS if name not in NOTHING_TO_PACK]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=MARKS.get(n, ())) for n in NETWORKS if n not in NOTHING_TO_PACK]
-)
+@pytest.mark.parametrize("name", compiled(PACKABLE, bireal18=pytest.mark.default_flags))
 def test_a_frozen_network_is_the_trained_one_and_as_small_as_accounting_says(name):
     model, image_shape = network(name)
     variables = trained(name, model, image_shape)
@@ -68,6 +66,7 @@ def test_a_frozen_network_is_the_trained_one_and_as_small_as_accounting_says(nam
     assert size_is_what_accounting_says(name, model, image_shape, frozen)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", LARGE)
 def test_a_large_network_is_as_small_as_accounting_says(name):
     """By tracing alone."""

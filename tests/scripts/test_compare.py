@@ -52,7 +52,7 @@ def test_finished_runs_are_not_run_again(comparison):
     assert len(before) == 6
 
 
-@pytest.mark.long
+@pytest.mark.full
 def test_tuning_gives_every_optimizer_the_same_budget(tmp_path):
     arguments = ("--workdir", tmp_path, "--optimizers", "dfw", "sgd", "--seeds", "0", "--tune", "--tune-trials", "5")
     run_script("compare_optimizers", *arguments, *SMALL)

@@ -87,7 +87,7 @@ def test_labels_out_of_range_exit_1(tmp_path):
     assert re.search(r"error: .*train_labels.*7", done.stderr)
 
 
-@pytest.mark.long
+@pytest.mark.full
 def test_ctrl_c_exits_130_and_the_same_command_finishes(tmp_path, interrupted_env):
     command = [
         sys.executable,

@@ -281,7 +281,7 @@ def test_a_network_of_the_recipes_family_is_taken_as_it_is():
     assert {stage.config.model.name for stage in extended} == {"ebireal18"}
 
 
-SHORT = ("bireal", "reactnet", "ttq", "binaryduo")
+SHORT = ("ttq",)
 """Recipes that every test run trains in miniature."""
 
 

@@ -52,6 +52,7 @@ def test_each_result_is_told_when_its_run_has_ended(compared):
     assert bad == "bad seed 0: diverged (2 of 2 runs)"
 
 
+@pytest.mark.full
 def test_processes_give_what_one_after_another_gives(compared, tmp_path):
     runs, told = [Run(label, config, tmp_path / label) for label, config in CELLS.items()], []
     everything = run_all(runs, execution="processes", processes=2, tell=told.append)

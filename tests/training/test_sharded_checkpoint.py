@@ -35,7 +35,7 @@ def save_as_one_of_two(address: str, number: int, folder: Path) -> None:
     print(json.dumps([seen, [is_in_parts(leaf) for leaf in jax.tree.leaves(state)]]))
 
 
-@pytest.mark.long
+@pytest.mark.full
 def test_each_of_two_processes_saves_the_parts_that_it_holds(tmp_path, subprocess_env):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

@@ -58,7 +58,10 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+LONG = ("dfw, no box", "polyak_sgd", "momo", "adam, latent scale")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.full if n in LONG else ()) for n in SETTINGS])
 def test_every_optimizer_lowers_the_loss_and_keeps_the_box(name, data):
     config = replace(CONFIG, optim=SETTINGS[name])
     programs = make_programs(config, INFO, examples=24)
