@@ -13,7 +13,7 @@ MARKED = sorted(str(path) for path in TESTS.rglob("test_*.py") if "pytest.mark.d
 """Files with tests that are marked so, this one among them."""
 
 
-@pytest.mark.long
+@pytest.mark.full
 def test_the_exact_statements_hold_at_the_default_flags(subprocess_env):
     kept = {name: value for name, value in subprocess_env.items() if name != "XLA_FLAGS" and "PYTEST" not in name}
     options = ["-n", "0", "-p", "no:cacheprovider", "-m", "default_flags"]

@@ -7,20 +7,19 @@ import numpy as np
 import pytest
 from strictness import checked
 
-from bnn_jax.data.augment import lighting
-from bnn_jax.distillation import distribution_loss
-from bnn_jax.layers import mean_pool
+from bnn_jax.bitops.thresholds import above
+from bnn_jax.layers.norm import affine
 from bnn_jax.losses import cross_entropy
+from bnn_jax.models.residual import subsample_and_pad
 from bnn_jax.types import Logits
 
 
 @pytest.mark.parametrize(
     ("call", "parameter"),
     [
-        (lambda: cross_entropy(jnp.zeros((2, 3, 4)), jnp.zeros(2, jnp.int32)), "logits"),
-        (lambda: distribution_loss(jnp.zeros((2, 3)), jnp.zeros(3)), "teacher_logits"),
-        (lambda: lighting(jax.random.key(0), jnp.zeros((8, 8, 3)), std=0.1), "images"),
-        (lambda: mean_pool(jnp.zeros((8, 8, 3)), (2, 2), (2, 2)), "x"),
+        (lambda: affine(jnp.zeros((2, 3)), jnp.zeros((1, 3)), jnp.zeros(3)), "gain"),
+        (lambda: above(jnp.zeros((2, 3), jnp.int32), jnp.zeros((), jnp.int32)), "threshold"),
+        (lambda: subsample_and_pad(jnp.zeros((8, 8, 3)), 4, 2), "x"),
     ],
 )
 def test_a_tensor_of_the_wrong_rank_is_refused(call, parameter):
@@ -29,10 +28,10 @@ def test_a_tensor_of_the_wrong_rank_is_refused(call, parameter):
 
 
 def test_sizes_of_one_name_must_be_equal_and_dtypes_those_that_are_named():
-    with pytest.raises(jaxtyping.TypeCheckError, match="typechecking parameter 'labels'"):
-        cross_entropy(jnp.zeros((2, 3)), jnp.zeros(3, jnp.int32))
-    with pytest.raises(jaxtyping.TypeCheckError, match="typechecking parameter 'labels'"):
-        cross_entropy(jnp.zeros((2, 3)), jnp.zeros(2))
+    with pytest.raises(jaxtyping.TypeCheckError, match="typechecking parameter 'threshold'"):
+        above(jnp.zeros((2, 3), jnp.int32), jnp.zeros(4, jnp.int32))
+    with pytest.raises(jaxtyping.TypeCheckError, match="typechecking parameter 'threshold'"):
+        above(jnp.zeros((2, 3), jnp.int32), jnp.zeros(3))
     assert cross_entropy(np.zeros((2, 3), np.float32), np.zeros(2, np.int32)).shape == (2,)
 
 

@@ -89,6 +89,7 @@ def test_an_igp_resnet_of_one_block_a_stage_would_be_smaller():
     assert igp_bits(14, 7) < 0.92 * 383_808 < 383_808 < igp_bits(15, 7)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("label", PATHS)
 def test_gradient_paths_by_hand(label):
     *costs, lengths = PATHS[label]

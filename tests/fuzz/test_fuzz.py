@@ -78,6 +78,7 @@ def train_again(workdir, config, reason):
     return timeless(result)
 
 
+@pytest.mark.full
 def test_a_run_without_any_checkpoint_of_its_own_begins_again(tmp_path, config, trained):
     whole, other = Path(shutil.copytree(trained[0], tmp_path / "whole")), tmp_path / "other"
     checkpoints = whole / "checkpoints"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small_models import INSTANCES, LARGE, SIDES, UNREAD, small
+from small_models import INSTANCES, SIDES, UNREAD, compiled, small
 
 from bnn_jax.losses import cross_entropy
 from bnn_jax.models import MODELS
@@ -77,9 +77,7 @@ def dtypes(tree) -> set[str]:
     return {leaf.dtype.name for leaf in jax.tree.leaves(tree)}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.full if n in LARGE else ()) for n in sorted(INSTANCES.values())]
-)
+@pytest.mark.parametrize("name", compiled(sorted(INSTANCES.values())))
 def test_bfloat16_images_make_bfloat16_activations(name):
     """By tracing, from images to gradients."""
     side = SIDES.get(name, 16)

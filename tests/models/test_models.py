@@ -91,7 +91,7 @@ def takes(name: str, option: str) -> bool:
     return option in inspect.signature(MODELS[name].constructor).parameters
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", compiled(MODELS))
 def test_published_size_builds(name):
     """In evaluation, on 32x32 images where the network takes them, by tracing alone."""
     options = {"stem": "cifar"} if takes(name, "stem") else {}
@@ -180,7 +180,7 @@ def test_weights_pass_from_family_to_family(names):
         assert sum(path.endswith("/latent_kernel") for path in paths_of(after["params"])) >= 16
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", COMPILED)
 def test_gradients_of_quantized_layers_are_quantized(name):
     """With a gradient quantizer each layer has it that quantizes, and no other; an AlexNet of DoReFa-Net by itself."""
     seen, layers = [], []

@@ -197,6 +197,7 @@ def test_the_device_decides_once_what_auto_is(monkeypatch, tmp_path):
     assert measured == [8, 2, 8]
 
 
+@pytest.mark.full
 def test_times_of_steps_alone_and_mapped():
     info = ImageInfo((8, 8, 1), 10, (8.0,), (5.0,))
     config = replace(CONFIG, batch_size=4, model=replace(CONFIG.model, width=2))
