@@ -46,6 +46,7 @@ def test_images_are_read_from_disk_at_224(name):
     assert config.data.image_size in (None, 224)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ROWS)
 def test_networks_have_the_published_sizes(name):
     row = PUBLISHED[ROWS[name]]

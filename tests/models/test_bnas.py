@@ -26,6 +26,7 @@ SMALL = Genotype(
 )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("model", "side", "parameters"),
     [

@@ -154,6 +154,10 @@ PAIRS += [("full_precision", {}, "xnor", {}), ("tbn", {}, "ttq", {}), ("abc_net"
 PAIRS += [("dorefa", {"bits": bits}, "dorefa", {"bits": bits}) for bits in (1, 2, 3)]
 
 
+# Every other pair in make test, all in make test-full.
+PAIRS = [pytest.param(*pair, marks=pytest.mark.full if number % 2 else ()) for number, pair in enumerate(PAIRS)]
+
+
 @pytest.mark.parametrize(("inputs", "input_options", "kernel", "kernel_options"), PAIRS)
 def test_every_quantizer_gives_the_same_integers(inputs, input_options, kernel, kernel_options):
     model = Layer(

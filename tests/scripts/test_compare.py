@@ -29,6 +29,7 @@ def test_a_comparison_writes_its_four_files_and_prints_the_table(comparison):
         assert all(r["max_abs_latent"] <= 1 for r in row["runs"])
 
 
+@pytest.mark.full
 def test_a_comparison_of_estimators_has_a_row_for_each_and_their_picture(tmp_path):
     arguments = ("--estimators", "ste_sign", "swish_sign", "--quantizes", "both", "--seeds", "0", "1")
     done = run_script("compare_estimators", "--workdir", tmp_path, *arguments, *SMALL)
@@ -84,6 +85,7 @@ def get_rows(config):
 """
 
 
+@pytest.mark.full
 def test_a_comparison_of_networks_has_their_costs_and_paths(tmp_path):
     (tmp_path / "small.py").write_text(NETWORKS)
     arguments = ("--config", tmp_path / "small.py", "--workdir", tmp_path / "run", "--seeds", "0", "1")
