@@ -108,7 +108,7 @@ def small_shapes(name: str, real: bool = False):
     return model, shapes_of(model, SIDES.get(name, 16))
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", COMPILED)
 def test_in_full_precision_every_kernel_is_real(name):
     """And the same: the quantizers decide the name of a kernel alone."""
     kernels = lambda params: of_layers(params, "kernel") | of_layers(params, "latent_kernel")

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from long_tests import every_other
 from packed_checks import compare, initialized
 
 from bnn_jax.estimators import ESTIMATORS
@@ -154,11 +155,7 @@ PAIRS += [("full_precision", {}, "xnor", {}), ("tbn", {}, "ttq", {}), ("abc_net"
 PAIRS += [("dorefa", {"bits": bits}, "dorefa", {"bits": bits}) for bits in (1, 2, 3)]
 
 
-# Every other pair in make test, all in make test-full.
-PAIRS = [pytest.param(*pair, marks=pytest.mark.full if number % 2 else ()) for number, pair in enumerate(PAIRS)]
-
-
-@pytest.mark.parametrize(("inputs", "input_options", "kernel", "kernel_options"), PAIRS)
+@pytest.mark.parametrize(("inputs", "input_options", "kernel", "kernel_options"), every_other(PAIRS))
 def test_every_quantizer_gives_the_same_integers(inputs, input_options, kernel, kernel_options):
     model = Layer(
         make_quantizer(ACTIVATION_QUANTIZERS, inputs, **input_options),

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from long_tests import every_other
 
 from bnn_jax.estimators import ESTIMATORS
 from bnn_jax.losses import LOSSES, augmented_margins, multiclass_hinge
@@ -58,7 +59,7 @@ SETTINGS = {
 }
 
 
-LONG = ("dfw, no box", "polyak_sgd", "momo", "adam, latent scale")
+LONG = ("dfw, no box", "polyak_sgd", "momo", "adam, latent scale", "sgd", "dfw, 3 inner steps")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.full if n in LONG else ()) for n in SETTINGS])
@@ -244,7 +245,9 @@ def test_a_regularizer_adds_its_gradient_and_reports_its_penalty(data):
         np.testing.assert_array_equal(before, after)
 
 
-@pytest.mark.parametrize(("inputs", "kernel"), [("tbn", "lq_net"), ("gumbel_sign", "inq"), ("pact", "rbnn")])
+@pytest.mark.parametrize(
+    ("inputs", "kernel"), every_other([("tbn", "lq_net"), ("gumbel_sign", "inq"), ("pact", "rbnn")])
+)
 def test_states_randomness_and_schedules_of_quantizers_travel_through_training(inputs, kernel, data):
     model = replace(CONFIG.model, input_quantizer=inputs, kernel_quantizer=kernel)
     config = replace(CONFIG, model=model, optim=OptimConfig("adam", learning_rate=0.01))
