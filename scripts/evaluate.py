@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tyro
 
-from bnn_jax.cli.options import TrainedOptions, parse_options
+from bnn_jax.cli.options import TrainedOptions, parse_options, refuse_unread
 from bnn_jax.data import in_batches
 from bnn_jax.errors import UsageError, exit_code_of
 from bnn_jax.packed import load
@@ -44,6 +44,7 @@ def evaluate_trained(arguments: Arguments) -> str:
 
 def evaluate_file(arguments: Arguments) -> str:
     """What the packed network of a file reaches."""
+    refuse_unread(arguments, ("which",), "is for a run; a file holds one network")
     network = load(arguments.workdir)
     data = network.metadata["tested"].get("data", {}) | ({} if arguments.data is None else {"name": arguments.data})
     if "name" not in data:

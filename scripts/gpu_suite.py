@@ -47,7 +47,7 @@ def tasks_of(arguments: Arguments) -> list[Task]:
         Task("equality", ["-m", "bnn_jax.benchmarks.device_checks", *toy], 0.3),
         *(
             Task(what, [benchmark, what, *repeats, *options, "--output", str(output / f"benchmark_{what}.json")], share)
-            for what, options, share in (("training", config, 0.15), ("packed", [], 0.2), ("sweep", config, 0.25))
+            for what, options, share in (("training", config, 0.3), ("packed", [], 0.3), ("sweep", config, 0.3))
             if not arguments.toy or what == "training"
         ),
         Task("comparison", comparison, resumes=True),

@@ -53,7 +53,9 @@ def run_suite(
     for number, task in enumerate(tasks):
         left = end - time.monotonic()
         command, began = [sys.executable, *task.arguments], time.monotonic()
-        outcome = _run(command, output / f"{task.name}.log", task.share * left) if left > 0 else "not started"
+        # What saves when it is ended is ended in time for that.
+        seconds = task.share * left - (min(SECONDS_TO_SAVE, 0.5 * task.share * left) if task.resumes else 0)
+        outcome = _run(command, output / f"{task.name}.log", seconds) if left > 0 else "not started"
         if task.resumes and outcome == "out of time":
             outcome = "saved, to be resumed"
         seconds = time.monotonic() - began
@@ -67,7 +69,7 @@ def _run(command: Sequence[str], log: Path, seconds: float) -> str:
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ)
         try:
-            code = process.wait(max(seconds - SECONDS_TO_SAVE, 0.5 * seconds))
+            code = process.wait(seconds)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGTERM)
             try:

@@ -112,6 +112,8 @@ def load_dataset(
     seed = whole_number("split_seed", split_seed, at_least=0)
     if validation_examples is not None:
         validation_examples = whole_number("validation_examples", validation_examples, at_least=1)
+    if data_dir is not None and (name == "digits" or name.endswith(".npz")):
+        raise UsageError(f"`data_dir` (={str(data_dir)!r}) is for sets that TFDS stored, not {name!r}; leave it out")
     if name == "digits":
         return _load_digits(validation_examples, seed)
     if name.endswith(".npz"):

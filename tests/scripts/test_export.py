@@ -74,6 +74,10 @@ def test_a_run_is_exported_and_evaluated(workdir, exported):
     validation = evaluate_run(workdir, split="validation")["accuracy"]
     out = run_script("evaluate", path, "--split", "validation").stdout
     assert out == f"validation: accuracy {100 * validation:.2f} % on 64 examples (packed)\n"
+    error = run_script("evaluate", path, "--which", "last", code=2).stderr
+    assert "`--which` (=last) is for a run; a file holds one network; leave it out" in error
+    error = run_script("evaluate", path, "--data-dir", "/nowhere", code=2).stderr
+    assert "`data_dir` (='/nowhere') is for sets that TFDS stored, not" in error and "leave it out" in error
 
 
 def test_the_accounting_is_in_the_file(workdir, tmp_path):

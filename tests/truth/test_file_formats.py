@@ -20,7 +20,7 @@ def refused(argument, path, written, usual):
 
 @pytest.mark.parametrize("name", ["net.bnn.safetensors", "net.safetensors", "net.v2.SafeTensors", "net", "a.onnx/net"])
 def test_names_that_are_taken(name):
-    require_ending("output", name, ".bnn.safetensors")
+    assert require_ending("output", name, ".bnn.safetensors") is None
 
 
 @pytest.mark.parametrize(
