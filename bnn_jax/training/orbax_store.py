@@ -93,7 +93,13 @@ def _save_alone(path: Path, tree: Any) -> None:
 
 
 class _PatientLoop(asyncio.SelectorEventLoop):
-    """An event loop that lets its tasks end before it closes."""
+    """An event loop that lets its tasks end before it closes.
+
+    It does not log what a task that nobody waits for any more failed of: the save has failed and tells why.
+    """
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        pass
 
     def close(self) -> None:
         if not self.is_closed() and not self.is_running() and (tasks := asyncio.all_tasks(self)):

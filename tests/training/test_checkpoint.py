@@ -1,4 +1,6 @@
+import asyncio
 import errno
+import gc
 import itertools
 import json
 import os
@@ -375,6 +377,22 @@ def test_disk_full_is_told_in_one_sentence_and_costs_nothing(tmp_path, subproces
     assert texts == [told(0, "there is no good checkpoint yet")] + [told(2, last)] * 5
     assert (steps, steps_after) == ([1], [1, 2])
     assert sorted(os.listdir(folder)) == ["1", "1.json", "2", "2.json"]
+
+
+def test_what_fails_after_the_save_has_failed_is_not_logged(capfd, caplog):
+    async def fail():
+        raise OSError("File too large")
+
+    async def save():
+        lost = asyncio.ensure_future(fail())
+        await asyncio.sleep(0.01)
+        assert lost.done()
+
+    loop = orbax_store._PatientLoop()
+    loop.run_until_complete(save())
+    loop.close()
+    gc.collect()
+    assert (capfd.readouterr().err, caplog.records) == ("", [])
 
 
 @pytest.fixture
