@@ -16,6 +16,8 @@ from strictness import check_arrays
 ROOT = Path(__file__).parents[1]
 MOST_RESIDENT = 10**9
 CACHE = ROOT / ".cache" / "jax"
+MANY_CASES = 6
+"""Of a test with so many cases make test takes every third; make test-full takes the others."""
 
 # Compiling is most of the tests' time: no optimizations by LLVM, no splitting of programs that are small,
 FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
@@ -73,8 +75,17 @@ def resident_bytes() -> int:
     return int(statistics.read_text().split()[1]) * resource.getpagesize() if statistics.exists() else 0
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long tests first, so that no worker is left alone with one at the end."""
+    """Leave cases to make test-full, and put long tests first, so that no worker is left alone with one at the end."""
+    cases: dict[tuple[Path, str], list[pytest.Item]] = {}
+    for item in items:
+        if hasattr(item, "callspec") and item.get_closest_marker("full") is None:
+            cases.setdefault((item.path, item.originalname), []).append(item)
+    for same in cases.values():
+        for number, item in enumerate(same):
+            if len(same) >= MANY_CASES and number % 3:
+                item.add_marker("full")
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 

@@ -320,6 +320,7 @@ def test_lenet_of_the_survey():
     assert account_model("lenet", (32, 32, 3)).binary_weights == 2850 == 75 * 6 + 150 * 16
 
 
+@pytest.mark.full
 def test_macs_of_reactnet_a():
     model = reactnet_a(
         num_classes=1000, stem="imagenet", input_quantizer=inputs("rsign"), kernel_quantizer=kernels("xnor")

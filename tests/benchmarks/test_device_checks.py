@@ -2,10 +2,12 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from bnn_jax.benchmarks import device_checks
 
 
+@pytest.mark.full
 def test_products_and_convolutions_of_codes_are_exact_in_every_form():
     rng = np.random.default_rng(0)
     assert device_checks.differing_products(rng) == {"bits": 0, "int8": 0, "float32": 0, "bfloat16": 0}

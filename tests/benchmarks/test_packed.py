@@ -22,6 +22,7 @@ def found():
         )
 
 
+@pytest.mark.full
 def test_rows_have_every_peer_that_is_installed(found):
     (matmul,) = found["matmul"]
     assert {"packed", "packed_from_float", "float32", "int8"} <= set(matmul["ms"])

@@ -111,6 +111,7 @@ def cases(draw):
 
 @settings(max_examples=25)
 @given(cases(), st.integers(0, 2**16))
+@pytest.mark.full
 def test_a_convolution_of_packed_codes_is_that_of_the_numbers(case, seed):
     check(case, seed)
 

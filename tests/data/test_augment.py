@@ -113,6 +113,7 @@ def test_augment_crops_and_flips_with_draws_of_their_own():
     assert np.abs(counts - count / 18).max() < 5 * np.sqrt(count / 18)
 
 
+@pytest.mark.full
 def test_an_area_crop_is_the_image_at_the_points_of_one_window():
     """On planes a i + b j, which bilinear resampling keeps: the window of each image follows from three pixels."""
     count, height, width = 400, 12, 16

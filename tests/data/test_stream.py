@@ -112,6 +112,7 @@ def test_every_example_comes_exactly_once_an_epoch(mnist, processes, taken, batc
     assert not images[~filled].any()
 
 
+@pytest.mark.full
 def test_a_run_resumed_at_any_of_50_positions_goes_on_alike(photographs):
     split = open_photographs(photographs).train
     order = np.random.default_rng(1).permutation(np.tile(np.arange(50), 3)).reshape(50, 3)

@@ -98,6 +98,7 @@ def test_a_run_without_any_checkpoint_of_its_own_begins_again(tmp_path, config, 
     assert sorted(os.listdir(checkpoints)) == ["10", "10.json", "5", "5.json", "quarantine-1"]
 
 
+@pytest.mark.full
 def test_the_readme_opens_a_run_with_orbax_alone(trained):
     (script,) = re.findall(r"```python\n([^`]*ocp\.load[^`]*)```", (ROOT / "README.md").read_text())
     assert len([line for line in script.splitlines() if line]) == 8

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from long_tests import every_other
 from networks import XNOR, exact, normal, of_layers, outputs_of, random_variables, shapes_of
 from numpy_layers import correlate, maxima, signs
 
@@ -140,7 +139,8 @@ def trained(name):
     return exact(images), exact(variables["params"]), gradients, logits, exact(stages)
 
 
-@pytest.mark.parametrize("name", every_other(SMALL))
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.full
 def test_every_parameter_behind_the_first_kernel_has_a_gradient(name):
     _, _, gradients, logits, stages = trained(name)
     assert jnp.isfinite(logits).all()

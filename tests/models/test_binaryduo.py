@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from long_tests import every_other
 from networks import normal, of_layers, shapes_of
 
 from bnn_jax.models.binaryduo import binaryduo_resnet18, binaryduo_vgg7, decouple_variables
@@ -133,7 +132,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("name", "quantizer", "train"), every_other(CASES.values(), CASES))
+@pytest.mark.parametrize(("name", "quantizer", "train"), CASES.values(), ids=CASES)
 def test_the_switch_preserves_the_function(name, quantizer, train):
     """The neurons are the same integers; logits differ by what XLA rounds differently in two programs."""
     (coupled, _), (decoupled, _), _ = outputs(name, quantizer, train)

@@ -121,6 +121,7 @@ def test_the_reduction_cell_for_cifar_equals_numpy():
     np.testing.assert_allclose(apply(cell, variables, older, previous), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.full
 def test_the_gradient_reaches_every_parameter():
     """But the shifts of the first reduction's skip, which the second reduction's batch norms take out again."""
     model = BNAS(num_classes=5, width=4, num_cells=3, genotype=SMALL, **SIGNS)

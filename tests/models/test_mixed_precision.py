@@ -117,6 +117,7 @@ def test_float32_images_are_not_converted():
 
 
 @pytest.mark.usefixtures("standard_dtypes")
+@pytest.mark.full
 def test_training_in_bfloat16_keeps_up_with_float32():
     """A residual binary network on one batch, 40 steps of Adam: the losses of the last ten differ by at most 0.05.
 

@@ -241,6 +241,7 @@ def test_two_training_steps(name):
     assert step._cache_size() == 1
 
 
+@pytest.mark.full
 def test_dorefas_triple_is_one_config():
     """Weights of 1 bit, activations of 2, gradients of 2: what the last quantized layer sees changes, not the head."""
     triple = {"gradient_quantizer": "dorefa", "gradient_quantizer_options": {"bits": 2}}

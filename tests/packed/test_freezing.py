@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from long_tests import every_other
 from packed_checks import compare, initialized
 
 from bnn_jax.estimators import ESTIMATORS
@@ -155,7 +154,7 @@ PAIRS += [("full_precision", {}, "xnor", {}), ("tbn", {}, "ttq", {}), ("abc_net"
 PAIRS += [("dorefa", {"bits": bits}, "dorefa", {"bits": bits}) for bits in (1, 2, 3)]
 
 
-@pytest.mark.parametrize(("inputs", "input_options", "kernel", "kernel_options"), every_other(PAIRS))
+@pytest.mark.parametrize(("inputs", "input_options", "kernel", "kernel_options"), PAIRS)
 def test_every_quantizer_gives_the_same_integers(inputs, input_options, kernel, kernel_options):
     model = Layer(
         make_quantizer(ACTIVATION_QUANTIZERS, inputs, **input_options),

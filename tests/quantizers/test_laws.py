@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from long_tests import every_other
 
 from bnn_jax.estimators import ESTIMATORS
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, bases, dequantize, make_quantizer, validate
@@ -40,10 +39,10 @@ TABLES = (WEIGHT_QUANTIZERS, ACTIVATION_QUANTIZERS)
 CASES = [(table, name, {}) for table in TABLES for name in table if name != "full_precision"] + OPTIONS
 
 
-def over(cases, chosen=lambda cases, ids: [pytest.param(*case, id=name) for case, name in zip(cases, ids)]):
+def over(cases):
     """Parametrize a test; "w" is for weights, "a" for activations."""
     ids = ["-".join([("w", "a")[t is ACTIVATION_QUANTIZERS], n, *map(str, o.values())]) for t, n, o in cases]
-    return pytest.mark.parametrize(("table", "name", "options"), chosen(cases, ids))
+    return pytest.mark.parametrize(("table", "name", "options"), cases, ids=ids)
 
 
 REAL_IN_TRAINING = ("post_training", "inq")
@@ -119,7 +118,7 @@ def test_codes_dtypes_states_and_finite_extremes(table, name, options, dtype):
 
 
 # How an estimator runs is tested with the estimators: one with a schedule and one with a key stand for all here.
-@over([case for case in CASES if case[1] not in ESTIMATORS or case[1] in ("ede_sign", "gumbel_sign")], every_other)
+@over([case for case in CASES if case[1] not in ESTIMATORS or case[1] in ("ede_sign", "gumbel_sign")])
 def test_jit_vmap_and_scan_equal_plain_calls(table, name, options):
     """Codes, scales, gradients and states of two training steps."""
     quantizer, g = make_quantizer(table, name, **options), jnp.asarray(drawn(4))

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from long_tests import every_other
 
 from bnn_jax import regularizers
 from bnn_jax.estimators import ESTIMATORS, Estimator, ede_sign, make_sign, swish_sign
@@ -142,7 +141,7 @@ def test_evaluation_with_real_weights_declares_no_codes():
     np.testing.assert_array_equal(dequantize(evaluated(quantizer, w)), w)
 
 
-@pytest.mark.parametrize(("table", "name"), every_other(ENTRIES, IDS))
+@pytest.mark.parametrize(("table", "name"), ENTRIES, ids=IDS)
 def test_three_training_steps_in_a_layer(table, name):
     """Parameters and states of every method travel through a jitted layer; a changing progress does not recompile."""
     place = "kernel_quantizer" if table is WEIGHT_QUANTIZERS else "input_quantizer"

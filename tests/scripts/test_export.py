@@ -97,6 +97,7 @@ def test_the_accounting_is_in_the_file(workdir, tmp_path):
     assert (metadata["tested"]["which"], metadata["tested"]["examples"]) == ("last", 64)
 
 
+@pytest.mark.full
 def test_float16_makes_it_smaller(workdir, exported, tmp_path):
     run_script("export", workdir, "-o", tmp_path / "half", "--float16")
     full, half = load(exported[0]), load(tmp_path / "half")

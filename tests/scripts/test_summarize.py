@@ -69,12 +69,14 @@ def test_what_cannot_be_summarized(arguments, message):
     assert message in run_script("summarize", *arguments, code=2).stderr
 
 
+@pytest.mark.full
 def test_the_picture_of_its_gradient_paths(tmp_path):
     picture = tmp_path / "paths.png"
     assert str(picture) in run("bireal_resnet20", "--width", 4, "--diagram", picture)
     assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 10_000
 
 
+@pytest.mark.full
 def test_the_published_table(tmp_path, monkeypatch):
     file = tmp_path / "table.json"
     names = ("XNOR ResNet18 #", "IR-ResNet18", "Full-precision ResNet18")

@@ -383,6 +383,7 @@ def test_the_script_says_what_is_wrong_in_one_sentence(arguments, message, tmp_p
 
 
 @pytest.mark.long
+@pytest.mark.full
 def test_the_script_tells_the_stages_and_their_results(tmp_path):
     """Once with both stages on the digits, then with the first one's folder in its place."""
     small = ("--epochs", "1", "--batch-size", "512", "--model.width", "4")

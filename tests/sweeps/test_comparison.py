@@ -32,6 +32,7 @@ def compared(tmp_path_factory):
     return workdir, compare(CELLS, workdir, seeds=(0,), tell=told.append), told
 
 
+@pytest.mark.full
 def test_a_diverged_run_is_told_and_not_run_again(compared):
     workdir, first, _ = compared
     good, bad = (row.runs[0] for row in first.rows)

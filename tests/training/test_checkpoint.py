@@ -366,6 +366,7 @@ print(json.dumps([texts, steps, checkpoint_steps(folder)]))
 """
 
 
+@pytest.mark.full
 def test_disk_full_is_told_in_one_sentence_and_costs_nothing(tmp_path, subprocess_env):
     folder = tmp_path / "run"
     done = subprocess.run([sys.executable, "-c", DISK_FULL, folder], capture_output=True, text=True, env=subprocess_env)

@@ -288,6 +288,7 @@ def trained(dataset):
 LAYERS = ("stage1_block1/conv1", "stage1_block1/conv2", "stage2_block1/conv1", "stage2_block1/conv2")
 
 
+@pytest.mark.full
 def test_flips_of_training_are_those_counted_outside_jit(trained):
     found = trained["found"]
     assert set(found["layers"]) == set(LAYERS)
@@ -408,6 +409,7 @@ def run_to_end(config, workdir, dataset, stop_after=None):
     return records, [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(run.train.replace(flips=None))]
 
 
+@pytest.mark.full
 def test_records_resume_and_diagnostics_change_no_bit(tmp_path, dataset):
     whole, bits = run_to_end(CONFIG, tmp_path / "whole", dataset)
     assert [(record["step"], record["epoch"], record["steps"]) for record in whole] == [(3, 1, 3), (6, 2, 3)]

@@ -52,6 +52,7 @@ def what_it_left(workdir):
     return timeless, json.loads(newest.read_text())["leaves"]
 
 
+@pytest.mark.full
 def test_a_stream_gives_the_run_of_the_same_set_in_memory_bit_for_bit(memory_and_stream, tmp_path, monkeypatch):
     memory, stream = memory_and_stream
     # Three batches at once: at the end of an epoch there are fewer.
@@ -76,6 +77,7 @@ def test_a_stream_gives_the_run_of_the_same_set_in_memory_bit_for_bit(memory_and
     assert results[1]["examples"] == 86
 
 
+@pytest.mark.full
 def test_corrupt_images_are_told_and_left_out_or_refused(tmp_path):
     options = {"train_examples": 60, "validation_examples": 20, "classes": 3, "grey": 0.1, "cmyk": 0.1}
     write_synthetic_imagenet(tmp_path, short_side=(16, 40), **options)

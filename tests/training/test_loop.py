@@ -87,6 +87,7 @@ def test_evaluate_run_agrees_with_the_result(tmp_path, dataset):
 
 
 @pytest.mark.parametrize("name", ["dfw", "adam"])
+@pytest.mark.full
 def test_stopping_anywhere_changes_no_bit(tmp_path, dataset, name):
     """Stop in the middle of an epoch again and again, without saving, and resume."""
     config = replace(CONFIG, optim=OptimConfig(name, 0.1))

@@ -83,6 +83,7 @@ def assert_same_run(folder, expected, dataset):
 
 
 @pytest.mark.parametrize("member", [0, pytest.param(1, marks=pytest.mark.full)])
+@pytest.mark.full
 def test_runs_mapped_together_are_those_that_train_alone(mapped, looped, member, dataset):
     folder, result = mapped[0][2 * member], mapped[1][2 * member]
     assert_same_run(folder, looped[0][member], dataset)

@@ -128,6 +128,7 @@ def test_states_of_quantizers_are_the_newest_ones():
 
 
 @pytest.mark.long
+@pytest.mark.full
 def test_what_is_evaluated_saved_and_handed_on_is_the_average(tmp_path):
     """A run that stops learning at once, from far away: its average lags behind its last weights."""
     dataset = brightness_set(48)

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from long_tests import every_other
 
 from bnn_jax.estimators import ESTIMATORS
 from bnn_jax.losses import LOSSES, augmented_margins, multiclass_hinge
@@ -84,6 +83,7 @@ def test_every_optimizer_lowers_the_loss_and_keeps_the_box(name, data):
 @pytest.mark.parametrize(
     ("inputs", "kernel"), [("full_precision", "full_precision"), ("ste_sign", "xnor"), ("full_precision", "ttq")]
 )
+@pytest.mark.full
 def test_every_precision_of_the_network_takes_a_step(inputs, kernel, data):
     options = {"stage_sizes": (1, 1, 1)}
     model = ModelConfig("resnet20", width=2, input_quantizer=inputs, kernel_quantizer=kernel, options=options)
@@ -245,9 +245,8 @@ def test_a_regularizer_adds_its_gradient_and_reports_its_penalty(data):
         np.testing.assert_array_equal(before, after)
 
 
-@pytest.mark.parametrize(
-    ("inputs", "kernel"), every_other([("tbn", "lq_net"), ("gumbel_sign", "inq"), ("pact", "rbnn")])
-)
+@pytest.mark.parametrize(("inputs", "kernel"), [("tbn", "lq_net"), ("gumbel_sign", "inq"), ("pact", "rbnn")])
+@pytest.mark.full
 def test_states_randomness_and_schedules_of_quantizers_travel_through_training(inputs, kernel, data):
     model = replace(CONFIG.model, input_quantizer=inputs, kernel_quantizer=kernel)
     config = replace(CONFIG, model=model, optim=OptimConfig("adam", learning_rate=0.01))

@@ -377,6 +377,7 @@ class Rbnn(nn.Module):
         return BinaryDense(5, name="head", **quantizers)(x.reshape(len(x), -1), train=train), {}
 
 
+@pytest.mark.full
 def test_a_frozen_network_with_activations_standardized_by_example_is_the_trained_one():
     model, images = Rbnn(), jnp.asarray(drawn(30, 6, 6, 6, 3))
     variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), images)

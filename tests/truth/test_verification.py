@@ -109,6 +109,7 @@ def wanted(variables, packed, images):
     return found
 
 
+@pytest.mark.full
 def test_jit_and_remat_change_nothing(variables, packed, images, wanted):
     """Twice: with a trace of the transform that is cached, too."""
     model = Network(nn.remat(nn.jit(Block)))
