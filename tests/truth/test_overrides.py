@@ -76,7 +76,7 @@ def mine(tmp_path_factory):
         ("--optim.name adam --optim.learning-rate 3.0", replace(SETTINGS.optimizers[1], learning_rate=3.0)),
         ("--optim.name dfw", SETTINGS.optim),
         ("--optimizer sgd --optim.name adam", SETTINGS.optimizers[1]),
-        ("--optim.name bop --optim.learning-rate 0.01", OptimConfig("bop", 0.01)),
+        ("--optim.name bop --optim.learning-rate 0.01", OptimConfig("bop", 0.01, schedule=SETTINGS.optim.schedule)),
     ],
 )
 def test_an_optimizer_comes_with_its_own_settings(line, expected):
