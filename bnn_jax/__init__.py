@@ -21,24 +21,30 @@ The stages, in the order data flows; a file imports only from stages above it:
     analysis      accounting, gradient paths, reports, pictures   bnn_jax.analysis.accounting, .gradient_paths
 """
 
-from bnn_jax.data import load_dataset
-from bnn_jax.estimators import ESTIMATORS, Estimator, approx_sign, identity_sign, make_sign, sign, ste_sign
-from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense
-from bnn_jax.losses import LOSSES, cross_entropy, make_loss, multiclass_hinge, smoothed_multiclass_hinge
-from bnn_jax.models import MODELS
-from bnn_jax.optim import OPTIMIZERS, bop, deep_frank_wolfe, keep_in_box, latent_box, make_optimizer, push_to_bounds
-from bnn_jax.quantizers import (
-    ACTIVATION_QUANTIZERS,
-    GRADIENT_QUANTIZERS,
-    WEIGHT_QUANTIZERS,
-    Quantized,
-    Quantizer,
-    make_quantizer,
-    stateless,
-    with_estimator,
-)
-from bnn_jax.regularizers import REGULARIZERS
-from bnn_jax.schedules import SCHEDULES, make_schedule
+from etils import epy
+
+__version__ = "0.1.0"
+
+# What is named below is imported when it is first used: the command line and its helpers start without JAX.
+with epy.lazy_api_imports(globals()):
+    from bnn_jax.data import load_dataset
+    from bnn_jax.estimators import ESTIMATORS, Estimator, approx_sign, identity_sign, make_sign, sign, ste_sign
+    from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense
+    from bnn_jax.losses import LOSSES, cross_entropy, make_loss, multiclass_hinge, smoothed_multiclass_hinge
+    from bnn_jax.models import MODELS
+    from bnn_jax.optim import OPTIMIZERS, bop, deep_frank_wolfe, keep_in_box, latent_box, make_optimizer, push_to_bounds
+    from bnn_jax.quantizers import (
+        ACTIVATION_QUANTIZERS,
+        GRADIENT_QUANTIZERS,
+        WEIGHT_QUANTIZERS,
+        Quantized,
+        Quantizer,
+        make_quantizer,
+        stateless,
+        with_estimator,
+    )
+    from bnn_jax.regularizers import REGULARIZERS
+    from bnn_jax.schedules import SCHEDULES, make_schedule
 
 __all__ = [
     "ACTIVATION_QUANTIZERS",

@@ -26,6 +26,7 @@ STAGES = (
     {"analysis"},
     {"benchmarks"},
     {"cli"},
+    {"__main__"},
 )
 RANK = {name: rank for rank, stage in enumerate(STAGES) for name in stage}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

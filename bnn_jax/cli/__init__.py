@@ -1,1 +1,1 @@
-"""What the scripts share: options of the command line, comparisons and their rows."""
+"""The command `bnn-jax`: one file for each of its programs (parse, call, print), and what they share."""

@@ -11,8 +11,6 @@ Run it on an idle machine.
 """
 
 import json
-import shlex
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,8 +24,8 @@ from bnn_jax.benchmarks.input import GPU, GPU_IMAGES_PER_SECOND, benchmark_input
 from bnn_jax.benchmarks.packed import benchmark_packed, plot_packed, print_packed
 from bnn_jax.benchmarks.sweep import benchmark_sweep, print_sweep
 from bnn_jax.benchmarks.training import benchmark_training, print_training
-from bnn_jax.cli.options import parse_options, refuse_unread
-from bnn_jax.errors import UsageError, exit_code_of
+from bnn_jax.cli.options import command_line, parse_options, refuse_unread
+from bnn_jax.errors import UsageError
 from bnn_jax.paths import require_ending
 from bnn_jax.training.config import load_config
 from bnn_jax.training.metrics import write_file
@@ -37,7 +35,7 @@ from bnn_jax.training.progress import progress_display
 @dataclass(frozen=True)
 class Arguments:
     what: tyro.conf.Positional[Literal["training", "estimators", "packed", "input", "sweep"]]
-    config: Path = Path("configs/cifar10_xnor_resnet20.py")
+    config: Path = Path("cifar10_xnor_resnet20")
     """Gives the network, the batch size and the optimizers of training."""
     values: int = 10_000_000
     """Size of the input of the estimators."""
@@ -74,7 +72,7 @@ def measure_sweep(arguments: Arguments, **options: Any) -> dict[str, Any]:
     if jax.default_backend() == "cpu":
         # Enough to show why runs are not mapped there, in seconds.
         config = replace(config, batch_size=32)
-    engine_config = replace(load_config("configs/digits_xnor.py"), epochs=5)
+    engine_config = replace(load_config("digits_xnor"), epochs=5)
     return benchmark_sweep(engine_config, config, repeats=arguments.repeats, **options)
 
 
@@ -111,12 +109,8 @@ def main() -> None:
         found = measure(arguments, on_progress=on_progress)
     show(found)
     if arguments.output:
-        record = {"command": "python " + shlex.join(sys.argv), **found, "provenance": provenance()}
+        record = {"command": command_line(), **found, "provenance": provenance()}
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         write_file(arguments.output, json.dumps(record, indent=1))
         if arguments.what == "packed":
             print(plot_packed(found, arguments.output.with_suffix(".png")))
-
-
-if __name__ == "__main__":
-    sys.exit(exit_code_of(main))

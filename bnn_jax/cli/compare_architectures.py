@@ -5,19 +5,17 @@ A config's get_rows(config) says what the rows are, and --rows picks among them.
 Writes report.md, results.json, accuracy.png and paths.png into the workdir; finished runs are not run again.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from bnn_jax.cli.comparisons import architecture_rows, costs_and_paths, run_comparison
 from bnn_jax.cli.options import ComparisonOptions
-from bnn_jax.errors import exit_code_of
 from bnn_jax.training.overrides import parse
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(ComparisonOptions):
-    config: Path = Path("configs/cifar10_architectures.py")
+    config: Path = Path("cifar10_architectures")
     """Python file with get_config(), get_rows(config) and, if it likes, NOTES."""
     rows: tuple[str, ...] = ()
     """Labels to run; all if none is named."""
@@ -28,7 +26,3 @@ def main() -> None:
     rows = architecture_rows(arguments, arguments.rows)
     name = f"compare_{arguments.settings.name}"
     run_comparison(arguments, rows, compared="architecture", name=name, describe=costs_and_paths)
-
-
-if __name__ == "__main__":
-    sys.exit(exit_code_of(main))

@@ -7,13 +7,11 @@ is a row for each of --estimators, in the place of the estimator of inputs, kern
 Writes report.md, results.json, accuracy.png and estimators.png into the workdir; finished runs are not run again.
 """
 
-import sys
 from dataclasses import dataclass
 from typing import Literal
 
 from bnn_jax.cli.comparisons import estimator_rows_of, run_comparison, sign_estimators, weight_bits
 from bnn_jax.cli.options import ComparisonOptions
-from bnn_jax.errors import exit_code_of
 from bnn_jax.training.overrides import parse
 
 
@@ -32,7 +30,3 @@ def main() -> None:
     rows = estimator_rows_of(arguments, arguments.rows)
     drawn = {"describe": weight_bits, "estimators": sign_estimators(rows)}
     run_comparison(arguments, rows, compared="estimator", name=f"estimators_{arguments.settings.name}", **drawn)
-
-
-if __name__ == "__main__":
-    sys.exit(exit_code_of(main))

@@ -6,12 +6,10 @@ A config with get_rows(config) says itself what the rows are, and --rows picks a
 Writes report.md, results.json, accuracy.png and step_size.png into the workdir; finished runs are not run again.
 """
 
-import sys
 from dataclasses import dataclass
 
 from bnn_jax.cli.comparisons import optimizer_rows_of, run_comparison
 from bnn_jax.cli.options import ComparisonOptions
-from bnn_jax.errors import exit_code_of
 from bnn_jax.training.overrides import parse
 
 
@@ -27,7 +25,3 @@ def main() -> None:
     arguments = parse(Arguments)
     rows = optimizer_rows_of(arguments, arguments.rows)
     run_comparison(arguments, rows, compared="optimizer", name=f"compare_{arguments.settings.name}")
-
-
-if __name__ == "__main__":
-    sys.exit(exit_code_of(main))

@@ -1,8 +1,6 @@
 """Comparisons as scripts make them: rows by name, what each network costs, the report."""
 
 import runpy
-import shlex
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +11,7 @@ from bnn_jax.analysis.gradient_paths import module_gradient_paths
 from bnn_jax.analysis.provenance import provenance
 from bnn_jax.analysis.published_sizes import WEIGHTS
 from bnn_jax.analysis.report import print_report, write_report
-from bnn_jax.cli.options import ComparisonOptions, refuse_unread
+from bnn_jax.cli.options import ComparisonOptions, command_line, refuse_unread
 from bnn_jax.errors import UsageError, unknown_name
 from bnn_jax.estimators import ESTIMATORS
 from bnn_jax.losses import LOSSES
@@ -21,7 +19,7 @@ from bnn_jax.optim import OPTIMIZERS
 from bnn_jax.outputs import outputs_of
 from bnn_jax.sweeps.comparison import compare
 from bnn_jax.sweeps.results import Results
-from bnn_jax.training.config import Config, load_config, select_optimizer
+from bnn_jax.training.config import Config, find_config, load_config, select_optimizer
 from bnn_jax.training.experiment import make_model
 from bnn_jax.training.overrides import check_applied
 from bnn_jax.training.programs import use_compilation_cache
@@ -76,7 +74,7 @@ def rows_of_config(options: ComparisonOptions, labels: Iterable[str]) -> Rows | 
     Raises:
       UsageError: for a label that no row has, and an override that no row takes.
     """
-    get_rows = runpy.run_path(str(options.config)).get("get_rows")
+    get_rows = runpy.run_path(str(find_config(options.config))).get("get_rows")
     if get_rows is None:
         return None
     rows = get_rows(options.settings)
@@ -202,14 +200,14 @@ def run_comparison(
         network = make_model(cells[row.label].model, num_classes=data["num_classes"])
         found = describe(network, tuple(data["shape"])) if describe else {}
         described.append(replace(row, **found | {"columns": found.get("columns", {}) | rows[row.label][1]}))
-    notes = runpy.run_path(str(options.config)).get("NOTES", "") if describe else ""
+    notes = runpy.run_path(str(find_config(options.config))).get("NOTES", "") if describe else ""
     results = replace(results, rows=described, compared=compared, notes=notes, estimators=estimators or [])
     report(results, name, workdir)
 
 
 def report(results: Results, name: str, workdir: Path) -> None:
     """Write the report of what this command found, and print its table and the names of its files."""
-    results = replace(results, name=name, command="python " + shlex.join(sys.argv), provenance=provenance())
+    results = replace(results, name=name, command=command_line(), provenance=provenance())
     files = write_report(results, workdir)
     print_report(results)
     print(f"{workdir}: {', '.join(files)}")

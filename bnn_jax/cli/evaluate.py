@@ -3,7 +3,6 @@
 A file of scripts/export.py takes the place of the run: python scripts/evaluate.py model.bnn.safetensors
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import tyro
 
 from bnn_jax.cli.options import TrainedOptions, parse_options, refuse_unread
 from bnn_jax.data import in_batches
-from bnn_jax.errors import UsageError, exit_code_of
+from bnn_jax.errors import UsageError
 from bnn_jax.packed import load
 from bnn_jax.training.config import DataConfig
 from bnn_jax.training.epoch import EVALUATION_BATCH
@@ -66,7 +65,3 @@ def main() -> None:
     use_compilation_cache()
     is_run = arguments.workdir.suffix != ".safetensors" and not arguments.workdir.is_file()
     print(evaluate_trained(arguments) if is_run else evaluate_file(arguments))
-
-
-if __name__ == "__main__":
-    sys.exit(exit_code_of(main))

@@ -6,7 +6,6 @@ FILE.tflite is for the Larq Compute Engine instead, and FILE.stablehlo for `jax.
 tpu, and every batch size.  Another ending is refused.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +16,7 @@ import tyro
 from bnn_jax.analysis.accounting import account_model
 from bnn_jax.cli.options import TrainedOptions, parse_options
 from bnn_jax.data import in_batches
-from bnn_jax.errors import UsageError, exit_code_of
+from bnn_jax.errors import UsageError
 from bnn_jax.files import write_atomically
 from bnn_jax.packed import PackedModel, save, to_stablehlo, write_tflite
 from bnn_jax.packed.artifact import rounded
@@ -102,7 +101,3 @@ def main() -> None:
     tested = described["tested"]
     print(f"{tested['split']}: accuracy {100 * tested['accuracy']:.2f} % on {tested['examples']} examples ", end="")
     print(f"({tested['which']}, packed)")
-
-
-if __name__ == "__main__":
-    sys.exit(exit_code_of(main))

@@ -1,6 +1,8 @@
 """Options that several scripts have, as dataclasses for tyro."""
 
 import dataclasses
+import shlex
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,12 @@ from bnn_jax.errors import UsageError
 from bnn_jax.paths import with_local_paths
 from bnn_jax.training.config import Settings
 from bnn_jax.training.overrides import default_of
+
+
+def command_line() -> str:
+    """The command that runs, for reports: as `bnn-jax train ...`, or `python scripts/train.py ...` of a clone."""
+    program, *rest = sys.argv
+    return shlex.join(["python", *sys.argv]) if program.endswith(".py") else f"{program} {shlex.join(rest)}"
 
 
 def parse_options(arguments_type: type, description: str) -> Any:
@@ -45,8 +53,8 @@ class ConfigOptions:
     """A config file with overrides, and where to write."""
 
     settings: Settings
-    config: Path = Path("configs/digits_xnor.py")
-    """Python file with get_config()."""
+    config: Path = Path("digits_xnor")
+    """Python file with get_config(), or the name of one that comes with the package."""
     workdir: Path | None = None
     """Folder to write into; by default one in runs/, named after what runs."""
 

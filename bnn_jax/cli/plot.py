@@ -4,7 +4,6 @@ Loss, accuracy, learning rate and Deep Frank-Wolfe's step size go to curves.png;
 diagnostics.png and histograms.png.  To record them, train with --diagnostics.every-steps 200.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import tyro
 
 from bnn_jax.analysis.run_plots import plot_run
 from bnn_jax.cli.options import parse_options
-from bnn_jax.errors import exit_code_of
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,3 @@ def main() -> None:
     arguments = parse_options(Arguments, __doc__)
     for path in plot_run(arguments.workdir, output=arguments.output):
         print(path)
-
-
-if __name__ == "__main__":
-    sys.exit(exit_code_of(main))

@@ -3,7 +3,6 @@
 Archives that are in DATA_DIR/downloads/NAME already are verified and used instead of downloaded.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import tyro
 
 from bnn_jax.cli.options import parse_options
 from bnn_jax.data.prepare import prepare_dataset
-from bnn_jax.errors import exit_code_of
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,3 @@ def main() -> None:
     arguments = parse_options(Arguments, __doc__)
     folder = prepare_dataset(arguments.name, data_dir=arguments.data_dir)
     print(f"{folder}: load it with load_dataset({arguments.name!r}, data_dir={str(folder.parents[1])!r})")
-
-
-if __name__ == "__main__":
-    sys.exit(exit_code_of(main))

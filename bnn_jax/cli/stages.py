@@ -7,14 +7,13 @@ stages are not run again.
 --finished teacher runs/big puts a finished run in the place of the stage `teacher`.
 """
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
 
 from bnn_jax.cli.options import TrainingOptions
-from bnn_jax.errors import exit_code_of, unknown_name
+from bnn_jax.errors import unknown_name
 from bnn_jax.stages.recipes import RECIPES
 from bnn_jax.stages.stage import replace_stage, run_stages
 from bnn_jax.training.config import load_config
@@ -54,7 +53,3 @@ def main() -> None:
         print(f"{name}: test accuracy {100 * result['test_accuracy_last']:.2f} % at the last epoch, ", end="")
         print(f"{100 * result['test_accuracy_best']:.2f} % at epoch {result['best_epoch']}, the best in validation")
     print(f"{workdir}: a folder a stage, with stage.json and what an ordinary run writes")
-
-
-if __name__ == "__main__":
-    sys.exit(exit_code_of(main))

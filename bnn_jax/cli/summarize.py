@@ -7,12 +7,10 @@ beside the one counted here.  Nothing is run: the network is traced for one imag
 
 import inspect
 import json
-import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import flax.linen as nn
 import tyro
 
 from bnn_jax.analysis.account_table import print_account
@@ -20,7 +18,7 @@ from bnn_jax.analysis.accounting import EVERYTHING, Convention, account_model, a
 from bnn_jax.analysis.path_diagram import draw_gradient_paths
 from bnn_jax.analysis.published_sizes import TABLE, print_sizes
 from bnn_jax.cli.options import parse_options, refuse_unread
-from bnn_jax.errors import UsageError, exit_code_of
+from bnn_jax.errors import UsageError
 from bnn_jax.models import MODELS
 from bnn_jax.paths import require_ending
 from bnn_jax.training.metrics import write_file
@@ -65,7 +63,7 @@ class Arguments:
     """PNG file for a picture of the gradient paths: binary convolutions with their costs, shortcuts, joins."""
 
 
-def network_of(arguments: Arguments) -> nn.Module:
+def network_of(arguments: Arguments) -> Any:
     """The network that the command line names."""
     large = arguments.image_size >= LARGE_IMAGES
     options = dict(arguments.options)
@@ -119,7 +117,3 @@ def main() -> None:
     record = summarize_table(arguments) if arguments.table else summarize_network(arguments)
     if arguments.json:
         write_file(arguments.json, json.dumps(record, indent=1))
-
-
-if __name__ == "__main__":
-    sys.exit(exit_code_of(main))

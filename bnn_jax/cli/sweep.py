@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bnn_jax.cli.comparisons import report
 from bnn_jax.cli.options import SweepOptions, refuse_unread
-from bnn_jax.errors import UsageError, exit_code_of
+from bnn_jax.errors import UsageError
 from bnn_jax.sweeps.comparison import sweep
 from bnn_jax.sweeps.grid import parse_axes, split_axes
 from bnn_jax.training.overrides import parse
@@ -43,7 +43,3 @@ def main() -> None:
         refuse_unread(arguments, ("group_size",), "is for `--execution vmapped`")
     options = arguments.engine() | {"group_size": arguments.group_size}
     report(sweep(config, axes, workdir, seeds=seeds, **options), name, workdir)
-
-
-if __name__ == "__main__":
-    sys.exit(exit_code_of(main))

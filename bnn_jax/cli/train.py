@@ -4,20 +4,11 @@ Started again with the same arguments it resumes from the newest good checkpoint
 On machines that work together it is started once on each (docs/tpu.md).
 """
 
-import os
-import signal
-import sys
-
-if __name__ == "__main__":
-    # Importing takes seconds, in which there is nothing to save.  Later train() takes the signal over.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from bnn_jax.cli.options import TrainingOptions, refuse_unread
-from bnn_jax.errors import exit_code_of
 from bnn_jax.training.devices import initialize_processes, is_first_process, make_devices
 from bnn_jax.training.loop import train
 from bnn_jax.training.overrides import parse
@@ -62,9 +53,3 @@ def main() -> None:
         print(f"test accuracy {100 * result['test_accuracy_last']:.2f} % at the last epoch, ", end="")
         print(f"{100 * result['test_accuracy_best']:.2f} % at epoch {result['best_epoch']}, the best in validation")
         print(f"{workdir}: config.json, metrics.jsonl, checkpoints, result.json")
-
-
-if __name__ == "__main__":
-    exit_code = exit_code_of(main)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    sys.exit(exit_code)

@@ -5,7 +5,6 @@ differ on equal inputs, and activation bits that differ end to end; then logits 
 anything that has to be equal differs, or is not a number.
 """
 
-import sys
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 from bnn_jax.analysis.documents import print_table
 from bnn_jax.cli.options import TrainedOptions, parse_options
 from bnn_jax.data import in_batches, normalize
-from bnn_jax.errors import RunError, UsageError, exit_code_of
+from bnn_jax.errors import RunError, UsageError
 from bnn_jax.packed import verify
 from bnn_jax.packed.runs import freeze_run
 from bnn_jax.packed.verification import Verification
@@ -58,7 +57,3 @@ def main() -> None:
     if not found.passed:
         raise RunError(f"`workdir` (={arguments.workdir}): the packed network is not the trained one; see the table")
     print("the packed network is the trained one")
-
-
-if __name__ == "__main__":
-    sys.exit(exit_code_of(main))

@@ -225,16 +225,34 @@ Settings: TypeAlias = Annotated[Config, tyro.conf.arg(name="")]
 """The field type by which a script takes the config's own options."""
 
 
+def find_config(path: str | Path) -> Path:
+    """The file of a config: a path, or the name of one that comes with the package, as digits_xnor.
+
+    Raises:
+      UsageError: if there is neither; names the files in its folder, or those that come with the package.
+    """
+    path = local_path("--config", path)
+    if path.is_file():
+        return path
+    # In a wheel the folder lies within the package, in a clone beside it.
+    package = Path(__file__).parents[1]
+    folder = next(found for found in (package / "configs", package.parent / "configs") if found.is_dir())
+    shipped = {file.stem: file for file in sorted(folder.glob("*.py"))}
+    if str(path) in shipped:
+        return shipped[str(path)]
+    near = ", ".join(sorted(str(file) for file in path.parent.glob("*.py"))) or "none"
+    raise UsageError(
+        f"`--config` (={path}) does not exist; files in that folder: {near}; by name alone: {', '.join(shipped)}"
+    )
+
+
 def load_config(path: str | Path) -> Config:
     """The :class:`Config` that the `get_config()` of a Python file returns.
 
     Raises:
-      UsageError: if there is no such file, or it does not define `get_config`, or that returns something else.
+      UsageError: as :func:`find_config`; if the file does not define `get_config`, or that returns something else.
     """
-    path = local_path("--config", path)
-    if not path.is_file():
-        near = ", ".join(sorted(str(p) for p in path.parent.glob("*.py"))) or "none"
-        raise UsageError(f"`--config` (={path}) does not exist; files in that folder: {near}")
+    path = find_config(path)
     get_config = runpy.run_path(str(path)).get("get_config")
     config = get_config() if callable(get_config) else None
     if not isinstance(config, Config):

@@ -5,8 +5,8 @@ import json
 import pytest
 from run_script import run_script
 
-from bnn_jax.analysis import published_sizes
 from bnn_jax.analysis.published_sizes import TABLE
+from bnn_jax.cli import summarize
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +80,7 @@ def test_the_picture_of_its_gradient_paths(tmp_path):
 def test_the_published_table(tmp_path, monkeypatch):
     file = tmp_path / "table.json"
     names = ("XNOR ResNet18 #", "IR-ResNet18", "Full-precision ResNet18")
-    monkeypatch.setattr(published_sizes, "TABLE", [row for row in TABLE if row.name in names])
+    monkeypatch.setattr(summarize, "TABLE", [row for row in TABLE if row.name in names])
     printed = run("--table", "igp", "--json", file)
     assert all(name in printed for name in names)
     rows = json.loads(file.read_text())["rows"]

@@ -269,7 +269,7 @@ def test_what_the_maker_of_rows_sets_itself_is_refused():
         (
             "compare_estimators",
             "--rows STE",
-            r"`--rows` \(=\('STE',\)\) is for a config with get_rows\(\), not configs/",
+            r"`--rows` \(=\('STE',\)\) is for a config with get_rows\(\), not digits_xnor",
         ),
         (
             "compare_estimators",
@@ -279,7 +279,7 @@ def test_what_the_maker_of_rows_sets_itself_is_refused():
         (
             "compare_architectures",
             "--model.width 4",
-            r"`--model.width` \(=4\) changes nothing, for get_rows\(\) of configs/cifar10_architectures.py sets it",
+            r"`--model.width` \(=4\) changes nothing, for get_rows\(\) of cifar10_architectures sets it",
         ),
         ("benchmark", "packed --values 10", r"`--values` \(=10\) is not for packed; leave it out"),
         ("summarize", "--table igp --width 4", r"`--width` \(=4\) is for a network, not for a `--table`; leave it out"),

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+import re
 import runpy
 import typing
 from pathlib import Path
@@ -11,13 +12,14 @@ import pytest
 from run_script import run_script
 
 import bnn_jax
+from bnn_jax.cli.main import COMMANDS
 from bnn_jax.data import load_dataset, open_stream, prepare_dataset
 from bnn_jax.data.prepare import write_array_record
 from bnn_jax.errors import UsageError
 from bnn_jax.paths import cache_folder, local_path
 from bnn_jax.stages.stage import Stage, check_stages, replace_stage
 from bnn_jax.sweeps.engine import Run, run_all
-from bnn_jax.training.config import Config, DataConfig, load_config
+from bnn_jax.training.config import Config, DataConfig, find_config, load_config
 from bnn_jax.training.input_pipeline import load_data
 from bnn_jax.training.loop import train_together
 
@@ -39,12 +41,19 @@ WITHOUT_OPTIONS = {"check_tflite"}
 """It runs without this package."""
 
 
+def arguments_of(script):
+    """The dataclass of its options: of the command that the script calls, or its own."""
+    called = re.search(r'run_command\("(.*)"\)', script.read_text())
+    if called is None:
+        return runpy.run_path(str(script))["Arguments"]
+    return importlib.import_module(f"bnn_jax.cli.{COMMANDS[called[1]].module}").Arguments
+
+
 def path_options():
     for file in sorted((ROOT / "scripts").glob("*.py")):
         if file.stem in WITHOUT_OPTIONS:
             continue
-        arguments = runpy.run_path(str(file))["Arguments"]
-        for name, hint in typing.get_type_hints(arguments).items():
+        for name, hint in typing.get_type_hints(arguments_of(file)).items():
             if hint is Path or Path in typing.get_args(hint):
                 yield file.stem, name
         if file.stem in ("train", "compare_optimizers"):  # Settings of the config, which all read in one way.
@@ -57,8 +66,6 @@ SCRIPTS = list(path_options())
 
 @pytest.mark.parametrize(("script", "name"), SCRIPTS, ids=lambda value: value)
 def test_every_path_of_every_script(script, name, tmp_path):
-    # What takes paths past the check would run here.
-    assert "tyro.cli(" not in (ROOT / "scripts" / f"{script}.py").read_text(), "parse with bnn_jax.cli.options"
     needed = NEEDED.get(script, [])
     given = {
         "data.data_dir": ["--data.name", "mnist", "--data.data-dir", URL],
@@ -75,6 +82,12 @@ def test_every_path_of_every_script(script, name, tmp_path):
         raise UsageError(done.stderr)
     assert len(done.stderr.splitlines()) == 1
     assert not (ROOT / "gs:").exists() and not (tmp_path / "run").exists()
+
+
+def test_commands_parse_their_options_in_one_way():
+    """What takes paths past the check would run here."""
+    programs = [*(ROOT / "scripts").glob("*.py"), *(ROOT / "bnn_jax" / "cli").glob("*.py")]
+    assert [program.name for program in programs if "tyro.cli(" in program.read_text()] == ["options.py"]
 
 
 def test_a_file_that_is_not_there():
@@ -118,8 +131,9 @@ def test_every_path_of_every_function(function, name, unchecked, tmp_path, monke
     arguments = {needed: FIRST.get(needed, []) for needed in required} | {name: URL}
     if name == "output":
         arguments["workdir"] = tmp_path
+    shown = "--config" if function in (find_config, load_config) else name
     for url in (URL, Path(URL)):
-        with pytest.raises(UsageError, match=REFUSED.format(name if function is not load_config else "--config")):
+        with pytest.raises(UsageError, match=REFUSED.format(shown)):
             function(**arguments | {name: url})
     assert list(tmp_path.iterdir()) == []
 

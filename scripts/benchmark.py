@@ -1,0 +1,8 @@
+"""Measure speed: the command `bnn-jax benchmark`."""
+
+import sys
+
+from bnn_jax.cli.main import run_command
+
+if __name__ == "__main__":
+    sys.exit(run_command("benchmark"))

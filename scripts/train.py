@@ -1,0 +1,8 @@
+"""Train one network: the command `bnn-jax train`."""
+
+import sys
+
+from bnn_jax.cli.main import run_command
+
+if __name__ == "__main__":
+    sys.exit(run_command("train"))

@@ -1,0 +1,82 @@
+"""The command `bnn-jax`: what it lists, what it refuses, what it imports."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bnn_jax
+from bnn_jax.cli import main as command
+from bnn_jax.errors import UsageError
+from bnn_jax.training.config import find_config, load_config
+
+ROOT = Path(bnn_jax.__file__).parents[1]
+IN_WORDS = "import sys, bnn_jax.cli.main as c; sys.argv[1:] = {}; print(c.main()); print(sorted({} & set(sys.modules)))"
+
+
+def run(monkeypatch, capsys, *words):
+    monkeypatch.setattr(sys, "argv", ["bnn-jax", *words])
+    code = command.main()
+    return code, capsys.readouterr()
+
+
+def test_help_names_every_command_and_starts_without_jax():
+    heavy = {"jax", "numpy", "tyro", "flax"}
+    done = subprocess.run([sys.executable, "-c", IN_WORDS.format(["--help"], heavy)], capture_output=True, text=True)
+    assert done.stdout.endswith("0\n[]\n"), done.stdout + done.stderr
+    for name in command.COMMANDS:
+        assert f"\n  {name} " in done.stdout
+    assert all(len(line) <= 80 for line in done.stdout.splitlines())
+
+
+def test_importing_the_package_is_lazy():
+    heavy = {"jax", "grain", "tensorflow_datasets", "matplotlib", "orbax", "sklearn", "scipy", "PIL", "flax"}
+    code = f"import sys, bnn_jax; print({heavy} & set(sys.modules)); bnn_jax.BinaryConv; print('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "set()\nTrue\n", done.stderr
+
+
+def test_the_version(monkeypatch, capsys):
+    assert run(monkeypatch, capsys, "--version") == (0, (f"{bnn_jax.__version__}\n", ""))
+
+
+def test_no_command_and_an_unknown_one(monkeypatch, capsys):
+    code, printed = run(monkeypatch, capsys)
+    assert code == 2 and "commands:" in printed.out
+    code, printed = run(monkeypatch, capsys, "trian")
+    assert code == 2 and printed.err.startswith("error: `command` (='trian') is not known; did you mean 'train'?")
+    code, printed = run(monkeypatch, capsys, "compare", "estimator")
+    assert code == 2 and "did you mean 'compare estimators'?" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("words", "program"),
+    [
+        (("compare", "--seeds", "3"), "bnn-jax compare optimizers"),
+        (("compare", "estimators", "--seeds", "3"), "bnn-jax compare estimators"),
+        (("train",), "bnn-jax train"),
+    ],
+)
+def test_a_command_is_named_in_its_reports(words, program, monkeypatch):
+    monkeypatch.setattr(command, "run_command", lambda name: 0)
+    monkeypatch.setattr(sys, "argv", ["/some/where/bnn-jax", *words])
+    assert command.main() == 0
+    assert sys.argv == [program, *(word for word in words if word not in program.split())]
+
+
+def test_every_script_calls_its_command():
+    for script in (ROOT / "scripts").glob("*.py"):
+        if called := re.search(r'run_command\("(.*)"\)', script.read_text()):
+            assert called[1] in command.COMMANDS
+            assert len(script.read_text().splitlines()) <= 10
+
+
+def test_a_config_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config("digits_xnor") == load_config(ROOT / "configs" / "digits_xnor.py")
+    with pytest.raises(UsageError, match=r"`--config` \(=digits\) does not exist; .* by name alone: .*digits_xnor"):
+        find_config("digits")
+    (tmp_path / "digits_xnor").write_text("")
+    assert find_config("digits_xnor") == Path("digits_xnor")
