@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import AbstractArray, Array
 
 from bnn_jax.errors import UsageError, unknown_name
+from bnn_jax.names import import_named, is_import
 
 Function = TypeVar("Function", bound=Callable)
 Pair: TypeAlias = tuple[int, int]
@@ -211,19 +212,23 @@ def _matches(axes: list[str], shape: tuple[int, ...], sizes: dict[str, int]) -> 
 
 
 def look_up(argument: str, named: Any, table: Mapping[str, Any]) -> Any:
-    """The entry that a name stands for; what is no string is the thing itself.
+    """What a name stands for: an entry of the table, or ``package.module:Name``; what is no string is the thing itself.
 
     Raises:
-      UsageError: for a name that is not in the table; the nearest is named.
+      UsageError: for a name that is not in the table, the nearest is named, or cannot be imported.
 
     >>> look_up("loss", "hinge", {"hinge": max}), look_up("loss", min, {"hinge": max})
     (<built-in function max>, <built-in function min>)
+    >>> look_up("loss", "math:hypot", {"hinge": max})
+    <built-in function hypot>
     """
     if not isinstance(named, str):
         return named
-    if named not in table:
-        raise unknown_name(argument, named, table)
-    return table[named]
+    if named in table:
+        return table[named]
+    if is_import(named):
+        return import_named(argument, named)
+    raise unknown_name(argument, named, table)
 
 
 def check_options(argument: str, function: Callable, options: Mapping[str, Any]) -> None:

@@ -102,9 +102,10 @@ def make_quantizer(
 
     Args:
       table: WEIGHT_QUANTIZERS, ACTIVATION_QUANTIZERS or GRADIENT_QUANTIZERS.
-      quantizer: a name in `table`; a factory, a function of options alone; a quantizer; None for full precision.  An
-        estimator, a record or a function x -> codes, stands for :func:`binary` with it; of a function x ->
-        :class:`Quantized` :func:`stateless` makes a quantizer, which knows its codes.
+      quantizer: a name in `table`, or ``package.module:Name`` of what follows; a factory, a function of options alone;
+        a quantizer; None for full precision.  An estimator, a name in ESTIMATORS, a record or a function x -> codes,
+        stands for :func:`binary` with it; of a function x -> :class:`Quantized` :func:`stateless` makes a quantizer,
+        which knows its codes.
       argument: what the user calls it, for errors.
       **options: of the factory or the estimator.
 
@@ -115,8 +116,8 @@ def make_quantizer(
     >>> quantizer = make_quantizer(ACTIVATION_QUANTIZERS, "ste_sign", clip_value=1.25)
     >>> quantizer.apply(jnp.array([-0.5, 0.5])).codes
     Array([-1.,  1.], dtype=float32)
-    >>> make_quantizer(ACTIVATION_QUANTIZERS, ESTIMATORS["heaviside"]).code_set
-    (0, 1)
+    >>> [make_quantizer(WEIGHT_QUANTIZERS, name).code_set for name in ("approx_sign", "heaviside")]
+    [(-1, 1), (0, 1)]
     """
     factory = _factory_of(table, quantizer, argument)
     check_option_names(factory, options)
@@ -132,8 +133,17 @@ def has_option(table: QuantizerTable, quantizer: QuantizerLike, option: str, *, 
     return option in inspect.signature(_factory_of(table, quantizer, argument)).parameters
 
 
+def named_quantizer(table: QuantizerTable, quantizer: QuantizerLike, *, argument: str = "quantizer") -> Any:
+    """What the name of a quantizer, or of an estimator in its place, stands for; what is no string is the thing itself.
+
+    Raises:
+      UsageError: for a name that is not known, the nearest is named, or cannot be imported.
+    """
+    return look_up(argument, quantizer, table if table is GRADIENT_QUANTIZERS else {**ESTIMATORS, **table})
+
+
 def _factory_of(table: QuantizerTable, quantizer: QuantizerLike, argument: str) -> Callable[..., Any]:
-    quantizer = look_up(argument, quantizer, table)
+    quantizer = named_quantizer(table, quantizer, argument=argument)
     if quantizer is None or isinstance(quantizer, Quantizer):
         return lambda: quantizer
     rule = "must be a name, a quantizer, an estimator, or a function of options that makes a quantizer"
@@ -163,6 +173,7 @@ __all__ = [
     "has_option",
     "make_quantizer",
     "mark",
+    "named_quantizer",
     "read_mark",
     "stateless",
     "trained_ternary",

@@ -1,0 +1,131 @@
+"""Names of what a user brings."""
+
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import pytest
+
+from bnn_jax import ACTIVATION_QUANTIZERS, LOSSES, WEIGHT_QUANTIZERS, BinaryConv, BinaryDense, make_quantizer
+from bnn_jax.checks import look_up
+from bnn_jax.errors import UsageError
+from bnn_jax.estimators import ESTIMATORS, approx_sign
+from bnn_jax.names import absolute, import_named, module_of_file, name_of
+
+MINE = """
+import dataclasses
+
+@dataclasses.dataclass
+class Net:
+    width: "int" = 3
+
+    class Part:
+        pass
+
+def loss(logits, labels):
+    return logits.sum(1)
+
+def get_config():
+    return Net(width=5)
+
+nameless = (lambda: (lambda x: x))()
+"""
+
+
+@pytest.fixture
+def mine(tmp_path):
+    path = tmp_path / "mine_in_a_file.py"
+    path.write_text(MINE)
+    return path
+
+
+def test_a_module_and_a_file_are_imported_once(mine, monkeypatch):
+    assert import_named("loss", "bnn_jax.losses:LOSSES") is LOSSES
+    net = import_named("name", f"{mine}:Net")
+    assert net is import_named("name", f"{mine}:Net") and import_named("name", f"{mine}:Net.Part") is net.Part
+    assert import_named("name", f"{mine}:get_config().width") == 5
+    monkeypatch.chdir(mine.parent)
+    assert import_named("name", f"{mine.name}:Net") is net
+    assert (
+        absolute(f"{mine.name}:Net") == f"{mine}:Net" and absolute("a.b:C") == "a.b:C" and absolute("lenet") == "lenet"
+    )
+
+
+def test_a_file_that_changed_is_run_again(mine):
+    assert module_of_file(mine) is module_of_file(mine)
+    mine.write_text(MINE + "\nlater = 1\n")
+    assert module_of_file(mine).later == 1
+
+
+def test_a_thing_has_the_name_that_finds_it(mine):
+    module = module_of_file(mine)
+    for thing, name in (
+        (module.Net, f"{mine}:Net"),
+        (module.Net.Part, f"{mine}:Net.Part"),
+        (module.nameless, f"{mine}:nameless"),
+        (approx_sign, "bnn_jax.estimators.signs:approx_sign"),
+    ):
+        assert name_of(thing) == name and import_named("it", name) is thing
+    assert name_of(module.Net()) is None and name_of(lambda x: x) is None and name_of(3) is None
+
+
+def test_a_module_that_is_a_file_in_some_folder_is_named_by_it(mine, monkeypatch):
+    monkeypatch.syspath_prepend(mine.parent)
+    import mine_in_a_file
+
+    assert name_of(mine_in_a_file.Net) == f"{mine}:Net"
+    assert import_named("name", f"{mine}:Net") is mine_in_a_file.Net
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        (
+            "nowhere.at_all:Net",
+            "there is no module 'nowhere'; install it, start in its folder, or",
+        ),
+        ("bnn_jax.losses:LOSES", "bnn_jax.losses has no 'LOSES'; did you mean 'LOSSES'"),
+        ("nowhere/net.py:Net", "there is no file .*nowhere/net.py"),
+        (":Net", "must be package.module:Name or file.py:Name"),
+        ("bnn_jax:", "must be package.module:Name or file.py:Name"),
+    ],
+)
+def test_a_name_that_cannot_be_imported_gives_one_sentence(name, why):
+    with pytest.raises(UsageError, match=rf"`loss` \(='{name}'\) .*{why}") as error:
+        look_up("loss", name, LOSSES)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_fails_is_named_with_its_line(tmp_path):
+    (tmp_path / "broken.py").write_text("x = 1\ny = 1 / 0\n")
+    with pytest.raises(UsageError, match=r"imported: ZeroDivisionError: division by zero \(.*broken.py, line 2"):
+        import_named("loss", f"{tmp_path / 'broken.py'}:x")
+
+
+@pytest.mark.full
+def test_modules_of_the_current_folder_are_found(mine):
+    """As `python -m` finds them, also from a script that lies elsewhere."""
+    text = "from bnn_jax.names import import_named; print(import_named('name', 'mine_in_a_file:Net'))"
+    script = mine.parent / "elsewhere" / "script.py"
+    script.parent.mkdir()
+    script.write_text(text)
+    found = subprocess.run([sys.executable, script], cwd=mine.parent, capture_output=True, text=True)
+    assert found.stdout == "<class 'mine_in_a_file.Net'>\n", found.stderr
+
+
+def test_layers_take_names_as_larq_does():
+    for layer in (BinaryConv, BinaryDense):
+        made = layer(4, input_quantizer="ste_sign", kernel_quantizer="xnor")
+        assert made.input_quantizer.code_set == made.kernel_quantizer.code_set == (-1, 1)
+        mine = layer(4, input_quantizer="heaviside", kernel_quantizer="bnn_jax.estimators:approx_sign")
+        assert mine.input_quantizer.code_set == (0, 1) and mine.kernel_quantizer.code_set == (-1, 1)
+
+
+@pytest.mark.parametrize("table", [WEIGHT_QUANTIZERS, ACTIVATION_QUANTIZERS], ids=["weights", "activations"])
+def test_every_estimator_is_a_quantizer_by_its_name(table):
+    for name, estimator in ESTIMATORS.items():
+        assert make_quantizer(table, name).code_set == estimator.code_set
+    x = jnp.array([-2.0, 0.0, 3.0])
+    assert make_quantizer(table, "ste_sign").apply(x).codes.tolist() == [-1, 1, 1]
+    with pytest.raises(UsageError, match="did you mean 'ste_sign'"):
+        make_quantizer(table, "ste_sgin")
