@@ -110,7 +110,11 @@ def bit_planes(codes: Float[Array, "..."], values: Values) -> list[Bool[Array, "
     """
     if len(values) == 2:
         return [codes > values[0]]
-    index = sum((codes > value).astype(jnp.int32) for value in values[:-1])
+    if len(values) > 16 and affine(values) is not None:
+        index = jnp.clip(jnp.nan_to_num((codes - values[0]) / (values[1] - values[0])), 0, len(values) - 1)
+        index = index.astype(jnp.int32)
+    else:
+        index = sum((codes > value).astype(jnp.int32) for value in values[:-1])
     return [(index >> plane & 1).astype(bool) for plane in range(plane_count(values))]
 
 

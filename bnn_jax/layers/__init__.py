@@ -2,7 +2,7 @@
 
 from bnn_jax.layers.activations import PReLU, RPReLU
 from bnn_jax.layers.binary_conv import BinaryConv
-from bnn_jax.layers.binary_dense import BinaryDense
+from bnn_jax.layers.binary_dense import BinaryDense, BinaryDenseGeneral
 from bnn_jax.layers.convolution import conv, scaled_conv
 from bnn_jax.layers.gates import ChannelGate, ChannelInteractions
 from bnn_jax.layers.norm import BatchNorm, batch_norm
@@ -14,6 +14,7 @@ __all__ = [
     "BatchNorm",
     "BinaryConv",
     "BinaryDense",
+    "BinaryDenseGeneral",
     "ChannelGate",
     "ChannelInteractions",
     "OutputScale",

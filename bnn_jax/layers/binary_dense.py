@@ -1,12 +1,15 @@
 r"""Dense layer on integer codes; see :mod:`bnn_jax.layers.binary_conv` for what decides its precision."""
 
+import math
+from dataclasses import fields
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Int32, Num
 
 from bnn_jax.bitops.planes import PackedBase, dense_product
-from bnn_jax.checks import check_arrays
-from bnn_jax.layers.arguments import make_quantizers, require_features
+from bnn_jax.checks import check_arrays, is_whole
+from bnn_jax.layers.arguments import make_quantizers, require_features, require_of_layer
 from bnn_jax.layers.frozen import packed_kernel, record
 from bnn_jax.layers.operands import InputBase, Phase, finish, operands, require_inputs
 from bnn_jax.layers.packed_call import packed_call
@@ -87,3 +90,66 @@ class BinaryDense(nn.Module):
     def finished(self, y: Array, x: Array, phase: Phase) -> Num[Array, "batch features"]:
         """Add the bias to the sum of the products, see :func:`finish`."""
         return finish(self, y, x, phase)
+
+
+class BinaryDenseGeneral(nn.Module):
+    r"""Dense layer over any axes to any axes, as into the heads of an attention and out of them.
+
+    y[..., o] = sum_i x[..., i] W[i, o], i over the indices of `axis` and o over those of `features`, row by row
+
+    It is a :class:`BinaryDense`, its submodule `dense`, between two reshapes, with the matrix (inputs, outputs) as its
+    kernel: each index of the other axes of x is an example, and codes are multiplied on bits as rows of one product.
+
+    Attributes:
+      features: number of outputs, or the sizes of several axes, as (heads, size).
+      axis: one or several axes of x that are summed over; the others stay in front of the outputs, all in x's order.
+      others: as those of :class:`BinaryDense`.
+
+    Raises:
+      ValueError: when the layer is built with `features` that are no positive whole numbers, and when it is called with
+        an x that does not have the axes `axis`, each once.
+      TypeError: as :class:`BinaryDense`.
+
+    >>> import jax
+    >>> x = jnp.ones((2, 5, 8))
+    >>> heads, variables = BinaryDenseGeneral((2, 4), kernel_quantizer="xnor").init_with_output(jax.random.key(0), x)
+    >>> heads.shape, variables["params"]["dense"]["latent_kernel"].shape
+    ((2, 5, 2, 4), (8, 8))
+    >>> BinaryDenseGeneral(3, axis=(-2, -1)).init_with_output(jax.random.key(0), heads)[0].shape
+    (2, 5, 3)
+    """
+
+    features: int | tuple[int, ...]
+    axis: int | tuple[int, ...] = -1
+    kernel_quantizer: QuantizerLike = None
+    input_quantizer: QuantizerLike = None
+    gradient_quantizer: QuantizerLike = None
+    kernel_init: nn.initializers.Initializer = nn.initializers.glorot_uniform()
+    use_bias: bool = False
+    param_dtype: jnp.dtype = jnp.float32
+    dtype: jnp.dtype = jnp.float32
+
+    def __post_init__(self):
+        make_quantizers(self)
+        super().__post_init__()
+        holds = len(_several(self.features)) > 0 and all(is_whole(n, 1) for n in _several(self.features))
+        rule = "must be a positive whole number, or several"
+        require_of_layer(self, "features", self.features, holds, rule)
+
+    @nn.compact
+    def __call__(
+        self, x: Num[Array, "*axes"], *, train: bool = False, progress: Array | float = 1.0
+    ) -> Num[Array, "*others_and_features"]:
+        axes, features = _several(self.axis), _several(self.features)
+        holds = all(is_whole(a, -x.ndim) and a < x.ndim for a in axes) and len({a % x.ndim for a in axes}) == len(axes)
+        rule = f"must be different axes of x, which has {x.ndim},"
+        require_of_layer(self, "axis", self.axis, holds and len(axes) > 0, rule, "-1 is usual")
+        x = jnp.moveaxis(x, sorted(a % x.ndim for a in axes), range(-len(axes), 0))
+        others = x.shape[: -len(axes)]
+        own = {f.name for f in fields(BinaryDense)} - {"features", "name", "parent"}
+        layer = BinaryDense(math.prod(features), name="dense", **{name: getattr(self, name) for name in own})
+        return layer(x.reshape(*others, -1), train=train, progress=progress).reshape(*others, *features)
+
+
+def _several(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(value) if isinstance(value, tuple | list) else (value,)

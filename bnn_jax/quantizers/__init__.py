@@ -9,6 +9,7 @@ from bnn_jax.checks import look_up, require
 from bnn_jax.estimators import ESTIMATORS, EstimatorLike
 from bnn_jax.quantizers.activations import coupled, decouple, decoupled, rsign, sparse, unbalanced
 from bnn_jax.quantizers.binary import binary, binary_connect, full_latent, magnitude_aware, post_training, xnor
+from bnn_jax.quantizers.bitnet import bitnet_activations, bitnet_b158_weights, bitnet_weights
 from bnn_jax.quantizers.certainty import c_sign
 from bnn_jax.quantizers.codes import Bases, Mark, Quantized, bases, dequantize, mark, read_mark, validate
 from bnn_jax.quantizers.gradients import GRADIENT_QUANTIZERS, GradientQuantizer, dorefa_gradient
@@ -68,6 +69,8 @@ WEIGHT_QUANTIZERS: QuantizerTable = {
     "wrpn": partial(of_bits, wrpn_weights, signed_codes),
     "lq_net": lq_net,
     "inq": inq,
+    "bitnet": partial(stateless, bitnet_weights),
+    "bitnet_b158": partial(stateless, bitnet_b158_weights, code_set=(-1, 0, 1)),
 }
 
 ACTIVATION_QUANTIZERS: QuantizerTable = {
@@ -92,6 +95,7 @@ ACTIVATION_QUANTIZERS: QuantizerTable = {
     "pact": pact,
     "hwgq": partial(of_bits, hwgq, unsigned_codes),
     "lq_net": lq_net_activations,
+    "bitnet": partial(of_bits, bitnet_activations, signed_codes, bits=8),
 }
 
 

@@ -90,7 +90,7 @@ def validate(quantized: Bases, code_set: tuple[int, ...]) -> None:
       ValueError: naming the invariant that does not hold and a value that breaks it.
     """
     for base in bases(quantized):
-        codes, scale = np.asarray(base.codes), np.asarray(base.scale)
+        codes, scale = np.asarray(base.codes, np.float64), np.asarray(base.scale)
         foreign = codes[~np.isin(codes, code_set)]
         if foreign.size:
             raise ValueError(f"`codes` must lie in {code_set}; got {foreign.flat[0]!s} among {codes.size} codes")

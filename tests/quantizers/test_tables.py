@@ -52,6 +52,8 @@ WEIGHT_CODES = {
     "wrpn": TERNARY,
     "lq_net": SIGN,
     "inq": tuple(sorted({0, *(sign * 2**n for sign in (-1, 1) for n in range(8))})),
+    "bitnet": SIGN,
+    "bitnet_b158": TERNARY,
 }
 ACTIVATION_CODES = {
     **{name: SIGN for name, estimator in ESTIMATORS.items() if estimator.code_set == SIGN},
@@ -70,6 +72,7 @@ ACTIVATION_CODES = {
     "pact": TWO_BITS,
     "hwgq": TWO_BITS,
     "lq_net": (0, 1),
+    "bitnet": tuple(range(-127, 128)),
 }
 ENTRIES = [(WEIGHT_QUANTIZERS, name) for name in WEIGHT_CODES] + [(ACTIVATION_QUANTIZERS, n) for n in ACTIVATION_CODES]
 IDS = [f"{'weight' if table is WEIGHT_QUANTIZERS else 'activation'}-{name}" for table, name in ENTRIES]
@@ -307,6 +310,8 @@ CATALOGUE = {
             "BN-free": "bn_free",
             "TTQ": "ttq",
             "TWN": "twn",
+            "BitNet": "bitnet",
+            "BitNet b1.58": "bitnet_b158",
         },
     ),
     "activations": (
@@ -327,6 +332,7 @@ CATALOGUE = {
             "Si-BNN": "sparse",
             "BinaryDuo, coupled": "coupled",
             "BinaryDuo, decoupled": "decoupled",
+            "BitNet": "bitnet",
         },
     ),
     "gradients": (GRADIENT_QUANTIZERS, {"DoReFa-Net": "dorefa"}),
