@@ -1,7 +1,7 @@
 """Binary networks of equal storage on CIFAR-10: does a better gradient path mean a lower error?
 
 Paper: Zhu, Hofstee, Lee, Al-Ars, Improving Gradient Paths for Binary Convolutional Neural Networks, TU Delft.
-Command: python scripts/compare_architectures.py --config configs/cifar10_architectures.py --data.data-dir DIR
+Command: bnn-jax compare architectures --config cifar10_architectures --data.data-dir DIR
 Expected: the paper's order of top-1 errors on ImageNet, at 28 to 35 Mbit: IGP-ResNet37(41) 37.13, BinaryDenseNet51(32)
 38.14, Bi-Real ResNet-18 40.42, IR-Net 41.90, XNOR-Net 48.80; ReActNet's 34.10 is not a matter of paths.  The paper has
 no CIFAR-10, and one epoch is far from the end of training: only the order compares.

@@ -1,7 +1,7 @@
 """Full-precision ResNet-20 on CIFAR-10, the baseline of the binary and ternary ones.
 
 Paper: Paren, Jaeckle, Berrada, Kumar, Zisserman, Binary Neural Networks, Oxford, poster.
-Command: python scripts/compare_optimizers.py --config configs/cifar10_full_precision_resnet20.py --optimizers sgd
+Command: bnn-jax compare optimizers --config cifar10_full_precision_resnet20 --optimizers sgd
 Expected test accuracy, from the poster: SGD with momentum 91.94.  Not yet run in full.
 """
 

@@ -1,7 +1,7 @@
 """LeNet with binary convolution weights on CIFAR-10: what the choice of gradient estimator does.
 
 Paper: So, A Survey of Gradient Estimators for Binary Neural Networks for Image Classification, Stanford, poster.
-Command: python scripts/compare_estimators.py --config configs/cifar10_lenet.py --data.data-dir DIR --tune
+Command: bnn-jax compare estimators --config cifar10_lenet --data.data-dir DIR --tune
 Expected: the column "survey (%)", the best of the poster's own tuning.  The poster does not state optimizer, epochs,
 batch size, initialisation, augmentation, or whether activations are binary; here: weights only, plain sign without a
 scale, dense layers in full precision, Adam with cosine decay, random flips.

@@ -2,7 +2,7 @@
 
 Paper: Paren, Jaeckle, Berrada, Kumar, Zisserman, Binary Neural Networks, Oxford, poster; Zhu et al., Trained Ternary
 Quantization, 2017, arXiv:1612.01064.
-Command: python scripts/compare_optimizers.py --config configs/cifar10_ttq_resnet20.py --optimizers dfw sgd
+Command: bnn-jax compare optimizers --config cifar10_ttq_resnet20 --optimizers dfw sgd
 Expected test accuracy, from the poster: SGD 90.66, Deep Frank-Wolfe 89.06.  Zhu et al. start from a trained
 full-precision network; this config starts from a random one.  Not yet run in full.
 """

@@ -1,7 +1,7 @@
 """XNOR ResNet-20 on CIFAR-10: Deep Frank-Wolfe against Adam and SGD.
 
 Paper: Paren, Jaeckle, Berrada, Kumar, Zisserman, Binary Neural Networks, Oxford, poster.
-Command: python scripts/compare_optimizers.py --config configs/cifar10_xnor_resnet20.py --data.data-dir DIR --tune
+Command: bnn-jax compare optimizers --config cifar10_xnor_resnet20 --data.data-dir DIR --tune
 Expected test accuracy after 200 epochs, from the poster: Adam 72.89, Deep Frank-Wolfe 75.87.  The poster names neither
 augmentation nor learning rates; pad-4 crop and flip are those of Berrada et al., Deep Frank-Wolfe, 2019.  Without
 --tune the rates are the best of results/cifar10_xnor_resnet20_2epochs, whose trials had one epoch.

@@ -2,8 +2,8 @@
 
 Paper: Berrada, Zisserman, Kumar, Deep Frank-Wolfe for Neural Network Optimization, 2019; the target after Paren,
 Poudel, Kumar, Faking Interpolation Until You Make It, 2022.
-Command: python scripts/compare_optimizers.py --config configs/digits_dfw_variants.py --tune --seeds 0 1 2 3 4
-Data and network: those of configs/digits_xnor.py.
+Command: bnn-jax compare optimizers --config digits_dfw_variants --tune --seeds 0 1 2 3 4
+Data and network: those of digits_xnor.
 Each row has eta, and in the same budget what its name says.
 """
 

@@ -1,7 +1,7 @@
 """XNOR-Net on handwritten digits: Deep Frank-Wolfe against Adam and SGD in a few minutes on a laptop.
 
 Paper: after Paren et al., Binary Neural Networks, Oxford, poster, whose network and loss this is in small.
-Command: python scripts/compare_optimizers.py --config configs/digits_xnor.py   (or: make compare)
+Command: bnn-jax compare optimizers --config digits_xnor   (or: make compare)
 Data: 1797 real 8x8 digits that scikit-learn ships (Alpaydin and Kaynak, UCI, 1998); nothing is downloaded.
 Open to --tune, for each optimizer: four halves of a decade of the rate, its schedule, a decay of the latent weights.
 Expected: each optimizer at least 95 % test accuracy; about a minute and a half on two CPU cores.

@@ -2,11 +2,11 @@
 
 Paper: Liu et al., Bi-Real Net: Enhancing the Performance of 1-bit CNNs with Improved Representational Capability and
 Advanced Training Algorithm, 2018, arXiv:1808.00278.
-Command: python scripts/train.py --config configs/imagenet_bireal_resnet18.py --data.data-dir DIR
+Command: bnn-jax train --config imagenet_bireal_resnet18 --data.data-dir DIR
 Expected: 56.4 top-1 validation accuracy in the paper.  Not yet run here.
 Recipe, that of the authors' later program, from scratch: Adam 1e-3 with linear decay, batch 512, 256 epochs, no weight
 decay, label smoothing 0.1; random area and shape, lighting 0.1, flips.  The paper's own stages, which begin with a
-full-precision network, are: python scripts/train_stages.py bireal --config configs/imagenet_bireal_resnet18.py
+full-precision network, are: bnn-jax stages bireal --config imagenet_bireal_resnet18
 10000 training images are set aside to choose the best epoch; test is the official validation split.
 """
 

@@ -2,7 +2,7 @@
 
 Paper: Zhu, Hofstee, Lee, Al-Ars, Improving Gradient Paths for Binary Convolutional Neural Networks, TU Delft; earlier
 as SoFAr: Shortcut-based Fractal Architectures for Binary Convolutional Neural Networks, 2020, arXiv:2009.05317.
-Command: python scripts/train.py --config configs/imagenet_igp_resnet37_41.py --data.data-dir DIR
+Command: bnn-jax train --config imagenet_igp_resnet37_41 --data.data-dir DIR
 Expected: 62.87 top-1 validation accuracy in the paper, where Bi-Real ResNet-18 has 59.58.  Not yet run here.
 Recipe: the paper does not state one.  This is that of its baseline, Bi-Real Net (Liu et al., 2018, arXiv:1808.00278):
 Adam 1e-3 with linear decay, batch 512, 256 epochs, no weight decay, label smoothing 0.1; random area and shape,

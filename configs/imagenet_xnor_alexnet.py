@@ -2,7 +2,7 @@
 
 Paper: Rastegari, Ordonez, Redmon, Farhadi, XNOR-Net: ImageNet Classification Using Binary Convolutional Neural
 Networks, 2016, arXiv:1603.05279.
-Command: python scripts/train.py --config configs/imagenet_xnor_alexnet.py --data.data-dir DIR
+Command: bnn-jax train --config imagenet_xnor_alexnet --data.data-dir DIR
 Expected: 44.2 top-1 validation accuracy in the paper; the authors' model reaches 43.3.  Not yet run here.
 Recipe, that of the authors' program: Adam, batch 800, 55 epochs, shorter side 256, random crop of 224, flips; weights
 centred and kept in [-1, 1], their gradient as released, no map K; learning rates 1e-3, 5e-4, 1e-4, 5e-5, 1e-5 from

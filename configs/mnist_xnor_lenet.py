@@ -2,8 +2,8 @@
 
 Paper: the network is after LeNet-5 (LeCun et al., Gradient-Based Learning Applied to Document Recognition, 1998), two
 convolutions and two dense layers, with the quantizers of Rastegari et al., XNOR-Net, 2016; loss as Paren et al.
-Command: python scripts/compare_optimizers.py --config configs/mnist_xnor_lenet.py --data.data-dir DIR --tune
-Open to --tune: as in configs/digits_xnor.py.
+Command: bnn-jax compare optimizers --config mnist_xnor_lenet --data.data-dir DIR --tune
+Open to --tune: as in digits_xnor.
 Expected: about 99 % after five epochs; some two minutes a run on two CPU cores.
 """
 

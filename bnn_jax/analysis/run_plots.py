@@ -65,7 +65,7 @@ def plot_run(workdir: str | Path, *, output: str | Path | None = None) -> list[P
     config = read_config(workdir)
     by_kind = _read(workdir)
     if not by_kind["train"]:
-        raise UsageError(f"`workdir` (={workdir}) holds no training steps yet; run scripts/train.py with it first")
+        raise UsageError(f"`workdir` (={workdir}) holds no training steps yet; run bnn-jax train with it first")
     pictures = {"curves.png": lambda path: _draw_curves(path, by_kind["train"], by_kind["evaluation"])}
     if by_kind["diagnostics"]:
         pictures["diagnostics.png"] = lambda path: _draw_diagnostics(path, by_kind["diagnostics"])

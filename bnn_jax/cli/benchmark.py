@@ -1,4 +1,4 @@
-"""Measure speed: python scripts/benchmark.py training --output results/benchmark_training.json
+"""Measure speed: bnn-jax benchmark training --output results/benchmark_training.json
 
 training: a step of Deep Frank-Wolfe against one of Adam, and a scan of 20 steps against 20 single ones.
 estimators: forward and backward of every gradient estimator against the clipped straight-through one, and their memory.

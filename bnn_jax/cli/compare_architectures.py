@@ -1,6 +1,6 @@
 """Compare networks over several seeds on one data set: test error against the cost of their gradient paths.
 
-python scripts/compare_architectures.py --config configs/cifar10_architectures.py --data.data-dir DIR --tune
+bnn-jax compare architectures --config cifar10_architectures --data.data-dir DIR --tune
 A config's get_rows(config) says what the rows are, and --rows picks among them.
 Writes report.md, results.json, accuracy.png and paths.png into the workdir; finished runs are not run again.
 """

@@ -1,6 +1,6 @@
 """Compare optimizers over several seeds on one network and data set.
 
-python scripts/compare_optimizers.py --config configs/digits_xnor.py --optimizers dfw adam sgd --seeds 0 1 2
+bnn-jax compare optimizers --config digits_xnor --optimizers dfw adam sgd --seeds 0 1 2
 --loss cross_entropy adds a row with that loss for each optimizer but dfw, whose step size needs a hinge.
 A config with get_rows(config) says itself what the rows are, and --rows picks among them.
 Writes report.md, results.json, accuracy.png and step_size.png into the workdir; finished runs are not run again.

@@ -1,6 +1,6 @@
-"""Evaluate a run or a file: python scripts/evaluate.py runs/mine --split test --which best
+"""Evaluate a run or a file: bnn-jax evaluate runs/mine --split test --which best
 
-A file of scripts/export.py takes the place of the run: python scripts/evaluate.py model.bnn.safetensors
+A file of bnn-jax export takes the place of the run: bnn-jax evaluate model.bnn.safetensors
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from bnn_jax.training.programs import use_compilation_cache
 @dataclass(frozen=True, kw_only=True)
 class Arguments(TrainedOptions):
     workdir: tyro.conf.Positional[Path]
-    """Folder of a run, finished or not, or a file of scripts/export.py."""
+    """Folder of a run, finished or not, or a file of bnn-jax export."""
     data: str | None = None
     """The data set for a file, if not the one that it names."""
 

@@ -1,4 +1,4 @@
-"""Pack a run into one file: python scripts/export.py runs/mine -o model.bnn.safetensors
+"""Pack a run into one file: bnn-jax export runs/mine -o model.bnn.safetensors
 
 The file holds the weights as bits, batch norms as thresholds where they can be, the rest in full precision, and what
 `bnn_jax.packed.load` needs to run it.  The accuracy that it states is that of the packed network.  By its ending,

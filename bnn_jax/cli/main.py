@@ -35,6 +35,7 @@ COMMANDS: dict[str, Command] = {
     "verify": Command("verify", "prove that a run's packed network is the trained one"),
     "export": Command("export", "write a run's packed network into one file"),
     "prepare": Command("prepare", "download a data set and store it for training"),
+    "synthesize": Command("synthesize", "write made-up images in ImageNet's format"),
     "benchmark": Command("benchmark", "measure speed beside named peers"),
 }
 

@@ -1,4 +1,4 @@
-"""Options that several scripts have, as dataclasses for tyro."""
+"""Options that several commands have, as dataclasses for tyro."""
 
 import dataclasses
 import shlex

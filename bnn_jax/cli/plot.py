@@ -1,4 +1,4 @@
-"""Draw a run, finished or not: python scripts/plot_run.py runs/mine
+"""Draw a run, finished or not: bnn-jax plot runs/mine
 
 Loss, accuracy, learning rate and Deep Frank-Wolfe's step size go to curves.png; what the diagnostics recorded goes to
 diagnostics.png and histograms.png.  To record them, train with --diagnostics.every-steps 200.

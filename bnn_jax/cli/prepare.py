@@ -1,4 +1,4 @@
-"""Download an official set and store it for training, without TensorFlow: python scripts/prepare_data.py cifar10
+"""Download an official set and store it for training, without TensorFlow: bnn-jax prepare cifar10
 
 Archives that are in DATA_DIR/downloads/NAME already are verified and used instead of downloaded.
 """

@@ -1,4 +1,4 @@
-"""Train in stages: python scripts/train_stages.py reactnet --config configs/digits_xnor.py --workdir runs/reactnet
+"""Train in stages: bnn-jax stages reactnet --config digits_xnor --workdir runs/reactnet
 
 Recipes: bireal, reactnet, real_to_binary, dir_net, dgrl, ttq, inq, bnn_plus, s2_bnn, binaryduo; what they do stands in
 bnn_jax/stages/recipes.py.  A recipe sets quantizers, optimizers and losses itself; of the config it takes the data,

@@ -1,4 +1,4 @@
-"""Size and operations of a network: python scripts/summarize.py resnet20 --image-size 32 --classes 10
+"""Size and operations of a network: bnn-jax summarize resnet20 --image-size 32 --classes 10
 
 --diagram paths.png draws where its gradients can pass.
 --table igp prints Table 1 of Zhu et al., Improving Gradient Paths for Binary Convolutional Neural Networks, each figure

@@ -1,17 +1,15 @@
-"""Write made-up images in ImageNet's format: python scripts/write_synthetic_imagenet.py --train-examples 2000
+"""Write made-up images in ImageNet's format: bnn-jax synthesize --train-examples 2000
 
 The images differ in size, some are grey, some CMYK, and one of each split is corrupt.  A config that streams
 imagenet2012 then runs with --data.data-dir DATA_DIR.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from bnn_jax.cli.options import parse_options
 from bnn_jax.data.prepare import default_data_dir
 from bnn_jax.data.synthetic import write_synthetic_imagenet
-from bnn_jax.errors import exit_code_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,3 @@ def main() -> None:
         f"{folder}: {arguments.train_examples} training and {arguments.validation_examples} validation images, "
         f"{size / 1e6:.1f} MB; train on it with --data.data-dir {folder.parents[1]}"
     )
-
-
-if __name__ == "__main__":
-    sys.exit(exit_code_of(main))

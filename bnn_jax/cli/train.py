@@ -1,4 +1,4 @@
-"""Train one network: python scripts/train.py --config configs/digits_xnor.py --workdir runs/mine --optimizer dfw
+"""Train one network: bnn-jax train --config digits_xnor --workdir runs/mine --optimizer dfw
 
 Started again with the same arguments it resumes from the newest good checkpoint, on as many devices as there are then.
 On machines that work together it is started once on each (docs/tpu.md).

@@ -1,4 +1,4 @@
-"""Prove that a run's packed network is the trained one: python scripts/verify_packed.py runs/mine
+"""Prove that a run's packed network is the trained one: bnn-jax verify runs/mine
 
 For each layer with quantized weights: codes that differ from the trained layer's; on the whole split, integers that
 differ on equal inputs, and activation bits that differ end to end; then logits and predictions.  Exit code 1 if

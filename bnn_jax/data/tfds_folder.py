@@ -26,13 +26,13 @@ def find_tfds_folder(name: str, data_dir: Path) -> Path:
     if name in ARCHIVES:
         raise UsageError(
             f"`name` (={name!r}) is not in the data folder {data_dir}; "
-            f"prepare it with: python scripts/prepare_data.py {name} --data-dir {shlex.quote(str(data_dir))}"
+            f"prepare it with: bnn-jax prepare {name} --data-dir {shlex.quote(str(data_dir))}"
         )
     if name == "imagenet2012":
         raise UsageError(
             f"`name` (={name!r}) is not in the data folder {data_dir}; prepare it from the official archives where "
             "TensorFlow is installed: tfds build imagenet2012 --file_format array_record; or write one of made-up "
-            f"images: python scripts/write_synthetic_imagenet.py --data-dir {shlex.quote(str(data_dir))}"
+            f"images: bnn-jax synthesize --data-dir {shlex.quote(str(data_dir))}"
         )
     present = sorted(folder.name for folder in data_dir.glob("*") if _versions(folder))
     nearest = difflib.get_close_matches(name, ["digits", *present, *ARCHIVES], n=1, cutoff=0)[0]

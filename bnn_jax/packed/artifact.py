@@ -152,7 +152,7 @@ def load(path: str | os.PathLike[str]) -> PackedModel:
     """
     path = local_path("path", path)
     if not path.is_file():
-        raise UsageError(f"`path` (={path}) is not a file; write one: python scripts/export.py RUN -o {path}")
+        raise UsageError(f"`path` (={path}) is not a file; write one: bnn-jax export RUN -o {path}")
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size

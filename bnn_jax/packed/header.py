@@ -24,7 +24,7 @@ DTYPES = {"U32": "uint32", "I32": "int32", "F32": "float32", "F16": "float16", "
 VALUES = ("versions", "model", "num_classes", "image_shape", "mean", "std", "accounting", "tested")
 """The metadata that are JSON texts."""
 KEYS = ("format", "format_version", *VALUES, "leaves", "structure", "sha256")
-EXPORT = "export the run again: python scripts/export.py RUN -o model.bnn.safetensors"
+EXPORT = "export the run again: bnn-jax export RUN -o model.bnn.safetensors"
 
 Table: TypeAlias = dict[str, dict[str, Any]]  # name -> dtype, shape and data_offsets of a tensor, as in the header
 

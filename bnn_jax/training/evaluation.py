@@ -42,7 +42,7 @@ def evaluate_run(
     programs = programs_of(config, dataset)
     restored = restore_checkpoint(workdir / "checkpoints", state_shapes(programs), why_rejected=why, finite=True)
     if restored is None:
-        raise UsageError(f"`workdir` (={workdir}) holds no checkpoint yet; train it first: python scripts/train.py")
+        raise UsageError(f"`workdir` (={workdir}) holds no checkpoint yet; train it first: bnn-jax train")
     variables = restored.state.best if which == "best" else restored.state.train
     pipeline = make_input_pipeline(config, programs, dataset)
     found = pipeline.evaluate(*variables.evaluated, split)

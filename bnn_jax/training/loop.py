@@ -217,7 +217,7 @@ def _check_teacher(config: Config, teacher: Teacher | None) -> None:
     if losses and teacher is None:
         raise UsageError(
             f"`distillation.losses` (={', '.join(losses)}) needs a teacher; train this as a stage that names one, as "
-            "the recipes of scripts/train_stages.py do"
+            "the recipes of bnn-jax stages do"
         )
     if teacher is not None and not losses:
         raise UsageError("`distillation.losses` (={}) must name what to learn from the teacher; or leave it out")

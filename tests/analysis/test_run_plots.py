@@ -167,7 +167,7 @@ def test_a_series_leaves_out_what_is_no_number():
 def test_a_folder_without_a_run_is_refused(tmp_path, run):
     with pytest.raises(UsageError, match=r"`workdir` \(=.*\) holds no run: there is no .*config\.json"):
         plot_run(tmp_path)
-    with pytest.raises(UsageError, match=r"`workdir` \(=.*\) holds no training steps yet; run scripts/train\.py with"):
+    with pytest.raises(UsageError, match=r"`workdir` \(=.*\) holds no training steps yet; run bnn-jax train with"):
         plot_run(run())
 
 

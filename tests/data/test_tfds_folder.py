@@ -217,7 +217,7 @@ def test_an_image_that_is_none_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_missing_set_comes_with_its_command(sets, tmp_path):
-    command = r"python scripts/prepare_data.py cifar10 --data-dir {}$"
+    command = r"bnn-jax prepare cifar10 --data-dir {}$"
     with pytest.raises(
         UsageError, match=r"`name` \(='cifar10'\) is not in the data folder .*: " + command.format(sets)
     ):

@@ -154,7 +154,7 @@ def test_damaged_and_forged_files(name, path, tmp_path):
     with pytest.raises(RunError, match=text) as refused:
         load(bad)
     assert str(refused.value).startswith(f"{bad} is damaged, or no packed network: ") and "\n" not in str(refused.value)
-    assert str(refused.value).endswith("export the run again: python scripts/export.py RUN -o model.bnn.safetensors")
+    assert str(refused.value).endswith("export the run again: bnn-jax export RUN -o model.bnn.safetensors")
 
 
 @pytest.mark.parametrize("name", ["terabyte", "terabytes of width", "huge width", "huge images", "hours of tracing"])
@@ -176,7 +176,7 @@ def test_nothing_large_is_allocated_before_a_refusal(name, path, tmp_path):
         ({"format_version": "2"}, r"has the format version '2', newer than the installed bnn_jax reads; update it$"),
         (
             {"format_version": "0"},
-            r"has the format version '0', not '1'; export the run again: python scripts/export\.py",
+            r"has the format version '0', not '1'; export the run again: bnn-jax export",
         ),
         ({"format_version": "one"}, r"has the format version 'one', not '1'"),
         ({"format": "pt"}, r"is a safetensors file, but holds no packed network of bnn_jax; export the run again"),
@@ -199,7 +199,7 @@ def test_a_safetensors_file_without_metadata(tmp_path):
 def test_what_is_no_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for name in ("missing", "", "pipe"):
-        with pytest.raises(UsageError, match=r"is not a file; write one: python scripts/export\.py RUN -o "):
+        with pytest.raises(UsageError, match=r"is not a file; write one: bnn-jax export RUN -o "):
             load(tmp_path / name)
 
 

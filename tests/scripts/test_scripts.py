@@ -51,7 +51,7 @@ def test_evaluate_agrees_with_the_training_script(comparison):
         (
             "train",
             ("--data.name", "cifar10", "--data.data-dir", "/nowhere"),
-            r"error: .*/nowhere.*prepare_data\.py cifar10",
+            r"error: .*/nowhere.*bnn-jax prepare cifar10",
         ),
         ("train", ("--optim.lr", "1"), r"--optim\.l"),
         ("compare_optimizers", ("--seeds", "1", "1"), r"error: `seeds` \(=\[1, 1\]\) must differ"),
