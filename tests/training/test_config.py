@@ -45,7 +45,7 @@ def test_every_config_is_valid_and_survives_json(path):
     assert len({len(optim.tune) for optim in (*config.optimizers, config.optim)}) == 1
     header = path.read_text().split('"""')[1]
     assert "Paper:" in header
-    assert f"configs/{path.name}" in header
+    assert "Command: bnn-jax " in header and f"--config {path.stem}" in header
 
 
 def changed(**changes):
