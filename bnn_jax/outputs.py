@@ -1,5 +1,6 @@
-"""What a network returns, read in one place: all that runs a network takes its logits from here."""
+"""How a network is called and what it returns: all that runs a network, one's own too, does it from here."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -46,6 +47,52 @@ def outputs_of(returned: Any) -> Outputs:
 def logits_of(returned: Any) -> Float[Array, "batch ... classes"]:
     """The logits among what a network returned, see :func:`outputs_of`."""
     return outputs_of(returned).logits
+
+
+def call_options(model: Any, *, train: bool = False, progress: Array | float = 1.0) -> dict[str, Any]:
+    """The keyword arguments by which a network learns whether it trains and how far it is, of those that it takes.
+
+    Args:
+      model: a Flax module; its ``__call__`` may take `train`, or `training` or `deterministic` in its place, and
+        `progress`, the share of the training done; or none of them.
+      train, progress: their values.
+
+    >>> from flax import linen as nn
+    >>> call_options(nn.Dropout(0.5), train=True), call_options(nn.Dense(10), train=True)
+    ({'deterministic': False}, {})
+    """
+    values = {"train": train, "training": train, "deterministic": not train, "progress": progress}
+    parameters = inspect.signature(type(model).__call__).parameters
+    kinds = {parameter.kind for parameter in parameters.values()}
+    # Of (*args, **kwargs), as nn.Sequential has, nothing is known; (x, **kwargs) takes what the networks here take.
+    if inspect.Parameter.VAR_KEYWORD in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return {"train": train, "progress": progress}
+    return {name: value for name, value in values.items() if name in parameters}
+
+
+def init_network(model: Any, rngs: Any, images: Any) -> tuple[Any, Any]:
+    """What a network returns for images, evaluated with new variables, and these."""
+    return model.init_with_output(rngs, images, **call_options(model))
+
+
+def apply_network(
+    model: Any, variables: Any, images: Any, *, train: bool = False, progress: Array | float = 1.0, **options: Any
+) -> Any:
+    """What a network returns for images, with what it updates where that is asked for.
+
+    Args:
+      model: a Flax module that takes images.
+      variables: its variables, trained or packed.
+      images: normalized.
+      train, progress: see :func:`call_options`.
+      **options: `mutable` and `rngs` of Flax.
+    """
+    return model.apply(variables, images, **call_options(model, train=train, progress=progress), **options)
+
+
+def network_logits(model: Any, variables: Any, images: Any) -> Float[Array, "batch ... classes"]:
+    """The logits of a network for images, evaluated."""
+    return logits_of(apply_network(model, variables, images))
 
 
 def _described(returned: Any) -> str:

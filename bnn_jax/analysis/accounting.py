@@ -6,13 +6,14 @@ as codes is counted as codes, everything else as real numbers, whatever module i
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 from jax import ShapeDtypeStruct
 
 from bnn_jax.errors import unknown_name
-from bnn_jax.outputs import outputs_of
+from bnn_jax.outputs import apply_network, init_network, outputs_of
 from bnn_jax.packed.freezing import threshold_chains
 from bnn_jax.tracing.kernel_uses import Inference, Use, bases_of, bits_of, classifier_of, fan_in, inference
 from bnn_jax.tracing.trace import Trace, multiply_accumulates, trace
@@ -278,8 +279,8 @@ def account_model(model: Any, image_shape: tuple[int, int, int], *, num_classes:
         model = network_named(model, num_classes=num_classes, **settings)
     images = ShapeDtypeStruct((1, *image_shape), "float32")
     rngs = {"params": jax.random.key(0)}
-    variables = jax.eval_shape(lambda images: model.init(rngs, images, train=False), images)
-    found = account(lambda *arguments: tuple(outputs_of(model.apply(*arguments, train=False))), dict(variables), images)
+    _, variables = jax.eval_shape(partial(init_network, model, rngs), images)
+    found = account(lambda *arguments: tuple(outputs_of(apply_network(model, *arguments))), variables, images)
     layers = {layer.name.rpartition("/")[0]: layer for layer in found.layers}
     # Of the two numbers of a normalized channel the threshold takes the place of one.
     thresholds = [layers[chain.layer] for chain in threshold_chains(model, variables, image_shape)]

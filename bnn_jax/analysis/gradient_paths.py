@@ -16,7 +16,6 @@ Reference: Zhu, Hofstee, Lee, Al-Ars, Improving Gradient Paths for Binary Convol
 """
 
 import heapq
-import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -27,6 +26,7 @@ import jax.numpy as jnp
 from jax import ShapeDtypeStruct
 from jaxtyping import Array, Float
 
+from bnn_jax.outputs import call_options as usual_options
 from bnn_jax.quantizers.codes import read_mark
 from bnn_jax.tracing.trace import ChosenGradient, Operation, Trace, multiply_accumulates, products, trace
 
@@ -228,10 +228,7 @@ def _check(traced: Trace, inputs: int, outputs: tuple[int, ...]) -> None:
 def _trace_module(
     module: Any, x: Any, train: bool, output: Callable[[Any], Any], call_options: dict[str, Any]
 ) -> Trace:
-    parameters = inspect.signature(type(module).__call__).parameters
-    takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-    usual = {"train": train, "progress": 1.0}
-    options = {name: value for name, value in usual.items() if takes_all or name in parameters} | call_options
+    options = usual_options(module, train=train) | call_options
     keys = dict.fromkeys(_STREAMS, jax.eval_shape(lambda: jax.random.key(0)))
     variables = jax.eval_shape(lambda keys, x: module.init(keys, x, **options), keys, x)
 

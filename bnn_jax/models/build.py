@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +13,7 @@ from flax.traverse_util import flatten_dict
 from bnn_jax.errors import unknown_name
 from bnn_jax.layers.arguments import QUANTIZERS
 from bnn_jax.models import MODELS, ModelEntry
+from bnn_jax.outputs import init_network
 from bnn_jax.quantizers import has_option, make_quantizer
 from bnn_jax.types import LATENT_KERNEL
 
@@ -130,7 +132,7 @@ def latent_weights(model: nn.Module, image_shape: Sequence[int]) -> int:
     336
     """
     key, images = jax.random.key(0), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    variables = jax.eval_shape(lambda key, images: model.init(key, images, train=False), key, images)
+    _, variables = jax.eval_shape(partial(init_network, model), key, images)
     found = flatten_dict(variables["params"])
     return sum(leaf.size for path, leaf in found.items() if path[-1] == LATENT_KERNEL)
 

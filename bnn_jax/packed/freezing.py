@@ -21,7 +21,7 @@ from bnn_jax.finite import all_finite, require_finite
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense
 from bnn_jax.layers.frozen import PACKED, scale_of
 from bnn_jax.layers.norm import affine
-from bnn_jax.outputs import logits_of
+from bnn_jax.outputs import apply_network, init_network, network_logits
 from bnn_jax.packed.chains import Chain, find_chains
 from bnn_jax.quantizers import bases
 from bnn_jax.tracing.trace import Trace, trace
@@ -62,7 +62,7 @@ def freeze(model: nn.Module, variables: Mapping[str, Any], image_shape: ImageSha
     integer, turns them into packed codes.  What the frozen network does not read is left out.
 
     Args:
-      model: returns logits or (logits, intermediates) when called as ``model(images, train=False)``.
+      model: takes images and returns logits, or (logits, intermediates); `train` and `progress` where it takes them.
       variables: its trained variables.
       image_shape: (height, width, channels) of its images.
 
@@ -99,7 +99,7 @@ def packed_structure(model: nn.Module, image_shape: ImageShape) -> dict[str, Any
     """
     images = ShapeDtypeStruct((1, *image_shape), "float32")
     rngs = {"params": jax.random.key(0)}
-    variables = _as_dict(jax.eval_shape(lambda images: model.init(rngs, images, train=False), images))
+    variables = _as_dict(jax.eval_shape(partial(init_network, model, rngs), images)[1])
     plan = _plan(model, variables, image_shape)
     packed, *_ = jax.eval_shape(partial(_packed, model, plan), variables, images)
     return _with_real(plan, packed, variables)
@@ -144,7 +144,7 @@ def _as_dict(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 def _collect(model: nn.Module, variables: Mapping[str, Any], images: Array) -> dict[str, Any]:
     """What the layers put into the collection "packed"."""
-    _, updated = model.apply(variables, images, train=False, mutable=[PACKED])
+    _, updated = apply_network(model, variables, images, mutable=[PACKED])
     return updated.get(PACKED, {})
 
 
@@ -164,7 +164,7 @@ def _traced(model: nn.Module, variables: dict[str, Any], image_shape: ImageShape
 
     # Where nn.jit has traced a layer before it would not call it again, and no one could remember it.
     with nn.intercept_methods(remember), jax.disable_jit():
-        traced = trace(lambda v, x: logits_of(model.apply(v, x, train=False)), variables, _images(image_shape))
+        traced = trace(partial(network_logits, model), variables, _images(image_shape))
     return modules, traced
 
 
@@ -341,7 +341,7 @@ def _of_module(collection: Mapping[str, Any], path: str) -> Mapping[str, Any]:
 
 def _kept(model: nn.Module, variables: dict[str, Any], images: Any) -> frozenset[tuple[str, ...]]:
     """Paths of the variables beside "packed" that decide the logits of the frozen network."""
-    traced = trace(lambda v, x: logits_of(model.apply(v, x, train=False)), variables, images)
+    traced = trace(partial(network_logits, model), variables, images)
     needed = set(traced.outputs)
     for operation in reversed(traced.operations):
         if not needed.isdisjoint(operation.outputs):

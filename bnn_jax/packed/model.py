@@ -14,7 +14,7 @@ from bnn_jax.bitops.matmul import WIDE_VECTORS
 from bnn_jax.data import normalize
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.finite import require_finite
-from bnn_jax.outputs import logits_of
+from bnn_jax.outputs import network_logits
 from bnn_jax.types import Images, Labels, Logits
 
 
@@ -36,7 +36,7 @@ class PackedModel:
     def apply(self, variables: Any, images: Images) -> Logits:
         """:meth:`logits` as a function to transform, of variables like `variables`."""
         images = normalize(images, mean=self.metadata["mean"], std=self.metadata["std"])
-        return logits_of(self.model.apply(variables, images, train=False))
+        return network_logits(self.model, variables, images)
 
     @cached_property
     def _compiled(self):

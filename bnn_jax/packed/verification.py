@@ -15,7 +15,7 @@ from bnn_jax.checks import require
 from bnn_jax.finite import require_finite
 from bnn_jax.layers import BinaryConv, BinaryDense
 from bnn_jax.layers.frozen import NOT_A_NUMBER, PACKED, PRODUCTS, is_words
-from bnn_jax.outputs import logits_of
+from bnn_jax.outputs import apply_network, network_logits
 from bnn_jax.packed.freezing import TRAIN_AGAIN, kernels_of, parts, require_seen
 
 # The collection of what the layers of the trained network got and packed, from which those of the packed one get it.
@@ -76,7 +76,7 @@ def verify(
     the layer that makes it.  What is not a number, on either side, differs from all.
 
     Args:
-      model: of both; returns logits or (logits, intermediates) when called as ``model(images, train=False)``.
+      model: of both; as :func:`bnn_jax.packed.freeze` takes it.
       variables: trained.
       packed: what :func:`bnn_jax.packed.freeze` made of them.
       batches: normalized images, as the network takes them.
@@ -90,7 +90,7 @@ def verify(
     if not kernels_of(packed.get(PACKED, {})):
         raise ValueError("`packed` has no packed layer, so that nothing would be compared; give what `freeze` returns")
     require("batches", "one array", not hasattr(batches, "shape"), "must be an iterable of arrays", "give [images]")
-    logits = jax.jit(lambda variables, images: logits_of(model.apply(variables, images, train=False)))
+    logits = jax.jit(partial(network_logits, model))
     compare = jax.jit(partial(_compare, model))
     layers: dict[str, LayerReport] = {}
     examples, differing, largest = 0, 0, 0.0
@@ -161,7 +161,7 @@ def _recorded(model: nn.Module, variables: Any, images: Array, pass_on: Callable
         return call(pass_on(module, x), *others, **options)
 
     with nn.intercept_methods(layer):
-        _, recorded = model.apply(variables, images, train=False, mutable=[PRODUCTS, TRAINED])
+        _, recorded = apply_network(model, variables, images, mutable=[PRODUCTS, TRAINED])
     found: dict[str, dict[str, Any]] = {}
     for path, record in flatten_dict(recorded.get(PRODUCTS, {})).items():
         found.setdefault("/".join(path[:-1]), {})[path[-1]] = record

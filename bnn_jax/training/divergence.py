@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from bnn_jax.data import normalize
 from bnn_jax.finite import first_non_finite, leaf_name, non_finite_counts, told
-from bnn_jax.outputs import logits_of
+from bnn_jax.outputs import apply_network, logits_of
 from bnn_jax.training.experiment import Experiment
 from bnn_jax.training.state import TrainState
 from bnn_jax.training.step import augmented_batch, forward, train_step
@@ -104,7 +104,7 @@ def checks_of_evaluation(experiment: Experiment, params: Params, model_state: An
     """What is not finite of the layers' outputs in an evaluation."""
     x = normalize(images, mean=experiment.info.mean, std=experiment.info.std)
     with _noted() as outputs:
-        experiment.model.apply({"params": params} | model_state, x, train=False)
+        apply_network(experiment.model, {"params": params} | model_state, x)
     return outputs
 
 

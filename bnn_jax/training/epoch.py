@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Num, UInt8, UInt32
 from bnn_jax.data import normalize
 from bnn_jax.finite import all_finite
 from bnn_jax.optim import bound_statistics
-from bnn_jax.outputs import logits_of
+from bnn_jax.outputs import network_logits
 from bnn_jax.training.config import Config
 from bnn_jax.training.devices import data_shards, keep_sharding, shard_batch
 from bnn_jax.training.experiment import Experiment, HyperParameters, ImageInfo, make_experiment
@@ -123,7 +123,7 @@ def evaluate(
         indices = jnp.minimum(indices, count - 1)
         x = normalize(images[indices], mean=experiment.info.mean, std=experiment.info.std)
         x = shard_batch(x, experiment.devices)
-        logits = logits_of(experiment.model.apply({"params": params} | model_state, x, train=False))
+        logits = network_logits(experiment.model, {"params": params} | model_state, x)
         losses = jnp.where(counted, experiment.loss.monitored(logits, labels[indices]), 0)
         correct = {name: (counted & hit).sum() for name, hit in _hits(logits, labels[indices]).items()}
         finite = all_finite(jnp.where(counted[:, None], logits, 0))

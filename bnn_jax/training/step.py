@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from flax.core import DenyList
 from jax import lax
 from jaxtyping import Array, Integer
 
@@ -15,7 +16,7 @@ from bnn_jax.distillation import distilled, enqueue, initial_keys
 from bnn_jax.layers import widened
 from bnn_jax.losses import augmented_margins
 from bnn_jax.optim import DeepFrankWolfeState
-from bnn_jax.outputs import Outputs, logits_of, outputs_of
+from bnn_jax.outputs import Outputs, apply_network, init_network, logits_of, outputs_of
 from bnn_jax.training.devices import keep_sharding, shard_batch
 from bnn_jax.training.diagnostics import COLLECTION, count_flips, diagnose, no_flips, tap_quantizers
 from bnn_jax.training.experiment import Experiment
@@ -34,10 +35,12 @@ def init_state(experiment: Experiment, seed: int | Integer[Array, ""], warm_star
     init_key, run_key = jax.random.split(jax.random.key(seed))
     images = jnp.zeros((1, *experiment.info.shape))
     if warm_start is None:
-        model_state = dict(experiment.model.init(init_key, images, train=False))
+        returned, variables = init_network(experiment.model, init_key, images)
     else:
-        rngs = {"params": init_key}
-        model_state = dict(experiment.model.apply(warm_start, images, train=False, mutable=True, rngs=rngs)[1])
+        kept = {"mutable": DenyList("intermediates"), "rngs": {"params": init_key}}
+        returned, variables = apply_network(experiment.model, warm_start, images, **kept)
+    _check_classes(experiment, logits_of(returned).shape[-1])
+    model_state = dict(variables)
     params = model_state.pop("params")
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -49,6 +52,14 @@ def init_state(experiment: Experiment, seed: int | Integer[Array, ""], warm_star
         flips=no_flips(params) if experiment.diagnostics.every_steps else None,
         average=None if experiment.ema_decay is None else _to_average(params, model_state),
     )
+
+
+def _check_classes(experiment: Experiment, found: int) -> None:
+    if found != experiment.info.num_classes:
+        raise ValueError(
+            f"`model` (={type(experiment.model).__name__}) returns logits of {found} classes, but the data have "
+            f"{experiment.info.num_classes}; let it take `num_classes`, which it is told"
+        )
 
 
 def _to_average(params: Params, model_state: dict[str, Any]) -> dict[str, Any]:
@@ -145,13 +156,15 @@ def forward(experiment: Experiment, state: TrainState, params: Params, x: Array,
 
     It computes in the experiment's precision; what is passed on from here is float32.
     """
-    return experiment.model.apply(
+    streams = ("quantizer", "dropout", "params")  # the last one is for every stream of another name
+    return apply_network(
+        experiment.model,
         {"params": params} | state.model_state,
         x.astype(experiment.precision),
         train=True,
         progress=state.step / experiment.total_steps,
         mutable=[*state.model_state, *also],
-        rngs={"quantizer": jax.random.fold_in(key, 1)},
+        rngs=dict.fromkeys(streams, jax.random.fold_in(key, 1)),
     )
 
 
@@ -178,7 +191,7 @@ def _pass(
         return Outputs(logits, intermediates), updated
 
     outputs, pullback, model_state = jax.vjp(network, state.params, has_aux=True)
-    taught = None if experiment.teacher is None else outputs_of(experiment.teacher.apply(teacher, x, train=False))
+    taught = None if experiment.teacher is None else outputs_of(apply_network(experiment.teacher, teacher, x))
     objective_of = jax.value_and_grad(partial(_objective, experiment, targets, taught, state.keys), has_aux=True)
     (objective, parts), cotangents = objective_of(outputs)
     (gradient,) = pullback(cotangents)

@@ -12,6 +12,7 @@ training, so that both programs round in the same places.
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -22,7 +23,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from bnn_jax.files import write_atomically
 from bnn_jax.finite import require_finite
-from bnn_jax.outputs import logits_of
+from bnn_jax.outputs import network_logits
 from bnn_jax.packed.freezing import TRAIN_AGAIN
 from bnn_jax.packed.tflite.operations import RULES, as_tensor
 from bnn_jax.packed.tflite.products import Call, Real, Unsupported
@@ -56,7 +57,7 @@ def write_tflite(
 
     Args:
       path: of the file; it is there whole or not at all.
-      model: called as ``model.apply(variables, images, train=False)``; returns logits, or (logits, intermediates).
+      model: as :func:`bnn_jax.packed.freeze` takes it.
       variables: of the trained network, not frozen.
       image_shape: (height, width, channels).
 
@@ -82,7 +83,7 @@ def tflite_bytes(model: nn.Module, variables: Mapping[str, Any], image_shape: Se
         raise ValueError(f"`image_shape` (={tuple(image_shape)}) must be (height, width, channels), as (32, 32, 3)")
     require_finite("variables", variables, TRAIN_AGAIN)
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    jaxpr = jax.make_jaxpr(lambda images: logits_of(model.apply(variables, images, train=False)))(images)
+    jaxpr = jax.make_jaxpr(partial(network_logits, model, variables))(images)
     graph = Graph()
     image = graph.tensor(images.shape, "float32", "image")
     (logits,) = _run(graph, jaxpr, [Real(image, images.shape)], "")
