@@ -3,6 +3,7 @@
 from bnn_jax.data.augment import augment, lighting, mixup, normalize, random_area_crop, random_crop, random_flip
 from bnn_jax.data.batching import batches, padded_order
 from bnn_jax.data.imagenet import PREPROCESSING
+from bnn_jax.data.in_memory import as_dataset
 from bnn_jax.data.prefetching import prefetch
 from bnn_jax.data.prepare import prepare_dataset
 from bnn_jax.data.records import Records
@@ -15,6 +16,7 @@ __all__ = [
     "ImageStream",
     "Records",
     "Split",
+    "as_dataset",
     "augment",
     "batches",
     "in_batches",

@@ -6,18 +6,20 @@ A TFDS folder is decoded once and kept as an .npz file, in the very format a use
 import logging
 import operator
 import os
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, Int32, UInt8
+from jaxtyping import Int32, UInt8
 
 from bnn_jax.checks import require
 from bnn_jax.data.arrays import checked_arrays
 from bnn_jax.data.prepare import default_data_dir
+from bnn_jax.data.splits import check_own_validation, in_three, split_off_validation
 from bnn_jax.data.tfds_folder import decode_tfds_folder, files_of, find_tfds_folder
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.files import replacing
@@ -25,6 +27,8 @@ from bnn_jax.paths import cache_folder, local_path
 
 logger = logging.getLogger(__name__)
 
+IN_MEMORY = re.compile(r" in memory, sha256 [0-9a-f]{16}$")
+"""The end of the name of arrays that a run was given, in its config."""
 REQUIRED = {"train_images", "train_labels", "test_images", "test_labels"}
 
 
@@ -43,8 +47,15 @@ class Split:
 class Dataset:
     """A whole classification set in memory.
 
-    `mean` and `std` are those of the training split's pixels, one for each channel, in units of 0..255.
-    `note` says where the images come from, for reports to quote.
+    Attributes:
+      name: for reports.
+      train, validation, test: its splits.
+      num_classes: labels are below it.
+      mean, std: of the training split's pixels, one number for each channel, in units of 0..255.
+      note: says where the images come from, for reports to quote.
+      class_names: where they are known.
+      identity: the fields of :class:`bnn_jax.training.config.DataConfig` that stand for the set in a run, set where
+        it is loaded, or checked; None for one that was made by hand, or with `dataclasses.replace`.
     """
 
     name: str
@@ -54,7 +65,9 @@ class Dataset:
     num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    note: str
+    note: str = ""
+    class_names: tuple[str, ...] | None = None
+    identity: dict[str, Any] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -81,10 +94,12 @@ def load_dataset(
 
         * `"digits"`: 1797 real 8x8 digits that come with scikit-learn, values 0..16 stretched to 0..255; there is no
           official split, so each class is divided 60/20/20 % by `split_seed`.
-        * a path that ends in `.npz`, with the arrays `train_images`, `train_labels`, `test_images`, `test_labels`:
-          images uint8 [N,H,W,C] or [N,H,W], labels 0 to C - 1 [N].  Optional: `validation_images` and
-          `validation_labels`; `num_classes`, without which every class has a training example; `layout` "NHWC" for
-          images that look as if the channels came first; `note`.
+        * a path that ends in `.npz`, with the arrays `train_images`, `train_labels`, `test_images`, `test_labels`, or
+          `x_train`, `y_train`, ...: images uint8 [N,H,W,C] or [N,H,W], labels 0 to C - 1 [N]; for what else is taken
+          see :func:`bnn_jax.data.arrays.checked_arrays`.  Without a test split (`images`, `labels` alone) it is divided
+          as digits are.  Optional: `validation_images` and `validation_labels`; `num_classes`, without which every
+          class has a training example; `layout` "NHWC" for images that look as if the channels came first;
+          `class_names`; `note`.
         * a set in `data_dir` that TFDS stored as ArrayRecord, such as `"cifar10"`; read without TensorFlow.
       data_dir: folder of TFDS sets; default `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
       cache_dir: where the decoded arrays of a TFDS set are kept, as `<name>-<version>.npz`; default
@@ -94,7 +109,7 @@ def load_dataset(
       split_seed: seed of the division.
 
     Returns:
-      A :class:`Dataset`; images uint8 [N,H,W,C], labels int32 [N].
+      A :class:`Dataset`; images uint8 [N,H,W,C], labels int32 [N]; the arrays are read-only.
 
     Raises:
       UsageError: for a name, path or number that cannot be served; names it and the way out.
@@ -108,10 +123,33 @@ def load_dataset(
     >>> digits.train.images.shape, digits.validation.labels.shape, digits.num_classes
     ((1079, 8, 8, 1), (359,), 10)
     """
-    name, path = os.fspath(name), local_path("name", name)
-    seed = whole_number("split_seed", split_seed, at_least=0)
+    name, seed = os.fspath(name), whole_number("split_seed", split_seed, at_least=0)
     if validation_examples is not None:
         validation_examples = whole_number("validation_examples", validation_examples, at_least=1)
+    dataset = _load(name, data_dir, cache_dir, validation_examples, seed)
+    for split in (dataset.train, dataset.validation, dataset.test):
+        split.images.setflags(write=False)
+        split.labels.setflags(write=False)
+    where = {"name": name, "data_dir": None if data_dir is None else os.fspath(data_dir), "stream": False}
+    return identified(dataset, **where, validation_examples=validation_examples, split_seed=seed)
+
+
+def identified(dataset: Any, **identity: Any) -> Any:
+    """Set the `identity` of a set, in memory or on disk, and return it."""
+    object.__setattr__(dataset, "identity", identity)
+    return dataset
+
+
+def _load(
+    name: str,
+    data_dir: str | Path | None,
+    cache_dir: str | Path | None,
+    validation_examples: int | None,
+    seed: int,
+) -> Dataset:
+    path = local_path("name", name)
+    if IN_MEMORY.search(name):
+        raise UsageError(f"`data.name` (={name!r}) stands for arrays that a run was given; give them again, as `data`")
     if data_dir is not None and (name == "digits" or name.endswith(".npz")):
         raise UsageError(f"`data_dir` (={str(data_dir)!r}) is for sets that TFDS stored, not {name!r}; leave it out")
     if name == "digits":
@@ -119,11 +157,12 @@ def load_dataset(
     if name.endswith(".npz"):
         if not path.is_file():
             raise UsageError(f"`name` (={name!r}) is not a file; give 'digits', the path of an .npz file or a TFDS set")
-        return _assemble(path.stem, _read_npz(path), str(path), validation_examples, seed)
+        note = f"{path.name} (.npz file)"
+        return assemble(path.stem, _read_npz(path), str(path), note, validation_examples, seed)
     cache = local_path("cache_dir", cache_dir or cache_folder())
     folder = find_tfds_folder(name, local_path("data_dir", data_dir or default_data_dir()))
     file = cache / f"{name.replace('/', '-')}-{folder.name}.npz"
-    return _assemble(name, _read_through_cache(name, folder, file), str(folder), validation_examples, seed)
+    return assemble(name, _read_through_cache(name, folder, file), str(folder), "", validation_examples, seed)
 
 
 def whole_number(argument: str, value: Any, *, at_least: int) -> int:
@@ -144,54 +183,43 @@ def whole_number(argument: str, value: Any, *, at_least: int) -> int:
 # -- from arrays to a Dataset
 
 
-def _assemble(
-    name: str, arrays: Mapping[str, np.ndarray], source: str, validation_examples: int | None, split_seed: int
+def assemble(
+    name: str,
+    arrays: Mapping[str, np.ndarray],
+    source: str,
+    note: str,
+    validation_examples: int | None,
+    split_seed: int,
 ) -> Dataset:
-    """Check the arrays of the .npz format and divide them."""
+    """Check arrays of the .npz format, divide them, and measure the pixels of the training split.
+
+    Args:
+      name: of the set.
+      arrays: as :func:`load_dataset` describes those of an .npz file.
+      source: where they come from, for messages.
+      note: of the set, where there is none among the arrays.
+      validation_examples, split_seed: as :func:`load_dataset`.
+
+    Raises:
+      RunError: as :func:`bnn_jax.data.arrays.checked_arrays`; for a channel that is the same everywhere.
+      UsageError: for a number of validation examples that there cannot be.
+    """
     found, num_classes = checked_arrays(arrays, source)
     splits = {prefix: Split(images, labels.astype(np.int32)) for prefix, (images, labels) in found.items()}
+    whole, note = splits["train"], str(arrays.get("note", note))
+    if "test" not in splits and "validation" in splits:
+        splits["test"], note = splits.pop("validation"), f"{note}; tested on the validation split"
     if "validation" in splits:
         check_own_validation(validation_examples, source)
-    else:
-        whole = splits["train"]
+    elif "test" in splits:
         kept, taken = split_off_validation(whole.labels, validation_examples, split_seed)
         splits |= {"train": _take(whole, kept), "validation": _take(whole, taken)}
-    note = str(arrays.get("note", f"{Path(source).name} (.npz file)"))
-    return _with_statistics(name, splits["train"], splits["validation"], splits["test"], num_classes, note)
-
-
-def check_own_validation(validation_examples: int | None, source: str) -> None:
-    """Refuse to take a validation split out of the training images of a set that has one.
-
-    Raises:
-      UsageError: if that is asked for.
-    """
-    if validation_examples is not None:
-        raise UsageError(
-            f"`validation_examples` (={validation_examples}) must be left out: {source} has its own validation split"
-        )
-
-
-def split_off_validation(
-    labels: Int[np.ndarray, "count"], validation_examples: int | None, split_seed: int
-) -> tuple[Int[np.ndarray, "train"], Int[np.ndarray, "validation"]]:
-    """Which training examples stay, and which make the validation split; both in their old order.
-
-    Of every class its share of `validation_examples`, or of a tenth of all, goes to validation: the first of its
-    examples in :func:`permutation`, see :func:`stratified`.
-
-    Raises:
-      UsageError: if validation has no example, or training none of a class.
-    """
-    count = max(1, len(labels) // 10) if validation_examples is None else validation_examples
-    _check_validation_count(count, len(labels) - len(np.unique(labels)))
-    taken, kept = stratified(permutation(len(labels), seed=split_seed), labels, count)
-    return np.sort(kept), np.sort(taken)
-
-
-def _check_validation_count(count: int, most: int) -> None:
-    rule = f"must be 1 to {most}, so that validation has examples and training one of each class"
-    require("validation_examples", count, 1 <= count <= most, rule, error=UsageError)
+    else:
+        note = f"{note}; split 60/20/20 % by seed"
+        parts = in_three(whole.labels, validation_examples, split_seed)
+        splits = {part: _take(whole, indices) for part, indices in parts.items()}
+    names = tuple(map(str, arrays["class_names"])) if "class_names" in arrays else None
+    return _with_statistics(name, splits, num_classes, note, names)
 
 
 def _take(split: Split, indices: np.ndarray) -> Split:
@@ -199,22 +227,12 @@ def _take(split: Split, indices: np.ndarray) -> Split:
     return Split(split.images[indices], split.labels[indices])
 
 
-def permutation(count: int, *, seed: int) -> np.ndarray:
-    """A permutation of range(count) that depends on nothing but `seed`.
-
-    Ranks of raw PCG64 outputs: NumPy promises the raw bits of a bit generator for ever, those of
-    `Generator.permutation` only within a version.
-
-    >>> permutation(5, seed=0)
-    array([3, 2, 1, 0, 4])
-    """
-    return np.argsort(np.random.PCG64(seed).random_raw(count), kind="stable")
-
-
-def _with_statistics(name: str, train: Split, validation: Split, test: Split, num_classes: int, note: str) -> Dataset:
-    mean, std = pixel_statistics(train.images)
+def _with_statistics(
+    name: str, splits: Mapping[str, Split], num_classes: int, note: str, class_names: tuple[str, ...] | None = None
+) -> Dataset:
+    mean, std = pixel_statistics(splits["train"].images)
     check_spread(name, mean, std)
-    return Dataset(name, train, validation, test, num_classes=num_classes, mean=mean, std=std, note=note)
+    return Dataset(name, **splits, num_classes=num_classes, mean=mean, std=std, note=note, class_names=class_names)
 
 
 def check_spread(name: str, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
@@ -272,38 +290,11 @@ def _load_digits(validation_examples: int | None, split_seed: int) -> Dataset:
 
     bunch = load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-    labels = bunch.target.astype(np.int32)
-    test_count = round(len(labels) / 5)
-    count = test_count if validation_examples is None else validation_examples
-    _check_validation_count(count, len(labels) - test_count - 10)
-    order = permutation(len(labels), seed=split_seed)
-    # Test is taken first, so that it does not depend on the size of the validation split.
-    test, rest = stratified(order, labels, test_count)
-    validation, train = stratified(rest, labels, count)
-    whole = Split(images, labels)
+    whole = Split(images, bunch.target.astype(np.int32))
+    parts = in_three(whole.labels, validation_examples, split_seed)
+    splits = {part: _take(whole, indices) for part, indices in parts.items()}
     note = "digits (8x8, scikit-learn's copy of the UCI test set; split 60/20/20 % by seed)"
-    return _with_statistics(
-        "digits", _take(whole, train), _take(whole, validation), _take(whole, test), num_classes=10, note=note
-    )
-
-
-def stratified(order: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Divide the indices `order` into `count` of them and the rest, with the classes in equal proportion.
-
-    A class of n gives floor(n count / len(order)), and the classes with the largest remainders one more until it is
-    `count`; of each class the first in `order` are taken, and one at least is left, for which `count` is at most
-    len(order) less the number of classes.
-
-    >>> stratified(np.arange(6), np.array([0, 0, 1, 1, 1, 1]), 3)
-    (array([0, 2, 3]), array([1, 4, 5]))
-    """
-    _, classes, sizes = np.unique(labels[order], return_inverse=True, return_counts=True)
-    quotas, remainders = np.divmod(sizes * count, len(order))
-    while missing := count - quotas.sum():
-        free = np.flatnonzero(quotas < sizes - 1)
-        quotas[free[np.argsort(-remainders[free], kind="stable")][:missing]] += 1
-    chosen = np.concatenate([np.flatnonzero(classes == c)[:quota] for c, quota in enumerate(quotas)])
-    return order[chosen], np.delete(order, chosen)
+    return _with_statistics("digits", splits, 10, note)
 
 
 # -- npz

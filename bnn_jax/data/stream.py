@@ -8,7 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,8 @@ from bnn_jax.data.batching import batches, padded_order
 from bnn_jax.data.imagenet import IMAGE_SIZE, MEAN, PREPROCESSING, STD
 from bnn_jax.data.prepare import default_data_dir
 from bnn_jax.data.records import CorruptExample, Records, first_image, has_labels, read_batch
-from bnn_jax.data.sources import (
-    Split,
-    check_own_validation,
-    check_spread,
-    pixel_sums,
-    split_off_validation,
-    statistics_of,
-    whole_number,
-)
+from bnn_jax.data.sources import Split, check_spread, identified, pixel_sums, statistics_of, whole_number
+from bnn_jax.data.splits import check_own_validation, split_off_validation
 from bnn_jax.data.tfds_folder import files_of, find_tfds_folder, note_of, open_builder, what_to_decode
 from bnn_jax.errors import RunError, UsageError, unknown_name
 from bnn_jax.files import replacing
@@ -46,6 +39,7 @@ class ImageStream:
 
     `mean` and `std` are in units of 0..255, one for each channel: those of the training split's pixels, or with a
     preprocessing those published for ImageNet.  `note` says where the images come from, for reports to quote.
+    `class_names` and `identity` are as those of :class:`bnn_jax.data.Dataset`.
     """
 
     name: str
@@ -57,6 +51,8 @@ class ImageStream:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     note: str
+    class_names: tuple[str, ...] | None = None
+    identity: dict[str, Any] | None = field(default=None, init=False, repr=False, compare=False)
 
 
 def open_stream(
@@ -121,7 +117,10 @@ def open_stream(
         shape, mean, std = (size, size, 3), MEAN, STD
         note = f"{note[:-1]}; {preprocessing} to {size}x{size})"
     ordered = [splits[split] for split in ("train", "validation", "test")]
-    return ImageStream(name, *ordered, ordered[0].num_classes, shape, mean, std, note)
+    stream = ImageStream(name, *ordered, ordered[0].num_classes, shape, mean, std, note)
+    where = {"name": name, "data_dir": None if data_dir is None else os.fspath(data_dir), "stream": True}
+    split_by = {"validation_examples": validation_examples, "split_seed": split_seed}
+    return identified(stream, **where, **split_by, preprocessing=preprocessing, image_size=image_size)
 
 
 def in_batches(split: Split | Records, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from bnn_jax.checks import require
 from bnn_jax.data.prepare import import_tfds, write_examples
-from bnn_jax.data.sources import permutation
+from bnn_jax.data.splits import permutation
 from bnn_jax.errors import UsageError
 from bnn_jax.paths import local_path
 

@@ -13,7 +13,7 @@ from bnn_jax.paths import local_path
 from bnn_jax.stages.teachers import load_network
 from bnn_jax.training.config import Config, ModelConfig
 from bnn_jax.training.experiment import make_model
-from bnn_jax.training.input_pipeline import load_data
+from bnn_jax.training.input_pipeline import data_of_run
 from bnn_jax.training.run_folder import read_config
 
 
@@ -29,7 +29,11 @@ class FrozenRun(NamedTuple):
 
 
 def freeze_run(
-    workdir: str | Path, *, which: Literal["best", "last"] = "best", data_dir: str | None = None
+    workdir: str | Path,
+    *,
+    which: Literal["best", "last"] = "best",
+    data_dir: str | None = None,
+    data: Any | None = None,
 ) -> FrozenRun:
     """Load a run's network and freeze it.
 
@@ -37,6 +41,7 @@ def freeze_run(
       workdir: folder of the run, finished or not.
       which: the variables of the best validation epoch, or of the newest checkpoint.
       data_dir: where the data set lies now; None is where the run found it.
+      data: the arrays that the run was given, as :func:`bnn_jax.training.loop.train` took them.
 
     Raises:
       UsageError: if there is no run or checkpoint, or the network cannot be packed.
@@ -44,7 +49,7 @@ def freeze_run(
     config = read_config(local_path("workdir", workdir))
     if data_dir is not None:
         config = replace(config, data=replace(config.data, data_dir=data_dir))
-    dataset = load_data(config.data)
+    dataset = data_of_run(config, data)
     settings, variables = load_network(workdir, dataset, which=which)
     model = make_model(settings, num_classes=dataset.num_classes)
     try:

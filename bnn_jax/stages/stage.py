@@ -17,7 +17,7 @@ from bnn_jax.paths import local_path
 from bnn_jax.stages.teachers import fingerprint, load_network
 from bnn_jax.stages.warm_start import TRANSFERS, Transfer, Variables, WarmStart
 from bnn_jax.training.config import Config
-from bnn_jax.training.input_pipeline import load_data
+from bnn_jax.training.input_pipeline import load_data, with_data
 from bnn_jax.training.loop import train
 from bnn_jax.training.programs import Teacher, programs_of, state_shapes
 from bnn_jax.training.progress import OnProgress, silent
@@ -85,7 +85,7 @@ def run_stages(
     stages: Sequence[Stage],
     workdir: str | Path,
     *,
-    dataset: Dataset | ImageStream | None = None,
+    data: Any | None = None,
     on_progress: OnProgress = silent,
     announce: Callable[[str], None] = lambda text: None,
     **training: Any,
@@ -95,7 +95,7 @@ def run_stages(
     Args:
       stages: a stage may name those before it.
       workdir: each stage has its own folder in it, `<name>`.
-      dataset: the loaded data of all stages; None loads what their configs name.
+      data: of all stages, as :func:`bnn_jax.training.loop.train` takes them; None loads what their configs name.
       on_progress: as that of :func:`bnn_jax.training.loop.train`, of the stage under way.
       announce: told in one sentence what each stage starts from.
       **training: `devices`, `workers` and `strict` of :func:`bnn_jax.training.loop.train`, for every stage.
@@ -113,22 +113,25 @@ def run_stages(
     folders, loaded = {stage.name: workdir / stage.name for stage in stages}, {}
     results: dict[str, dict[str, Any]] = {}
     for number, stage in enumerate(stages, start=1):
-        data = dataset
-        if data is None:
-            data = loaded[stage.config.data] = loaded.get(stage.config.data) or load_data(stage.config.data)
+        config, dataset = with_data(stage.config, data)
+        if dataset is None:
+            dataset = loaded[config.data] = loaded.get(config.data) or load_data(config.data)
+        elif data is not None:
+            data = dataset
+        stage = replace(stage, config=config)
         label = f"stage {number}/{len(stages)} {stage.name}"
         origin, teacher = (
-            None if name is None else load_network(folders.get(name, name), data, which=stage.which)
+            None if name is None else load_network(folders.get(name, name), dataset, which=stage.which)
             for name in (stage.initialise_from, stage.teacher)
         )
-        start = None if origin is None else _warm_start(stage, origin.variables, data)
+        start = None if origin is None else _warm_start(stage, origin.variables, dataset)
         record = _record_of(stage, origin, teacher, start)
         _check_record(stage, folders[stage.name], record)
         announce(f"{label}: {_describe(stage, start)}")
         results[stage.name] = train(
             stage.config,
             folders[stage.name],
-            dataset=data,
+            data=dataset,
             on_progress=lambda done, total, text, label=label: on_progress(done, total, f"{label}  {text}"),
             warm_start=None if start is None else start.variables,
             teacher=teacher,

@@ -8,17 +8,23 @@ from typing import Any
 from bnn_jax.data import Dataset, ImageStream
 from bnn_jax.errors import UsageError
 from bnn_jax.paths import local_path
-from bnn_jax.sweeps.engine import Run, run_all
+from bnn_jax.sweeps.engine import Datasets, Run, run_all
 from bnn_jax.sweeps.grid import grid_cells
 from bnn_jax.sweeps.results import CELL, Results, Row
 from bnn_jax.sweeps.tuning import TUNING_SEED, tune_cells
 from bnn_jax.training.config import Config, flatten, to_dict, without_tuning
-from bnn_jax.training.input_pipeline import load_data
+from bnn_jax.training.input_pipeline import load_data, with_data
 from bnn_jax.training.validation import validate
 
 
 def compare(
-    cells: Mapping[str, Config], workdir: str | Path, *, seeds: Sequence[int], tune: bool = False, **options: Any
+    cells: Mapping[str, Config],
+    workdir: str | Path,
+    *,
+    seeds: Sequence[int],
+    tune: bool = False,
+    data: Any | None = None,
+    **options: Any,
 ) -> Results:
     """Train every cell with every seed; finished runs are not run again.
 
@@ -27,7 +33,8 @@ def compare(
       workdir: each run has its own folder in it, `<label>/seed<k>`; trials are in `tuning/<label>/`.
       seeds: of the runs.
       tune: choose the settings that `optim.tune` of each row names, see :func:`bnn_jax.sweeps.tuning.tune_cells`.
-      **options: as :func:`bnn_jax.sweeps.engine.run_all` takes them.
+      data: of all rows in place of their own, as :func:`bnn_jax.training.loop.train` takes them.
+      **options: as :func:`bnn_jax.sweeps.engine.run_all` takes them, but for `datasets`.
 
     Returns:
       The results, less name, command and provenance; the settings of a row are those in which rows differ.
@@ -35,7 +42,8 @@ def compare(
     Raises:
       UsageError: for names or values that cannot run, before anything runs; for settings that cannot be tuned.
     """
-    workdir, cells = local_path("workdir", workdir), {label: validate(cell) for label, cell in cells.items()}
+    workdir, (cells, datasets) = local_path("workdir", workdir), _on_data(cells, data)
+    cells, options = {label: validate(cell) for label, cell in cells.items()}, options | {"datasets": datasets}
     for cell in cells.values():
         for seed in seeds:
             validate(replace(cell, seed=seed))
@@ -44,16 +52,21 @@ def compare(
             f"`seeds` (={list(seeds)}) must differ from each other and from {TUNING_SEED}, the trials' own"
         )
     config = next(iter(cells.values()))
-    options.setdefault("datasets", {})
     tuning = None
     if tune:
         tuning, cells = tune_cells(cells, workdir / "tuning", **options)
-    rows, datasets = _train_rows(cells, _differing_settings(cells), workdir, seeds, options)
-    return Results(rows=rows, datasets=datasets, config=to_dict(config), tuning=tuning)
+    rows, described = _train_rows(cells, _differing_settings(cells), workdir, seeds, options)
+    return Results(rows=rows, datasets=described, config=to_dict(config), tuning=tuning)
 
 
 def sweep(
-    config: Config, axes: Mapping[str, Sequence[Any]], workdir: str | Path, *, seeds: Sequence[int], **options: Any
+    config: Config,
+    axes: Mapping[str, Sequence[Any]],
+    workdir: str | Path,
+    *,
+    seeds: Sequence[int],
+    data: Any | None = None,
+    **options: Any,
 ) -> Results:
     """Train every combination of the axes' values with every seed; finished runs are not run again.
 
@@ -62,7 +75,8 @@ def sweep(
       axes: dotted name of an option -> its values; without axes there is one cell.
       workdir: each run has its own folder in it, `<label of the cell>/seed<k>`.
       seeds: of the runs.
-      **options: as :func:`bnn_jax.sweeps.engine.run_all` takes them.
+      data: of all cells in place of their own, as :func:`bnn_jax.training.loop.train` takes them.
+      **options: as :func:`bnn_jax.sweeps.engine.run_all` takes them, but for `datasets`.
 
     Returns:
       The results, less name, command and provenance.
@@ -72,11 +86,23 @@ def sweep(
     """
     workdir = local_path("workdir", workdir)
     grid = grid_cells(config, axes)
-    cells = {label: validate(cell) for label, (cell, _) in grid.items()}
+    cells, datasets = _on_data({label: cell for label, (cell, _) in grid.items()}, data)
+    cells, options = {label: validate(cell) for label, cell in cells.items()}, options | {"datasets": datasets}
     settings = {label: values for label, (_, values) in grid.items()}
-    rows, datasets = _train_rows(cells, settings, workdir, seeds, options)
+    rows, described = _train_rows(cells, settings, workdir, seeds, options)
     axes = {name: list(values) for name, values in axes.items()}
-    return Results(rows=rows, datasets=datasets, config=to_dict(config), compared=CELL, axes=axes)
+    return Results(rows=rows, datasets=described, config=to_dict(config), compared=CELL, axes=axes)
+
+
+def _on_data(cells: Mapping[str, Config], data: Any | None) -> tuple[dict[str, Config], Datasets]:
+    """The cells on the data that were given, and these, by the name that they have in the cells."""
+    named, datasets = {}, {}
+    for cell in cells.values():
+        if cell.data not in named:
+            config, dataset = with_data(cell, data)
+            named[cell.data] = config.data
+            datasets |= {} if dataset is None else {config.data: dataset}
+    return {label: replace(cell, data=named[cell.data]) for label, cell in cells.items()}, datasets
 
 
 def _train_rows(
@@ -92,7 +118,7 @@ def _train_rows(
         for label, cell in cells.items()
         for seed in seeds
     ]
-    loaded = options.setdefault("datasets", {})
+    loaded = options["datasets"]
     found = iter(run_all(runs, **options))
     used = list(dict.fromkeys(cell.data for cell in cells.values()))
     for data in used:

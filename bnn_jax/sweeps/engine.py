@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from jax.errors import JaxRuntimeError
 
 from bnn_jax.data import Dataset, ImageStream
+from bnn_jax.data.sources import IN_MEMORY
 from bnn_jax.errors import RunError, UsageError, unknown_name
 from bnn_jax.paths import local_path
 from bnn_jax.sweeps.processes import run_in_processes
@@ -66,7 +67,7 @@ def run_all(
       execution: one of the four.
       processes: at most so many at a time; None takes one for each core.
       group_size: at most so many runs in a program; None sets no limit.
-      datasets: that are loaded already, to which those that are loaded here are added.
+      datasets: that are loaded already, by the `data` of the configs, to which those that are loaded here are added.
       tell: shows what "auto" chose, and the validation accuracy of each run when it has ended.
 
     Returns:
@@ -124,7 +125,7 @@ def train_one(run: Run, datasets: Datasets, on_progress: OnProgress) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", StepSizeWarning)
-            train(run.config, run.workdir, dataset=_dataset(run.config, datasets), on_progress=on_progress)
+            train(run.config, run.workdir, data=_dataset(run.config, datasets), on_progress=on_progress)
     except Diverged as error:
         _record_diverged(run, str(error))
 
@@ -152,6 +153,11 @@ def _run_sequentially(runs: list[Run], datasets: Datasets, *, on_finished: Calla
 def _run_in_processes(
     runs: list[Run], datasets: Datasets, *, processes: int | None, on_finished: Callable[[Run], None], **_
 ) -> None:
+    if any(IN_MEMORY.search(run.config.data.name) for run in runs):
+        raise UsageError(
+            "`execution` (='processes') is for data on disk, which each process reads; save these as an .npz file and "
+            "name that, or choose sequential or vmapped"
+        )
     with progress_display(f"{len(runs)} runs") as on_progress:
         run_in_processes(runs, processes=processes, on_progress=on_progress, on_finished=on_finished)
 
@@ -176,7 +182,7 @@ def _train_group(group: list[Run], datasets: Datasets) -> None:
     try:
         with progress_display(title) as on_progress:
             configs, workdirs = [run.config for run in group], [run.workdir for run in group]
-            found = train_together(configs, workdirs, dataset=_dataset(config, datasets), on_progress=on_progress)
+            found = train_together(configs, workdirs, data=_dataset(config, datasets), on_progress=on_progress)
     except JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

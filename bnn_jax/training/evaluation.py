@@ -10,13 +10,18 @@ import numpy as np
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.paths import local_path
 from bnn_jax.training.checkpoint import restore_checkpoint
-from bnn_jax.training.input_pipeline import load_data, make_input_pipeline
+from bnn_jax.training.input_pipeline import data_of_run, make_input_pipeline
 from bnn_jax.training.programs import programs_of, state_shapes
 from bnn_jax.training.run_folder import read_config, why_rejected
 
 
 def evaluate_run(
-    workdir: str | Path, *, split: str = "test", which: str = "best", data_dir: str | None = None
+    workdir: str | Path,
+    *,
+    split: str = "test",
+    which: str = "best",
+    data_dir: str | None = None,
+    data: Any | None = None,
 ) -> dict[str, Any]:
     """Loss and accuracy of a run's newest good checkpoint on one split.
 
@@ -25,12 +30,13 @@ def evaluate_run(
       split: "train" (not augmented), "validation" or "test".
       which: "best", the variables of the best validation epoch, or "last", those of the checkpoint's step.
       data_dir: where the data set lies now; None takes the run's own.
+      data: the arrays that the run was given, as :func:`bnn_jax.training.loop.train` took them.
 
     Returns:
       What :func:`bnn_jax.training.epoch.evaluate` finds, and the `step` of the checkpoint.
 
     Raises:
-      UsageError: if `workdir` holds no run, or no checkpoint yet.
+      UsageError: if `workdir` holds no run, or no checkpoint yet; for other data than the run's own.
       RunError: if its checkpoints, or the logits, are not finite; names the layer.
     """
     workdir = local_path("workdir", workdir)
@@ -38,7 +44,7 @@ def evaluate_run(
     why = partial(why_rejected, config)
     if data_dir is not None:
         config = replace(config, data=replace(config.data, data_dir=data_dir))
-    dataset = load_data(config.data)
+    dataset = data_of_run(config, data)
     programs = programs_of(config, dataset)
     restored = restore_checkpoint(workdir / "checkpoints", state_shapes(programs), why_rejected=why, finite=True)
     if restored is None:

@@ -1,8 +1,10 @@
 """What a run trains on, on the device: a whole set in memory, or batches that are read while it trains."""
 
 import math
+import os
 import warnings
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -14,6 +16,7 @@ from jaxtyping import Int
 from bnn_jax.data import (
     Dataset,
     ImageStream,
+    as_dataset,
     batches,
     batching,
     in_batches,
@@ -22,6 +25,7 @@ from bnn_jax.data import (
     padded_order,
     prefetch,
 )
+from bnn_jax.errors import UsageError
 from bnn_jax.training.config import Config, DataConfig
 from bnn_jax.training.devices import data_shards, place_batch, place_batches, process_part, replicate
 from bnn_jax.training.epoch import EVALUATION_BATCH, Batches
@@ -63,6 +67,39 @@ def load_data(data: DataConfig) -> Dataset | ImageStream:
     if data.stream:
         return open_stream(data.name, preprocessing=data.preprocessing, image_size=data.image_size, **where)
     return load_dataset(data.name, **where)
+
+
+def with_data(config: Config, data: Any | None) -> tuple[Config, Dataset | ImageStream | None]:
+    """The config that names the data that were given in place of its own, and those as a set.
+
+    In the config of arrays in memory stands a hash of them, so that a run is resumed and evaluated with the same alone.
+
+    Args:
+      config: says how they are divided, if they are not.
+      data: as :func:`bnn_jax.data.as_dataset` takes them, or what `data.name` would be; None leaves the config so.
+
+    Raises:
+      UsageError, RunError: as :func:`bnn_jax.data.as_dataset`.
+    """
+    if data is None:
+        return config, None
+    if isinstance(data, str | os.PathLike):
+        return replace(config, data=replace(config.data, name=os.fspath(data))), None
+    split_by = {"validation_examples": config.data.validation_examples, "split_seed": config.data.split_seed}
+    dataset = as_dataset(data, **split_by)
+    return replace(config, data=replace(config.data, **dataset.identity)), dataset
+
+
+def data_of_run(config: Config, data: Any | None) -> Dataset | ImageStream:
+    """The data of a run that has begun: loaded, or those that it was given.
+
+    Raises:
+      UsageError: for other data than the run's own.
+    """
+    named, dataset = with_data(config, data)
+    if named.data.name != config.data.name:
+        raise UsageError(f"`data` is {named.data.name!r}, but the run was trained on {config.data.name!r}; give that")
+    return load_data(named.data) if dataset is None else dataset
 
 
 def make_input_pipeline(

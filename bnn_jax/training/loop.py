@@ -34,7 +34,7 @@ from bnn_jax.training.devices import (
 from bnn_jax.training.diagnostics import no_flips
 from bnn_jax.training.epoch import Batches, epoch
 from bnn_jax.training.experiment import HyperParameters, hyper_parameters
-from bnn_jax.training.input_pipeline import InputPipeline, load_data, make_input_pipeline
+from bnn_jax.training.input_pipeline import InputPipeline, load_data, make_input_pipeline, with_data
 from bnn_jax.training.interrupts import interrupts
 from bnn_jax.training.members import (
     Diverged,
@@ -67,7 +67,7 @@ def train(
     config: Config,
     workdir: str | Path,
     *,
-    dataset: Dataset | ImageStream | None = None,
+    data: Any | None = None,
     on_progress: OnProgress = silent,
     warm_start: Any | None = None,
     teacher: Teacher | None = None,
@@ -84,7 +84,9 @@ def train(
     Args:
       config: the run; validated first.
       workdir: folder of the run, made if missing.
-      dataset: the loaded data of `config.data`, to load them once for several runs.
+      data: in place of what `config.data` names, as :func:`bnn_jax.data.as_dataset` takes them: ``(images, labels)``, a
+        dict of splits, a Dataset, loaded once for several runs or made by hand.  The run's config names them, arrays
+        in memory by a hash.
       on_progress: called after every jitted call.
       warm_start: variables of the network to start from, as :func:`bnn_jax.training.step.init_state` takes them;
         without meaning for a run that is resumed.
@@ -106,7 +108,8 @@ def train(
         :data:`bnn_jax.training.metrics.LARGEST_LOSS`, or an update refused; names step and layer, and NaN or infinite.
       RunError: when the disk is full, or checkpoints cannot be read here.
     """
-    workdir, config = local_path("workdir", workdir), validate(config)
+    workdir, (config, dataset) = local_path("workdir", workdir), with_data(config, data)
+    config = validate(config)
     _check_teacher(config, teacher)
     check_batch_size(config.batch_size, devices, parts=config.accumulate_steps)
     start = {"warm_start": warm_start, "teacher": teacher, "devices": devices}
@@ -123,7 +126,7 @@ def train_together(
     configs: Sequence[Config],
     workdirs: Sequence[str | Path],
     *,
-    dataset: Dataset | None = None,
+    data: Any | None = None,
     on_progress: OnProgress = silent,
 ) -> list[dict[str, Any] | Diverged]:
     """Train runs that differ in seed and hyper-parameters as one program that vmap maps over them.
@@ -135,7 +138,7 @@ def train_together(
     Args:
       configs: validated.
       workdirs: one for each.
-      dataset: of all of them, loaded.
+      data: of all of them, as :func:`train` takes them.
       on_progress: called after every jitted call, with the steps of all runs.
 
     Returns:
@@ -147,6 +150,8 @@ def train_together(
       RunError: if the disk is full.
     """
     folders = [local_path("workdirs", workdir) for workdir in workdirs]
+    _, dataset = with_data(configs[0], data)
+    configs = [with_data(config, data if dataset is None else dataset)[0] for config in configs]
     check_together(configs)
     members = [Member(config, folder) for config, folder in zip(configs, folders, strict=True)]
     return _train(members, on_progress, dataset=dataset)

@@ -9,7 +9,8 @@ from small_sets import contents, same_splits
 
 from bnn_jax.data import Split, load_dataset
 from bnn_jax.data.arrays import SuspectDataWarning
-from bnn_jax.data.sources import permutation, pixel_statistics, stratified
+from bnn_jax.data.sources import pixel_statistics
+from bnn_jax.data.splits import permutation, stratified
 from bnn_jax.errors import RunError, UsageError
 
 # -- digits

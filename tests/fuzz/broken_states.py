@@ -49,6 +49,7 @@ from bnn_jax.training import loop
 from bnn_jax.training.checkpoint import restore_checkpoint, save_checkpoint
 from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
 from bnn_jax.training.evaluation import evaluate_run
+from bnn_jax.training.input_pipeline import load_data
 from bnn_jax.training.loop import train
 from bnn_jax.training.members import steps_done
 from bnn_jax.training.programs import image_info, programs_of, state_shapes, use_compilation_cache
@@ -103,10 +104,10 @@ class Healthy:
 def healthy_run(name: str, folder: Path) -> Healthy:
     """Train a run, and keep what mutations start from."""
     model, optim = RUNS[name]
-    dataset = brightness_set(16 * STEPS, 20, 20)
-    data = DataConfig(write_npz(dataset, folder / f"{name}.npz"))
+    data = DataConfig(write_npz(brightness_set(16 * STEPS, 20, 20), folder / f"{name}.npz"))
+    dataset = load_data(data)
     config = Config(name, EPOCHS, 16, data=data, model=model, optim=optim, scan_steps=SCAN_STEPS)
-    result = timeless(train(config, folder / name, dataset=dataset))
+    result = timeless(train(config, folder / name, data=dataset))
     config = read_config(folder / name)
     like = state_shapes(programs_of(config, dataset))
     restored = restore_checkpoint(folder / name / "checkpoints", like)
@@ -189,7 +190,7 @@ def train_changed(
 
     loop._Job = job
     try:
-        return timeless(train(run.config, folder, dataset=run.dataset))
+        return timeless(train(run.config, folder, data=run.dataset))
     finally:
         loop._Job = made
 
@@ -215,7 +216,7 @@ def break_checkpoint(rng: np.random.Generator, run: Healthy, folder: Path, value
     return path, {
         "evaluate": (partial(evaluate_run, workdir), run.evaluated),
         "freeze": (partial(freeze_run, workdir), NOTHING_RIGHT),
-        "resume": (lambda: timeless(train(run.config, workdir, dataset=run.dataset)), run.result),
+        "resume": (lambda: timeless(train(run.config, workdir, data=run.dataset)), run.result),
     }
 
 

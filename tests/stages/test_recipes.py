@@ -351,7 +351,7 @@ CHECKS = {
 )
 def test_every_recipe_runs_in_miniature(recipe, dataset, tmp_path):
     stages = RECIPES[recipe](base(recipe, 2))
-    results = run_stages(stages, tmp_path, dataset=dataset)
+    results = run_stages(stages, tmp_path, data=dataset)
     assert list(results) == [stage.name for stage in stages]
     for stage in stages:
         records = [r for r in read_metrics(tmp_path / stage.name / "metrics.jsonl") if r["kind"] == "train"]

@@ -58,7 +58,7 @@ def dataset():
 def finished(dataset, tmp_path_factory):
     """The three stages run without an interruption: folder, results and what was announced."""
     workdir, told = tmp_path_factory.mktemp("stages"), []
-    return workdir, run_stages(STAGES, workdir, dataset=dataset, announce=told.append), told
+    return workdir, run_stages(STAGES, workdir, data=dataset, announce=told.append), told
 
 
 def variables_of(workdir, dataset, which="last"):
@@ -126,7 +126,7 @@ def test_stopping_between_and_within_stages_changes_no_bit(finished, dataset, tm
 
     for calls in (1, 3, 3, 2, 99):  # within real, within it again, within binary, within norm
         try:
-            broken = run_stages(STAGES, tmp_path, dataset=dataset, on_progress=stop_after(calls))
+            broken = run_stages(STAGES, tmp_path, data=dataset, on_progress=stop_after(calls))
         except Stop:
             assert calls < 99
     timeless = lambda result: {k: v for k, v in result.items() if "time" not in k}
@@ -143,7 +143,7 @@ def test_stopping_between_and_within_stages_changes_no_bit(finished, dataset, tm
 def test_a_finished_recipe_is_not_run_again(finished, dataset):
     workdir, results, _ = finished
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
-    again = run_stages(STAGES, workdir, dataset=dataset, on_progress=lambda *_: pytest.fail("a stage was run again"))
+    again = run_stages(STAGES, workdir, data=dataset, on_progress=lambda *_: pytest.fail("a stage was run again"))
     assert again == results
     assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
 
@@ -157,21 +157,21 @@ def test_a_changed_stage_or_predecessor_is_refused(finished, dataset, tmp_path):
             copy.mkdir(exist_ok=True) if path.is_dir() else copy.write_bytes(path.read_bytes())
     changed = [STAGES[0], replace(STAGES[1], config=replace(STAGES[1].config, batch_size=8))]
     with pytest.raises(UsageError, match=r"`batch_size` is 8 now, but .*binary holds a run with 16; choose another"):
-        run_stages(changed, tmp_path, dataset=dataset)
+        run_stages(changed, tmp_path, data=dataset)
     with pytest.raises(
         UsageError,
         match=r"`initialise_from` of stage 'binary' is not what .*binary was begun with: the last variables of real "
         r"with hash \w{8} now, the best variables of real with hash \w{8} then; remove .*binary to run the stage anew",
     ):
-        run_stages([STAGES[0], replace(STAGES[1], which="last")], tmp_path, dataset=dataset)
+        run_stages([STAGES[0], replace(STAGES[1], which="last")], tmp_path, data=dataset)
     whole = (tmp_path / "binary" / "stage.json").read_text()
     (tmp_path / "binary" / "stage.json").unlink()
-    run_stages(STAGES, tmp_path, dataset=dataset)
+    run_stages(STAGES, tmp_path, data=dataset)
     assert (tmp_path / "binary" / "stage.json").read_text() == whole  # the checkpoint holds it too
     (tmp_path / "binary" / "stage.json").unlink()
     shutil.rmtree(tmp_path / "binary" / "checkpoints")
     with pytest.raises(UsageError, match=r"`workdir` holds a run in .*binary that is no stage"):
-        run_stages(STAGES[:2], tmp_path, dataset=dataset)
+        run_stages(STAGES[:2], tmp_path, data=dataset)
 
 
 def test_a_finished_run_elsewhere_takes_the_place_of_a_stage(finished, dataset, tmp_path):
@@ -179,7 +179,7 @@ def test_a_finished_run_elsewhere_takes_the_place_of_a_stage(finished, dataset, 
     stages = replace_stage(STAGES[:2], "real", workdir / "real")
     assert [stage.name for stage in stages] == ["binary"]
     assert stages[0].teacher == stages[0].initialise_from == str(workdir / "real")
-    assert run_stages(stages, tmp_path, dataset=dataset)["binary"]["curve"] == results["binary"]["curve"]
+    assert run_stages(stages, tmp_path, data=dataset)["binary"]["curve"] == results["binary"]["curve"]
     with pytest.raises(UsageError, match=r"`stage` \(='reel'\) is not known; did you mean 'real'\?"):
         replace_stage(STAGES, "reel", workdir)
 
@@ -210,15 +210,15 @@ def test_a_finished_run_elsewhere_takes_the_place_of_a_stage(finished, dataset, 
 )
 def test_what_cannot_run_is_refused_before_anything_runs(stages, message, dataset, tmp_path):
     with pytest.raises(UsageError, match=message):
-        run_stages(stages, tmp_path, dataset=dataset)
+        run_stages(stages, tmp_path, data=dataset)
     assert not list(tmp_path.iterdir())
 
 
 def test_losses_of_a_teacher_need_one_and_the_reverse(dataset, tmp_path):
     with pytest.raises(UsageError, match=r"`distillation\.losses` \(=attention, similarity\) needs a teacher"):
-        train(STAGES[1].config, tmp_path, dataset=dataset)
+        train(STAGES[1].config, tmp_path, data=dataset)
     with pytest.raises(UsageError, match=r"`distillation\.losses` \(={}\) must name what to learn from the teacher"):
-        train(CONFIG, tmp_path, dataset=dataset, teacher=Teacher(REAL, {}))
+        train(CONFIG, tmp_path, data=dataset, teacher=Teacher(REAL, {}))
 
 
 @pytest.mark.parametrize(("name", "inner_steps"), [*((name, 1) for name in OPTIMIZERS), ("dfw", 2)])
@@ -241,7 +241,7 @@ def test_a_pattern_that_matches_nothing_is_refused(dataset, tmp_path):
     with pytest.raises(
         UsageError, match=r"`train_only` \(='\*nrm\*'\) matches none of the \d+ parameters; their names"
     ):
-        train(config, tmp_path, dataset=dataset)
+        train(config, tmp_path, data=dataset)
 
 
 # ---- what is taken over
@@ -313,7 +313,7 @@ def test_nothing_to_take_over_is_an_error(finished, dataset, tmp_path):
         UsageError,
         match=r"`initialise_from` \(=.*\) of stage 'lost' has nothing to take over: .* params/.* is not there",
     ):
-        run_stages([stage], tmp_path, dataset=dataset)
+        run_stages([stage], tmp_path, data=dataset)
 
 
 # ---- the taught step

@@ -151,7 +151,7 @@ def groups(monkeypatch):
     """The sizes of the groups that are mapped; more than three do not fit in memory."""
     sizes = []
 
-    def train_together(configs, workdirs, *, dataset, on_progress):
+    def train_together(configs, workdirs, *, data, on_progress):
         sizes.append(len(configs))
         if len(configs) > 3:
             raise JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")

@@ -189,7 +189,7 @@ def measure_resume(dataset, folder: Path, reference) -> float:
 
     config = config_of("dfw", str(folder / "data.npz"))
     with suppress(Stop):
-        train(config, folder / "moved", dataset=dataset, on_progress=stop)
+        train(config, folder / "moved", data=dataset, on_progress=stop)
     devices = make_devices(model_parallel=2)
     saved = restore_checkpoint(folder / "moved" / "checkpoints", state_shapes(programs_of(config, dataset)))
     assert saved.step == 40
@@ -198,7 +198,7 @@ def measure_resume(dataset, folder: Path, reference) -> float:
         assert np.asarray(a).tobytes() == b.tobytes()
     kernel = placed.train.params["stage1_block1"]["conv1"]["latent_kernel"]
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(3, 3, 4, 2)}
-    train(config, folder / "moved", dataset=dataset, devices=devices)
+    train(config, folder / "moved", data=dataset, devices=devices)
     moved = restore_checkpoint(folder / "moved" / "checkpoints", state_shapes(programs_of(config, dataset)))
     assert moved.step == STEPS
     return difference(reference, moved.state.train.params)

@@ -402,8 +402,8 @@ def run_to_end(config, workdir, dataset, stop_after=None):
 
     if stop_after:
         with pytest.raises(InterruptedError):
-            train(config, workdir, dataset=dataset, on_progress=on_progress)
-    train(config, workdir, dataset=dataset, on_progress=on_progress)
+            train(config, workdir, data=dataset, on_progress=on_progress)
+    train(config, workdir, data=dataset, on_progress=on_progress)
     run = restore_checkpoint(workdir / "checkpoints", initial_state(programs_of(config, dataset), config.seed)).state
     records = [record for record in read_metrics(workdir / "metrics.jsonl") if record["kind"] == "diagnostics"]
     return records, [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(run.train.replace(flips=None))]

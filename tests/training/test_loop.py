@@ -3,6 +3,7 @@
 import json
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from small_sets import brightness_set, write_npz
 
 from bnn_jax.errors import Preempted, UsageError
 from bnn_jax.training.checkpoint import checkpoint_steps, restore_checkpoint
-from bnn_jax.training.config import Config, ModelConfig, OptimConfig
+from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
 from bnn_jax.training.evaluation import evaluate_run
 from bnn_jax.training.loop import Diverged, train
 from bnn_jax.training.metrics import read_metrics
@@ -47,7 +48,9 @@ class Stop(Exception):
 
 def test_a_run_writes_what_it_says(tmp_path, dataset):
     calls = []
-    result = train(CONFIG, tmp_path, dataset=dataset, on_progress=lambda *call: calls.append(call))
+    path = write_npz(dataset, tmp_path / "mine.npz")
+    config = replace(CONFIG, data=DataConfig(path))
+    result = train(config, tmp_path, on_progress=lambda *call: calls.append(call))
     assert [call[:2] for call in calls][-1] == (15, 15)
     written = json.loads((tmp_path / "result.json").read_text())
     assert written.pop("sha256")
@@ -63,7 +66,8 @@ def test_a_run_writes_what_it_says(tmp_path, dataset):
     assert len(result["gamma"]["value"]) == 15
     losses = [r["loss"] for r in records if r["kind"] == "train" and r["epoch"] == 3]
     assert result["train_loss_last"] == pytest.approx(np.mean(losses))
-    again = train(CONFIG, tmp_path, dataset=None)  # finished: not even the data are needed
+    Path(path).unlink()
+    again = train(config, tmp_path)  # finished: not even the data are needed
     assert again == result
 
 
@@ -71,7 +75,7 @@ def test_a_run_whose_step_size_was_1_throughout_says_what_it_was(tmp_path, datas
     config = replace(CONFIG, optim=replace(CONFIG.optim, learning_rate=1e-3))
     what = "this run was projected SGD with rate 0.001, the exact step size never held it back; try a schedule"
     with pytest.warns(StepSizeWarning, match=f"gamma was 1 in all 15 steps: {what}"):
-        result = train(config, tmp_path, dataset=dataset)
+        result = train(config, tmp_path, data=dataset)
     assert set(result["gamma"]["value"]) == {1.0}
 
 
@@ -91,11 +95,11 @@ def test_evaluate_run_agrees_with_the_result(tmp_path, dataset):
 def test_stopping_anywhere_changes_no_bit(tmp_path, dataset, name):
     """Stop in the middle of an epoch again and again, without saving, and resume."""
     config = replace(CONFIG, optim=OptimConfig(name, 0.1))
-    whole = train(config, tmp_path / "whole", dataset=dataset)
+    whole = train(config, tmp_path / "whole", data=dataset)
 
     for _ in range(20):
         try:
-            broken = train(config, tmp_path / "broken", dataset=dataset, on_progress=stop_after_five_calls())
+            broken = train(config, tmp_path / "broken", data=dataset, on_progress=stop_after_five_calls())
             break
         except Stop:
             pass
@@ -126,10 +130,10 @@ def test_ctrl_c_saves_within_the_epoch_and_resumes(tmp_path, dataset):
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt, match=r"saved at step 7; the same command resumes there"):
-        train(CONFIG, tmp_path / "broken", dataset=dataset, on_progress=press_once)
+        train(CONFIG, tmp_path / "broken", data=dataset, on_progress=press_once)
     assert checkpoint_steps(tmp_path / "broken" / "checkpoints")[-1] == 7
-    train(CONFIG, tmp_path / "broken", dataset=dataset)
-    train(CONFIG, tmp_path / "whole", dataset=dataset)
+    train(CONFIG, tmp_path / "broken", data=dataset)
+    train(CONFIG, tmp_path / "whole", data=dataset)
     assert_same_bits(leaves_of(tmp_path / "broken", dataset), leaves_of(tmp_path / "whole", dataset))
 
 
@@ -139,7 +143,7 @@ def test_preemption_saves_and_resumes(tmp_path, dataset):
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(Preempted, match=r"saved at step 7; the same command resumes there"):
-        train(CONFIG, tmp_path, dataset=dataset, on_progress=preempt)
+        train(CONFIG, tmp_path, data=dataset, on_progress=preempt)
     assert checkpoint_steps(tmp_path / "checkpoints")[-1] == 7
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
@@ -151,22 +155,22 @@ def test_a_state_that_is_not_finite_names_step_and_parameter(tmp_path, dataset):
         match=r"`state` became non-finite at step 1 \(epoch 1\) of .*, first in the parameter \w.* after the step "
         r"\(3 too large to square of 3\); lower `optim.learning_rate`",
     ):
-        train(config, tmp_path, dataset=dataset)
+        train(config, tmp_path, data=dataset)
     for record in read_metrics(tmp_path / "metrics.jsonl"):
         assert all(np.isfinite(value) for value in record.values() if isinstance(value, float))
 
 
 def test_another_config_in_the_same_folder_is_refused(tmp_path, dataset):
-    train(replace(CONFIG, epochs=1), tmp_path, dataset=dataset)
+    train(replace(CONFIG, epochs=1), tmp_path, data=dataset)
     with pytest.raises(UsageError, match=r"`epochs` is 2 now, but .* holds a run with 1; choose another `--workdir`"):
-        train(replace(CONFIG, epochs=2), tmp_path, dataset=dataset)
+        train(replace(CONFIG, epochs=2), tmp_path, data=dataset)
 
 
 @pytest.mark.parametrize("damage", ["config.json", "result.json", "metrics.jsonl"])
 @pytest.mark.parametrize("how", ["deleted", "cut", "flipped"])
 def test_a_damaged_file_of_a_finished_run_is_remade(tmp_path, dataset, damage, how):
     config = replace(CONFIG, epochs=1)
-    result = train(config, tmp_path, dataset=dataset)
+    result = train(config, tmp_path, data=dataset)
     path, whole = tmp_path / damage, (tmp_path / damage).read_bytes()
     if how == "deleted":
         path.unlink()
@@ -179,13 +183,13 @@ def test_a_damaged_file_of_a_finished_run_is_remade(tmp_path, dataset, damage, h
         (tmp_path / "result.json").unlink()  # what the log is needed for
     if damage != "metrics.jsonl" and how != "deleted":
         with pytest.warns(DamagedFileWarning, match=f"skipped `{path}`: it is damaged or was changed by hand"):
-            again = train(config, tmp_path, dataset=dataset)
+            again = train(config, tmp_path, data=dataset)
     else:
-        again = train(config, tmp_path, dataset=dataset)
+        again = train(config, tmp_path, data=dataset)
     assert again == result
     assert path.read_bytes() == whole
     with pytest.raises(UsageError, match="`epochs` is 2 now"):
-        train(replace(CONFIG, epochs=2), tmp_path, dataset=dataset)
+        train(replace(CONFIG, epochs=2), tmp_path, data=dataset)
 
 
 def test_two_runs_in_one_workdir_refuse_each_other(tmp_path, dataset):
@@ -193,12 +197,12 @@ def test_two_runs_in_one_workdir_refuse_each_other(tmp_path, dataset):
         with pytest.raises(
             UsageError, match=r"`workdir` \(=.*\) is being trained in by process \d+ on .*; wait for its end"
         ):
-            train(config, tmp_path, dataset=dataset)
+            train(config, tmp_path, data=dataset)
 
     config = replace(CONFIG, epochs=1)
-    train(config, tmp_path, dataset=dataset, on_progress=start_another)
+    train(config, tmp_path, data=dataset, on_progress=start_another)
 
 
 def test_a_batch_larger_than_the_set_is_refused(tmp_path, dataset):
     with pytest.raises(UsageError, match=r"`batch_size` \(=89\) is larger than the 88 training examples"):
-        train(replace(CONFIG, batch_size=89), tmp_path, dataset=dataset)
+        train(replace(CONFIG, batch_size=89), tmp_path, data=dataset)

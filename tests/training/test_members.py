@@ -40,7 +40,7 @@ def dataset():
 @pytest.fixture(scope="module")
 def looped(tmp_path_factory, dataset):
     folders = [tmp_path_factory.mktemp("loop") for _ in range(2)]
-    return folders, [train(config, folder, dataset=dataset) for config, folder in zip((CONFIG, OTHER), folders)]
+    return folders, [train(config, folder, data=dataset) for config, folder in zip((CONFIG, OTHER), folders)]
 
 
 def preempt(done, total, text):
@@ -53,10 +53,10 @@ def mapped(tmp_path_factory, dataset):
     folders, calls = [tmp_path_factory.mktemp("mapped") for _ in range(3)], []
     runs = ((CONFIG, DIVERGING, OTHER), folders)
     with pytest.raises(Preempted, match="saved at step 1; the same command resumes there"):
-        train_together(*runs, dataset=dataset, on_progress=preempt)
+        train_together(*runs, data=dataset, on_progress=preempt)
     assert [checkpoint_steps(folder / "checkpoints") for folder in folders] == [[1], [1], [1]]
     assert not (folders[0] / "result.json").exists()
-    results = train_together(*runs, dataset=dataset, on_progress=lambda *call: calls.append(call))
+    results = train_together(*runs, data=dataset, on_progress=lambda *call: calls.append(call))
     return folders, results, calls
 
 
@@ -92,9 +92,9 @@ def test_runs_mapped_together_are_those_that_train_alone(mapped, looped, member,
 
 def test_runs_saved_at_different_steps_do_not_go_on_together(tmp_path, dataset):
     with pytest.raises(Preempted):
-        train(CONFIG, tmp_path / "first", dataset=dataset, on_progress=preempt)
+        train(CONFIG, tmp_path / "first", data=dataset, on_progress=preempt)
     with pytest.raises(UsageError, match=r"different steps .* \(.*first at step 1, .*second at step 0\); start them"):
-        train_together((CONFIG, OTHER), [tmp_path / "first", tmp_path / "second"], dataset=dataset)
+        train_together((CONFIG, OTHER), [tmp_path / "first", tmp_path / "second"], data=dataset)
 
 
 def test_a_whole_run_in_one_jit_is_the_loop(looped, dataset):
@@ -142,5 +142,5 @@ def test_progress_counts_the_steps_of_all_members(mapped):
 )
 def test_runs_that_are_not_one_program(tmp_path, dataset, other, message):
     with pytest.raises(UsageError, match=message):
-        train_together([CONFIG, other], [tmp_path / "a", tmp_path / "b"], dataset=dataset)
+        train_together([CONFIG, other], [tmp_path / "a", tmp_path / "b"], data=dataset)
     assert not (tmp_path / "a").exists()

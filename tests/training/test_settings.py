@@ -135,8 +135,8 @@ def test_what_is_evaluated_saved_and_handed_on_is_the_average(tmp_path):
     model = ModelConfig("resnet6", width=4, options={"stage_sizes": (1,)})
     optim = OptimConfig("sgd", 0.3, ema_decay=0.9)
     config = replace(CONFIG, epochs=2, batch_size=16, model=model, optim=optim)
-    result = train(config, tmp_path / "run", dataset=dataset)
-    plain = train(replace(config, optim=replace(optim, ema_decay=None)), tmp_path / "plain", dataset=dataset)
+    result = train(config, tmp_path / "run", data=dataset)
+    plain = train(replace(config, optim=replace(optim, ema_decay=None)), tmp_path / "plain", data=dataset)
     assert [r["train_loss_last"] for r in (result, plain)] == [plain["train_loss_last"]] * 2
     networks = {name: load_network(tmp_path / name, dataset, which="last").variables for name in ("run", "plain")}
     head = {name: np.asarray(variables["params"]["head"]["kernel"]) for name, variables in networks.items()}
@@ -258,10 +258,11 @@ def test_a_network_that_tells_nothing_apart_has_no_more_than_five_of_a_hundred()
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore:.*has 3 of 100 classes")
 def test_the_five_largest_are_in_the_record_and_the_result(tmp_path):
     dataset = brightness_set(48)
     dataset = replace(dataset, num_classes=100)
     config = replace(CONFIG, batch_size=16, model=ModelConfig("resnet6", width=4, options={"stage_sizes": (1,)}))
-    result = train(config, tmp_path, dataset=dataset)
+    result = train(config, tmp_path, data=dataset)
     assert 0 <= result["test_top5_accuracy_best"] <= 1
     assert result["test_top5_accuracy_last"] >= result["test_accuracy_last"]

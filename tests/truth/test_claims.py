@@ -92,7 +92,7 @@ def test_a_run_that_ends_before_its_first_step_gives_its_folder_to_another_confi
     data = brightness_set(16)
     for config in (CONFIG, OTHER):
         with pytest.raises(OutOfMemory):
-            train(config, tmp_path / "run", dataset=data)
+            train(config, tmp_path / "run", data=data)
         assert read_config(tmp_path / "run").batch_size == config.batch_size
         assert not has_begun(tmp_path / "run")
 
@@ -115,20 +115,20 @@ def test_a_run_that_compiles_its_first_step_keeps_its_folder_from_others(tmp_pat
     with locked(tmp_path / "run"):
         claim_workdir(CONFIG, tmp_path / "run")
         with pytest.raises(UsageError, match=r"is being trained in by process"):
-            train(OTHER, tmp_path / "run", dataset=brightness_set(16))
+            train(OTHER, tmp_path / "run", data=brightness_set(16))
     assert read_config(tmp_path / "run").batch_size == 8
 
 
 def test_a_stage_without_its_predecessor_leaves_no_folder(tmp_path):
     gone = Stage("second", CONFIG, initialise_from=str(tmp_path / "gone"))
     with pytest.raises(UsageError, match=r"`initialise_from` .* must be an earlier stage \(none\) or the folder of a"):
-        run_stages([gone], tmp_path / "stages", dataset=brightness_set(16))
+        run_stages([gone], tmp_path / "stages", data=brightness_set(16))
     # A run that is finished by its result, and whose checkpoints are lost.
     (tmp_path / "gone").mkdir()
     claim_workdir(CONFIG, tmp_path / "gone")
     write_checksummed(tmp_path / "gone" / "result.json", {})
     with pytest.raises(UsageError, match=r"gone\) holds no checkpoint yet; train it first"):
-        run_stages([gone], tmp_path / "stages", dataset=brightness_set(16))
+        run_stages([gone], tmp_path / "stages", data=brightness_set(16))
     with pytest.raises(UsageError, match=r"`name` \(='nothing'\) is not 'digits'"):
         run_stages([Stage("first", replace(CONFIG, data=DataConfig("nothing")))], tmp_path / "stages")
     assert not (tmp_path / "stages").exists()
@@ -140,11 +140,11 @@ def test_a_stage_that_was_claimed_alone_starts_from_something_else(tmp_path, mon
     stage = Stage("first", CONFIG)
     for transfer in ("by_name", "without_head"):
         with pytest.raises(pytest.fail.Exception, match="the folder is claimed"):
-            run_stages([replace(stage, transfer=transfer)], tmp_path, dataset=brightness_set(16))
+            run_stages([replace(stage, transfer=transfer)], tmp_path, data=brightness_set(16))
         assert f'"{transfer}"' in (tmp_path / "first" / "stage.json").read_text()
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match=r"cannot make the folder .*file/run \(Not a directory\); choose another"):
-        train(CONFIG, tmp_path / "file" / "run", dataset=brightness_set(16))
+        train(CONFIG, tmp_path / "file" / "run", data=brightness_set(16))

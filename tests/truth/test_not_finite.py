@@ -162,7 +162,7 @@ def break_step(monkeypatch, number, path, value):
 def test_a_state_that_breaks_stops_the_run(tmp_path, dataset, monkeypatch, path, value, told):
     break_step(monkeypatch, 3, path, value)
     with pytest.raises(Diverged, match=rf"`state` became non-finite at step 3 \(epoch 1\) of .*, first in {told}; "):
-        train(CONFIG, tmp_path, dataset=dataset)
+        train(CONFIG, tmp_path, data=dataset)
     assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
     assert not (tmp_path / "result.json").exists() and not (tmp_path / "checkpoints").exists()
 
@@ -172,7 +172,7 @@ def test_an_evaluation_in_training_that_is_not_finite_stops_the_run(tmp_path, da
     break_step(monkeypatch, 5, "batch_stats/norm1/var", -1.0)
     told = r"`validation_accuracy` became nan at step 5 \(epoch 1\) of .*, first in the output of norm1 \(\d+ NaN"
     with pytest.raises(Diverged, match=told):
-        train(CONFIG, tmp_path, dataset=dataset)
+        train(CONFIG, tmp_path, data=dataset)
     assert not (tmp_path / "checkpoints").exists()
 
 
@@ -190,7 +190,7 @@ def test_a_slope_that_is_nan_stops_the_run_and_names_the_gradient(tmp_path, data
     config = replace(CONFIG, model=replace(MODEL, input_quantizer="nan_below"), optim=optimizer)
     where = r"the gradient of norm1/bias \(\d NaN of 4\)"
     with pytest.raises(Diverged, match=rf"{became} at step 1 \(epoch 1\) of .*, first in {where}; "):
-        train(config, tmp_path, dataset=dataset)
+        train(config, tmp_path, data=dataset)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -203,7 +203,7 @@ def test_no_optimizer_starts_from_what_would_stop_a_run(name):
 def test_only_the_member_that_breaks_stops(tmp_path, dataset, monkeypatch):
     configs = [replace(CONFIG, seed=seed, epochs=1) for seed in (0, 1)]
     break_step(monkeypatch, 3, f"params/{LATENT}", np.nan)
-    broken, healthy = train_together(configs, [tmp_path / "a", tmp_path / "b"], dataset=dataset)
+    broken, healthy = train_together(configs, [tmp_path / "a", tmp_path / "b"], data=dataset)
     assert re.search(rf"`state` became non-finite at step 3 .*, first in the parameter {LATENT} ", str(broken))
     assert healthy["test_accuracy_last"] >= 0
 
