@@ -72,6 +72,8 @@ def sync_tree(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
+    if os.name == "nt":  # It opens no folders, and syncs no file that is open to be read.
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -11,7 +11,7 @@ PACKAGE = Path(bnn_jax.__file__).parent
 STAGES = (
     {"errors", "precision", "types"},
     {"names"},
-    {"checks", "files", "finite", "outputs", "paths", "timing"},
+    {"checks", "extras", "files", "finite", "outputs", "paths", "timing"},
     {"schedules"},
     {"estimators"},
     {"quantizers"},

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bnn_jax.extras import import_extra
 from bnn_jax.files import replacing
 from bnn_jax.paths import require_ending
 
@@ -48,10 +49,10 @@ def drawing(
       **subplots: further options of `Figure.subplots`.
 
     Raises:
-      UsageError: if the name of the file ends as that of another format.
+      UsageError: if the name of the file ends as that of another format; without Matplotlib.
     """
     require_ending("path", path, ".png")
-    import matplotlib
+    matplotlib = import_extra("matplotlib", "drawing")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

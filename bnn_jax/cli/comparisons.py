@@ -14,6 +14,7 @@ from bnn_jax.analysis.report import print_report, write_report
 from bnn_jax.cli.options import ComparisonOptions, command_line, refuse_unread
 from bnn_jax.errors import UsageError, unknown_name
 from bnn_jax.estimators import ESTIMATORS
+from bnn_jax.extras import import_extra
 from bnn_jax.losses import LOSSES
 from bnn_jax.optim import OPTIMIZERS
 from bnn_jax.outputs import outputs_of
@@ -190,6 +191,7 @@ def run_comparison(
         networks, the config file's NOTES follow the table.
       estimators: those to draw.
     """
+    import_extra("matplotlib", "the report")  # Missed now, not when all is trained.
     use_compilation_cache()
     workdir = options.workdir or Path("runs") / name
     cells = {label: validate(cell) for label, (cell, _) in rows.items()}

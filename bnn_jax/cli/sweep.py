@@ -13,6 +13,7 @@ from pathlib import Path
 from bnn_jax.cli.comparisons import report
 from bnn_jax.cli.options import SweepOptions, refuse_unread
 from bnn_jax.errors import UsageError
+from bnn_jax.extras import import_extra
 from bnn_jax.sweeps.comparison import sweep
 from bnn_jax.sweeps.grid import parse_axes, split_axes
 from bnn_jax.training.overrides import parse
@@ -38,6 +39,7 @@ def main() -> None:
     axes, seeds = parse_axes(config, texts), range(config.seed, config.seed + arguments.seeds)
     name = f"sweep_{config.name}_{config.optim.name}"
     workdir = arguments.workdir or Path("runs") / name
+    import_extra("matplotlib", "the report")  # Missed now, not when all is trained.
     use_compilation_cache()
     if arguments.execution not in ("auto", "vmapped"):
         refuse_unread(arguments, ("group_size",), "is for `--execution vmapped`")

@@ -30,6 +30,7 @@ from jaxtyping import Int, Int32, UInt8
 from bnn_jax.checks import require
 from bnn_jax.data.records import Records, read_batch
 from bnn_jax.errors import RunError, UsageError
+from bnn_jax.extras import import_extra
 
 OnSkipped: TypeAlias = Callable[[int, str], None]
 """Called with the index of a corrupt example in its split, and the reason."""
@@ -105,7 +106,7 @@ def batches(
 
     Raises:
       ValueError: for an order or numbers that do not go together.
-      UsageError: if Grain is not installed; from the iterator, as :func:`bnn_jax.data.records.read_batch`.
+      UsageError: without Grain; from the iterator, as :func:`bnn_jax.data.records.read_batch`.
       RunError: from the iterator, as :func:`bnn_jax.data.records.read_batch`.
     """
     order = np.asarray(order)
@@ -202,14 +203,8 @@ def _least_shared(needed: int) -> int:
 
 
 def _import_grain() -> Any:
-    try:
-        import grain
-        import grain.experimental
-    except ImportError as error:
-        raise UsageError(
-            f"sets that are streamed need the Python package `{error.name}`, which is not installed: run `pip install "
-            "grain`, or load the set whole"
-        ) from error
+    grain = import_extra("grain", "reading a set while training", "load the set whole, without `--data.stream`")
+    import_extra("grain.experimental", "reading a set while training")
     return grain
 
 

@@ -9,7 +9,6 @@ import difflib
 import gzip
 import hashlib
 import http.client
-import importlib
 import io
 import shutil
 import tarfile
@@ -24,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bnn_jax.errors import RunError, UsageError
+from bnn_jax.extras import import_extra
 from bnn_jax.files import replacing
 from bnn_jax.paths import folder_named_by, local_path
 
@@ -87,20 +87,14 @@ def import_tfds() -> ModuleType:
     """`tensorflow_datasets`, imported when first needed, with what it needs to read ArrayRecord without TensorFlow.
 
     Raises:
-      UsageError: when one of the packages is not installed; names it.
+      UsageError: as :func:`import_extra`.
     """
     with warnings.catch_warnings():
         # Deprecations inside these packages are not the caller's to act on.
         warnings.simplefilter("ignore")
-        try:
-            for needed in ("PIL.Image", "importlib_resources", "array_record.python.array_record_data_source"):
-                importlib.import_module(needed)
-            return importlib.import_module("tensorflow_datasets")
-        except ImportError as error:
-            raise UsageError(
-                f"data sets of TFDS need the Python package `{error.name}`, which is not installed: run `pip install "
-                "tensorflow-datasets array_record importlib_resources pillow`, or give the data as an .npz file"
-            ) from error
+        for needed in ("importlib_resources", "array_record.python.array_record_data_source", "tensorflow_datasets"):
+            tfds = import_extra(needed, "reading a set of TFDS", "give the data as an .npz file")
+        return tfds
 
 
 def prepare_dataset(name: str, *, data_dir: str | Path | None = None, report: Callable[[str], None] = print) -> Path:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from bnn_jax.errors import UsageError
+from bnn_jax.extras import import_extra
 from bnn_jax.finite import require_finite
 from bnn_jax.packed.freezing import TRAIN_AGAIN
 from bnn_jax.packed.model import PackedModel
@@ -29,12 +29,7 @@ def to_stablehlo(packed: PackedModel, *, platforms: Sequence[str] = PLATFORMS) -
     """
     from jax import export
 
-    try:
-        import flatbuffers  # noqa: F401
-    except ImportError:
-        raise UsageError(
-            "`to_stablehlo` needs the package flatbuffers; install it: pip install bnn_jax[export]"
-        ) from None
+    import_extra("flatbuffers", "`to_stablehlo`")
     require_finite("packed", packed.variables, TRAIN_AGAIN)
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *packed.metadata["image_shape"]), jnp.uint8)

@@ -301,7 +301,10 @@ def test_arguments_of_the_user_are_named(tmp_path):
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "array_record.python.array_record_data_source", None)
-    with pytest.raises(UsageError, match=r"need the Python package `array_record.*`, which is not installed: run `pip"):
+    with pytest.raises(
+        UsageError,
+        match=r"needs the Python package array_record.*: pip install 'bnn_jax\[tfds\]'; or give",
+    ):
         prepare_dataset("mnist", data_dir=tmp_path)
 
 

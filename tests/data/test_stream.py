@@ -353,7 +353,7 @@ def test_images_of_differing_sizes_need_a_preprocessing(photographs, tmp_path):
 
 def test_a_missing_imagenet_comes_with_its_commands(tmp_path):
     with pytest.raises(
-        UsageError, match=r"tfds build imagenet2012 --file_format array_record; or .*synthetic_imagenet.py"
+        UsageError, match=r"tfds build imagenet2012 --file_format array_record; or .*bnn-jax synthesize"
     ):
         open_stream("imagenet2012", data_dir=tmp_path)
 

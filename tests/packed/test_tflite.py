@@ -232,7 +232,7 @@ def test_bad_arguments_are_refused():
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "flatbuffers", None)
-    with pytest.raises(UsageError, match=r"needs the package flatbuffers; install it with: pip install 'bnn_jax\[exp"):
+    with pytest.raises(UsageError, match=r"needs the Python package flatbuffers, .*: pip install 'bnn_jax\[export\]'$"):
         tflite_bytes(Sequence(()), {}, (1, 1, 1))
 
 

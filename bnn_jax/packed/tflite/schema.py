@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bnn_jax.errors import UsageError
+from bnn_jax.extras import import_extra
 
 SCHEMA_VERSION = 3
 FILE_IDENTIFIER = b"TFL3"
@@ -164,12 +164,7 @@ def to_bytes(graph: Graph, *, inputs: Sequence[int], outputs: Sequence[int], des
       UsageError: where the package flatbuffers is missing.
       ValueError: for a constant that is NaN or +inf; -inf may surround an image whose maxima are taken.
     """
-    try:
-        import flatbuffers
-    except ImportError as missing:
-        raise UsageError(
-            "writing a .tflite file needs the package flatbuffers; install it with: pip install 'bnn_jax[export]'"
-        ) from missing
+    flatbuffers = import_extra("flatbuffers", "writing a .tflite file")
     operators = _needed(graph, outputs)
     used = sorted({*inputs, *outputs, *(t for o in operators for t in (*o.inputs, o.output) if t >= 0)})
     number = {tensor: position for position, tensor in enumerate(used)} | {-1: -1}
