@@ -34,6 +34,8 @@ class Macs(NamedTuple):
       ternary: one has three values, the other two.
       multibit: all others, of m and k bits.
       bit_products: those of the last three in products of single bits: 1, 2 and m k each.
+
+    A sum of codes, their product with codes that are all the same, is none.
     """
 
     full_precision: int = 0
@@ -314,6 +316,8 @@ def _macs(use: Use, traced: Trace) -> Macs:
     if None in marks:
         return Macs(full_precision=count)
     values = sorted(mark.values for mark in marks)
+    if values[0] == 1:
+        return Macs()
     kind = {(2, 2): "binary", (2, 3): "ternary"}.get(tuple(values), "multibit")
     return Macs(**{kind: count}, bit_products=count * math.prod(map(bits_of, values)))
 

@@ -11,7 +11,7 @@ For codes -1/+1 on both sides that is K - 2 popcount(x ^ w); a ternary code need
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, Num, UInt32
 
-from bnn_jax.bitops.bits import pack, unpack
+from bnn_jax.bitops.bits import pack, unpack, word_count
 from bnn_jax.bitops.conv import border_sums, out_shape, outside, patch_words
 from bnn_jax.bitops.matmul import Rows, xor_counts
 from bnn_jax.checks import Pads, Pair, check_arrays
@@ -38,13 +38,14 @@ class PackedBase:
     """One base of a packed kernel.
 
     Attributes:
-      words: the planes of the codes' indices in `values`, each packed along the fan-in without gaps.
+      words: the planes of the codes' indices in `values`, each packed along the fan-in without gaps; None where there
+        is a single value.
       scale: of the codes, as in :class:`bnn_jax.quantizers.Quantized`; None where it is a constant.
       values: the code set.
       constant: the scale where it is one; not stored.
     """
 
-    words: UInt32[Array, "planes words features"]
+    words: UInt32[Array, "planes words features"] | None
     scale: Float[Array, "..."] | None
     values: Values
     constant: float = 1.0
@@ -92,6 +93,8 @@ def affine(values: Values) -> Affine | None:
     >>> affine((-1, 1)), affine((0, 1)), affine((-2, 0, 1))
     (Affine(constant=0, step=1, divisor=1, planes=1), Affine(constant=1, step=1, divisor=2, planes=1), None)
     """
+    if len(values) == 1:
+        return Affine(values[0], 0, 1, 1)
     steps = set(np.diff(values).tolist())
     if len(steps) != 1:
         return None
@@ -108,7 +111,7 @@ def bit_planes(codes: Float[Array, "..."], values: Values) -> list[Bool[Array, "
     >>> [plane.tolist() for plane in bit_planes(jnp.array([-1.0, 0.0, 1.0]), (-1, 0, 1))]
     [[False, True, False], [False, False, True]]
     """
-    if len(values) == 2:
+    if len(values) <= 2:
         return [codes > values[0]]
     if len(values) > 16 and affine(values) is not None:
         index = jnp.clip(jnp.nan_to_num((codes - values[0]) / (values[1] - values[0])), 0, len(values) - 1)
@@ -118,8 +121,12 @@ def bit_planes(codes: Float[Array, "..."], values: Values) -> list[Bool[Array, "
     return [(index >> plane & 1).astype(bool) for plane in range(plane_count(values))]
 
 
-def pack_codes(codes: Float[Array, "*fan_in features"], values: Values) -> UInt32[Array, "planes words features"]:
-    """The planes of a kernel's codes, packed along the flattened fan-in."""
+def pack_codes(
+    codes: Float[Array, "*fan_in features"], values: Values
+) -> UInt32[Array, "planes words features"] | None:
+    """The planes of a kernel's codes, packed along the flattened fan-in; None of codes that are all the same."""
+    if len(values) == 1:
+        return None
     rows = codes.reshape(math.prod(codes.shape[:-1]), codes.shape[-1])
     return jnp.stack([pack(plane, axis=0) for plane in bit_planes(rows, values)])
 
@@ -133,6 +140,8 @@ def unpack_codes(base: PackedBase, shape: tuple[int, ...], dtype=jnp.float32) ->
     True
     """
     size = math.prod(shape[:-1])
+    if base.words is None:
+        return jnp.full(shape, base.values[0], dtype)
     planes = [unpack(words, size, axis=0).astype(jnp.int32) << p for p, words in enumerate(base.words)]
     if affine(base.values) is None:
         # A file may hold an index that no code has.
@@ -140,6 +149,13 @@ def unpack_codes(base: PackedBase, shape: tuple[int, ...], dtype=jnp.float32) ->
         return jnp.asarray(base.values, dtype)[index].reshape(shape)
     step = base.values[1] - base.values[0]
     return (base.values[0] + step * sum(planes)).astype(dtype).reshape(shape)
+
+
+def _stored(base: PackedBase, shape: tuple[int, ...]) -> PackedBase:
+    """`base` with a plane of zeros where it has none, which no result depends on."""
+    if base.words is not None:
+        return base
+    return replace(base, words=jnp.zeros((1, word_count(math.prod(shape[:-1])), shape[-1]), jnp.uint32))
 
 
 def multiplies_on_bits(values: Values, kernel_values: Values) -> bool:
@@ -173,7 +189,7 @@ def dense_product(
     Raises:
       ValueError: if x has another number of inputs than the kernel.
     """
-    return _product(_words_of(x, values, shape[0]), base, values, shape[0])
+    return _product(_words_of(x, values, shape[0]), _stored(base, shape), values, shape[0])
 
 
 @check_arrays
@@ -199,7 +215,7 @@ def conv_product(
     Raises:
       ValueError: if x has another number of channels than the kernel.
     """
-    channels, kernel_size = shape[2], shape[:2]
+    base, channels, kernel_size = _stored(base, shape), shape[2], shape[:2]
     rows = [patch_words(p, channels, kernel_size, strides, padding, dilation) for p in _words_of(x, values, channels)]
     size = math.prod(shape[:3])
     y = _product(rows, base, values, size)

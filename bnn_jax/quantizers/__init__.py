@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from bnn_jax.checks import look_up, require
 from bnn_jax.estimators import ESTIMATORS, EstimatorLike
 from bnn_jax.quantizers.activations import coupled, decouple, decoupled, rsign, sparse, unbalanced
+from bnn_jax.quantizers.adaptive import CODES, adabin_activations, adabin_weights
 from bnn_jax.quantizers.binary import binary, binary_connect, full_latent, magnitude_aware, post_training, xnor
 from bnn_jax.quantizers.bitnet import bitnet_activations, bitnet_b158_weights, bitnet_weights
 from bnn_jax.quantizers.certainty import c_sign
@@ -37,6 +38,7 @@ from bnn_jax.quantizers.quantizer import (
     with_estimator,
     with_input_estimator,
 )
+from bnn_jax.quantizers.silent_weights import ovsw, recu, scaled_inputs
 from bnn_jax.quantizers.standardized import bn_free, libra_pb, rbnn, rbnn_inputs
 from bnn_jax.quantizers.ternary import tbn, tbn_v2, trained_ternary, ttq, twn
 
@@ -62,6 +64,9 @@ WEIGHT_QUANTIZERS: QuantizerTable = {
     "dir_net": partial(with_estimator, libra_pb, estimator="dir_sign", shift=False),
     "rbnn": rbnn,
     "bn_free": bn_free,
+    "recu": recu,
+    "adabin": partial(with_estimator, adabin_weights, estimator="ede_sign", code_set=CODES),
+    "ovsw": partial(with_estimator, ovsw, estimator="identity_sign"),
     "abc_net": partial(stateless, abc_net),
     "ttq": ttq,
     "twn": partial(stateless, twn, code_set=(-1, 0, 1)),
@@ -81,6 +86,8 @@ ACTIVATION_QUANTIZERS: QuantizerTable = {
         if record.code_set == (-1, 1)
     },
     "rbnn": partial(with_input_estimator, rbnn_inputs, estimator="rbnn_sign"),
+    "recu": partial(with_input_estimator, scaled_inputs, estimator="approx_sign", wants=("train",)),
+    "adabin": adabin_activations,
     "rsign": rsign,
     "unbalanced": unbalanced,
     "sparse": sparse,

@@ -88,6 +88,8 @@ MACS = 5 * 5 * 9 * 8 * 6
         (inputs("pact", bits=2), kernels("inq", bits=5), 5, 1, 0, Macs(multibit=MACS, bit_products=10 * MACS)),
         (inputs("ste_sign"), kernels("c_sign"), 1, 6, 0, Macs(binary=MACS, bit_products=MACS)),
         (inputs("ste_sign"), kernels("rbnn"), 1, 0, 6, Macs(binary=MACS, bit_products=MACS)),
+        (inputs("adabin"), kernels("adabin"), 1, 12, 0, Macs(binary=MACS, bit_products=MACS)),
+        (inputs("recu"), kernels("recu"), 1, 0, 6, Macs(binary=MACS, bit_products=MACS)),
         (inputs("ste_sign"), kernels("proxy"), 1, 6, 0, Macs(binary=MACS, bit_products=MACS)),
         (inputs("ste_sign"), kernels("bn_free"), 1, 6, 0, Macs(binary=MACS, bit_products=MACS)),
         (inputs("ste_sign"), kernels("binary_connect", stochastic=True), 32, 0, 0, Macs(full_precision=MACS)),

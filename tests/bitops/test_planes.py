@@ -15,7 +15,9 @@ from bnn_jax.bitops.bits import pack
 from bnn_jax.bitops.planes import PackedBase, conv_product, dense_product, multiplies_on_bits, pack_codes
 
 BINARY, TERNARY, BITS, TWO_BITS, ODD = (-1, 1), (-1, 0, 1), (0, 1), (0, 1, 2, 3), (-3, -1, 1, 3)
+ONE = (1,)
 SETS = [(x, w) for x in (BINARY, TERNARY, BITS, TWO_BITS, ODD) for w in (BINARY, TERNARY, ODD)]
+SETS += [(BINARY, ONE), (ONE, BINARY), (ONE, ONE)]
 PRODUCTS = [pair for pair in SETS if multiplies_on_bits(*pair)]
 
 

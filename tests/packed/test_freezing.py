@@ -150,7 +150,8 @@ class Layer(nn.Module):
 PAIRS = [(name, {}, "binary", {}) for name in ACTIVATION_QUANTIZERS if name not in SAME_IN_EVALUATION]
 PAIRS += [("ste_sign", {}, name, {}) for name in WEIGHT_QUANTIZERS]
 PAIRS = [pair for pair in PAIRS if "full_precision" not in pair]
-PAIRS += [("full_precision", {}, "xnor", {}), ("tbn", {}, "ttq", {}), ("abc_net", {}, "abc_net", {})]
+PAIRS += [("adabin", {}, "adabin", {}), ("full_precision", {}, "adabin", {}), ("full_precision", {}, "xnor", {})]
+PAIRS += [("tbn", {}, "ttq", {}), ("abc_net", {}, "abc_net", {})]
 PAIRS += [("dorefa", {"bits": bits}, "dorefa", {"bits": bits}) for bits in (1, 2, 3)]
 
 

@@ -31,6 +31,7 @@ OPTIONS = [
     (WEIGHT_QUANTIZERS, "xnor", {"center": True, "gradient": "diagonal"}),
     (WEIGHT_QUANTIZERS, "xnor", {"center": True, "as_released": True}),
     (ACTIVATION_QUANTIZERS, "abc_net", {"bases": 1}),
+    (ACTIVATION_QUANTIZERS, "recu", {"constant_deviation": True}),
     (ACTIVATION_QUANTIZERS, "lq_net", {"bits": 3}),
     (ACTIVATION_QUANTIZERS, "residual", {"per_example": False}),
     (ACTIVATION_QUANTIZERS, "rsign", {"estimator": "ste_sign", "clip_value": 1.25}),

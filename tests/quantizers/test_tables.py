@@ -30,6 +30,7 @@ from bnn_jax.quantizers.learned_scale import learned_scale
 
 SIGN, TERNARY, TWO_BITS = (-1, 1), (-1, 0, 1), (0, 1, 2, 3)
 ONE_SIDED = ((0, 1), (-1, 0))
+ADAPTIVE = ((-1, 1), (1,))
 WEIGHT_CODES = {
     "binary": SIGN,
     "binary_connect": SIGN,
@@ -45,6 +46,9 @@ WEIGHT_CODES = {
     "dir_net": SIGN,
     "rbnn": SIGN,
     "bn_free": SIGN,
+    "recu": SIGN,
+    "adabin": ADAPTIVE,
+    "ovsw": SIGN,
     "abc_net": SIGN,
     "ttq": ONE_SIDED,
     "twn": TERNARY,
@@ -58,6 +62,8 @@ WEIGHT_CODES = {
 ACTIVATION_CODES = {
     **{name: SIGN for name, estimator in ESTIMATORS.items() if estimator.code_set == SIGN},
     "rbnn": SIGN,
+    "recu": SIGN,
+    "adabin": ADAPTIVE,
     "rsign": SIGN,
     "unbalanced": SIGN,
     "sparse": (0, 1),
@@ -308,6 +314,9 @@ CATALOGUE = {
             "SA-BNN": "state_aware",
             "UaBNN": "c_sign",
             "BN-free": "bn_free",
+            "ReCU": "recu",
+            "AdaBin": "adabin",
+            "OvSW": "ovsw",
             "TTQ": "ttq",
             "TWN": "twn",
             "BitNet": "bitnet",
@@ -319,6 +328,8 @@ CATALOGUE = {
         {
             "RSign (ReActNet)": "rsign",
             "RBNN": "rbnn",
+            "ReCU": "recu",
+            "AdaBin": "adabin",
             "ABC-Net": "abc_net",
             "DoReFa-Net": "dorefa",
             "PACT": "pact",
