@@ -5,19 +5,24 @@ write and read them.  What needs a training run, `bnn_jax.packed.runs`, is impor
 """
 
 from bnn_jax.packed.artifact import load, save
+from bnn_jax.packed.c_header import write_header
 from bnn_jax.packed.freezing import freeze, packed_structure
 from bnn_jax.packed.model import PackedModel
+from bnn_jax.packed.named_arrays import arrays, write_npz
 from bnn_jax.packed.stablehlo import to_stablehlo
 from bnn_jax.packed.tflite.model import write_tflite
 from bnn_jax.packed.verification import verify
 
 __all__ = [
     "PackedModel",
+    "arrays",
     "freeze",
     "load",
     "packed_structure",
     "save",
     "to_stablehlo",
     "verify",
+    "write_header",
+    "write_npz",
     "write_tflite",
 ]

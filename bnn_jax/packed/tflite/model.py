@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import JaxprEqn
 
 from bnn_jax.files import write_atomically
 from bnn_jax.finite import require_finite
@@ -29,9 +29,7 @@ from bnn_jax.packed.tflite.operations import RULES, as_tensor
 from bnn_jax.packed.tflite.products import Call, Real, Unsupported
 from bnn_jax.packed.tflite.schema import Graph, to_bytes
 from bnn_jax.paths import local_path, require_ending
-
-# They call their functions on single numbers, or many times, or not at all.
-_WHOLE = {"reduce", "reduce_window", "select_and_scatter", "scan", "while", "cond"}
+from bnn_jax.tracing.interpret import evaluate, interpret
 
 
 class _Refused(NamedTuple):
@@ -86,34 +84,15 @@ def tflite_bytes(model: nn.Module, variables: Mapping[str, Any], image_shape: Se
     jaxpr = jax.make_jaxpr(partial(network_logits, model, variables))(images)
     graph = Graph()
     image = graph.tensor(images.shape, "float32", "image")
-    (logits,) = _run(graph, jaxpr, [Real(image, images.shape)], "")
+    (logits,) = interpret(jaxpr, [Real(image, images.shape)], partial(_results, graph))
     if isinstance(logits, _Refused):
         raise ValueError(logits.message)
     return to_bytes(graph, inputs=[image], outputs=[as_tensor(graph, logits)], description=type(model).__name__)
 
 
-def _run(graph: Graph, jaxpr: Jaxpr | ClosedJaxpr, inputs: Sequence[Any], path: str) -> list[Any]:
-    """The results of a traced function whose inputs are values of the graph."""
-    constants = jaxpr.consts if isinstance(jaxpr, ClosedJaxpr) else ()
-    jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
-    values = dict(zip(jaxpr.constvars, map(np.asarray, constants))) | dict(zip(jaxpr.invars, inputs))
-
-    def read(atom):
-        return np.asarray(atom.val) if isinstance(atom, Literal) else values[atom]
-
-    for equation in jaxpr.eqns:
-        inside = "/".join(filter(None, (path, str(equation.source_info.name_stack))))
-        results = _results(graph, equation, [read(atom) for atom in equation.invars], inside)
-        values.update(zip(equation.outvars, results))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
 def _results(graph: Graph, equation: JaxprEqn, inputs: list[Any], path: str) -> list[Any]:
-    function = _called(equation, len(inputs))
-    if function is not None:
-        return _run(graph, function, inputs, path)
     if all(isinstance(value, np.ndarray) for value in inputs):
-        return _evaluate(equation, inputs)
+        return evaluate(equation, inputs)
     for value in inputs:
         if isinstance(value, _Refused):
             return [value] * len(equation.outvars)
@@ -122,20 +101,6 @@ def _results(graph: Graph, equation: JaxprEqn, inputs: list[Any], path: str) -> 
         return [_convert(graph, equation, inputs)]
     except Unsupported as cause:
         return [_Refused(_sentence(equation, cause, path))] * len(equation.outvars)
-
-
-def _called(equation: JaxprEqn, inputs: int) -> Jaxpr | ClosedJaxpr | None:
-    """The function that a jit, a remat or a call with a chosen derivative calls."""
-    if equation.primitive.name in _WHOLE:
-        return None
-    functions = [value for value in equation.params.values() if isinstance(value, Jaxpr | ClosedJaxpr)]
-    count = lambda f: len((f.jaxpr if isinstance(f, ClosedJaxpr) else f).invars)
-    return next((function for function in functions if count(function) == inputs), None)
-
-
-def _evaluate(equation: JaxprEqn, inputs: list[np.ndarray]) -> list[np.ndarray]:
-    results = equation.primitive.bind(*inputs, **equation.params)
-    return [np.asarray(result) for result in (results if equation.primitive.multiple_results else [results])]
 
 
 def _convert(graph: Graph, equation: JaxprEqn, inputs: list[Any]) -> Any:

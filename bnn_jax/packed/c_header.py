@@ -1,0 +1,72 @@
+"""The arrays of a packed network as constants of C."""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from bnn_jax.files import write_atomically
+from bnn_jax.packed.model import PackedModel
+from bnn_jax.packed.named_arrays import STEPS, arrays
+from bnn_jax.paths import local_path, require_ending
+
+_TYPES = {"float32": "float", "int8": "int8_t", "int16": "int16_t", "int32": "int32_t"}
+
+
+def write_header(path: str | os.PathLike[str], packed: PackedModel) -> None:
+    """Write :func:`arrays` as a C header: a constant for each, and the steps in the comment at its head.
+
+    A name is the array's with _ for whatever C does not take, as stage1_block1_conv1_kernel, and has the array's
+    dimensions: ``stage1_block1_conv1_kernel[row][column][input][feature]``; a scalar has the dimension 1.
+
+    Raises:
+      ValueError: as :func:`arrays`, or if two names become one.
+      UsageError: if the name of the file ends as that of another format.
+    """
+    path = local_path("path", path)
+    require_ending("path", path, ".h")
+    write_atomically(path, header_text(arrays(packed), guard=_identifier(path.stem.upper()) + "_H"))
+
+
+def header_text(found: Mapping[str, np.ndarray], *, guard: str) -> str:
+    """The C header of what :func:`arrays` returns.
+
+    >>> found = {"conv/scale": np.float32([0.5, 2]), "steps": np.array("[]")}
+    >>> print(header_text(found, guard="NET_H").split("*/")[1].strip())
+    #ifndef NET_H
+    #define NET_H
+    #include <stdint.h>
+    <BLANKLINE>
+    static const float conv_scale[2] = {0.5f, 2.0f};
+    <BLANKLINE>
+    #endif
+    """
+    identifiers = {name: _identifier(name) for name in found if name != STEPS}
+    if len({*identifiers.values()}) < len(identifiers):
+        raise ValueError("`packed` has two arrays whose names are the same in C; rename a layer")
+    lines = ["/* A network of bnn_jax. Kernels are [row][column][input][feature]; the logits are computed by", ""]
+    for step in json.loads(str(found[STEPS])):
+        inputs = ", ".join(identifiers.get(i, i) if isinstance(i, str) else f"{i:g}" for i in step["inputs"])
+        options = "".join(f", {name} {json.dumps(value)}" for name, value in step["options"].items())
+        lines.append(f"   {step['output']} = {step['op']}({inputs}{options})")
+    lines += ["", "   as the documentation of bnn_jax.packed.arrays says. */", ""]
+    lines += [f"#ifndef {guard}", f"#define {guard}", "#include <stdint.h>", ""]
+    for name, identifier in identifiers.items():
+        array = np.atleast_1d(found[name])
+        sides = "".join(f"[{side}]" for side in array.shape)
+        lines.append(f"static const {_TYPES[array.dtype.name]} {identifier}{sides} = {_initializer(array)};")
+    return "\n".join([*lines, "", "#endif", ""])
+
+
+def _identifier(name: str) -> str:
+    text = re.sub(r"\W", "_", name, flags=re.ASCII)
+    return f"_{text}" if text[:1].isdigit() else text
+
+
+def _initializer(array: np.ndarray) -> str:
+    if array.ndim > 1:
+        return "{" + ",\n".join(map(_initializer, array)) + "}"
+    numbers = (f"{float(str(x))!r}f" if array.dtype.kind == "f" else str(x) for x in array)
+    return "{" + ", ".join(numbers) + "}"

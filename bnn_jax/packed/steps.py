@@ -1,0 +1,350 @@
+r"""A traced network as a short list of steps on NumPy arrays.
+
+A step is {"output": name, "op": operation, "inputs": [names and numbers], "options": {...}, "layer": path}.  Most
+operations are functions of NumPy by their names, which broadcast; those that are not have a rule each below.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.extend.core import ClosedJaxpr, JaxprEqn
+
+from bnn_jax.tracing.interpret import evaluate, interpret, is_array
+
+THRESHOLD = "threshold"
+"""The jitted function that is one step."""
+
+_UFUNCS = {"add": "add", "sub": "subtract", "mul": "multiply", "div": "divide", "max": "maximum", "min": "minimum"}
+_UFUNCS |= {"neg": "negative", "abs": "absolute", "exp": "exp", "log": "log", "sqrt": "sqrt", "tanh": "tanh"}
+_UFUNCS |= {"floor": "floor", "ceil": "ceil", "square": "square", "pow": "power"}
+_UFUNCS |= {"lt": "less", "le": "less_equal", "gt": "greater", "ge": "greater_equal", "eq": "equal"}
+_UFUNCS |= {"ne": "not_equal", "and": "logical_and", "or": "logical_or", "not": "logical_not"}
+_SAME = {"convert_element_type", "stop_gradient", "copy", "copy_p", "optimization_barrier", "name", "reduce_precision"}
+_REDUCTIONS = {"reduce_sum": "sum", "reduce_max": "max", "reduce_min": "min"}
+_POOLS = {"reduce_window_max": "max_pool", "reduce_window_sum": "sum_pool"}
+_NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1}
+_TO_EVEN = 1
+_AMONG_IMAGES = "that chooses among the images"
+
+
+class Unsupported(Exception):
+    """An operation that has no step; the text describes it, as in "the operation 'sort' <text>"."""
+
+
+class Ref(NamedTuple):
+    """What a name stands for; `shape` as NumPy has it, which may broadcast to that of the traced value."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+class _Tiles(NamedTuple):
+    """Some of the pixels of each window of an image that is cut into windows, whose maxima are wanted."""
+
+    image: Ref
+    window: tuple[int, int]
+
+
+class Steps:
+    """The steps of a traced function of named arrays and images, in an order in which they can run.
+
+    Attributes:
+      steps: as above.
+      constants: name -> array, those that the function holds besides the named ones.
+    """
+
+    def __init__(self, jaxpr: ClosedJaxpr, names: Sequence[str], output: str, batch: int):
+        """Read `jaxpr`, whose inputs have these names and whose only result is to be called `output`.
+
+        It was traced for `batch` images, a number that divides no size but those that depend on how many there are.
+
+        Raises:
+          ValueError: for an operation that has no step; the layer is named.
+        """
+        self.steps: list[dict[str, Any]] = []
+        self.constants: dict[str, np.ndarray] = {}
+        self._known: dict[str, Ref] = {}
+        inputs = [Ref(name, _shape(v.aval)) for name, v in zip(names, jaxpr.jaxpr.invars, strict=True)]
+        self._named, self._batch = set(names), batch
+        (result,) = interpret(jaxpr, inputs, self._results, whole=(THRESHOLD,))
+        self._finish(result, output)
+
+    def _finish(self, result: Ref, output: str) -> None:
+        """Leave out what the output does not need; number the values anew."""
+        needed, kept = {result.name}, []
+        for step in reversed(self.steps):
+            if step["output"] in needed:
+                needed.update(i for i in step["inputs"] if isinstance(i, str))
+                kept.append(step)
+        self.steps = kept[::-1]
+        new = {step["output"]: f"x{number}" for number, step in enumerate(self.steps, 1)} | {result.name: output}
+        for step in self.steps:
+            step["output"] = new[step["output"]]
+            step["inputs"] = [new.get(i, i) for i in step["inputs"]]
+        self.constants = {name: array for name, array in self.constants.items() if name in needed}
+
+    def _results(self, equation: JaxprEqn, inputs: list[Any], path: str) -> list[Any]:
+        if all(map(is_array, inputs)):
+            if equation.primitive.name == "broadcast_in_dim":
+                return [inputs[0].reshape(_aligned(equation))]
+            return evaluate(equation, inputs)
+        self._layer = "/".join(path.split("/")[1:])
+        try:
+            result = self._result(equation, inputs, path)
+            return result if isinstance(result, list) else [result]
+        except Unsupported as cause:
+            what = " ".join(filter(None, (f"the operation {equation.primitive.name!r}", str(cause))))
+            raise ValueError(
+                f"`packed` has {what} at {path or 'its top'!r}, for which there is no step on NumPy arrays; "
+                "save it as .bnn.safetensors or .stablehlo instead"
+            ) from None
+
+    def _result(self, equation: JaxprEqn, inputs: list[Any], path: str) -> Any:
+        name, params = equation.primitive.name, equation.params
+        shape = _shape(equation.outvars[0].aval)
+        if any(isinstance(value, _Tiles) for value in inputs):
+            return self._of_tiles(inputs, shape)
+        if params.get("name") == THRESHOLD:
+            return self._step("threshold", inputs, shape)
+        if name in _SAME:
+            if name == "convert_element_type" and np.issubdtype(params["new_dtype"], np.integer):
+                raise Unsupported("to whole numbers")
+            return inputs[0]
+        if name in _UFUNCS:
+            return self._elementwise(name, inputs, shape)
+        if name in ("select_n", "clamp"):
+            return self._select(inputs, shape) if name == "select_n" else self._clip(inputs, shape)
+        wide = ("broadcast_in_dim", "reshape", "squeeze", "expand_dims")
+        for value, atom in zip(inputs, equation.invars):
+            if value.shape != _shape(atom.aval) and name not in wide:
+                raise Unsupported("of values that are the same along an axis")
+        rule = getattr(self, f"_{name}", None)
+        if name in wide:
+            return self._reshape(inputs[0], equation, shape, path)
+        if name in _REDUCTIONS:
+            return self._step(_REDUCTIONS[name], inputs, shape, axis=[int(axis) for axis in params["axes"]])
+        if name in _POOLS:
+            return self._pool(_POOLS[name], inputs[0], params, shape)
+        if rule is None:
+            raise Unsupported("")
+        return rule(inputs, params, shape)
+
+    def _step(self, op: str, inputs: Sequence[Any], shape: tuple[int, ...], /, **options: Any) -> Ref:
+        """Add a step, or find the same one."""
+        given = [self._input(value) for value in inputs]
+        key = repr((op, given, options))
+        if key not in self._known:
+            self._known[key] = Ref(f" {len(self._known)}", tuple(shape))
+            step = {"output": self._known[key].name, "op": op, "inputs": given, "options": options}
+            self.steps.append(step | {"layer": self._layer})
+        return self._known[key]
+
+    def _input(self, value: Any) -> str | float:
+        """The name of a value, or a number where a constant is the same everywhere."""
+        if isinstance(value, Ref):
+            return value.name
+        if value.size and np.all(value == value.flat[0]):
+            return float(value.flat[0])
+        array = value.reshape(_without_leading_ones(value.shape))
+        for name, known in self.constants.items():
+            if known.shape == array.shape and known.tobytes() == array.tobytes():
+                return name
+        name = f"constant{len(self.constants) + 1}"
+        self.constants[name] = array
+        return name
+
+    def _whole(self, value: Any) -> Ref:
+        """A value as a name: a constant is stored, not written as a number."""
+        if isinstance(value, Ref):
+            return value
+        name = f"constant{len(self.constants) + 1}"
+        self.constants[name] = np.asarray(value)
+        return Ref(name, value.shape)
+
+    # Element by element.
+
+    def _elementwise(self, name, inputs, shape):
+        left, right = inputs[0], inputs[-1]
+        if name == "ne" and left is right:
+            return np.zeros((), bool)  # x != x holds for NaN alone.
+        if name in _NEUTRAL and _is_all(right, _NEUTRAL[name]):
+            return left
+        if name in ("add", "mul") and _is_all(left, _NEUTRAL[name]):
+            return right
+        return self._step(_UFUNCS[name], inputs, _broadcast(inputs))
+
+    def _logistic(self, inputs, params, shape):
+        half = np.array(0.5)
+        tanh = self._step("tanh", [self._step("multiply", [inputs[0], half], shape)], shape)
+        return self._step("multiply", [self._step("add", [tanh, np.ones(())], shape), half], shape)
+
+    def _rsqrt(self, inputs, params, shape):
+        return self._step("divide", [np.ones(()), self._step("sqrt", inputs, shape)], shape)
+
+    def _round(self, inputs, params, shape):
+        if int(params["rounding_method"]) != _TO_EVEN:
+            raise Unsupported("that rounds halves away from zero")
+        return self._step("rint", inputs, shape)
+
+    def _integer_pow(self, inputs, params, shape):
+        return self._step("power", [inputs[0], np.array(params["y"])], shape)
+
+    def _clip(self, inputs, shape):
+        low, x, high = inputs
+        return self._step("minimum", [self._step("maximum", [x, low], shape), high], shape)
+
+    def _select(self, inputs, shape):
+        condition, otherwise, *then = inputs
+        if len(then) != 1:
+            raise Unsupported(f"among {1 + len(then)} cases")
+        if isinstance(condition, np.ndarray) and np.all(condition == condition.flat[0]):
+            return then[0] if condition.flat[0] else otherwise
+        if otherwise is then[0]:
+            return otherwise
+        made = next((s for s in self.steps if s["output"] == condition.name), None)
+        if made and _is_sign(made, otherwise, then[0]):
+            return self._step("sign", [Ref(made["inputs"][0], condition.shape)], condition.shape)
+        return self._step("where", [condition, then[0], otherwise], _broadcast(inputs))
+
+    # Moving numbers.
+
+    def _reshape(self, x, equation, shape, path):
+        name = equation.primitive.name
+        if name == "broadcast_in_dim":
+            shape = _aligned(equation)
+        before = tuple(size for size in x.shape if size != 1)
+        if x.name in self._named and _without_leading_ones(shape) == x.shape:
+            return Ref(x.name, x.shape)
+        if before != tuple(size for size in shape if size != 1) and x.shape != _shape(equation.invars[0].aval):
+            raise Unsupported("of values that are the same along an axis")
+        if path.split("/")[-1] == "max_pool" and len(shape) == 6:
+            return _Tiles(x, (shape[2], shape[4]))
+        if x.shape == shape:
+            return x
+        return self._step("reshape", [x], shape, shape=[size if size % self._batch else -1 for size in shape])
+
+    def _of_tiles(self, inputs, shape):
+        """Tiles while their pixels are chosen and compared; the pooled image when all have been."""
+        tiles = next(value for value in inputs if isinstance(value, _Tiles))
+        if len(shape) != 4:
+            return tiles
+        window = list(map(int, tiles.window))
+        geometry = {"window": window, "strides": window, "padding": [[0, 0], [0, 0]], "dilation": [1, 1]}
+        return self._step("max_pool", [tiles.image], shape, **geometry)
+
+    def _transpose(self, inputs, params, shape):
+        return self._step("transpose", inputs, shape, axes=[int(axis) for axis in params["permutation"]])
+
+    def _concatenate(self, inputs, params, shape):
+        return self._step("concatenate", list(map(self._whole, inputs)), shape, axis=int(params["dimension"]))
+
+    def _slice(self, inputs, params, shape):
+        starts, stops = params["start_indices"], params["limit_indices"]
+        strides = params["strides"] or (1,) * len(starts)
+        ranges = [[int(a), int(b), int(s)] for a, b, s in list(zip(starts, stops, strides))[1:]]
+        if starts[0] != 0 or strides[0] != 1 or shape[0] != inputs[0].shape[0]:
+            raise Unsupported(_AMONG_IMAGES)
+        return self._step("slice", inputs, shape, ranges=ranges)
+
+    def _split(self, inputs, params, shape):
+        (x,), axis, stops = inputs, params["axis"], np.cumsum(params["sizes"]).tolist()
+        whole = [[0, size, 1] for size in x.shape]
+        if axis == 0:
+            raise Unsupported(_AMONG_IMAGES)
+        parts = []
+        for start, stop in zip([0, *stops], stops):
+            ranges = [*whole[1:axis], [start, stop, 1], *whole[axis + 1 :]]
+            shape = (*x.shape[:axis], stop - start, *x.shape[axis + 1 :])
+            parts.append(self._step("slice", [x], shape, ranges=ranges))
+        return parts
+
+    def _pad(self, inputs, params, shape):
+        x, value = inputs
+        config = [tuple(map(int, axis)) for axis in params["padding_config"]]
+        if any(low < 0 or high < 0 or inner for low, high, inner in config) or not isinstance(value, np.ndarray):
+            raise Unsupported("that crops or spreads")
+        pads = [[low, high] for low, high, _ in config]
+        return self._step("pad", [x], shape, pad_width=pads, constant_values=float(value))
+
+    # Products and pools.
+
+    def _conv_general_dilated(self, inputs, params, shape):
+        ndim, layout = len(shape), params["dimension_numbers"]
+        inner = tuple(range(1, ndim - 1))
+        usual = ((0, ndim - 1, *inner), (ndim - 1, ndim - 2, *range(ndim - 2)), (0, ndim - 1, *inner))
+        if tuple(layout) != usual or params["batch_group_count"] != 1 or set(params["lhs_dilation"]) != {1}:
+            raise Unsupported("of other layouts than channels last, or of spread inputs")
+        options = {
+            "strides": [int(n) for n in params["window_strides"]],
+            "padding": [[int(low), int(high)] for low, high in params["padding"]],
+            "dilation": [int(n) for n in params["rhs_dilation"]],
+            "groups": int(params["feature_group_count"]),
+        }
+        if min(map(min, options["padding"])) < 0:
+            raise Unsupported("with negative padding")
+        return self._step("conv", list(map(self._whole, inputs)), shape, **options)
+
+    def _dot_general(self, inputs, params, shape):
+        (left, right), (left_batch, right_batch) = params["dimension_numbers"]
+        x, y = map(self._whole, inputs)
+        if (left, right) == ((len(x.shape) - 1,), (0,)) and len(y.shape) == 2 and not left_batch:
+            return self._step("matmul", [x, y], shape)
+        letters = iter("abcdefghijklmnopqrstuvwxyz")
+        a, b = [next(letters) for _ in x.shape], [next(letters) for _ in y.shape]
+        for i, j in (*zip(left, right), *zip(left_batch, right_batch)):
+            b[j] = a[i]
+        free = [n for i, n in enumerate(a) if i not in (*left, *left_batch)]
+        free += [n for j, n in enumerate(b) if j not in (*right, *right_batch)]
+        text = f"{''.join(a)},{''.join(b)}->{''.join([a[i] for i in left_batch] + free)}"
+        return self._step("einsum", [x, y], shape, subscripts=text)
+
+    def _pool(self, op, x, params, shape):
+        geometry = {
+            "window": [int(n) for n in params["window_dimensions"]],
+            "strides": [int(n) for n in params["window_strides"]],
+            "padding": [[int(low), int(high)] for low, high in params["padding"]],
+            "dilation": [int(n) for n in params["window_dilation"]],
+        }
+        ends = [sides[i] for sides in geometry.values() for i in (0, -1)]
+        if ends != [1, 1, 1, 1, [0, 0], [0, 0], 1, 1] or set(params["base_dilation"]) != {1}:
+            raise Unsupported("over other windows than those of images")
+        return self._step(op, [x], shape, **{name: sides[1:-1] for name, sides in geometry.items()})
+
+
+def _shape(aval: Any) -> tuple[int, ...]:
+    return tuple(map(int, aval.shape))
+
+
+def _aligned(equation: JaxprEqn) -> tuple[int, ...]:
+    """The shape of what a `broadcast_in_dim` broadcasts, with axes of size 1, along which NumPy does it by itself."""
+    axes, old = equation.params["broadcast_dimensions"], _shape(equation.invars[0].aval)
+    return tuple(old[axes.index(axis)] if axis in axes else 1 for axis in range(len(equation.params["shape"])))
+
+
+def _without_leading_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Less the axes that broadcasting puts in front; of a vector or a kernel."""
+    while len(shape) > 1 and shape[0] == 1:
+        shape = shape[1:]
+    return shape
+
+
+def _broadcast(values: Sequence[Any]) -> tuple[int, ...]:
+    """The shape to which NumPy broadcasts."""
+    shapes = [value.shape for value in values if isinstance(value, Ref)]
+    longest = max(map(len, shapes))
+    axes = zip(*[(1,) * (longest - len(shape)) + shape for shape in shapes])
+    return tuple(next((size for size in sizes if size != 1), 1) for sizes in axes)
+
+
+def _is_all(value: Any, number: float) -> bool:
+    return isinstance(value, np.ndarray) and bool(np.all(value == number))
+
+
+def _is_sign(made: Mapping[str, Any], otherwise: Any, then: Any) -> bool:
+    """Whether a step's comparison chooses -1 below zero and +1 elsewhere."""
+    tiny = float(np.finfo(np.float32).tiny)
+    below = (made["op"] == "less_equal" and made["inputs"][1] == -tiny) or (
+        made["op"] == "less" and made["inputs"][1] == 0
+    )
+    return below and _is_all(then, -1) and _is_all(otherwise, 1)

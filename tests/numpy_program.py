@@ -1,0 +1,7 @@
+"""The program of docs/, which runs an exported network with NumPy alone."""
+
+import runpy
+from pathlib import Path
+
+PATH = Path(__file__).parents[1] / "docs" / "numpy_inference.py"
+logits = runpy.run_path(str(PATH))["logits"]

@@ -1,0 +1,163 @@
+"""The arrays of a packed network, and programs that know nothing of this package and compute with them."""
+
+import json
+import shutil
+import subprocess
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+import numpy_program
+import pytest
+from networks import random_variables
+from small_models import SIDES, small
+
+from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, PReLU, max_pool, mean_pool
+from bnn_jax.packed import PackedModel, arrays, freeze, load, write_header, write_npz
+from bnn_jax.training.experiment import make_model
+
+SHAPE = (9, 8, 3)
+METADATA = {"image_shape": SHAPE, "mean": (120.0, 110.0, 100.0), "std": (60.0, 61.0, 62.0)}
+
+
+class Everything(nn.Module):
+    """A bit of all: borders of -1, strides, thresholds behind a pool, a residual, learned slopes, several bases."""
+
+    @nn.compact
+    def __call__(self, x, *, train=False, progress=1.0):
+        signs = {"input_quantizer": "ste_sign", "kernel_quantizer": "binary"}
+        x = BinaryConv(8, kernel_quantizer="xnor", padding=1, name="stem")(x)
+        y = BinaryConv(32, **signs, pad_value=-1, padding=1, name="conv1")(x)
+        y = BatchNorm(name="norm1")(max_pool(y, 2), train=train)
+        y = BinaryConv(8, **signs | {"input_quantizer": "rsign"}, strides=2, name="conv2", use_bias=True)(y)
+        y = y + max_pool(x, 3, strides=4, padding=1)[:, :2, :2]
+        y = PReLU(name="slopes")(y)
+        ternary = {"input_quantizer": "tbn", "kernel_quantizer": "ttq"}
+        y = BinaryConv(8, **ternary, kernel_size=1, input_scaling=True, name="conv3")(y)
+        y = jnp.concatenate([nn.sigmoid(y) - 0.5, mean_pool(y, 1)], axis=-1)
+        y = BinaryDense(32, **signs | {"kernel_quantizer": "abc_net"}, name="dense1")(y.reshape(y.shape[0], -1))
+        y = BatchNorm(name="norm2")(y, train=train)
+        y = BinaryDense(16, **signs, name="dense2")(y)
+        return BinaryDense(5, use_bias=True, name="head")(y)
+
+
+def packed_of(model, shape=SHAPE):
+    variables = random_variables(model, shape, mean=0.0)
+    return PackedModel(model, freeze(model, variables, shape), METADATA | {"image_shape": shape}), variables
+
+
+def images_of(shape, count=6, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def everything():
+    return packed_of(Everything())
+
+
+@pytest.fixture(scope="module")
+def found(everything):
+    return arrays(everything[0])
+
+
+def test_numpy_alone_computes_the_logits(everything, found):
+    images = images_of(SHAPE)
+    wanted = np.asarray(everything[0].logits(images))
+    assert wanted.std(0).min() > 0.5
+    np.testing.assert_allclose(numpy_program.logits(found, images), wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_what_the_arrays_are(everything, found):
+    """The names, shapes and dtypes that the documentation states; codes and scales of the latent weights."""
+    params = everything[1]["params"]
+    latent = params["conv1"]["latent_kernel"]
+    np.testing.assert_array_equal(found["conv1/kernel"], np.where(latent < 0, -1, 1))
+    stem = params["stem"]["latent_kernel"]
+    np.testing.assert_array_equal(found["stem/kernel"], np.where(stem < 0, -1, 1))
+    np.testing.assert_allclose(found["stem/scale"], np.abs(stem.astype(np.float64)).mean((0, 1, 2)), rtol=1e-6)
+    assert found["conv1/kernel"].dtype == np.int8
+    assert "conv1/scale" not in found
+    assert set(np.unique(found["conv3/kernel1"])) | set(np.unique(found["conv3/kernel2"])) <= {-1, 0, 1}
+    assert [found[f"norm1/{name}"].dtype.name for name in ("threshold", "direction")] == ["int32", "int8"]
+    np.testing.assert_array_equal(np.unique(found["norm1/direction"]), [-1, 1])
+    np.testing.assert_array_equal(found["head/kernel"], params["head"]["kernel"])
+    assert {name for name in found if name.startswith("dense1/")} >= {"dense1/kernel1", "dense1/scale1"}
+    steps = json.loads(str(found["steps"]))
+    made = {"images"}
+    for step in steps:
+        assert made | found.keys() >= {i for i in step["inputs"] if isinstance(i, str)}
+        made.add(step["output"])
+    assert steps[-1]["output"] == "logits"
+    assert {step["layer"] for step in steps} >= {"stem", "conv1", "norm1", "conv2", "conv3", "dense1", "head"}
+
+
+def test_a_file_of_a_saved_network(network, path, tmp_path):
+    """All dense: the file that `save` wrote, as npz, which needs no pickle."""
+    loaded = load(path)
+    write_npz(tmp_path / "net.npz", loaded)
+    with np.load(tmp_path / "net.npz", allow_pickle=False) as file:
+        found = dict(file)
+    images = images_of(loaded.metadata["image_shape"])
+    np.testing.assert_array_equal(numpy_program.logits(found, images).argmax(1), loaded.predict(images))
+
+
+def test_another_operation_is_refused_by_its_layer():
+    class Sorting(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train=False):
+            y = BinaryDense(4, kernel_quantizer="binary", name="dense")(x.reshape(x.shape[0], -1))
+            return jnp.sort(y, axis=-1)
+
+    with pytest.raises(ValueError, match="`packed` has the operation 'sort' at 'Sorting', for which there is no step"):
+        arrays(packed_of(Sorting())[0])
+
+
+PROGRAM = """
+#include <stdio.h>
+#include "net.h"
+int main(void) {  /* The integer sums of conv1 where every input is +1 but those of the first channel. */
+  for (int f = 0; f < 32; f++) {
+    int sum = 0;
+    for (int i = 0; i < 3; i++) for (int j = 0; j < 3; j++) for (int c = 0; c < 8; c++)
+      sum += (c ? 1 : -1) * conv1_kernel[i][j][c][f];
+    int code = sum >= norm1_threshold[f] ? norm1_direction[f] : -norm1_direction[f];
+    printf("%d %d %.9g\\n", sum, code, head_bias[f % 5]);
+  }
+  return 0;
+}
+"""
+
+
+def test_a_c_program_sums_a_layer(everything, found, tmp_path):
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        pytest.skip("no C compiler (cc, gcc, clang) is installed")
+    write_header(tmp_path / "net.h", everything[0])
+    (tmp_path / "main.c").write_text(PROGRAM)
+    strict = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-Wno-unused-const-variable", "-pedantic"]
+    subprocess.run([compiler, *strict, "main.c", "-o", "main"], cwd=tmp_path, check=True)
+    printed = subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=True).stdout
+    signs = np.where(np.arange(8) == 0, -1, 1)
+    sums = np.einsum("ijcf,c->f", found["conv1/kernel"].astype(int), signs)
+    codes = np.where(sums >= found["norm1/threshold"], found["norm1/direction"], -found["norm1/direction"])
+    shown = np.array([line.split() for line in printed.splitlines()], float)
+    np.testing.assert_array_equal(shown[:, :2], np.stack([sums, codes], 1))
+    np.testing.assert_array_equal(shown[:, 2].astype(np.float32), found["head/bias"][np.arange(32) % 5])
+
+
+def test_the_program_is_short():
+    lines = [line for line in numpy_program.PATH.read_text().splitlines() if line.strip()]
+    assert len(lines) <= 40
+    assert {line.split()[1] for line in lines if line.startswith("import")} == {"json", "sys", "numpy"}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["binary_densenet28", "reactnet18", "tbn_resnet18", "vgg_small", "alexnet_dorefa"])
+def test_networks_of_the_catalogue(name):
+    side = SIDES.get(name, 8)
+    packed, _ = packed_of(make_model(small(name), num_classes=5), (side, side, 3))
+    images = images_of((side, side, 3), 8)
+    wanted = np.asarray(packed.logits(images))
+    ours = numpy_program.logits(arrays(packed), images)
+    np.testing.assert_allclose(ours, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
+    np.testing.assert_array_equal(ours.argmax(1), wanted.argmax(1))
