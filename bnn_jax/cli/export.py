@@ -1,14 +1,15 @@
 """Pack a run into one file: bnn-jax export runs/mine -o model.bnn.safetensors
 
 The file holds the weights as bits, batch norms as thresholds where they can be, the rest in full precision, and what
-`bnn_jax.packed.load` needs to run it.  The accuracy that it states is that of the packed network.  By its ending,
-FILE.tflite is for the Larq Compute Engine instead, and FILE.stablehlo for `jax.export.deserialize`: for cpu, cuda and
-tpu, and every batch size.  Another ending is refused.
+`bnn_jax.packed.load` needs to run it.  The accuracy that it states is that of the packed network.  By its ending, or
+--to, another form is written instead: FILE.npz holds the -1/+1 weights, scales and thresholds as NumPy arrays and the
+steps that compute with them (docs/numpy_inference.py), FILE.h the same as constants of C; FILE.tflite is for the Larq
+Compute Engine, FILE.stablehlo for `jax.export.deserialize`: for cpu, cuda and tpu, and every batch size.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import tyro
@@ -18,7 +19,7 @@ from bnn_jax.cli.options import TrainedOptions, parse_options
 from bnn_jax.data import in_batches
 from bnn_jax.errors import UsageError
 from bnn_jax.files import write_atomically
-from bnn_jax.packed import PackedModel, save, to_stablehlo, write_tflite
+from bnn_jax.packed import PackedModel, save, to_stablehlo, write_header, write_npz, write_tflite
 from bnn_jax.packed.artifact import rounded
 from bnn_jax.packed.runs import freeze_run
 from bnn_jax.paths import require_ending
@@ -26,11 +27,22 @@ from bnn_jax.training.config import DataConfig
 from bnn_jax.training.epoch import EVALUATION_BATCH
 from bnn_jax.training.programs import use_compilation_cache
 
+ENDINGS = {
+    "safetensors": ".bnn.safetensors",
+    "npz": ".npz",
+    "header": ".h",
+    "tflite": ".tflite",
+    "stablehlo": ".stablehlo",
+}
+"""The forms and the endings of their files."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(TrainedOptions):
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("model.bnn.safetensors")
-    """The file to write; its ending says the format."""
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """The file to write; its ending says the form.  None is model with the ending of --to, model.bnn.safetensors."""
+    to: Literal["safetensors", "npz", "header", "tflite", "stablehlo"] | None = None
+    """The form, where the ending of the file does not say it."""
     float16: bool = False
     """Keep what stays real in half of the bytes."""
 
@@ -78,23 +90,50 @@ def data_settings(data: DataConfig) -> dict[str, Any]:
     return {name: getattr(data, name) for name in deciding}
 
 
+def form_and_file(to: str | None, output: Path | None) -> tuple[str, Path]:
+    """The form that --to or the ending of the file says, and the file.
+
+    Raises:
+      UsageError: for another ending.
+
+    >>> form_and_file("header", None)[0], form_and_file(None, Path("net.npz"))[0], form_and_file(None, Path("net"))[0]
+    ('header', 'npz', 'safetensors')
+    """
+    output = Path(f"model{ENDINGS[to or 'safetensors']}") if output is None else output
+    require_ending("output", output, *(ENDINGS.values() if to is None else [ENDINGS[to]]))
+    forms = {Path(ending).suffix or ending: form for form, ending in ENDINGS.items()}
+    return to or forms.get(output.suffix.lower(), "safetensors"), output
+
+
+def write(form: str, output: Path, network: PackedModel, described: dict[str, Any], variables: Any, half: bool) -> str:
+    """Write the file; returns what is to be said of it."""
+    if form == "tflite":
+        write_tflite(output, network.model, variables, described["image_shape"])
+        return "takes normalized float32 images one by one"
+    if form == "stablehlo":
+        write_atomically(output, to_stablehlo(network))
+        return "takes uint8 images"
+    if form == "npz":
+        write_npz(output, network)
+        return "arrays and steps, for docs/numpy_inference.py"
+    if form == "header":
+        write_header(output, network)
+        return "constants of C"
+    header, _ = save(output, variables=network.variables, float16=half, **described)
+    return f"of them {header:,} of header"
+
+
 def main() -> None:
     arguments = parse_options(Arguments, __doc__)
     use_compilation_cache()
-    output, ending = arguments.output, arguments.output.suffix.lower()
-    require_ending("output", output, ".bnn.safetensors", ".tflite", ".stablehlo")
-    if arguments.float16 and ending in (".tflite", ".stablehlo"):
+    form, output = form_and_file(arguments.to, arguments.output)
+    if arguments.float16 and form != "safetensors":
+        ending = ENDINGS[form]
         raise UsageError(f"`float16` (=True) is not for {ending} files; leave it out, or name another ending")
     network, described, variables = pack(arguments)
-    if ending == ".tflite":
-        write_tflite(output, network.model, variables, described["image_shape"])
-        print(f"{output}: {output.stat().st_size:,} bytes; takes normalized float32 images one by one")
-    elif ending == ".stablehlo":
-        write_atomically(output, to_stablehlo(network))
-        print(f"{output}: {output.stat().st_size:,} bytes; takes uint8 images")
-    else:
-        header, tensors = save(output, variables=network.variables, float16=arguments.float16, **described)
-        print(f"{output}: {header + tensors:,} bytes, of them {header:,} of header")
+    said = write(form, output, network, described, variables, arguments.float16)
+    joint = "," if form == "safetensors" else ";"
+    print(f"{output}: {output.stat().st_size:,} bytes{joint} {said}")
     trained = (variables["params"], variables.get("batch_stats", {}))
     float32_bytes, size = 4 * sum(leaf.size for leaf in jax.tree.leaves(trained)), output.stat().st_size
     print(f"in float32: {float32_bytes:,} bytes, {float32_bytes / size:.1f} times as many")

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -14,7 +15,10 @@ from small_models import SIDES, small
 
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, PReLU, max_pool, mean_pool
 from bnn_jax.packed import PackedModel, arrays, freeze, load, write_header, write_npz
+from bnn_jax.packed.runs import freeze_run
+from bnn_jax.training.config import Config, ModelConfig, OptimConfig
 from bnn_jax.training.experiment import make_model
+from bnn_jax.training.loop import train
 
 SHAPE = (9, 8, 3)
 METADATA = {"image_shape": SHAPE, "mean": (120.0, 110.0, 100.0), "std": (60.0, 61.0, 62.0)}
@@ -149,6 +153,27 @@ def test_the_program_is_short():
     lines = [line for line in numpy_program.PATH.read_text().splitlines() if line.strip()]
     assert len(lines) <= 40
     assert {line.split()[1] for line in lines if line.startswith("import")} == {"json", "sys", "numpy"}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("model", [ModelConfig("resnet6"), ModelConfig("lenet", options={"kernel_size": 2})])
+def test_a_trained_network_has_the_same_accuracy(model, tmp_path):
+    """Of an XNOR-Net of ResNet's form and of LeNet on handwritten digits, image by image."""
+    config = Config("digits", 4, 32, loss="cross_entropy", model=model, optim=OptimConfig("adam", learning_rate=0.01))
+    train(config, tmp_path)
+    run = freeze_run(tmp_path)
+    test, described = run.dataset.test, {"image_shape": run.dataset.image_shape}
+    packed = PackedModel(run.model, run.packed, described | {"mean": run.dataset.mean, "std": run.dataset.std})
+    write_npz(tmp_path / "net.npz", packed)
+    np.savez(tmp_path / "test.npz", images=test.images, labels=test.labels)
+    accuracy, examples = packed.accuracy([(test.images, test.labels)])
+    assert accuracy > 0.5
+    with np.load(tmp_path / "net.npz") as file:
+        predictions = numpy_program.logits(dict(file), test.images).argmax(1)
+    np.testing.assert_array_equal(predictions, packed.predict(test.images))
+    command = [sys.executable, numpy_program.PATH, "net.npz", "test.npz"]
+    printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert printed == f"{100 * accuracy:.2f} % of {examples} images\n"
 
 
 @pytest.mark.full

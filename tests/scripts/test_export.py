@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import numpy_program
 import pytest
 from run_script import run_script
 
@@ -164,6 +165,20 @@ def test_a_stablehlo_file_gives_the_same_logits(workdir, exported):
     images = np.random.default_rng(0).integers(0, 256, (3, 6, 6, 1), dtype=np.uint8)
     called = jax.export.deserialize(bytearray(path.read_bytes())).call(images)
     np.testing.assert_allclose(called, network.logits(images), rtol=1e-6)
+
+
+def test_arrays_and_a_c_header_are_written(workdir, exported):
+    network, path = load(exported[0]), workdir.parent / "model.npz"
+    shown = run_script("export", workdir, "--to", "npz", "-o", path).stdout
+    assert f"model.npz: {path.stat().st_size:,} bytes; arrays and steps" in shown
+    with np.load(workdir.parent / "data.npz") as data, np.load(path) as found:
+        predictions = numpy_program.logits(dict(found), data["test_images"]).argmax(1)
+        np.testing.assert_array_equal(predictions, network.predict(data["test_images"]))
+    run_script("export", workdir, "-o", path.with_suffix(".h"))
+    assert "static const int8_t dense1_kernel[36][16] = {{" in path.with_suffix(".h").read_text()
+    error = run_script("export", workdir, "--to", "header", "-o", path, code=2).stderr
+    assert "`output` (=" in error
+    assert "must end in .h, the format that is written; name it model.h" in error
 
 
 def test_a_tflite_file_is_written(workdir):
