@@ -12,6 +12,8 @@ EXTRAS: dict[str, str] = {
     "tensorflow_datasets": "tfds",
     "array_record": "tfds",
     "importlib_resources": "tfds",
+    "tensorboardX": "tensorboard",
+    "wandb": "wandb",
 }
 """Package -> the extra of bnn_jax, in setup.cfg, that installs it."""
 

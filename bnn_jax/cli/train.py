@@ -7,8 +7,10 @@ On machines that work together it is started once on each (docs/tpu.md).
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from bnn_jax.cli.options import TrainingOptions, refuse_unread
+from bnn_jax.training.callbacks import LOGS
 from bnn_jax.training.devices import initialize_processes, is_first_process, make_devices
 from bnn_jax.training.loop import train
 from bnn_jax.training.overrides import parse
@@ -20,6 +22,13 @@ from bnn_jax.training.progress import progress_display, silent
 class Arguments(TrainingOptions):
     optimizer: str | None = None
     """Start from the settings that the config keeps for this optimizer."""
+    overwrite: bool = False
+    """Start anew where a run has begun: when the new one is ready to start, the old one is moved to
+    WORKDIR.replaced-1."""
+    extend: bool = False
+    """Go on for more --epochs also where a schedule spans the whole run, along its curve over the longer one."""
+    log: tuple[Literal["csv", "tensorboard", "wandb"], ...] = ()
+    """Where the numbers go besides metrics.jsonl: a table with a line an epoch, event files, Weights & Biases."""
     model_parallel: int = 1
     """Devices among which the output features of parameters are divided."""
     distributed: bool = False
@@ -45,10 +54,12 @@ def main() -> None:
     else:
         refuse_unread(arguments, PROCESSES, "is for one of several processes, with `--distributed`")
     reading = arguments.reading()
+    starting = {"overwrite": arguments.overwrite, "extend": arguments.extend}
+    starting["callbacks"] = [LOGS[name]() for name in dict.fromkeys(arguments.log)]
     devices = make_devices(arguments.devices, model_parallel=arguments.model_parallel)
     shown = progress_display(f"{config.name} {config.optim.name}") if is_first_process() else nullcontext(silent)
     with shown as on_progress:
-        result = train(config, workdir, on_progress=on_progress, devices=devices, **reading)
+        result = train(config, workdir, on_progress=on_progress, devices=devices, **starting, **reading)
     if is_first_process():
         print(f"test accuracy {100 * result['test_accuracy_last']:.2f} % at the last epoch, ", end="")
         print(f"{100 * result['test_accuracy_best']:.2f} % at epoch {result['best_epoch']}, the best in validation")

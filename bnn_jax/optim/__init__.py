@@ -51,6 +51,7 @@ class Optimizer(NamedTuple):
       takes_inner_steps: whether several steps can be made on each linearised problem.
       exact_step: whether its step size is exact for a piecewise linear loss, which then is all that it can minimize.
       latent_box: the rule for the bounds of the latent weights, (lower, upper) or None.
+      spans_the_run: whether its steps depend on how many there are in all.
     """
 
     make: Callable[..., optax.GradientTransformation]
@@ -60,6 +61,7 @@ class Optimizer(NamedTuple):
     takes_inner_steps: bool = False
     exact_step: bool = False
     latent_box: Rule | None = None
+    spans_the_run: bool = False
 
 
 def decay_of_parameters(
@@ -204,7 +206,9 @@ OPTIMIZERS: dict[str, Optimizer] = {
             "must contain -1 and 1 for bop, whose weights are those",
         ),
     ),
-    "bnew": Optimizer(_bnew, latent_box=Rule(lambda box: box is not None, "must not be None for bnew")),
+    "bnew": Optimizer(
+        _bnew, latent_box=Rule(lambda box: box is not None, "must not be None for bnew"), spans_the_run=True
+    ),
 }
 
 

@@ -1,7 +1,6 @@
 """Networks of earlier runs: those that teach, and those that another stage starts from."""
 
 import hashlib
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,9 +11,8 @@ from bnn_jax.data import Dataset, ImageStream
 from bnn_jax.errors import UsageError
 from bnn_jax.paths import local_path
 from bnn_jax.stages.warm_start import Variables
-from bnn_jax.training.checkpoint import restore_checkpoint
 from bnn_jax.training.programs import Teacher, programs_of, state_shapes
-from bnn_jax.training.run_folder import read_config, why_rejected
+from bnn_jax.training.run_folder import read_config, restore_run
 
 
 def load_network(
@@ -32,8 +30,7 @@ def load_network(
     """
     folder = local_path("folder", folder)
     config = read_config(folder)
-    like = state_shapes(programs_of(config, dataset))
-    restored = restore_checkpoint(folder / "checkpoints", like, why_rejected=partial(why_rejected, config), finite=True)
+    restored = restore_run(config, folder, state_shapes(programs_of(config, dataset)))
     if restored is None:
         raise UsageError(f"`folder` (={folder}) holds no checkpoint yet; train it first")
     found = restored.state.best if which == "best" else restored.state.train

@@ -23,7 +23,7 @@ from bnn_jax.training.members import Diverged, why_alone
 from bnn_jax.training.metrics import write_file
 from bnn_jax.training.programs import image_info, program_key
 from bnn_jax.training.progress import OnProgress, progress_display
-from bnn_jax.training.run_folder import check_workdir, has_begun, read_checksummed
+from bnn_jax.training.run_folder import check_workdir, finished_result, has_begun
 from bnn_jax.training.step_size import StepSizeWarning
 from bnn_jax.training.validation import validate
 
@@ -117,7 +117,8 @@ def recorded_result(run: Run) -> dict[str, Any] | None:
         return None
     check_workdir(run.config, run.workdir)
     diverged = run.workdir / "diverged.json"
-    return json.loads(diverged.read_text()) if diverged.exists() else read_checksummed(run.workdir / "result.json")
+    found = json.loads(diverged.read_text()) if diverged.exists() else {}
+    return found if found.get("epochs") == run.config.epochs else finished_result(run.config, run.workdir)
 
 
 def train_one(run: Run, datasets: Datasets, on_progress: OnProgress) -> None:

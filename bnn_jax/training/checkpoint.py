@@ -125,7 +125,7 @@ def restore_checkpoint(
     over, newest first, each with one :class:`CheckpointWarning`.  With `step` only that one is tried.
 
     Args:
-      like: a state (or ``jax.eval_shape`` of one) that gives structure, shapes and dtypes.
+      like: a state (or ``jax.eval_shape`` of one), for structure, shapes and dtypes; or a function of the metadata.
       why_rejected: metadata -> why a checkpoint is passed over although it verifies, or None.
       quarantine: move what was passed over into ``<folder>/quarantine-<n>``, with one more warning, and go on as if it
         had never been there.  What only cannot be read here and now (permission, format version) stays where it is.
@@ -144,16 +144,17 @@ def restore_checkpoint(
     >>> restore_checkpoint(folder, {"kernel": np.zeros(2, np.float32)})
     Restored(state={'kernel': Array([ 1., -0.], dtype=float32)}, step=20, metadata={'accuracy': 0.5})
     """
-    folder = local_path("folder", folder).absolute()
-    present = _steps_present(folder)
-    wanted = named_shapes(like, "like")
+    present = _steps_present(folder := local_path("folder", folder).absolute())
+    if not callable(like):
+        named_shapes(like, "like")  # to refuse what is no state even where there is nothing to restore
     passed: dict[int, Damaged] = {}
     for candidate in reversed(present) if step is None else [_present_step(folder, present, step)]:
         try:
             manifest = _manifest_of(folder, candidate)
             if (reason := why_rejected(manifest["metadata"])) is not None:
                 raise Damaged(reason)
-            check_same_leaves(wanted, manifest, folder / str(candidate))
+            saved_like = like(manifest["metadata"]) if callable(like) else like
+            check_same_leaves(wanted := named_shapes(saved_like, "like"), manifest, folder / str(candidate))
             leaves = read_leaves(folder, candidate, manifest, finite=finite)
         except Damaged as damage:
             if step is not None:
@@ -165,7 +166,7 @@ def restore_checkpoint(
         if quarantine:
             _quarantine(folder, passed)
         arrays = jax.device_put([leaves[name] for name in wanted])
-        state = jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(like), arrays)
+        state = jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(saved_like), arrays)
         return Restored(state, candidate, manifest["metadata"])
     if quarantine and not any(isinstance(damage, Unreadable) for damage in passed.values()):
         _quarantine(folder, passed)
@@ -196,8 +197,7 @@ def _quarantine(folder: Path, passed: dict[int, Damaged]) -> None:
 
 def checkpoint_steps(folder: str | os.PathLike[str]) -> list[int]:
     """The steps in `folder` that have data and a manifest that verifies, in rising order; the data are not read."""
-    folder = local_path("folder", folder).absolute()
-    steps = []
+    folder, steps = local_path("folder", folder).absolute(), []
     for step in _steps_present(folder):
         with contextlib.suppress(Damaged):
             _manifest_of(folder, step)

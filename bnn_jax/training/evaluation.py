@@ -1,7 +1,6 @@
 """Evaluate the checkpoint of a run."""
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,9 @@ import numpy as np
 
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.paths import local_path
-from bnn_jax.training.checkpoint import restore_checkpoint
 from bnn_jax.training.input_pipeline import data_of_run, make_input_pipeline
 from bnn_jax.training.programs import programs_of, state_shapes
-from bnn_jax.training.run_folder import read_config, why_rejected
+from bnn_jax.training.run_folder import read_config, restore_run
 
 
 def evaluate_run(
@@ -41,12 +39,11 @@ def evaluate_run(
     """
     workdir = local_path("workdir", workdir)
     config = read_config(workdir)
-    why = partial(why_rejected, config)
     if data_dir is not None:
         config = replace(config, data=replace(config.data, data_dir=data_dir))
     dataset = data_of_run(config, data)
     programs = programs_of(config, dataset)
-    restored = restore_checkpoint(workdir / "checkpoints", state_shapes(programs), why_rejected=why, finite=True)
+    restored = restore_run(config, workdir, state_shapes(programs))
     if restored is None:
         raise UsageError(f"`workdir` (={workdir}) holds no checkpoint yet; train it first: bnn-jax train")
     variables = restored.state.best if which == "best" else restored.state.train

@@ -7,15 +7,20 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeAlias
 
 from bnn_jax.errors import Preempted
+from bnn_jax.training.devices import largest
+
+Asked: TypeAlias = Callable[[], type[KeyboardInterrupt] | None]
+"""The exception with which the run shall end, None before."""
 
 SECONDS_TO_END = 8.0
 """After SIGTERM.  Preempted machines go away soon after, Slurm kills after 30 seconds."""
 
 
 @contextmanager
-def interrupts(last_saved: Callable[[], str]) -> Iterator[Callable[[], type[KeyboardInterrupt] | None]]:
+def interrupts(last_saved: Callable[[], str]) -> Iterator[Asked]:
     """Turn the first Ctrl-C, or SIGTERM, into what the loop asks for: the exception to end with, None before.
 
     A second Ctrl-C acts as usual.  A process that has not ended :data:`SECONDS_TO_END` after SIGTERM, because it is
@@ -74,3 +79,9 @@ def _limit_on_ending(last_saved: Callable[[], str]) -> Iterator[None]:
         thread.join()
         for descriptor in (signals, wakeup, done):
             os.close(descriptor)
+
+
+def agreed(asked: Asked) -> Asked:
+    """Ask what one of the processes at least is asked for."""
+    endings = (None, KeyboardInterrupt, Preempted)
+    return lambda: endings[int(largest(endings.index(asked())))]

@@ -7,20 +7,21 @@ same functions in the same order, and process 0 alone reads and writes the workd
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from bnn_jax.checks import require
 from bnn_jax.data import Dataset, ImageStream
-from bnn_jax.errors import Preempted, UsageError
+from bnn_jax.errors import UsageError
 from bnn_jax.paths import local_path
-from bnn_jax.training.checkpoint import checkpoint_steps
+from bnn_jax.training.callbacks import Callback
 from bnn_jax.training.config import Config, to_dict
 from bnn_jax.training.devices import (
     check_batch_size,
@@ -35,7 +36,7 @@ from bnn_jax.training.diagnostics import no_flips
 from bnn_jax.training.epoch import Batches, epoch
 from bnn_jax.training.experiment import HyperParameters, hyper_parameters
 from bnn_jax.training.input_pipeline import InputPipeline, load_data, make_input_pipeline, with_data
-from bnn_jax.training.interrupts import interrupts
+from bnn_jax.training.interrupts import Asked, agreed, interrupts
 from bnn_jax.training.members import (
     Diverged,
     Member,
@@ -53,14 +54,12 @@ from bnn_jax.training.members import (
 from bnn_jax.training.metrics import diagnostics_record, first_diverged, step_records
 from bnn_jax.training.pace import Pace
 from bnn_jax.training.programs import Programs, Teacher, initial_state, over_members, programs_of
-from bnn_jax.training.progress import OnProgress, silent
+from bnn_jax.training.progress import OnProgress, epoch_text, silent
+from bnn_jax.training.run_folder import last_saved
 from bnn_jax.training.state import Best, RunState, TrainState
 from bnn_jax.training.step_size import warn_if_never_held_back
-from bnn_jax.training.validation import validate
+from bnn_jax.training.validation import check_teacher, validate
 from bnn_jax.types import Images, Labels
-
-Asked: TypeAlias = Callable[[], type[KeyboardInterrupt] | None]
-"""The exception with which the run shall end, None before."""
 
 
 def train(
@@ -69,6 +68,9 @@ def train(
     *,
     data: Any | None = None,
     on_progress: OnProgress = silent,
+    callbacks: Sequence[Callback] = (),
+    overwrite: bool = False,
+    extend: bool = False,
     warm_start: Any | None = None,
     teacher: Teacher | None = None,
     devices: Mesh | None = None,
@@ -77,6 +79,10 @@ def train(
     stage: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Run `config` in `workdir`, or resume it from its newest good checkpoint, or return the result it already has.
+
+    A run goes on in its folder with other settings that change no number
+    (:data:`bnn_jax.training.resuming.CHANGE_NO_NUMBER`), and for more epochs where it thereby becomes, bit for bit, the
+    longer run that was started with them: where no schedule, quantizer or optimizer spans the whole run.
 
     Ctrl-C saves after the training steps under way and raises KeyboardInterrupt, SIGTERM saves and raises Preempted; a
     second Ctrl-C stops at once.
@@ -87,7 +93,13 @@ def train(
       data: in place of what `config.data` names, as :func:`bnn_jax.data.as_dataset` takes them: ``(images, labels)``, a
         dict of splits, a Dataset, loaded once for several runs or made by hand.  The run's config names them, arrays
         in memory by a hash.
-      on_progress: called after every jitted call.
+      on_progress: called before it compiles, after every jitted call, and with the line of every epoch.
+      callbacks: told of the start, every record and the end, see :mod:`bnn_jax.training.callbacks`; of a run that is
+        finished already they hear nothing.
+      overwrite: start anew where a run has begun.  When data, network and start are there, the old run is moved to
+        `<workdir>.replaced-<n>`, and a warning says so; nothing is deleted.
+      extend: go on for more epochs also where something spans the whole run; it goes on as if it had been laid over
+        the longer one from the beginning.
       warm_start: variables of the network to start from, as :func:`bnn_jax.training.step.init_state` takes them;
         without meaning for a run that is resumed.
       teacher: for the losses of `config.distillation`, and needed by them; see `bnn_jax.stages.stage`.
@@ -102,19 +114,22 @@ def train(
       Of a run of Deep Frank-Wolfe in which gamma was 1 throughout a warning says so.
 
     Raises:
-      UsageError: for a config that cannot run, there or on `devices`, or a `workdir` that holds a run of another;
-        with several processes also where their configs differ.
+      UsageError: for a config that cannot run, there or on `devices`, or a `workdir` that holds a run of another, or
+        one that cannot be extended as it is; with several processes also where their configs differ.
       Diverged: when a metric or the state is not finite any more, the loss beyond
         :data:`bnn_jax.training.metrics.LARGEST_LOSS`, or an update refused; names step and layer, and NaN or infinite.
       RunError: when the disk is full, or checkpoints cannot be read here.
     """
     workdir, (config, dataset) = local_path("workdir", workdir), with_data(config, data)
     config = validate(config)
-    _check_teacher(config, teacher)
+    check_teacher(config, teacher is not None)
     check_batch_size(config.batch_size, devices, parts=config.accumulate_steps)
+    require("extend", extend, not (extend and overwrite), "does not go with `overwrite`", error=UsageError)
     start = {"warm_start": warm_start, "teacher": teacher, "devices": devices}
+    start |= {"overwrite": overwrite, "extend": extend}
     reading = {"dataset": dataset, "workers": workers, "strict": strict}
-    (result,) = _train([Member(config, workdir, stage)], on_progress, **start, **reading)
+    member = Member(config, workdir, stage, callbacks if is_first_process() else ())
+    (result,) = _train([member], on_progress, **start, **reading)
     if isinstance(result, Diverged):
         raise result
     if is_first_process():
@@ -182,25 +197,29 @@ def _train(
     warm_start: Any | None = None,
     teacher: Teacher | None = None,
     devices: Mesh | None = None,
+    overwrite: bool = False,
+    extend: bool = False,
     **reading: Any,
 ) -> list[dict[str, Any] | Diverged]:
     """Prepare, claim the folders, train from where the runs are to the end of their last epoch, write the results."""
     config, workdir = members[0].config, members[0].workdir
-    with interrupts(partial(_last_saved, workdir)) as asked_here, ExitStack() as locks, ended_with_the_others():
-        asked = _agreed(asked_here)
+    with interrupts(partial(last_saved, workdir)) as asked_here, ExitStack() as locks, ended_with_the_others():
+        asked = agreed(asked_here)
         _check_same(config)
-        results = on_first_process(partial(finished_results, members))
+        results = None if overwrite else on_first_process(partial(finished_results, members, extend=extend))
         if results is None:
             dataset = load_data(config.data) if dataset is None else dataset
             programs = programs_of(config, dataset, teacher=teacher, devices=devices)
             starts = [initial_state(programs, member.config.seed, warm_start=warm_start) for member in members]
             # Only now, for until here a start can fail that another command mends.
-            on_first_process(partial(claim, members, locks))
+            on_first_process(partial(claim, members, locks, overwrite=overwrite, extend=extend))
             run = place_state(stack(on_first_process(partial(resume, members, starts))), devices)
             programs = programs if len(members) == 1 else over_members(programs)
             pipeline = make_input_pipeline(config, programs, dataset, **reading)
             hyper = stack([hyper_parameters(member.config) for member in members])
             pace = Pace(config.scan_steps, len(members))
+            for member in members:
+                locks.enter_context(member.told())
             try:
                 results = _run_epochs(_Job(members, programs, pipeline, hyper, pace, asked, on_progress), run)
             except Diverged:
@@ -217,33 +236,17 @@ def _check_same(config: Config) -> None:
         raise UsageError("the config of a process differs from that of process 0; start all with the same files")
 
 
-def _check_teacher(config: Config, teacher: Teacher | None) -> None:
-    losses = config.distillation.losses
-    if losses and teacher is None:
-        raise UsageError(
-            f"`distillation.losses` (={', '.join(losses)}) needs a teacher; train this as a stage that names one, as "
-            "the recipes of bnn-jax stages do"
-        )
-    if teacher is not None and not losses:
-        raise UsageError("`distillation.losses` (={}) must name what to learn from the teacher; or leave it out")
-
-
-def _agreed(asked: Asked) -> Asked:
-    """Ask what one of the processes at least is asked for."""
-    endings = (None, KeyboardInterrupt, Preempted)
-    return lambda: endings[int(largest(endings.index(asked())))]
-
-
 def _run_epochs(job: _Job, run: RunState) -> list[dict[str, Any] | Diverged]:
     """Train to the end of the last epoch, saving on the way; evaluate on the test split; write the results."""
     config, programs = job.config, job.programs
-    parts = {"evaluate": partial(job.pipeline.evaluate, name="validation"), "end": programs.end_epoch}
+    parts = {"evaluate": partial(_validate, job), "end": programs.end_epoch}
     for number in range(steps_done(run.train) // programs.steps_per_epoch + 1, config.epochs + 1):
         run, _, evaluation = epoch(run, number, train=partial(_train_epoch, job, run.best), **parts)
         _check_evaluation(job, evaluation, run.train, "validation", number)
         _record_evaluation(job, evaluation, number)
         if job.asked() is not None or number % config.checkpoint_every_epochs == 0 or number == config.epochs:
             save(job.members, run)
+        _show_epoch(job, run, number)
     tested = {}
     for which, variables in (("best", run.best), ("last", run.train)):
         found = job.pipeline.evaluate(*variables.evaluated, "test")
@@ -271,11 +274,21 @@ def _train_epoch(job: _Job, best: Best, state: TrainState, number: int) -> tuple
             if ending is not None:
                 save(job.members, RunState(state, best))
                 raise ending(f"saved at step {steps_done(state)}; the same command resumes there")
+            if not job.pace.milliseconds:
+                _compile(job, state, batches, number)
             state = _train_steps(job, state, batches, first, count, number)
             if every_steps and steps_done(state) % every_steps == 0:
                 state = _record_diagnostics(job, state, batches.at(np.int32(first + count - 1)), number)
-            _show_progress(job, state, number)
+            if steps_done(state) % job.programs.steps_per_epoch:  # else the line of the epoch follows
+                _show_progress(job, state, number)
     return state, None
+
+
+def _compile(job: _Job, state: TrainState, batches: Batches, number: int) -> None:
+    """Compile the training steps by making none of them, so that no time of a step holds that of compiling."""
+    _tell(job, state, f"epoch {number}/{job.config.epochs}  compiling ...")
+    after, _ = job.programs.train(state, batches, job.hyper, np.int32(0), np.int32(0))
+    jax.block_until_ready(job.programs.is_finite(after))
 
 
 def _train_steps(job: _Job, state: TrainState, batches: Batches, first: int, count: int, number: int) -> TrainState:
@@ -328,11 +341,39 @@ def _record_diagnostics(job: _Job, state: TrainState, batch: tuple[Images, Label
     return state.replace(flips=zero.replace(never=state.flips.never))
 
 
+def _tell(job: _Job, state: TrainState, text: str) -> None:
+    runs, total = len(job.members), job.config.epochs * job.programs.steps_per_epoch
+    job.on_progress(steps_done(state) * runs, total * runs, text)
+
+
 def _show_progress(job: _Job, state: TrainState, number: int) -> None:
     losses = [member.rows[-1]["loss"] for member in job.members if member.diverged is None]
     text = f"epoch {number}/{job.config.epochs}  loss {np.mean(losses):.3f}  {job.pace.milliseconds[-1]:.1f} ms/step"
-    runs, total = len(job.members), job.config.epochs * job.programs.steps_per_epoch
-    job.on_progress(steps_done(state) * runs, total * runs, text)
+    _tell(job, state, text)
+
+
+def _show_epoch(job: _Job, run: RunState, number: int) -> None:
+    """Show the line of an epoch; of several runs the means."""
+    left, pace = job.config.epochs - number, job.pace
+    accuracy, epoch = np.mean(to_host(run.best.accuracy)), np.ravel(to_host(run.best.epoch))
+    shown = [member.evaluation for member in job.members if member.diverged is None]
+    text = epoch_text(
+        f"{number}/{job.config.epochs}",
+        loss=np.mean([found["train_loss"] for found in shown]),
+        validation=np.mean([found["validation_accuracy"] for found in shown]),
+        best=f"{100 * accuracy:.2f} %" + (f" (epoch {epoch[0]})" if len(epoch) == 1 else ""),
+        images_per_second=1e3 * job.config.batch_size / pace.median if pace.median else None,
+        seconds_left=pace.seconds_left(steps=left * job.programs.steps_per_epoch, evaluations=left) if left else None,
+    )
+    _tell(job, run.train, f"{text}\n")
+
+
+def _validate(job: _Job, *variables: Any) -> dict[str, np.ndarray]:
+    """Evaluate on the validation split, and keep how long it took."""
+    began = time.perf_counter()
+    found = job.pipeline.evaluate(*variables, "validation")
+    job.pace.evaluations.append(time.perf_counter() - began)
+    return found
 
 
 def _check_evaluation(job: _Job, found: dict[str, Any], variables: TrainState | Best, split: str, number: int) -> None:
@@ -355,11 +396,5 @@ def _record_evaluation(job: _Job, evaluation: dict[str, Any], number: int) -> No
         record = {"kind": "evaluation", "step": number * job.programs.steps_per_epoch, "epoch": number}
         record |= {name: float(value) for name, value in own.items()}
         record |= {f"train_{name}": float(np.mean([row[name] for row in member.rows])) for name in ("loss", "accuracy")}
-        member.record([record | {"step_time_ms": job.pace.median}])
-
-
-def _last_saved(workdir: Path) -> str:
-    folder = workdir / "checkpoints"
-    steps = checkpoint_steps(folder) if folder.is_dir() else []
-    where = f"from step {steps[-1]}, saved before" if steps else "from the start; nothing was saved yet"
-    return f"the same command goes on {where}"
+        member.evaluation = record | {"step_time_ms": job.pace.median}
+        member.record([member.evaluation])

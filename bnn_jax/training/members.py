@@ -3,8 +3,9 @@
 One run has its state as it is; the states of several are stacked, with a leading axis.
 """
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bnn_jax.errors import RunError, UsageError
-from bnn_jax.training.checkpoint import Restored, restore_checkpoint
+from bnn_jax.training.callbacks import Callback
 from bnn_jax.training.config import Config
 from bnn_jax.training.devices import on_first_process, to_host
 from bnn_jax.training.experiment import OPTIMIZER_NUMBERS
@@ -24,13 +25,19 @@ from bnn_jax.training.programs import program_key
 from bnn_jax.training.run_folder import (
     check_workdir,
     claim_workdir,
+    finished_result,
+    has_begun,
     locked,
-    read_checksummed,
+    move_aside,
+    restore_run,
     save_run,
-    why_rejected,
     write_result,
 )
 from bnn_jax.training.state import RunState, TrainState
+
+
+class MovedAsideWarning(UserWarning):
+    """A run made room for another one; the text names where it is now."""
 
 
 class Diverged(RunError):
@@ -44,20 +51,38 @@ class Member:
     Attributes:
       config, workdir: its own.
       stage: what its folder and checkpoints keep of the stage that the run is, or None.
+      callbacks: that are told of it.
       rows: records of the steps of the epoch under way.
+      evaluation: record of the last epoch.
       diverged: why it records, saves and results in nothing more, or None.
+      result: what it ended with, None before.
     """
 
     config: Config
     workdir: Path
     stage: dict[str, Any] | None = None
+    callbacks: Sequence[Callback] = ()
     rows: list[dict[str, Any]] = field(default_factory=list)
+    evaluation: dict[str, Any] = field(default_factory=dict)
     diverged: Diverged | None = None
+    result: dict[str, Any] | None = None
 
     def record(self, records: list[dict[str, Any]]) -> None:
-        """Append records to `metrics.jsonl`."""
+        """Append records to `metrics.jsonl`, and tell the callbacks of them."""
         self.rows += [record for record in records if record["kind"] == "train"]
         on_first_process(partial(append_metrics, self.workdir / "metrics.jsonl", records))
+        for callback in self.callbacks:
+            for record in records:
+                callback.on_record(record)
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Tell the callbacks that the run starts, or goes on, and that it ends, however it does."""
+        with ExitStack() as ends:
+            for callback in self.callbacks:
+                callback.on_start(self.config, self.workdir)
+                ends.callback(lambda callback=callback: callback.on_end(self.result))
+            yield
 
     def diverge(self, became: str, *, step: int, epoch: int, where: str | None) -> None:
         """Keep why it goes on no further: what became of which number, at what step, and where in the network first."""
@@ -121,15 +146,18 @@ def check_together(configs: Sequence[Config]) -> None:
             )
 
 
-def finished_results(members: Sequence[Member]) -> list[dict[str, Any]] | None:
+def finished_results(members: Sequence[Member], *, extend: bool = False) -> list[dict[str, Any]] | None:
     """Return the results if all runs are finished, else None.
+
+    Args:
+      extend: as :func:`bnn_jax.training.run_folder.check_workdir` takes it.
 
     Raises:
       UsageError: if a folder holds a run of another config.
     """
     for member in members:
-        check_workdir(member.config, member.workdir)
-    results = [read_checksummed(member.workdir / "result.json") for member in members]
+        check_workdir(member.config, member.workdir, extend=extend)
+    results = [finished_result(member.config, member.workdir) for member in members]
     if None in results:
         return None
     for member in members:
@@ -137,16 +165,24 @@ def finished_results(members: Sequence[Member]) -> list[dict[str, Any]] | None:
     return results
 
 
-def claim(members: Sequence[Member], locks: ExitStack) -> None:
+def claim(members: Sequence[Member], locks: ExitStack, *, overwrite: bool = False, extend: bool = False) -> None:
     """Make the folders, lock them until `locks` end, and write into each whose it is.
+
+    Args:
+      overwrite: move a run that has begun there aside, with a warning that names where.
+      extend: as :func:`bnn_jax.training.run_folder.check_workdir` takes it.
 
     Raises:
       UsageError: if another process trains in one; if one holds a run of another config.
       RunError: if one cannot be written.
     """
     for member in members:
+        if overwrite and has_begun(member.workdir):
+            with locked(member.workdir):
+                aside = move_aside(member.workdir)
+            warnings.warn(f"the run in {member.workdir} is moved to {aside}", MovedAsideWarning, stacklevel=2)
         locks.enter_context(locked(member.workdir))
-        claim_workdir(member.config, member.workdir, stage=member.stage)
+        claim_workdir(member.config, member.workdir, stage=member.stage, extend=extend)
 
 
 def resume(members: Sequence[Member], starts: Sequence[RunState]) -> list[RunState]:
@@ -156,7 +192,9 @@ def resume(members: Sequence[Member], starts: Sequence[RunState]) -> list[RunSta
       UsageError: if the checkpoints of several members are of different steps, or of states of another kind.
       RunError: if there are checkpoints, but none can be restored.
     """
-    found = [_restore(member, start) for member, start in zip(members, starts)]
+    found = [
+        restore_run(member.config, member.workdir, start, quarantine=True) for member, start in zip(members, starts)
+    ]
     steps = [0 if restored is None else restored.step for restored in found]
     if len(set(steps)) > 1:
         each = ", ".join(f"{member.workdir} at step {step}" for member, step in zip(members, steps))
@@ -165,11 +203,6 @@ def resume(members: Sequence[Member], starts: Sequence[RunState]) -> list[RunSta
         log = "" if restored is None else unpack_log(restored.metadata["log"])
         write_file(member.workdir / "metrics.jsonl", log)
     return [start if restored is None else restored.state for start, restored in zip(starts, found)]
-
-
-def _restore(member: Member, start: RunState) -> Restored | None:
-    why = partial(why_rejected, member.config)
-    return restore_checkpoint(member.workdir / "checkpoints", start, why_rejected=why, finite=True, quarantine=True)
 
 
 def save(members: Sequence[Member], run: RunState) -> None:
@@ -195,5 +228,6 @@ def write_results(
     for member, own, found in zip(members, unstack(run, len(members)), unstack(tested, len(members))):
         tested_here = {name: float(value) for name, value in found.items()}
         write = partial(write_result, member.config, member.workdir, own, tested_here)
-        results.append(on_first_process(write) if member.diverged is None else member.diverged)
+        member.result = on_first_process(write) if member.diverged is None else None
+        results.append(member.result if member.diverged is None else member.diverged)
     return results

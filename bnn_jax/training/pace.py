@@ -1,4 +1,4 @@
-"""How the steps of an epoch are cut into jitted calls."""
+"""How the steps of an epoch are cut into jitted calls, and how long a run takes."""
 
 from collections.abc import Iterable, Iterator
 
@@ -16,23 +16,30 @@ class Pace:
 
     Attributes:
       milliseconds: what a step of one run took in each call so far; of `members` that train together a part each.
+      evaluations: seconds that each evaluation took, of all members.
     """
 
     def __init__(self, most: int, members: int = 1):
         self.most, self.members = most, members
-        self.steps = 1  # the first call, which compiles, tells little of what a step takes
+        self.steps = 1  # nothing is known yet of how long a step takes
         self.milliseconds: list[float] = []
+        self.evaluations: list[float] = []
 
     def took(self, seconds: float, steps: int) -> None:
-        """Take account of a call."""
+        """Take account of a call, which compiled nothing."""
         seconds = largest(seconds / steps)  # all processes make calls of the same length
         self.milliseconds.append(1e3 * seconds / self.members)
         self.steps = max(1, min(self.most, int(LONGEST_CALL / seconds)))
 
     @property
     def median(self) -> float:
-        """Milliseconds that a step of one run takes, less the first call."""
-        return float(np.median(self.milliseconds[1:] or self.milliseconds or [0.0]))
+        """Milliseconds that a step of one run takes."""
+        return float(np.median(self.milliseconds or [0.0]))
+
+    def seconds_left(self, *, steps: int, evaluations: int) -> float:
+        """Seconds that so many steps and evaluations of all members take; the first evaluation compiles."""
+        each = np.median(self.evaluations[1:] or self.evaluations or [0.0])
+        return 1e-3 * steps * self.members * self.median + evaluations * float(each)
 
     def calls(
         self, parts: Iterable[tuple[Batches, range]], *, done: int, every_steps: int

@@ -1,14 +1,16 @@
 """What a run shows while it works."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeAlias
 
 OnProgress: TypeAlias = Callable[[int, int, str], None]
-"""Called with (steps done, steps in all, text)."""
+"""Called with (steps done, steps in all, text); a text that ends with a line break stays, another one goes."""
 
-SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_LINES = 30.0
 
 
 def silent(done: int, total: int, text: str) -> None:
@@ -17,27 +19,58 @@ def silent(done: int, total: int, text: str) -> None:
 
 @contextmanager
 def progress_display(title: str) -> Iterator[OnProgress]:
-    """A progress bar with the time left on a terminal; elsewhere, as in a log file, a line every ten seconds."""
+    """Show texts on stderr: on a terminal above and beside a bar; elsewhere, as in a log file, as plain lines.
+
+    Of the texts that do not stay a log has one every thirty seconds, and none between two lines that stay.
+    """
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _line_printer(title, console)
+        yield _line_printer(title)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[text]}"), console=console) as bars:
-        task = bars.add_task(title, total=None, text="compiling")
-        yield lambda done, total, text: bars.update(task, completed=done, total=total, text=text)
+    texts = (TextColumn("{task.description}", markup=False), TextColumn("{task.fields[text]}", markup=False))
+    with Progress(texts[0], BarColumn(), TaskProgressColumn(), texts[1], console=console) as bars:
+        task = bars.add_task(title, total=None, text="starting")
+
+        def show(done: int, total: int, text: str) -> None:
+            if text.endswith("\n"):
+                bars.console.print(f"{title}: {text.rstrip()}", markup=False, highlight=False, soft_wrap=True)
+            bars.update(task, completed=done, total=total, text=text.rstrip())
+
+        yield show
 
 
-def _line_printer(title: str, console) -> OnProgress:
+def _line_printer(title: str) -> OnProgress:
     last = -SECONDS_BETWEEN_LINES
 
     def show(done: int, total: int, text: str) -> None:
         nonlocal last
-        if done == total or time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+        if text.endswith("\n") or done == total or time.monotonic() - last >= SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            console.print(f"{title}: {done}/{total} {text}", soft_wrap=True, highlight=False)
+            print(f"{title}: {done}/{total} {text.rstrip()}", file=sys.stderr, flush=True)
 
     return show
+
+
+def epoch_text(
+    number: str,
+    *,
+    loss: float,
+    validation: float,
+    best: str,
+    images_per_second: float | None = None,
+    seconds_left: float | None = None,
+) -> str:
+    """The line of an epoch, shares in per cent; what is None is left out.
+
+    >>> epoch_text("3/20", loss=0.51, validation=0.9, best="92.00 % (epoch 2)", images_per_second=1e4, seconds_left=62)
+    'epoch 3/20  loss 0.510  validation 90.00 %  best 92.00 % (epoch 2)  10,000 images/s  0:01:02 left'
+    """
+    parts = [f"epoch {number}", f"loss {loss:.3f}", f"validation {100 * validation:.2f} %", f"best {best}"]
+    if images_per_second is not None:
+        parts.append(f"{images_per_second:,.0f} images/s")
+    if seconds_left is not None:
+        parts.append(f"{timedelta(seconds=round(seconds_left))} left")
+    return "  ".join(parts)

@@ -1,12 +1,14 @@
 """The folder of a run: its config, its lock, and small files that are what was written or known to be damaged."""
 
 import hashlib
+import itertools
 import json
 import os
 import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,23 @@ import jax
 
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.finite import require_finite
-from bnn_jax.training.checkpoint import checkpoint_steps, read_metadata, save_checkpoint
-from bnn_jax.training.config import Config, flatten, from_dict, to_dict
+from bnn_jax.training.checkpoint import (
+    Restored,
+    checkpoint_steps,
+    read_metadata,
+    restore_checkpoint,
+    save_checkpoint,
+)
+from bnn_jax.training.config import Config, from_dict, to_dict
 from bnn_jax.training.devices import is_first_process, on_first_process, to_host
+from bnn_jax.training.diagnostics import Flips, no_flips
 from bnn_jax.training.metrics import pack_log, read_metrics, summarize, write_file
+from bnn_jax.training.resuming import differing_key, setting, what_spans_the_run
 from bnn_jax.training.sharded_checkpoint import is_in_parts, save_in_parts, sees_folder_of_first
 from bnn_jax.training.state import RunState
 
-WHERE_DATA_LIE = "data.data_dir"
-"""The one setting that may change between two parts of a run."""
+ENDS = ("result.json", "diverged.json")
+"""The files of which a run leaves one when it has ended."""
 
 
 class DamagedFileWarning(UserWarning):
@@ -97,54 +107,87 @@ def why_rejected(config: Config, metadata: dict[str, Any]) -> str | None:
     if "config" not in metadata:
         return "it is of no run: its metadata hold no config"
     other = from_dict(metadata["config"])
-    key = _differing_key(other, config)
-    return key and f"it is of another run, whose `{key}` is {_value(other, key)!r}, not {_value(config, key)!r}"
-
-
-def _differing_key(first: Config, second: Config) -> str | None:
-    a, b = flatten(to_dict(first)), flatten(to_dict(second))
-    keys = sorted((a | b).keys() - {WHERE_DATA_LIE})
-    return next((key for key in keys if a.get(key) != b.get(key)), None)
-
-
-def _value(config: Config, key: str) -> Any:
-    return flatten(to_dict(config)).get(key)
+    key = differing_key(other, config)
+    return key and f"it is of another run, whose `{key}` is {setting(other, key)!r}, not {setting(config, key)!r}"
 
 
 def has_begun(workdir: Path) -> bool:
-    """Whether a run has left a step, a checkpoint or an end in its folder; before, another config may claim it."""
-    log = workdir / "metrics.jsonl"
-    left = ("checkpoints", "result.json", "diverged.json")
-    return any((workdir / name).exists() for name in left) or (log.exists() and log.stat().st_size > 0)
+    """Whether a run has left a checkpoint, be it damaged, or an end in its folder; before, the folder is nobody's."""
+    folder = workdir / "checkpoints"
+    left = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    unfinished = {name.partition(".")[0] for name in left if name.endswith(".tmp")}
+    saved = any(name.partition(".")[0] not in unfinished for name in left)
+    return saved or any((workdir / name).exists() for name in ENDS)
 
 
-def check_workdir(config: Config, workdir: Path) -> None:
+def check_workdir(config: Config, workdir: Path, *, extend: bool = False) -> None:
     """Refuse a folder in which a run of another config has begun.
 
+    Args:
+      extend: go on for more epochs also where something spans the whole run, see
+        :func:`bnn_jax.training.resuming.what_spans_the_run`.
+
     Raises:
-      UsageError: for one; names the first key that differs.
+      UsageError: for one; names the first setting that differs, or what spans the run.
     """
     recorded = _recorded_configs(workdir) if has_begun(workdir) else []
-    differing = [_differing_key(other, config) for other in recorded]
-    if recorded and None not in differing:
+    differing = [differing_key(other, config) for other in recorded]
+    if not recorded:
+        return
+    if None not in differing:
         key, old = differing[0], recorded[0]
         raise UsageError(
-            f"`{key}` is {_value(config, key)!r} now, but {workdir} holds a run with {_value(old, key)!r}; "
-            "choose another `--workdir`, or remove that one"
+            f"`{key}` is {setting(config, key)!r} now, but {workdir} holds a run with {setting(old, key)!r}; "
+            "choose another `--workdir`, or train with `--overwrite`"
+        )
+    old = recorded[differing.index(None)]
+    if config.epochs > old.epochs and not extend and (reason := what_spans_the_run(old, config.epochs)):
+        raise UsageError(
+            f"`epochs` is {config.epochs} now, but {workdir} holds a run with {old.epochs}, and {reason}; "
+            "train with `--extend` to go on with that change, or choose another `--workdir`"
         )
 
 
-def claim_workdir(config: Config, workdir: Path, *, stage: dict[str, Any] | None = None) -> None:
+def claim_workdir(config: Config, workdir: Path, *, stage: dict[str, Any] | None = None, extend: bool = False) -> None:
     """Write the resolved config, and what the run is a stage of, into `workdir`.
+
+    The end of a run that goes on for more epochs is removed.
 
     Raises:
       UsageError: as :func:`check_workdir`.
       RunError: if they cannot be written.
     """
-    check_workdir(config, workdir)
+    check_workdir(config, workdir, extend=extend)
+    for name in ENDS:
+        with suppress(OSError, ValueError, AttributeError):  # what is damaged is nobody's end
+            if json.loads((workdir / name).read_text()).get("epochs", config.epochs) < config.epochs:
+                (workdir / name).unlink()
     write_checksummed(workdir / "config.json", to_dict(config))
     if stage is not None:
         write_checksummed(workdir / "stage.json", stage)
+
+
+def last_saved(workdir: Path) -> str:
+    """From where the same command would go on now, in words."""
+    folder = workdir / "checkpoints"
+    steps = checkpoint_steps(folder) if folder.is_dir() else []
+    where = f"from step {steps[-1]}, saved before" if steps else "from the start; nothing was saved yet"
+    return f"the same command goes on {where}"
+
+
+def move_aside(workdir: Path) -> Path:
+    """Rename the folder of a run to the first free `<workdir>.replaced-<n>`, and return that.
+
+    Raises:
+      RunError: if it cannot be renamed.
+    """
+    names = (workdir.with_name(f"{workdir.name}.replaced-{n}") for n in itertools.count(1))
+    aside = next(path for path in names if not path.exists())
+    try:
+        workdir.rename(aside)
+    except OSError as error:
+        raise RunError(f"cannot rename {workdir} to {aside} ({error.strerror}); choose another `--workdir`") from None
+    return aside
 
 
 @contextmanager
@@ -210,6 +253,45 @@ def save_run(config: Config, workdir: Path, run: RunState, *, stage: dict[str, A
         run = to_host(run)
     require_finite("state", run, "it is not saved, the last good checkpoint is kept", error=RunError)
     on_first_process(lambda: save_checkpoint(workdir / "checkpoints", step, run, metadata=metadata()))
+
+
+def restore_run(config: Config, workdir: Path, like: RunState, *, quarantine: bool = False) -> Restored | None:
+    """The newest good checkpoint of a run, see :func:`bnn_jax.training.checkpoint.restore_checkpoint`; None before it.
+
+    Where it counts flips for the diagnostics and `like` does not, they are left out; the other way round they start
+    from zero.
+
+    Args:
+      config: of the run, as it goes on.
+      like: a state of the run, or its shapes.
+      quarantine: put what was passed over aside.
+
+    Raises:
+      UsageError: if the state of `config` is another.
+      RunError: if there are checkpoints, but none can be restored.
+    """
+
+    def saved_like(metadata):
+        counts = from_dict(metadata["config"]).diagnostics.every_steps > 0
+        return _with_flips(like, jax.eval_shape(no_flips, like.train.params) if counts else None)
+
+    why = partial(why_rejected, config)
+    found = restore_checkpoint(
+        workdir / "checkpoints", saved_like, why_rejected=why, finite=True, quarantine=quarantine
+    )
+    if found is None or (found.state.train.flips is None) == (like.train.flips is None):
+        return found
+    return found._replace(state=_with_flips(found.state, like.train.flips and no_flips(found.state.train.params)))
+
+
+def _with_flips(run: RunState, flips: Flips | None) -> RunState:
+    return run.replace(train=run.train.replace(flips=flips))
+
+
+def finished_result(config: Config, workdir: Path) -> dict[str, Any] | None:
+    """The `result.json` of a run that is finished with as many epochs as the config has; None of another."""
+    result = read_checksummed(workdir / "result.json")
+    return result if result is not None and result.get("epochs") == config.epochs else None
 
 
 def write_result(config: Config, workdir: Path, run: RunState, tested: dict[str, float]) -> dict[str, Any]:

@@ -221,3 +221,19 @@ def _check_distillation(taught: DistillationConfig) -> None:
         taught.losses or taught.label_weight == 1,
         "must be 1 without `distillation.losses`, for there is nothing else to weigh",
     )
+
+
+def check_teacher(config: Config, given: bool) -> None:
+    """Refuse losses of a teacher without one, and a teacher without them.
+
+    Raises:
+      UsageError: for either.
+    """
+    losses = config.distillation.losses
+    if losses and not given:
+        raise UsageError(
+            f"`distillation.losses` (={', '.join(losses)}) needs a teacher; train this as a stage that names one, as "
+            "the recipes of bnn-jax stages do"
+        )
+    if given and not losses:
+        raise UsageError("`distillation.losses` (={}) must name what to learn from the teacher; or leave it out")

@@ -142,8 +142,8 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
     claim_workdir(CONFIG, tmp_path)
     engine._record_diverged(Run("run", CONFIG, tmp_path), "it diverged")
     assert run_all([Run("run", CONFIG, tmp_path)])[0]["diverged"] == "it diverged"
-    with pytest.raises(UsageError, match=r"`epochs` is 2 now, but .* holds a run with 1; choose another `--workdir`"):
-        run_all([Run("run", replace(CONFIG, epochs=2), tmp_path)])
+    with pytest.raises(UsageError, match=r"`seed` is 7 now, but .* holds a run with 0; choose another `--workdir`"):
+        run_all([Run("run", replace(CONFIG, seed=7), tmp_path)])
 
 
 @pytest.fixture

@@ -162,8 +162,8 @@ def test_a_state_that_is_not_finite_names_step_and_parameter(tmp_path, dataset):
 
 def test_another_config_in_the_same_folder_is_refused(tmp_path, dataset):
     train(replace(CONFIG, epochs=1), tmp_path, data=dataset)
-    with pytest.raises(UsageError, match=r"`epochs` is 2 now, but .* holds a run with 1; choose another `--workdir`"):
-        train(replace(CONFIG, epochs=2), tmp_path, data=dataset)
+    with pytest.raises(UsageError, match=r"`seed` is 2 now, but .* holds a run with 0; choose another `--workdir`, or"):
+        train(replace(CONFIG, epochs=2, seed=2), tmp_path, data=dataset)
 
 
 @pytest.mark.parametrize("damage", ["config.json", "result.json", "metrics.jsonl"])
@@ -188,8 +188,8 @@ def test_a_damaged_file_of_a_finished_run_is_remade(tmp_path, dataset, damage, h
         again = train(config, tmp_path, data=dataset)
     assert again == result
     assert path.read_bytes() == whole
-    with pytest.raises(UsageError, match="`epochs` is 2 now"):
-        train(replace(CONFIG, epochs=2), tmp_path, data=dataset)
+    with pytest.raises(UsageError, match="`seed` is 2 now"):
+        train(replace(config, seed=2), tmp_path, data=dataset)
 
 
 def test_two_runs_in_one_workdir_refuse_each_other(tmp_path, dataset):

@@ -97,10 +97,13 @@ def test_a_run_that_ends_before_its_first_step_gives_its_folder_to_another_confi
         assert not has_begun(tmp_path / "run")
 
 
-@pytest.mark.parametrize("left", ["checkpoints/1.json", "metrics.jsonl", "result.json", "diverged.json"])
+@pytest.mark.parametrize("left", ["checkpoints/1.json", "checkpoints/quarantine-1", "result.json", "diverged.json"])
 def test_a_run_that_has_begun_keeps_its_folder(left, tmp_path):
     claim_workdir(CONFIG, tmp_path)
-    (tmp_path / "metrics.jsonl").touch()
+    # Steps that were made and never saved, and a save that was not finished, are nobody's.
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "5.json.tmp").touch()
     check_workdir(OTHER, tmp_path)
     assert recorded_result(Run("mine", OTHER, tmp_path)) is None
     (tmp_path / left).parent.mkdir(exist_ok=True)
