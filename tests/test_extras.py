@@ -28,7 +28,7 @@ def requirements():
 
 def test_every_package_is_installed_by_the_extra_that_is_named():
     wanted = requirements()
-    assert {"stream", "tfds", "export", "plot", "dev", "docs", "all"} <= set(wanted)
+    assert {"stream", "tfds", "export", "plot", "tensorboard", "dev", "docs", "all"} <= set(wanted)
     for package, extra in EXTRAS.items():
         assert package in wanted[extra] and package not in wanted[""]
 
@@ -38,7 +38,9 @@ def test_the_chosen_packages_are_always_there_or_in_all():
     assert {"jax", "flax", "optax", "chex", "orbax_checkpoint"} <= wanted[""]
     assert "tensorflow_datasets" in wanted["tfds"]
     setup = (ROOT / "setup.cfg").read_text()
-    assert "all =\n    bnn_jax[stream,tfds,export,plot]" in setup and "test =\n    bnn_jax[all,docs]" in setup
+    assert (
+        "all =\n    bnn_jax[stream,tfds,export,plot,tensorboard]" in setup and "test =\n    bnn_jax[all,docs]" in setup
+    )
 
 
 @pytest.mark.parametrize("package", EXTRAS)
