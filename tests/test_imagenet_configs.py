@@ -82,7 +82,7 @@ def test_the_stages_that_a_header_names_can_start(recipe, name):
         ),
         (
             DataConfig("mnist", preprocessing="resize_crop"),
-            r"`data.preprocessing` \(='resize_crop'\) is for images that are read from disk; set `data.stream`",
+            r"`data.preprocessing` \(='resize_crop'\) crops at random as images are read; set `data.stream`",
         ),
         (
             DataConfig("mnist", stream=True, preprocessing="random_resized_crop", smallest_area=0.2),

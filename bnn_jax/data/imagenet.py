@@ -24,7 +24,7 @@ IMAGE_SIZE = 224
 Draw: TypeAlias = Callable[[], float]
 """Gives the next number of a stream of random ones, uniform in [0, 1)."""
 
-Pixels: TypeAlias = UInt8[np.ndarray, "size size 3"]
+Pixels: TypeAlias = UInt8[np.ndarray, "size size *channels"]
 
 
 class Preprocessing(NamedTuple):
@@ -33,10 +33,12 @@ class Preprocessing(NamedTuple):
     Attributes:
       train: (RGB image, random numbers, size) -> pixels.
       evaluate: (RGB image, size) -> pixels.
+      is_random: whether training sees other pixels each time, for which images are read from disk again.
     """
 
     train: Callable[["Image", Draw, int], Pixels]
     evaluate: Callable[["Image", int], Pixels]
+    is_random: bool = True
 
 
 class Box(NamedTuple):
@@ -130,10 +132,16 @@ def square_center(image: "Image", size: int) -> Pixels:
     return _center_window(_square(image, size), size)
 
 
+def center_crop(image: "Image", size: int) -> Pixels:
+    """Shorter side to size, then the square in the middle."""
+    return _center_window(short_side(image, size), size)
+
+
 PREPROCESSING: dict[str, Preprocessing] = {
     "resize_crop": Preprocessing(square_crop, square_center),
     "short_side_crop": Preprocessing(short_side_crop, short_side_center),
     "random_resized_crop": Preprocessing(random_resized_crop, short_side_center),
+    "center_crop": Preprocessing(lambda image, draw, size: center_crop(image, size), center_crop, is_random=False),
 }
 """name -> what is done in training and in evaluation.
 
@@ -143,6 +151,8 @@ short_side_crop: the shorter side is resized to 256, as in the programs of XNOR-
 arXiv:1603.05279).
 random_resized_crop: a random area and shape, as Bi-Real Net (Liu et al., 2018, arXiv:1808.00278) and ReActNet (Liu et
 al., 2020, arXiv:2003.03488) train; evaluation as short_side_crop.
+center_crop: the shorter side is resized to the image size and the square in the middle cut out, in training too; a set
+is decoded once and kept in memory.
 """
 
 

@@ -55,7 +55,9 @@ def as_dataset(data: Any, *, validation_examples: int | None = None, split_seed:
         split_by = {"validation_examples": validation_examples, "split_seed": split_seed}
         dataset = assemble("arrays", _arrays_of(data), "`data`", "arrays in memory", *split_by.values())
     name = f"{dataset.name} in memory, sha256 {_digest(dataset)}"
-    return identified(dataset, name=name, data_dir=None, stream=False, **split_by)
+    return identified(
+        dataset, name=name, data_dir=None, stream=False, **split_by, preprocessing="none", image_size=None
+    )
 
 
 def _checked(dataset: Dataset) -> Dataset:

@@ -6,18 +6,16 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
+from bnn_jax.data.decoding import decode_image, reason_of
 from bnn_jax.data.imagenet import PREPROCESSING, Draw, uniform_draws
 from bnn_jax.data.prepare import import_tfds
-from bnn_jax.data.tfds_folder import open_builder, reason_of
+from bnn_jax.data.tfds_folder import open_builder
 from bnn_jax.errors import RunError, UsageError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 MOST_IN_A_ROW = 100
 """Examples without a usable one among them, after which a split counts as damaged."""
@@ -173,19 +171,6 @@ def first_image(records: Records) -> tuple[str, tuple[int, int, int]]:
         encoding = Image.open(io.BytesIO(encoded)).format
         return encoding, (image.height, image.width, len(image.getbands()))
     raise RunError(f"no image of the {records.source} split of {records.folder} can be decoded; prepare the set again")
-
-
-def decode_image(encoded: bytes, mode: str) -> "Image":
-    """An encoded image as grey ("L") or "RGB"; CMYK and palettes are converted, 16 bits become the upper 8."""
-    from PIL import Image
-
-    image = Image.open(io.BytesIO(encoded))
-    image.load()
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image if image.mode == mode else image.convert(mode)
 
 
 def read_batch(

@@ -3,21 +3,24 @@
 A TFDS folder is decoded once and kept as an .npz file, in the very format a user's own .npz file has.
 """
 
+import hashlib
 import logging
-import operator
 import os
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from bnn_jax.checks import require
+from bnn_jax.data.arguments import size_after, whole_number
 from bnn_jax.data.arrays import checked_arrays
+from bnn_jax.data.image_folder import decode_image_folder, find_images, image_folder_named
+from bnn_jax.data.imagenet import PREPROCESSING
 from bnn_jax.data.prepare import default_data_dir
 from bnn_jax.data.splits import check_own_validation, in_three, split_off_validation
 from bnn_jax.data.tfds_folder import decode_tfds_folder, files_of, find_tfds_folder
@@ -29,7 +32,6 @@ logger = logging.getLogger(__name__)
 
 IN_MEMORY = re.compile(r" in memory, sha256 [0-9a-f]{16}$")
 """The end of the name of arrays that a run was given, in its config."""
-REQUIRED = {"train_images", "train_labels", "test_images", "test_labels"}
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ def load_dataset(
     cache_dir: str | Path | None = None,
     validation_examples: int | None = None,
     split_seed: int = 0,
+    preprocessing: str = "none",
+    image_size: int | None = None,
 ) -> Dataset:
     """Load a whole image classification set, split into training, validation and test.
 
@@ -101,12 +105,18 @@ def load_dataset(
           class has a training example; `layout` "NHWC" for images that look as if the channels came first;
           `class_names`; `note`.
         * a set in `data_dir` that TFDS stored as ArrayRecord, such as `"cifar10"`; read without TensorFlow.
-      data_dir: folder of TFDS sets; default `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
-      cache_dir: where the decoded arrays of a TFDS set are kept, as `<name>-<version>.npz`; default
+        * a folder, by itself or in `data_dir`, with a folder of images for each class, either in the folders `train`,
+          `test` and `val`, or alone, then divided as digits are; see :func:`bnn_jax.data.image_folder.find_images`.
+          Images are grey if all are, else RGB.
+      data_dir: folder of such sets; default `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+      cache_dir: where the decoded arrays of files are kept, as `<name>-<version>.npz`; default
         `$XDG_CACHE_HOME/bnn_jax`, else `~/.cache/bnn_jax`.
       validation_examples: size of the validation split; default a tenth of the training images, for digits a fifth
         of all.  Must be left out when the source has a validation split of its own.
       split_seed: seed of the division.
+      preprocessing: "none" takes images as they are, which then have one size; "center_crop" resizes the shorter side
+        of each to `image_size`, bilinearly, and cuts out the square in the middle.
+      image_size: height and width after that; default 224.
 
     Returns:
       A :class:`Dataset`; images uint8 [N,H,W,C], labels int32 [N]; the arrays are read-only.
@@ -126,12 +136,30 @@ def load_dataset(
     name, seed = os.fspath(name), whole_number("split_seed", split_seed, at_least=0)
     if validation_examples is not None:
         validation_examples = whole_number("validation_examples", validation_examples, at_least=1)
-    dataset = _load(name, data_dir, cache_dir, validation_examples, seed)
+    size = size_after(preprocessing, image_size)
+    if size and PREPROCESSING[preprocessing].is_random:
+        raise UsageError(
+            f"`preprocessing` (={preprocessing!r}) crops at random as images are read: stream them, or give center_crop"
+        )
+    path, split_by = local_path("name", name), (validation_examples, seed)
+    if name == "digits" or name.endswith(".npz"):
+        _check_arrays_alone(name, data_dir, size)
+        dataset = _load_digits(*split_by) if name == "digits" else _load_npz(name, path, *split_by)
+    else:
+        cache = local_path("cache_dir", cache_dir or cache_folder())
+        dataset = _load_files(name, data_dir, cache, preprocessing, size, *split_by)
     for split in (dataset.train, dataset.validation, dataset.test):
         split.images.setflags(write=False)
         split.labels.setflags(write=False)
     where = {"name": name, "data_dir": None if data_dir is None else os.fspath(data_dir), "stream": False}
-    return identified(dataset, **where, validation_examples=validation_examples, split_seed=seed)
+    return identified(
+        dataset,
+        **where,
+        validation_examples=validation_examples,
+        split_seed=seed,
+        preprocessing=preprocessing,
+        image_size=image_size,
+    )
 
 
 def identified(dataset: Any, **identity: Any) -> Any:
@@ -140,44 +168,39 @@ def identified(dataset: Any, **identity: Any) -> Any:
     return dataset
 
 
-def _load(
+def _check_arrays_alone(name: str, data_dir: str | Path | None, size: int) -> None:
+    if data_dir is not None:
+        raise UsageError(f"`data_dir` (={str(data_dir)!r}) is for sets stored in folders, not {name!r}; leave it out")
+    if size:
+        raise UsageError(f"`preprocessing` is for image files, and {name!r} holds arrays of one size; leave it out")
+
+
+def _load_files(
     name: str,
     data_dir: str | Path | None,
-    cache_dir: str | Path | None,
+    cache: Path,
+    preprocessing: str,
+    size: int,
     validation_examples: int | None,
     seed: int,
 ) -> Dataset:
-    path = local_path("name", name)
+    """A set that TFDS stored, or a folder of images; decoded once and kept in the folder `cache`."""
     if IN_MEMORY.search(name):
         raise UsageError(f"`data.name` (={name!r}) stands for arrays that a run was given; give them again, as `data`")
-    if data_dir is not None and (name == "digits" or name.endswith(".npz")):
-        raise UsageError(f"`data_dir` (={str(data_dir)!r}) is for sets that TFDS stored, not {name!r}; leave it out")
-    if name == "digits":
-        return _load_digits(validation_examples, seed)
-    if name.endswith(".npz"):
-        if not path.is_file():
-            raise UsageError(f"`name` (={name!r}) is not a file; give 'digits', the path of an .npz file or a TFDS set")
-        note = f"{path.name} (.npz file)"
-        return assemble(path.stem, _read_npz(path), str(path), note, validation_examples, seed)
-    cache = local_path("cache_dir", cache_dir or cache_folder())
-    folder = find_tfds_folder(name, local_path("data_dir", data_dir or default_data_dir()))
-    file = cache / f"{name.replace('/', '-')}-{folder.name}.npz"
-    return assemble(name, _read_through_cache(name, folder, file), str(folder), "", validation_examples, seed)
-
-
-def whole_number(argument: str, value: Any, *, at_least: int) -> int:
-    """`value` as an int.
-
-    Raises:
-      UsageError: if it is not a whole number or too small; names the argument.
-    """
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    holds = number is not None and not isinstance(value, bool) and number >= at_least
-    require(argument, value, holds, f"must be a whole number, at least {at_least}", error=UsageError)
-    return number
+    prepared = f"-{preprocessing}-{size}" if size else ""
+    folder = image_folder_named(name, data_dir)
+    if folder is not None:
+        images = find_images(folder)
+        place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
+        file, short = cache / f"{folder.name}-{place}{prepared}.npz", folder.name
+        decode = partial(decode_image_folder, images, preprocessing, size)
+        arrays = _read_through_cache(folder, images.version, file, decode, images.splits)
+    else:
+        folder = find_tfds_folder(name, local_path("data_dir", data_dir or default_data_dir()))
+        file, short = cache / f"{name.replace('/', '-')}-{folder.name}{prepared}.npz", name
+        decode = partial(decode_tfds_folder, name, folder, preprocessing, size)
+        arrays = _read_through_cache(folder, files_of(folder), file, decode, ("train", "test"))
+    return assemble(short, arrays, str(folder), "", validation_examples, seed)
 
 
 # -- from arrays to a Dataset
@@ -300,6 +323,13 @@ def _load_digits(validation_examples: int | None, split_seed: int) -> Dataset:
 # -- npz
 
 
+def _load_npz(name: str, path: Path, validation_examples: int | None, split_seed: int) -> Dataset:
+    if not path.is_file():
+        raise UsageError(f"`name` (={name!r}) is not a file; give 'digits', the path of an .npz file or a TFDS set")
+    note = f"{path.name} (.npz file)"
+    return assemble(path.stem, _read_npz(path), str(path), note, validation_examples, split_seed)
+
+
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an .npz file, their CRCs checked; objects (pickles) are refused."""
     try:
@@ -322,21 +352,23 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 # -- cache
 
 
-def _read_through_cache(name: str, folder: Path, cache: Path) -> dict[str, np.ndarray]:
-    """The arrays of the TFDS set in `folder`: from `cache` if made from these very files, else decoded anew."""
-    source = files_of(folder)
+def _read_through_cache(
+    folder: Path, source: str, cache: Path, decode: Callable[[], dict[str, np.ndarray]], splits: Collection[str]
+) -> dict[str, np.ndarray]:
+    """The arrays of a set of files: from `cache` if made from these very files, else decoded anew."""
     if cache.exists():
         try:
             arrays = _read_npz(cache)
-            if str(arrays.get("source")) == source and arrays.keys() >= REQUIRED:
+            needed = {f"{split}_{kind}" for split in splits for kind in ("images", "labels")}
+            if str(arrays.get("source")) == source and arrays.keys() >= needed:
                 return arrays
             logger.warning("%s was not made from the files in %s; making it anew", cache, folder)
         except RunError:
             logger.warning("%s is damaged; making it anew", cache)
-    arrays = decode_tfds_folder(name, folder) | {"source": np.array(source)}
+    arrays = decode() | {"source": np.array(source)}
     try:
         with replacing(cache) as draft, draft.open("wb") as file:
             np.savez(file, **arrays)
     except OSError as error:
-        logger.warning("%s cannot be written (%s); %s will be decoded anew each time", cache, error, name)
+        logger.warning("%s cannot be written (%s); %s will be decoded anew each time", cache, error, folder)
     return arrays

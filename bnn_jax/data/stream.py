@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
+from bnn_jax.data.arguments import size_after, whole_number
 from bnn_jax.data.batching import batches, padded_order
-from bnn_jax.data.imagenet import IMAGE_SIZE, MEAN, PREPROCESSING, STD
+from bnn_jax.data.imagenet import MEAN, STD
 from bnn_jax.data.prepare import default_data_dir
 from bnn_jax.data.records import CorruptExample, Records, first_image, has_labels, read_batch
-from bnn_jax.data.sources import Split, check_spread, identified, pixel_sums, statistics_of, whole_number
+from bnn_jax.data.sources import Split, check_spread, identified, pixel_sums, statistics_of
 from bnn_jax.data.splits import check_own_validation, split_off_validation
 from bnn_jax.data.tfds_folder import files_of, find_tfds_folder, note_of, open_builder, what_to_decode
-from bnn_jax.errors import RunError, UsageError, unknown_name
+from bnn_jax.errors import RunError, UsageError
 from bnn_jax.files import replacing
 from bnn_jax.paths import cache_folder, local_path
 
@@ -92,7 +93,7 @@ def open_stream(
         raise UsageError(
             f"`name` (={name!r}) is loaded whole: turn streaming off, or name a set that TFDS stored as ArrayRecord"
         )
-    size = _image_size(preprocessing, image_size)
+    size = size_after(preprocessing, image_size)
     if validation_examples is not None:
         validation_examples = whole_number("validation_examples", validation_examples, at_least=1)
     cache = local_path("cache_dir", cache_dir or cache_folder())
@@ -139,16 +140,6 @@ def in_batches(split: Split | Records, size: int) -> Iterator[tuple[np.ndarray, 
         return
     for row in order:
         yield split.images[row], np.where(row < 0, -1, split.labels[row])
-
-
-def _image_size(preprocessing: str, image_size: int | None) -> int:
-    if preprocessing != "none":
-        if preprocessing not in PREPROCESSING:
-            raise unknown_name("preprocessing", preprocessing, ("none", *PREPROCESSING))
-        return IMAGE_SIZE if image_size is None else whole_number("image_size", image_size, at_least=1)
-    if image_size is not None:
-        raise UsageError(f"`image_size` (={image_size}) needs a `preprocessing`: {', '.join(PREPROCESSING)}")
-    return 0
 
 
 def _labelled_splits(folder: Path, preprocessing: str, size: int) -> dict[str, Records]:

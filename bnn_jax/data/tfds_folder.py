@@ -1,7 +1,6 @@
 """Folders that TFDS stored as ArrayRecord: find the one of a set, and decode it whole, without TensorFlow."""
 
 import difflib
-import io
 import json
 import re
 import shlex
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bnn_jax.data.decoding import decode_all, evaluation_of, reason_of
 from bnn_jax.data.prepare import ARCHIVES, import_tfds
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.paths import local_path
@@ -20,7 +20,7 @@ RECORDS_AT_A_TIME = 1000
 
 def find_tfds_folder(name: str, data_dir: Path) -> Path:
     """The newest version of the set `name` in `data_dir`."""
-    versions = _versions(data_dir / name)
+    versions = versions_of(data_dir / name)
     if versions:
         return versions[-1]
     if name in ARCHIVES:
@@ -34,15 +34,16 @@ def find_tfds_folder(name: str, data_dir: Path) -> Path:
             "TensorFlow is installed: tfds build imagenet2012 --file_format array_record; or write one of made-up "
             f"images: bnn-jax synthesize --data-dir {shlex.quote(str(data_dir))}"
         )
-    present = sorted(folder.name for folder in data_dir.glob("*") if _versions(folder))
+    present = sorted(folder.name for folder in data_dir.glob("*") if versions_of(folder))
     nearest = difflib.get_close_matches(name, ["digits", *present, *ARCHIVES], n=1, cutoff=0)[0]
     raise UsageError(
-        f"`name` (={name!r}) is not 'digits', not a path that ends in .npz, and not a set in the data folder "
-        f"{data_dir} (it has {', '.join(present) or 'none'}); did you mean {nearest!r}?"
+        f"`name` (={name!r}) is not 'digits', not a path that ends in .npz, not a folder of images, and not a set in "
+        f"the data folder {data_dir} (it has {', '.join(present) or 'none'}); did you mean {nearest!r}?"
     )
 
 
-def _versions(folder: Path) -> list[Path]:
+def versions_of(folder: Path) -> list[Path]:
+    """The folders of the versions of a set that TFDS stored, the newest last; none if it stored none there."""
     numbered = [path for path in folder.glob("*/dataset_info.json") if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name)]
     return sorted((path.parent for path in numbered), key=lambda path: [int(part) for part in path.name.split(".")])
 
@@ -68,7 +69,7 @@ def open_builder(folder: str | Path) -> Any:
         ) from error
 
 
-def decode_tfds_folder(name: str, folder: Path) -> dict[str, np.ndarray]:
+def decode_tfds_folder(name: str, folder: Path, preprocessing: str, size: int) -> dict[str, np.ndarray]:
     """Decode the splits of a TFDS folder into the arrays of the .npz format."""
     tfds = import_tfds()
     builder = open_builder(folder)
@@ -80,10 +81,14 @@ def decode_tfds_folder(name: str, folder: Path) -> dict[str, np.ndarray]:
             where = f"the {split} split of {folder}"
             records = _read_records(builder, split, decoders, where)
             arrays[f"{split}_labels"] = np.array([record[label_key] for record in records], np.int32)
-            arrays[f"{split}_images"], found = _decode_images([record[image_key] for record in records], mode, where)
+            encoded = ((f"image {index} of {where}", record[image_key]) for index, record in enumerate(records))
+            preprocess = evaluation_of(preprocessing, size)
+            arrays[f"{split}_images"], found = decode_all(encoded, len(records), mode, preprocess, where)
             encodings |= found
-    arrays["num_classes"] = np.array(builder.info.features[label_key].num_classes)
-    arrays["note"] = np.array(note_of(name, folder.name, encodings))
+    label = builder.info.features[label_key]
+    arrays["num_classes"], arrays["class_names"] = np.array(label.num_classes), np.array(label.names)
+    prepared = "" if preprocessing == "none" else f"; {preprocessing} to {size}x{size}"
+    arrays["note"] = np.array(f"{note_of(name, folder.name, encodings)[:-1]}{prepared})")
     return arrays
 
 
@@ -126,36 +131,6 @@ def _read_records(builder: Any, split: str, decoders: Any, where: str) -> list[d
     if not blocks:
         raise RunError(f"{where} is empty; copy or prepare the set again")
     return [record for block in blocks for record in block]
-
-
-def _decode_images(encoded: list[bytes], mode: str, where: str) -> tuple[np.ndarray, set[str]]:
-    """Decode with Pillow, always, so that the pixels are the same wherever they are decoded."""
-    from PIL import Image
-
-    images, encodings = None, set()
-    for index, data in enumerate(encoded):
-        try:
-            picture = Image.open(io.BytesIO(data))
-            encodings.add(picture.format)
-            pixels = np.asarray(picture if picture.mode == mode else picture.convert(mode))
-        except Exception as error:  # Pillow lets errors of a dozen types out of its parsers.
-            raise RunError(
-                f"image {index} of {where} cannot be decoded ({reason_of(error)}); copy or prepare the set again"
-            ) from error
-        if images is None:
-            images = np.empty((len(encoded), *pixels.shape), np.uint8)
-        if pixels.shape != images.shape[1:]:
-            raise UsageError(
-                f"images of {where} differ in size: {images.shape[1:3]} at index 0, {pixels.shape[:2]} at {index}; "
-                "a set is loaded whole only if all have one size; stream this one, with a `data.preprocessing`"
-            )
-        images[index] = pixels
-    return images if images.ndim == 4 else images[..., None], encodings
-
-
-def reason_of(error: Exception) -> str:
-    """The text of `error` on one line; those of TFDS have several."""
-    return " ".join(str(error).split())
 
 
 def note_of(name: str, version: str, encodings: set[str]) -> str:

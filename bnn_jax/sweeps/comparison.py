@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bnn_jax.data import Dataset, ImageStream
 from bnn_jax.errors import UsageError
 from bnn_jax.paths import local_path
 from bnn_jax.sweeps.engine import Datasets, Run, run_all
@@ -13,7 +12,7 @@ from bnn_jax.sweeps.grid import grid_cells
 from bnn_jax.sweeps.results import CELL, Results, Row
 from bnn_jax.sweeps.tuning import TUNING_SEED, tune_cells
 from bnn_jax.training.config import Config, flatten, to_dict, without_tuning
-from bnn_jax.training.input_pipeline import load_data, with_data
+from bnn_jax.training.input_pipeline import describe_dataset, load_data, with_data
 from bnn_jax.training.validation import validate
 
 
@@ -136,13 +135,6 @@ def _train_rows(
         for label, cell in cells.items()
     ]
     return rows, [describe_dataset(loaded[data]) for data in used]
-
-
-def describe_dataset(dataset: Dataset | ImageStream) -> dict[str, Any]:
-    """What a report says of a data set: name, note, sizes of images and splits."""
-    sizes = {name: len(getattr(dataset, name)) for name in ("train", "validation", "test")}
-    images = {"shape": list(dataset.image_shape), "num_classes": dataset.num_classes}
-    return {"name": dataset.name, "note": dataset.note, **images, **sizes}
 
 
 def _differing_settings(cells: Mapping[str, Config]) -> dict[str, dict[str, Any]]:

@@ -27,9 +27,9 @@ class DataConfig:
     """Where the images come from, how they are split and augmented."""
 
     name: str = "digits"
-    """digits, a FILE.npz, or a set prepared for TFDS."""
+    """digits, a FILE.npz, a FOLDER with a folder of images for each class, or a set prepared for TFDS."""
     data_dir: str | None = None
-    """Folder that holds the prepared TFDS sets."""
+    """Folder that holds folders of images and prepared TFDS sets."""
     validation_examples: int | None = None
     """Taken from the training split, of each class its share; None takes the set's default share."""
     split_seed: int = 0
@@ -46,7 +46,8 @@ class DataConfig:
     stream: bool = False
     """Read batches from disk while training, for a set that does not fit in memory."""
     preprocessing: str = "none"
-    """How images of any size are cropped and resized, for stream: a name in PREPROCESSING, as random_resized_crop."""
+    """How images of any size are cropped and resized: center_crop, which takes the middle of each resized by its
+    shorter side, or for stream another name in PREPROCESSING, as random_resized_crop."""
     image_size: Annotated[int | None, AT_LEAST_1] = None
     """Height and width after the preprocessing; None takes 224."""
     lighting_std: Annotated[float, NOT_NEGATIVE._replace(sentence="must not be negative; 0 switches lighting off")] = (

@@ -212,7 +212,7 @@ def _train(
             programs = programs_of(config, dataset, teacher=teacher, devices=devices)
             starts = [initial_state(programs, member.config.seed, warm_start=warm_start) for member in members]
             # Only now, for until here a start can fail that another command mends.
-            on_first_process(partial(claim, members, locks, overwrite=overwrite, extend=extend))
+            on_first_process(partial(claim, members, locks, dataset, overwrite=overwrite, extend=extend))
             run = place_state(stack(on_first_process(partial(resume, members, starts))), devices)
             programs = programs if len(members) == 1 else over_members(programs)
             pipeline = make_input_pipeline(config, programs, dataset, **reading)

@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bnn_jax.data import Dataset, ImageStream
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.training.callbacks import Callback
 from bnn_jax.training.config import Config
 from bnn_jax.training.devices import on_first_process, to_host
 from bnn_jax.training.experiment import OPTIMIZER_NUMBERS
+from bnn_jax.training.input_pipeline import record_data
 from bnn_jax.training.metrics import append_metrics, read_metrics, unpack_log, write_file
 from bnn_jax.training.programs import program_key
 from bnn_jax.training.run_folder import (
@@ -165,15 +167,22 @@ def finished_results(members: Sequence[Member], *, extend: bool = False) -> list
     return results
 
 
-def claim(members: Sequence[Member], locks: ExitStack, *, overwrite: bool = False, extend: bool = False) -> None:
-    """Make the folders, lock them until `locks` end, and write into each whose it is.
+def claim(
+    members: Sequence[Member],
+    locks: ExitStack,
+    dataset: Dataset | ImageStream,
+    *,
+    overwrite: bool = False,
+    extend: bool = False,
+) -> None:
+    """Make the folders, lock them until `locks` end, and write into each whose it is, and on what data.
 
     Args:
       overwrite: move a run that has begun there aside, with a warning that names where.
       extend: as :func:`bnn_jax.training.run_folder.check_workdir` takes it.
 
     Raises:
-      UsageError: if another process trains in one; if one holds a run of another config.
+      UsageError: if another process trains in one; if one holds a run of another config, or of other classes.
       RunError: if one cannot be written.
     """
     for member in members:
@@ -183,6 +192,7 @@ def claim(members: Sequence[Member], locks: ExitStack, *, overwrite: bool = Fals
             warnings.warn(f"the run in {member.workdir} is moved to {aside}", MovedAsideWarning, stacklevel=2)
         locks.enter_context(locked(member.workdir))
         claim_workdir(member.config, member.workdir, stage=member.stage, extend=extend)
+        record_data(member.workdir, dataset)
 
 
 def resume(members: Sequence[Member], starts: Sequence[RunState]) -> list[RunState]:

@@ -126,8 +126,14 @@ def _check_data(data: DataConfig) -> None:
         (
             "preprocessing",
             data.preprocessing,
-            data.preprocessing == "none" or data.stream,
-            "is for images that are read from disk; set `data.stream`",
+            data.preprocessing == "none" or data.stream or not PREPROCESSING[data.preprocessing].is_random,
+            "crops at random as images are read; set `data.stream`, or choose center_crop",
+        ),
+        (
+            "preprocessing",
+            data.preprocessing,
+            data.preprocessing == "none" or not loaded_whole,
+            f"is for image files, and {data.name} has arrays of one size; leave it out",
         ),
         (
             "image_size",

@@ -129,7 +129,7 @@ def test_training_takes_a_window_at_a_random_place():
 @pytest.mark.parametrize("size", [(1, 1), (3, 400), (37, 20)])
 def test_every_preprocessing_gives_the_size_asked_for(name, size):
     image = picture(*size)
-    train, evaluate = PREPROCESSING[name]
+    train, evaluate, _ = PREPROCESSING[name]
     for pixels in (train(image, uniform_draws(0, 0, 0), 48), evaluate(image, 48)):
         assert pixels.shape == (48, 48, 3) and pixels.dtype == np.uint8
 

@@ -62,7 +62,7 @@ def test_images_of_differing_sizes_are_refused(tmp_path, monkeypatch):
 def test_the_second_load_reads_the_cache(sets, monkeypatch):
     first = load_mnist(sets, split_seed=1)
     assert [path.name for path in (sets.parent / "cache").iterdir()] == ["mnist-3.0.1.npz"]
-    monkeypatch.setattr(sources, "decode_tfds_folder", lambda name, folder: pytest.fail("decoded again"))
+    monkeypatch.setattr(sources, "decode_tfds_folder", lambda *_: pytest.fail("decoded again"))
     second = load_mnist(sets, split_seed=1)
     assert same_splits(first, second)
     assert (first.mean, first.std, first.num_classes, first.note) == (
@@ -140,7 +140,7 @@ def test_a_cache_that_cannot_be_written_is_a_warning(sets, caplog):
     dataset = load_mnist(sets)
     assert len(dataset.test.labels) == 15
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert "mnist will be decoded anew each time" in caplog.messages[0]
+    assert "mnist/3.0.1 will be decoded anew each time" in caplog.messages[0]
 
 
 def test_a_full_disk_leaves_neither_a_cache_nor_half_of_one(sets, monkeypatch, caplog):

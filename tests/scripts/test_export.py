@@ -78,7 +78,7 @@ def test_a_run_is_exported_and_evaluated(workdir, exported):
     error = run_script("evaluate", path, "--which", "last", code=2).stderr
     assert "`--which` (=last) is for a run; a file holds one network; leave it out" in error
     error = run_script("evaluate", path, "--data-dir", "/nowhere", code=2).stderr
-    assert "`data_dir` (='/nowhere') is for sets that TFDS stored, not" in error and "leave it out" in error
+    assert "`data_dir` (='/nowhere') is for sets stored in folders, not" in error and "leave it out" in error
 
 
 def test_the_accounting_is_in_the_file(workdir, tmp_path):

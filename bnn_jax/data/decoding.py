@@ -1,0 +1,77 @@
+"""From the bytes of an image file to pixels, with Pillow always, so that they are the same wherever it is decoded."""
+
+import io
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bnn_jax.data.imagenet import PREPROCESSING
+from bnn_jax.errors import RunError, UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def decode_image(encoded: bytes, mode: str) -> "Image":
+    """An encoded image as grey ("L") or "RGB"; CMYK and palettes are converted, 16 bits become the upper 8."""
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(encoded))
+    image.load()
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image if image.mode == mode else image.convert(mode)
+
+
+def decode_all(
+    encoded: Iterable[tuple[str, bytes]], count: int, mode: str, preprocess: Callable[["Image"], np.ndarray], where: str
+) -> tuple[np.ndarray, set[str]]:
+    """Decode the images of a split.
+
+    Args:
+      encoded: of each image what messages call it, and its bytes.
+      count: how many there are.
+      mode: "L" or "RGB".
+      preprocess: what is done to each, as :func:`evaluation_of`.
+      where: the split, for messages.
+
+    Returns:
+      uint8 [N,H,W,C], and the formats that they were encoded in.
+
+    Raises:
+      RunError: if one cannot be decoded.
+      UsageError: if they differ in size.
+    """
+    from PIL import Image
+
+    images, encodings = None, set()
+    for index, (name, data) in enumerate(encoded):
+        try:
+            encodings.add(Image.open(io.BytesIO(data)).format)
+            pixels = np.asarray(preprocess(decode_image(data, mode)))
+        except Exception as error:  # Pillow lets errors of a dozen types out of its parsers.
+            raise RunError(f"{name} cannot be decoded ({reason_of(error)}); copy or prepare the set again") from error
+        if images is None:
+            images = np.empty((count, *pixels.shape), np.uint8)
+        if pixels.shape != images.shape[1:]:
+            raise UsageError(
+                f"images of {where} differ in size: {images.shape[1:3]} at index 0, {pixels.shape[:2]} at {index}; "
+                "choose `data.preprocessing` center_crop and a `data.image_size`, or stream them with another one"
+            )
+        images[index] = pixels
+    return images if images.ndim == 4 else images[..., None], encodings
+
+
+def evaluation_of(preprocessing: str, size: int) -> Callable[["Image"], np.ndarray]:
+    """What a preprocessing does to an image in evaluation; "none" leaves it as it is."""
+    if preprocessing == "none":
+        return np.asarray
+    return lambda image: PREPROCESSING[preprocessing].evaluate(image, size)
+
+
+def reason_of(error: Exception) -> str:
+    """The text of `error` on one line; those of TFDS have several."""
+    return " ".join(str(error).split())

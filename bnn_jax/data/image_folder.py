@@ -1,0 +1,165 @@
+"""A folder of images with a folder for each class: its splits and classes, and all images decoded."""
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int32
+
+from bnn_jax.data.arrays import SPLITS, SuspectDataWarning
+from bnn_jax.data.decoding import decode_all, evaluation_of, reason_of
+from bnn_jax.data.prepare import ARCHIVES, default_data_dir
+from bnn_jax.data.tfds_folder import versions_of
+from bnn_jax.errors import RunError, UsageError
+from bnn_jax.paths import local_path
+
+GREY = {"1", "L", "LA", "La", "I"}
+"""Modes of Pillow; those of 16 bits begin with I too."""
+
+
+@dataclass(frozen=True)
+class FileSplit:
+    """The files of a split, class by class, and their labels."""
+
+    paths: tuple[str, ...]
+    labels: Int32[np.ndarray, "examples"]
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """What is in a folder of images.
+
+    Attributes:
+      folder: itself.
+      splits: train, and test and validation where they are there.
+      class_names: the names of the folders of the classes, sorted; a label is an index into them.
+      version: changes with the name, size or time of a file.
+    """
+
+    folder: Path
+    splits: dict[str, FileSplit]
+    class_names: tuple[str, ...]
+    version: str
+
+
+def image_folder_named(name: str, data_dir: str | Path | None) -> Path | None:
+    """The folder of that name in `data_dir`, or without one the folder itself; None where TFDS stored the set."""
+    inside = local_path("data_dir", data_dir or default_data_dir()) / local_path("name", name)
+    if name in (*ARCHIVES, "imagenet2012") or versions_of(inside):
+        return None
+    places = [inside] if data_dir is not None else [inside, local_path("name", name)]
+    return next((place for place in places if place.is_dir()), None)
+
+
+def find_images(folder: Path) -> ImageFolder:
+    """Look through a folder that has a folder for each split (train, test, val), or for each class.
+
+    A class is a folder, at any depth of which its images lie, in any format that Pillow reads; hidden files are passed
+    over, other files left out with a warning.
+
+    Raises:
+      UsageError: if there are no such folders, or one of a class of training is without an image; if a split has a
+        class that training has not.
+
+    Warns:
+      SuspectDataWarning: for files that are left out.
+    """
+    subfolders = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and path.name[0] != "."}
+    roots = {SPLITS[name.lower()]: path for name, path in subfolders.items() if name.lower() in SPLITS}
+    roots = roots if "train" in roots else {"train": folder}
+    class_names = tuple(sorted(path.name for path in roots["train"].iterdir() if path.is_dir() and path.name[0] != "."))
+    if not class_names:
+        raise UsageError(
+            f"{roots['train']} has no folder for each class; give the folder in which these, or train, lie"
+        )
+    inside = {path.name for name in class_names for path in (roots["train"] / name).iterdir() if path.is_dir()}
+    if inside & {"train", "test"}:
+        raise UsageError(f"{folder} is a folder too high: give {roots['train'] / class_names[0]}, in which train lies")
+    found, left_out, state = {}, [], []
+    for split, root in roots.items():
+        unknown = {path.name for path in root.iterdir() if path.is_dir() and path.name[0] != "."} - {*class_names}
+        if unknown:
+            raise UsageError(f"{root} has the class {min(unknown)!r}, which {roots['train']} has not; remove it")
+        paths, labels = [], []
+        for label, name in enumerate(class_names):
+            images, others = _images_in(root / name) if (root / name).is_dir() else ([], [])
+            if not images and split == "train":
+                raise UsageError(f"{root / name} has no image; remove it if it is no class")
+            paths += images
+            labels += [label] * len(images)
+            left_out += others
+        found[split] = FileSplit(tuple(paths), np.array(labels, np.int32))
+        state += [(os.path.relpath(path, folder), *_size_and_time(path)) for path in paths]
+    _warn_of_left_out(folder, left_out)
+    return ImageFolder(folder, found, class_names, hashlib.sha256(json.dumps(state).encode()).hexdigest())
+
+
+def _images_in(folder: Path) -> tuple[list[str], list[str]]:
+    """The paths of the images under a folder, and of the files that are none, sorted."""
+    from PIL import Image
+
+    endings = {ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN}
+    images, others = [], []
+    for root, _, names in os.walk(folder, followlinks=True):
+        for name in names:
+            if name[0] != "." and name not in ("Thumbs.db", "desktop.ini"):
+                kind = images if os.path.splitext(name)[1].lower() in endings else others
+                kind.append(os.path.join(root, name))
+    return sorted(images), sorted(others)
+
+
+def _size_and_time(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
+
+
+def _warn_of_left_out(folder: Path, left_out: list[str]) -> None:
+    if left_out:
+        text = f"{folder} has files that are no images and are left out: {len(left_out)}, the first {left_out[0]}"
+        warnings.warn(text, SuspectDataWarning, stacklevel=4)
+
+
+def mode_of(images: ImageFolder) -> str:
+    """ "L" if all images are grey, else "RGB"."""
+    from PIL import Image
+
+    for split in images.splits.values():
+        for path in split.paths:
+            try:
+                with Image.open(path) as image:
+                    if image.mode not in GREY and not image.mode.startswith("I"):
+                        return "RGB"
+            except OSError as error:
+                raise RunError(f"{path} cannot be decoded ({reason_of(error)}); remove or replace it") from None
+    return "L"
+
+
+def decode_image_folder(images: ImageFolder, preprocessing: str, size: int) -> dict[str, np.ndarray]:
+    """Decode all images into the arrays of the .npz format.
+
+    Raises:
+      RunError: if an image cannot be decoded.
+      UsageError: if they differ in size, and there is no preprocessing.
+    """
+    mode, arrays, encodings = mode_of(images), {}, set()
+    for name, split in images.splits.items():
+        where = f"the {name} split of {images.folder}"
+        if not split.paths:
+            raise UsageError(f"{where} has no image; remove it, or put some in")
+        preprocess, count = evaluation_of(preprocessing, size), len(split.paths)
+        arrays[f"{name}_images"], found = decode_all(_encoded(split.paths), count, mode, preprocess, where)
+        arrays[f"{name}_labels"] = split.labels
+        encodings |= found
+    arrays["class_names"] = np.array(images.class_names)
+    prepared = "" if preprocessing == "none" else f"; {preprocessing} to {size}x{size}"
+    arrays["note"] = np.array(f"{images.folder.name} (folder of images, {'/'.join(sorted(encodings))}{prepared})")
+    return arrays
+
+
+def _encoded(paths: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
+    return ((path, Path(path).read_bytes()) for path in paths)

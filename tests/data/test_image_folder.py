@@ -1,0 +1,186 @@
+"""Folders of images: splits and classes, formats and modes, sizes, the cache, and what is refused."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_sets import brightness_set, contents, same_splits
+
+from bnn_jax.data import Split, load_dataset
+from bnn_jax.data.arrays import SuspectDataWarning
+from bnn_jax.errors import RunError, UsageError
+from bnn_jax.training.input_pipeline import record_data
+
+NAMES = ("ant", "bee", "cow")
+
+
+def write(folder, count, *, first=0, shape=(6, 5, 3), ending="png", names=NAMES):
+    """Images with a folder for each class; returns them with their labels, in the order in which they are read."""
+    images = np.random.default_rng(first).integers(0, 256, (count, *shape), dtype=np.uint8)
+    labels = np.sort(np.arange(count) % len(names)).astype(np.int32)
+    for index, (image, label) in enumerate(zip(images, labels)):
+        path = folder / names[label] / f"{first + index:03}.{ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    return Split(images if images.ndim == 4 else images[..., None], labels)
+
+
+def load(folder, **options):
+    return load_dataset(str(folder), cache_dir=folder.parent / "cache", **options)
+
+
+def test_folders_of_splits_are_read_exactly(tmp_path):
+    train, test = write(tmp_path / "pets" / "train", 40), write(tmp_path / "pets" / "test", 9, first=50)
+    pets = load(tmp_path / "pets")
+    assert contents(pets.train, pets.validation) == contents(train) and contents(pets.test) == contents(test)
+    assert (len(pets.train), len(pets.validation)) == (36, 4)
+    assert (pets.name, pets.class_names, pets.note) == ("pets", NAMES, "pets (folder of images, PNG)")
+    assert same_splits(pets, load_dataset("pets", data_dir=tmp_path, cache_dir=tmp_path / "cache"))
+
+
+def test_folders_of_classes_alone_are_divided_of_each_class(tmp_path):
+    whole = write(tmp_path / "pets", 30)
+    pets = load(tmp_path / "pets")
+    splits = (pets.train, pets.validation, pets.test)
+    assert contents(*splits) == contents(whole)
+    assert [np.bincount(split.labels).tolist() for split in splits] == [[6] * 3, [2] * 3, [2] * 3]
+    assert not same_splits(pets, load(tmp_path / "pets", split_seed=1))
+
+
+def test_a_validation_folder_beside_a_test_folder_is_its_own_split(tmp_path):
+    for number, name in enumerate(("Train", "val", "test")):
+        write(tmp_path / "pets" / name, 9 + number, first=100 * number)
+    pets = load(tmp_path / "pets")
+    assert [len(split) for split in (pets.train, pets.validation, pets.test)] == [9, 10, 11]
+    with pytest.raises(
+        UsageError, match=r"`validation_examples` \(=3\) must be left out: .*pets has its own validation"
+    ):
+        load(tmp_path / "pets", validation_examples=3)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "channels"),
+    [
+        ([("png", (6, 5)), ("bmp", (6, 5)), ("tif", (6, 5))], 1),
+        ([("png", (6, 5)), ("ppm", (6, 5, 3)), ("webp", (6, 5, 3)), ("gif", (6, 5, 3)), ("png", (6, 5, 4))], 3),
+    ],
+    ids=["grey", "mixed"],
+)
+def test_any_format_and_mode(tmp_path, kinds, channels):
+    for number, (ending, shape) in enumerate(kinds):
+        write(tmp_path / "pets", 12, first=20 * number, shape=shape, ending=ending)
+    deep = tmp_path / "pets" / "ant" / "more"
+    deep.mkdir()
+    Image.fromarray(np.arange(30, dtype=np.uint16).reshape(6, 5) << 8).save(deep / "deep.PNG")
+    pets = load(tmp_path / "pets")
+    assert pets.image_shape == (6, 5, channels)
+    assert sum(map(len, (pets.train, pets.validation, pets.test))) == 12 * len(kinds) + 1
+    ramp = np.repeat(np.arange(30, dtype=np.uint8).reshape(1, 6, 5, 1), channels, axis=3)
+    everything = contents(pets.train, pets.validation, pets.test)
+    assert everything[ramp[0].tobytes(), 0] == 1
+
+
+def test_center_crop_is_the_middle_of_the_image_resized_by_its_shorter_side(tmp_path):
+    write(tmp_path / "pets", 9, shape=(12, 8, 3))
+    write(tmp_path / "pets", 9, first=20, shape=(5, 9, 3))
+    with pytest.raises(
+        UsageError, match=r"differ in size: .* choose `data.preprocessing` center_crop and a `data.image"
+    ):
+        load(tmp_path / "pets")
+    pets = load(tmp_path / "pets", preprocessing="center_crop", image_size=4)
+    assert pets.image_shape == (4, 4, 3)
+    assert pets.note == "pets (folder of images, PNG; center_crop to 4x4); split 60/20/20 % by seed"
+    with Image.open(tmp_path / "pets" / "cow" / "008.png") as image:
+        expected = np.asarray(image.resize((4, 6), Image.Resampling.BILINEAR))[1:5]
+    found = contents(pets.train, pets.validation, pets.test)
+    assert found[expected.tobytes(), 2] == 1
+    with pytest.raises(UsageError, match=r"`preprocessing` \(='resize_crop'\) crops at random as images are read: str"):
+        load(tmp_path / "pets", preprocessing="resize_crop")
+    with pytest.raises(UsageError, match=r"`preprocessing` is for image files, and 'digits' holds arrays of one size"):
+        load_dataset("digits", preprocessing="center_crop")
+
+
+def test_what_is_decoded_once_is_kept_until_a_file_changes(tmp_path, monkeypatch):
+    write(tmp_path / "pets", 30)
+    first = load(tmp_path / "pets")
+    monkeypatch.setattr("bnn_jax.data.sources.decode_image_folder", lambda *_: pytest.fail("decoded again"))
+    again = load(tmp_path / "pets")
+    assert same_splits(first, again) and again.class_names == NAMES
+    monkeypatch.undo()
+    Image.fromarray(np.zeros((6, 5, 3), np.uint8)).save(tmp_path / "pets" / "ant" / "000.png")
+    assert not same_splits(first, load(tmp_path / "pets"))
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def without_classes(folder):
+    for path in (folder / "train").iterdir():
+        path.rename(folder / f".{path.name}")
+    (folder / "train" / "a.png").touch()
+
+
+def damaged(folder):
+    (folder / "train" / "ant" / "000.png").write_bytes(b"GIF89a, or so it says")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            without_classes,
+            UsageError,
+            r"train has no folder for each class; give the folder in which these, or train, lie",
+        ),
+        (
+            lambda folder: (folder / "train" / "dog").mkdir(),
+            UsageError,
+            r"train/dog has no image; remove it if it is no",
+        ),
+        (
+            lambda folder: (folder / "test" / "dog").mkdir(),
+            UsageError,
+            r"test has the class 'dog', which .*train has not",
+        ),
+        (lambda folder: None, UsageError, r"the test split of .*pets has no image; remove it, or put some in"),
+        (damaged, RunError, r"train/ant/000.png cannot be decoded \(.*\); remove or replace it"),
+    ],
+)
+def test_a_folder_that_cannot_serve_is_named(tmp_path, change, error, message):
+    write(tmp_path / "pets" / "train", 9)
+    (tmp_path / "pets" / "test").mkdir()
+    change(tmp_path / "pets")
+    with pytest.raises(error, match=message):
+        load(tmp_path / "pets")
+
+
+def test_a_folder_too_high_is_named(tmp_path):
+    write(tmp_path / "all" / "pets" / "train", 9)
+    with pytest.raises(UsageError, match=r"all is a folder too high: give .*all/pets, in which train lies"):
+        load(tmp_path / "all")
+
+
+def test_other_files_are_left_out_with_a_warning(tmp_path):
+    write(tmp_path / "pets", 30)
+    for name in (".DS_Store", "Thumbs.db", "notes.txt"):
+        (tmp_path / "pets" / "ant" / name).touch()
+    with pytest.warns(SuspectDataWarning, match=r"are left out: 1, the first .*ant/notes.txt$"):
+        load(tmp_path / "pets")
+
+
+def test_a_folder_of_one_class_is_no_classification(tmp_path):
+    write(tmp_path / "pets", 9, names=("ant",))
+    with pytest.raises(RunError, match=r"`train_labels` of .*pets has the label 0 alone"):
+        load(tmp_path / "pets")
+
+
+def test_a_run_records_its_classes_and_goes_on_with_the_same_alone(tmp_path):
+    dataset = replace(brightness_set(30), class_names=NAMES)
+    record_data(tmp_path, dataset)
+    assert json.loads((tmp_path / "data.json").read_text())["class_names"] == list(NAMES)
+    (tmp_path / "result.json").touch()
+    record_data(tmp_path, dataset)
+    with pytest.raises(
+        UsageError, match=r"have the `class_names` \['ant', 'cow', 'bee'\] now, but had \['ant', 'bee', 'co"
+    ):
+        record_data(tmp_path, replace(dataset, class_names=("ant", "cow", "bee")))
