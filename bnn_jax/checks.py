@@ -18,7 +18,11 @@ from bnn_jax.names import import_named, is_import
 
 Function = TypeVar("Function", bound=Callable)
 Pair: TypeAlias = tuple[int, int]
-Pads: TypeAlias = tuple[Pair, Pair]
+Sizes: TypeAlias = tuple[int, ...]
+"""One number for each spatial axis, as (height, width)."""
+
+Pads: TypeAlias = tuple[Pair, ...]
+"""(before, after) for each spatial axis, as ((top, bottom), (left, right))."""
 
 
 class Rule(NamedTuple):
@@ -97,45 +101,62 @@ def is_whole(value: Any, at_least: float = -math.inf) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= at_least
 
 
-def is_pair(value: Any, at_least: int) -> bool:
-    """Whether a value is a pair of such whole numbers."""
-    return isinstance(value, tuple | list) and len(value) == 2 and all(is_whole(n, at_least) for n in value)
+def is_sizes(value: Any, rank: int, at_least: int) -> bool:
+    """Whether a value is a tuple or list of so many whole numbers of at least so much."""
+    return isinstance(value, tuple | list) and len(value) == rank and all(is_whole(n, at_least) for n in value)
 
 
-def as_pair(argument: str, value: int | Pair) -> Pair:
-    """Return the pair (height, width) that a pair, or a number for both, stands for.
+def as_sizes(argument: str, value: int | Sizes, rank: int = 2) -> Sizes:
+    """Return the sizes, one a spatial axis, that a tuple, or a number for all of them, stands for.
 
     Raises:
       ValueError: for anything else, and for numbers below 1.
 
-    >>> as_pair("strides", 3), as_pair("strides", [1, 2])
-    ((3, 3), (1, 2))
-    >>> as_pair("strides", (2, 0))
+    >>> as_sizes("strides", 3), as_sizes("strides", [1, 2]), as_sizes("strides", 2, 3)
+    ((3, 3), (1, 2), (2, 2, 2))
+    >>> as_sizes("strides", (2, 0))
     Traceback (most recent call last):
     ValueError: `strides` (=(2, 0)) must be a positive whole number or a pair (height, width) of them
     """
-    pair = (value, value) if is_whole(value, 1) else value
-    require(argument, value, is_pair(pair, 1), PAIR)
-    return int(pair[0]), int(pair[1])
+    sizes = (value,) * rank if is_whole(value, 1) else value
+    require(argument, value, is_sizes(sizes, rank, 1), sizes_rule(rank))
+    return tuple(int(size) for size in sizes)
 
 
-PAIR = "must be a positive whole number or a pair (height, width) of them"
+def sizes_rule(rank: int = 2) -> str:
+    """What :func:`as_sizes` takes.
+
+    >>> sizes_rule()
+    'must be a positive whole number or a pair (height, width) of them'
+    """
+    return f"must be a positive whole number or {_AXES[rank]} of them"
 
 
-def as_pads(value: int | Pair | Pads) -> Pads | None:
+def as_pads(value: int | Sizes | Pads, rank: int = 2) -> Pads | None:
     """((top, bottom), (left, right)) of such pairs, of a pair (height, width), or of a number for all; None of others.
 
     >>> as_pads(1), as_pads((1, 2)), as_pads([(0, 1), (2, 3)]), as_pads(-1)
     (((1, 1), (1, 1)), ((1, 1), (2, 2)), ((0, 1), (2, 3)), None)
     """
-    sides = (value, value) if is_whole(value, 0) else value
+    sides = (value,) * rank if is_whole(value, 0) else value
     pads = [(s, s) if is_whole(s, 0) else s for s in sides] if isinstance(sides, tuple | list) else []
-    if len(pads) != 2 or not all(is_pair(side, 0) for side in pads):
+    if len(pads) != rank or not all(is_sizes(side, 2, 0) for side in pads):
         return None
     return tuple((int(low), int(high)) for low, high in pads)
 
 
-PADS = "must be a whole number from 0 on, a pair (height, width) of them or ((top, bottom), (left, right))"
+_AXES = {1: "a tuple (width,)", 2: "a pair (height, width)", 3: "a triple (depth, height, width)"}
+_SIDES = ("(front, back)", "(top, bottom)", "(left, right)")
+
+
+def pads_rule(rank: int = 2) -> str:
+    """What :func:`as_pads` takes.
+
+    >>> pads_rule()
+    'must be a whole number from 0 on, a pair (height, width) of them or ((top, bottom), (left, right))'
+    """
+    sides = ", ".join(_SIDES[-rank:]) + "," * (rank == 1)
+    return f"must be a whole number from 0 on, {_AXES[rank]} of them or ({sides})"
 
 
 def check_arrays(function: Function) -> Function:

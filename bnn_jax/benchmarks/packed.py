@@ -19,6 +19,7 @@ from bnn_jax.analysis.documents import print_table
 from bnn_jax.analysis.figures import COLOURS, drawing
 from bnn_jax.analysis.provenance import installed_versions
 from bnn_jax.bitops.bits import pack
+from bnn_jax.bitops.conv import Geometry
 from bnn_jax.bitops.matmul import WIDE_VECTORS
 from bnn_jax.bitops.planes import PackedBase, conv_product, dense_product, pack_codes
 from bnn_jax.models.build import build_model
@@ -210,8 +211,8 @@ def _conv(conv: Conv, batch: int, repeats: int) -> dict[str, Any]:
     kernel = rng.choice(np.float32([-1, 1]), shape)
     strides, padding = (conv.stride, conv.stride), ((1, 1), (1, 1))
     base = PackedBase(pack_codes(jnp.asarray(kernel), SIGNS), None, SIGNS)
-    geometry = {"strides": strides, "padding": padding, "dilation": (1, 1), "pad_value": 0}
-    packed = partial(conv_product, values=SIGNS, shape=shape, **geometry)
+    geometry = Geometry(strides, padding, (1, 1))
+    packed = partial(conv_product, values=SIGNS, shape=shape, geometry=geometry, pad_value=0)
     dimensions = ("NHWC", "HWIO", "NHWC")
     real = lambda x, w, **o: lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=dimensions, **o)
     functions = _products(x, base, packed, real, kernel)

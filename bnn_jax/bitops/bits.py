@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, UInt32
 
-from bnn_jax.checks import PADS, Pads, Pair, as_pads, as_pair, check_arrays, require
+from bnn_jax.checks import Pads, Pair, as_pads, as_sizes, check_arrays, pads_rule, require
 
 WORD_BITS = 32
 
@@ -99,10 +99,10 @@ def max_pool(
     >>> max_pool(jnp.array([1, 2, 4, 8], jnp.uint32).reshape(1, 2, 2, 1)).ravel()
     Array([15], dtype=uint32)
     """
-    window = as_pair("window", window)
-    strides = window if strides is None else as_pair("strides", strides)
+    window = as_sizes("window", window)
+    strides = window if strides is None else as_sizes("strides", strides)
     pads = as_pads(padding)
-    require("padding", padding, pads is not None, PADS)
+    require("padding", padding, pads is not None, pads_rule())
     words = lax.pad(words, jnp.uint32(0), ((0, 0, 0), *((*side, 0) for side in pads), (0, 0, 0)))
     counts = [max(0, (n - k) // s + 1) for n, k, s in zip(words.shape[1:3], window, strides)]
 

@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, Num, UInt32
 
-from bnn_jax.bitops.bits import pack, unpack, word_count
-from bnn_jax.bitops.conv import border_sums, out_shape, outside, patch_words
+from bnn_jax.bitops.bits import WORD_BITS, pack, unpack, word_count
+from bnn_jax.bitops.conv import Geometry, border_sums, out_shape, outside, patch_words
 from bnn_jax.bitops.matmul import Rows, xor_counts
-from bnn_jax.checks import Pads, Pair, check_arrays
+from bnn_jax.checks import Sizes, check_arrays
 
 Values: TypeAlias = tuple[int, ...]
 """A code set, in increasing order."""
@@ -51,22 +51,27 @@ class PackedBase:
     constant: float = 1.0
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["bases"], meta_fields=["shape", "integers", "input_scale"])
+_STATIC = ["shape", "integers", "input_scale", "path"]
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["bases"], meta_fields=_STATIC)
 @dataclass(frozen=True)
 class PackedKernel:
     """A quantized kernel as its layer keeps it in the collection "packed".
 
     Attributes:
       bases: one or more, whose sum is meant.
-      shape: of the kernel: HWIO, or (inputs, features).
+      shape: of the kernel: (*spatial, channels of a group, features), or (inputs, features).
       integers: the layer returns the integer product alone, because a normalization with thresholds follows.
       input_scale: of inputs that come as packed words from such a normalization.
+      path: one of PATHS; None is the one that :func:`bnn_jax.bitops.paths.chosen_path` chooses.  It is not stored.
     """
 
     bases: tuple[PackedBase, ...]
     shape: tuple[int, ...]
     integers: bool = False
     input_scale: float = 1.0
+    path: str | None = None
 
 
 class Affine(NamedTuple):
@@ -164,11 +169,11 @@ def multiplies_on_bits(values: Values, kernel_values: Values) -> bool:
     return None not in sets and sets[0].planes * sets[1].planes <= MOST_PLANE_PRODUCTS
 
 
-def _words_of(x: Array, values: Values, channels: int) -> list[UInt32[Array, "... words"]]:
-    """The planes of the inputs of a kernel of so many channels: in whole words a wrong number would not show."""
+def _checked(x: Array, channels: int) -> Array:
+    """x, the inputs of a kernel of so many channels: in whole words a wrong number would not show."""
     if x.dtype != jnp.uint32 and x.shape[-1] != channels:
         raise ValueError(f"`x` (of shape {x.shape}) must have the {channels} channels of the kernel as its last axis")
-    return input_words(x, values)
+    return x
 
 
 def input_words(x: Array, values: Values) -> list[UInt32[Array, "... words"]]:
@@ -189,48 +194,78 @@ def dense_product(
     Raises:
       ValueError: if x has another number of inputs than the kernel.
     """
-    return _product(_words_of(x, values, shape[0]), _stored(base, shape), values, shape[0])
+    planes = input_words(_checked(x, shape[0]), values)
+    return _product(planes, _stored(base, shape), values, shape[0])
 
 
 @check_arrays
 def conv_product(
-    x: Num[Array, "batch height width channels"],
+    x: Num[Array, "batch *spatial channels"],
     base: PackedBase,
     *,
     values: Values,
-    shape: tuple[int, int, int, int],
-    strides: Pair,
-    padding: Pads,
-    dilation: Pair,
+    shape: tuple[int, ...],
+    geometry: Geometry,
     pad_value: int,
-) -> Int32[Array, "batch h w features"]:
-    """Convolution of codes with the codes of `base`, exact at the borders too.
+) -> Int32[Array, "batch *out features"]:
+    """Convolution of codes with the codes of `base`, exact at the borders and between spread pixels too.
 
     Args:
-      x: NHWC codes of `values`, or uint32 words of one plane.
-      base: of a kernel of `shape`, HWIO.
-      strides, padding, dilation: of the kernel, as pairs (height, width).
+      x: codes of `values`, channels last, or uint32 words of one plane.
+      base: of a kernel of `shape`: (*spatial, channels / groups, features).
+      geometry: of the kernel's windows.
       pad_value: what the padding counts as.
 
     Raises:
       ValueError: if x has another number of channels than the kernel.
     """
-    base, channels, kernel_size = _stored(base, shape), shape[2], shape[:2]
-    rows = [patch_words(p, channels, kernel_size, strides, padding, dilation) for p in _words_of(x, values, channels)]
-    size = math.prod(shape[:3])
-    y = _product(rows, base, values, size)
-    out = out_shape(x.shape[1:3], kernel_size, strides, padding, dilation)
-    y = y.reshape(x.shape[0], *out, shape[3])
-    beyond = outside(x.shape[1:3], kernel_size, strides, padding, dilation)
-    if pad_value == values[0] or not beyond.any():
-        return y
-    # Padding words are 0, the first code.
-    border = (pad_value - values[0]) * _border_sums(base, kernel_size, channels, beyond)
-    return y + border.reshape(1, *out, shape[3])
+    base, channels, groups = _stored(base, shape), shape[-2], geometry.groups
+    x = _checked(x, channels * groups)
+    if groups == 1:
+        return _conv_product(input_words(x, values), base, values, shape, geometry, pad_value)
+    # One group after the other, in a program of one.
+    planes = [jnp.moveaxis(plane, -2, 0) for plane in _words_by_group(x, values, channels, groups)]
+    words = jnp.moveaxis(base.words.reshape(*base.words.shape[:2], groups, -1), 2, 0)
+    one_shape = (*shape[:-1], shape[-1] // groups)
+    group = lambda operands: _conv_product(
+        operands[0], replace(base, words=operands[1]), values, one_shape, geometry, pad_value
+    )
+    y = jnp.moveaxis(jax.lax.map(group, (planes, words)), 0, -2)
+    return y.reshape(*y.shape[:-2], shape[-1])
 
 
-def _border_sums(base: PackedBase, kernel_size: tuple[int, int], channels: int, beyond: np.ndarray) -> Array:
-    """For every pixel the sum of the codes of the kernel's taps that lie outside the image."""
+def _words_by_group(x: Array, values: Values, channels: int, groups: int) -> list[UInt32[Array, "... groups words"]]:
+    """The planes of activations, each group's channels packed for themselves."""
+    if x.dtype != jnp.uint32:
+        return input_words(x.reshape(*x.shape[:-1], groups, channels), values)
+    if channels % WORD_BITS == 0:
+        return [x.reshape(*x.shape[:-1], groups, channels // WORD_BITS)]
+    return [pack(unpack(x, groups * channels).reshape(*x.shape[:-1], groups, channels))]
+
+
+def _conv_product(
+    planes: Sequence[Array],
+    base: PackedBase,
+    values: Values,
+    shape: tuple[int, ...],
+    geometry: Geometry,
+    pad_value: int,
+) -> Int32[Array, "batch *out features"]:
+    *kernel_size, channels, features = shape
+    (batch, *size, _), kernel_size = planes[0].shape, tuple(kernel_size)
+    rows = [patch_words(plane, channels, kernel_size, geometry) for plane in planes]
+    out = out_shape(size, kernel_size, geometry)
+    y = _product(rows, base, values, math.prod(shape[:-1])).reshape(batch, *out, features)
+    # Words outside are 0, the first code.
+    for value, taps in zip((pad_value, 0), outside(size, kernel_size, geometry)):
+        if value != values[0] and taps.any():
+            sums = _border_sums(base, kernel_size, channels, taps)
+            y = y + ((value - values[0]) * sums).reshape(1, *out, features)
+    return y
+
+
+def _border_sums(base: PackedBase, kernel_size: Sizes, channels: int, beyond: np.ndarray) -> Array:
+    """For every pixel the sum of the codes of the kernel's taps that lie outside the image or between its pixels."""
     form = affine(base.values)
     signs = sum(2**k * border_sums(words, kernel_size, channels, beyond) for k, words in enumerate(base.words))
     constant = form.constant * channels * beyond.sum(1, dtype=np.int32)[:, None]

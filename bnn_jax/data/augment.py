@@ -22,12 +22,12 @@ As published with fb.resnet.torch (Gross and Wilber, Training and investigating 
 
 @check_arrays
 def normalize(
-    images: Num[Array, "batch height width channels"],
+    images: Num[Array, "batch *spatial channels"],
     *,
     mean: Sequence[float],
     std: Sequence[float],
     dtype: jnp.dtype = jnp.float32,
-) -> Float[Array, "batch height width channels"]:
+) -> Float[Array, "batch *spatial channels"]:
     """(images - mean) / std, channel by channel, computed in float32 and returned as `dtype`.
 
     Args:

@@ -1,7 +1,7 @@
 """Flax Linen layers that compute on integer codes."""
 
 from bnn_jax.layers.activations import PReLU, RPReLU
-from bnn_jax.layers.binary_conv import BinaryConv
+from bnn_jax.layers.binary_conv import BinaryConv, BinaryConvTranspose
 from bnn_jax.layers.binary_dense import BinaryDense, BinaryDenseGeneral
 from bnn_jax.layers.convolution import conv, scaled_conv
 from bnn_jax.layers.gates import ChannelGate, ChannelInteractions
@@ -13,6 +13,7 @@ from bnn_jax.precision import widened
 __all__ = [
     "BatchNorm",
     "BinaryConv",
+    "BinaryConvTranspose",
     "BinaryDense",
     "BinaryDenseGeneral",
     "ChannelGate",

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from bnn_jax.checks import PAIR, is_pair, is_whole, require
+from bnn_jax.checks import is_whole, require
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, GRADIENT_QUANTIZERS, WEIGHT_QUANTIZERS, make_quantizer
 
 QUANTIZERS = {
@@ -18,20 +18,6 @@ QUANTIZERS = {
 """Argument of a layer -> the table whose names it takes."""
 
 WHOLE = "must be a positive whole number"
-
-
-def make_pairs(layer: nn.Module, *arguments: str) -> None:
-    """Put pairs (height, width) in the place of numbers and lists; see :func:`require_pairs` for what is neither."""
-    for argument in arguments:
-        value = getattr(layer, argument)
-        pair = (value, value) if is_whole(value, 1) else value
-        setattr(layer, argument, tuple(pair) if isinstance(pair, list) else pair)
-
-
-def require_pairs(layer: nn.Module, *arguments: str) -> None:
-    """Refuse arguments that are no pairs of positive whole numbers, once the layer knows its name."""
-    for argument in arguments:
-        require_of_layer(layer, argument, getattr(layer, argument), is_pair(getattr(layer, argument), 1), PAIR)
 
 
 def require_features(layer: nn.Module) -> None:

@@ -75,6 +75,11 @@ class BinaryDense(nn.Module):
         return self.scaled(y, x.scale, kernel.scale)
 
     @nn.nowrap
+    def sums(self, codes: Array, kernel: Array) -> Num[Array, "batch features"]:
+        """Multiply the codes of one base of the inputs with those of one of the kernel, as numbers."""
+        return dot(codes, kernel)
+
+    @nn.nowrap
     def product_on_bits(
         self, x: InputBase, kernel: PackedBase, shape: tuple[int, ...]
     ) -> Int32[Array, "batch features"]:

@@ -1,13 +1,15 @@
 r"""Convolutions whose gradients are canonical forward convolutions.
 
 XLA's CPU backend runs the convolutions that autodiff makes (permuted dimensions, dilated operands) ten to twenty-five
-times slower inside a loop than outside.  Here every gradient is written as an ordinary NHWC/HWIO convolution of
+times slower inside a loop than outside.  Here every gradient is written as an ordinary convolution, channels last, of
 transposed operands, so that a scan over training steps runs at the speed of single steps.  The gradients call the same
 differentiable functions again, so derivatives of any order, in particular Jacobian-vector products as the transpose of
 the gradient, stay canonical.
 """
 
+from collections.abc import Callable, Collection
 from functools import partial
+from math import prod
 from typing import TypeAlias
 
 import jax
@@ -15,20 +17,28 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from bnn_jax.checks import PADS, Pads, Pair, as_pads, as_pair, check_arrays, require
+from bnn_jax.bitops.conv import Geometry
+from bnn_jax.checks import Pads, Sizes, as_pads, as_sizes, check_arrays, is_whole, pads_rule, require
 from bnn_jax.layers.precision import narrower
 from bnn_jax.precision import sum_dtype
 
-Padding: TypeAlias = str | int | Pair | Pads
-PADDING = f"{PADS}, SAME or VALID"
+Padding: TypeAlias = str | int | Sizes | Pads
+WORDS = ("SAME", "VALID")
+"""Paddings by name that all windows take, those of pools too."""
 
 
-def is_padding(value: Padding) -> bool:
-    """Whether a value is what :func:`resolve_padding` takes."""
-    return value.upper() in ("SAME", "VALID") if isinstance(value, str) else as_pads(value) is not None
+def padding_rule(rank: int = 2, words: Collection[str] = WORDS) -> str:
+    """What :func:`is_padding` takes."""
+    *others, last = words
+    return f"{pads_rule(rank)}, {', '.join(others)} or {last}"
 
 
-def resolve_padding(padding: Padding, *, shape: Pair, kernel_size: Pair, strides: Pair, dilation: Pair) -> Pads:
+def is_padding(value: Padding, rank: int = 2, words: Collection[str] = WORDS) -> bool:
+    """Whether a value is a padding of so many spatial axes."""
+    return value.upper() in words if isinstance(value, str) else as_pads(value, rank) is not None
+
+
+def resolve_padding(padding: Padding, *, shape: Sizes, kernel_size: Sizes, strides: Sizes, dilation: Sizes) -> Pads:
     """Explicit ((top, bottom), (left, right)) padding of "SAME", "VALID", a number, a pair or a pair of pairs.
 
     Raises:
@@ -37,65 +47,82 @@ def resolve_padding(padding: Padding, *, shape: Pair, kernel_size: Pair, strides
     >>> resolve_padding("SAME", shape=(8, 8), kernel_size=(3, 3), strides=(2, 2), dilation=(1, 1))
     ((0, 1), (0, 1))
     """
-    require("padding", padding, is_padding(padding), PADDING)
+    rank = len(shape)
+    require("padding", padding, is_padding(padding, rank, (*WORDS, "SAME_LOWER")), padding_rule(rank))
     if not isinstance(padding, str):
-        return as_pads(padding)
+        return as_pads(padding, rank)
     window = tuple((k - 1) * d + 1 for k, d in zip(kernel_size, dilation))
     return tuple(lax.padtype_to_pads(shape, window, strides, padding.upper()))
 
 
-def _canonical(x, kernel, strides, padding, dilation, dtype):
+def spread(x: Array, steps: Sizes) -> Array:
+    """x with steps - 1 zeros between neighbours on each spatial axis."""
+    if all(step == 1 for step in steps):
+        return x
+    return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((0, 0, s - 1) for s in steps), (0, 0, 0)))
+
+
+def _canonical(x, kernel, geometry, dtype):
     x, kernel = (operand.astype(narrower(x, kernel)) for operand in (x, kernel))
-    if min(min(padding)) < 0:
+    padding = geometry.padding
+    if min(map(min, padding)) < 0:
         # XLA's CPU convolution reads outside its input for some negative paddings: pad and crop first.
         x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)))
-        padding = ((0, 0), (0, 0))
+        padding = ((0, 0),) * len(padding)
+    last = x.ndim - 1
+    channels_last = (0, last, *range(1, last))
     return lax.conv_general_dilated(
         x,
         kernel,
-        strides,
+        geometry.strides,
         padding,
-        rhs_dilation=dilation,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        rhs_dilation=geometry.dilation,
+        dimension_numbers=lax.ConvDimensionNumbers(channels_last, (last, last - 1, *range(last - 1)), channels_last),
+        feature_group_count=geometry.groups,
         preferred_element_type=dtype,
     )
 
 
-def _spread(g, strides):
-    """Put strides - 1 zeros between neighbours, which makes the gradient of a strided convolution a plain one."""
-    if strides == (1, 1):
-        return g
-    return lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), *((0, 0, s - 1) for s in strides), (0, 0, 0)))
-
-
-def _geometry(x: Array, kernel: Array, strides: int | Pair, padding: Padding, dilation: int | Pair) -> tuple:
-    strides, dilation = as_pair("strides", strides), as_pair("dilation", dilation)
-    sizes = {"shape": x.shape[1:3], "kernel_size": kernel.shape[:2]}
-    return strides, resolve_padding(padding, **sizes, strides=strides, dilation=dilation), dilation
+def _geometry(
+    owner: str, x: Array, kernel: Array, strides: int | Sizes, padding: Padding, dilation: int | Sizes, groups: int
+) -> Geometry:
+    rank, size = kernel.ndim - 2, kernel.shape[:-2]
+    if x.ndim != kernel.ndim:
+        rule = f"must be of shape (batch, {rank} spatial axes, channels), as a kernel of shape {kernel.shape} needs"
+        raise ValueError(f"`x` of `{owner}` (of shape {x.shape}) {rule}; `.reshape` or index it")
+    channels, features = kernel.shape[-2:]
+    rule = f"must divide {features} features, and be {x.shape[-1]} channels over the kernel's {channels}"
+    require("groups", groups, is_whole(groups, 1) and features % groups == 0 and channels * groups == x.shape[-1], rule)
+    strides, dilation = as_sizes("strides", strides, rank), as_sizes("dilation", dilation, rank)
+    pads = resolve_padding(padding, shape=x.shape[1:-1], kernel_size=size, strides=strides, dilation=dilation)
+    return Geometry(strides, pads, dilation, groups)
 
 
 @check_arrays
 def conv(
-    x: Float[Array, "batch height width channels"],
-    kernel: Float[Array, "kernel_height kernel_width channels features"],
-    strides: int | Pair = 1,
+    x: Float[Array, "batch *spatial channels"],
+    kernel: Float[Array, "*taps group_channels features"],
+    strides: int | Sizes = 1,
     padding: Padding = 0,
-    dilation: int | Pair = 1,
+    dilation: int | Sizes = 1,
     dtype: jnp.dtype | None = None,
-) -> Float[Array, "batch out_height out_width features"]:
-    r"""2-D convolution (cross-correlation), zero-padded, with canonical gradients.
+    groups: int = 1,
+) -> Float[Array, "batch *out features"]:
+    r"""Convolution (cross-correlation) over any number of spatial axes, zero-padded, with canonical gradients.
 
-    Forward   y[b,h,w,f] = sum_{i,j,c} x[b, h s + i d - p, w s + j d - p, c] kernel[i,j,c,f]
+    Forward   y[b,h,w,f] = sum_{i,j,c} x[b, h s + i d - p, w s + j d - p, c] kernel[i,j,c,f], for two axes;
+              of groups, c counts the channels of the group that f belongs to
     Backward  exact: dL/dx is the convolution of the spread dL/dy with the flipped, transposed kernel; dL/dkernel that
-              of x and dL/dy with the batch as contracted channels.
+              of x and dL/dy with the batch as contracted channels, or a matrix product for each tap.
 
     Where x and kernel differ in dtype they are multiplied in the narrower one, to which dL/dy is rounded as well; each
     gradient has the dtype of what it is the gradient of.  Sums are in float32 at least.
 
     Args:
-      strides, dilation: a number or a pair (height, width).
+      strides, dilation: a number or one for each axis, as (height, width).
       padding: see :func:`resolve_padding`.
       dtype: of y; None is float32, or x's and the kernel's if wider.
+      groups: of channels and features.
 
     Raises:
       TypeError, ValueError: for arrays of other dtypes or shapes; for another geometry.
@@ -103,53 +130,82 @@ def conv(
     >>> conv(jnp.ones((1, 2, 2, 1)), jnp.ones((2, 2, 1, 3))).shape
     (1, 1, 1, 3)
     """
-    return _conv(x, kernel, *_geometry(x, kernel, strides, padding, dilation), dtype)
+    return _conv(x, kernel, _geometry("conv", x, kernel, strides, padding, dilation, groups), dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
-def _conv(x, kernel, strides, padding, dilation, dtype):
-    return _canonical(x, kernel, strides, padding, dilation, sum_dtype(x, kernel) if dtype is None else dtype)
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv(x, kernel, geometry, dtype):
+    return _canonical(x, kernel, geometry, sum_dtype(x, kernel) if dtype is None else dtype)
 
 
-def input_gradient(g, kernel, shape: Pair, strides: Pair, padding: Padding, dilation: Pair, dtype: jnp.dtype):
+def input_gradient(g: Array, kernel: Array, shape: Sizes, geometry: Geometry, dtype: jnp.dtype) -> Array:
     """dL/dx of :func:`conv`, in `dtype`, for inputs of spatial `shape`; g = dL/dy; linear in g and in kernel."""
-    g = _spread(g, strides)
-    reach = tuple((k - 1) * d for k, d in zip(kernel.shape[:2], dilation))
-    pads = tuple((r - p[0], n + p[0] - m) for r, p, n, m in zip(reach, padding, shape, g.shape[1:3]))
-    return _conv(g, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), (1, 1), pads, dilation, dtype)
+    *size, channels, features = kernel.shape
+    rank, groups = len(size), geometry.groups
+    g = spread(g, geometry.strides)
+    reach = ((k - 1) * d for k, d in zip(size, geometry.dilation))
+    pads = tuple((r - p[0], n + p[0] - m) for r, p, n, m in zip(reach, geometry.padding, shape, g.shape[1:-1]))
+    kernel = jnp.flip(kernel, tuple(range(rank)))
+    if groups > 1:
+        kernel = kernel.reshape(*size, channels, groups, features // groups).swapaxes(-1, -3)
+        kernel = kernel.reshape(*size, features // groups, channels * groups)
+    else:
+        kernel = kernel.swapaxes(-1, -2)
+    return _conv(g, kernel, Geometry((1,) * rank, pads, geometry.dilation, groups), dtype)
 
 
-def kernel_gradient(x, g, kernel_size: Pair, strides: Pair, padding: Padding, dilation: Pair, dtype: jnp.dtype):
+def kernel_gradient(x: Array, g: Array, kernel_size: Sizes, geometry: Geometry, dtype: jnp.dtype) -> Array:
     """dL/dkernel of :func:`conv`, in `dtype`; g = dL/dy in x's dtype; linear in x and in g."""
-    if kernel_size == (1, 1) or strides != (1, 1):
-        return _kernel_gradient_by_taps(x, g, kernel_size, strides, padding, dilation).astype(dtype)
-    reach = tuple((k - 1) * d for k, d in zip(kernel_size, dilation))
-    pads = tuple((p[0], r + m - n - p[0]) for r, p, n, m in zip(reach, padding, x.shape[1:3], g.shape[1:3]))
-    return _conv(x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), dilation, pads, (1, 1), dtype).transpose(1, 2, 0, 3)
+    rank = len(kernel_size)
+    if prod(kernel_size) == 1 or prod(geometry.strides) > 1 or geometry.groups > 1:
+        return _kernel_gradient_by_taps(x, g, kernel_size, geometry).astype(dtype)
+    reach = ((k - 1) * d for k, d in zip(kernel_size, geometry.dilation))
+    sizes = zip(reach, geometry.padding, x.shape[1:-1], g.shape[1:-1])
+    pads = tuple((p[0], r + m - n - p[0]) for r, p, n, m in sizes)
+    batch_last = (*range(1, rank + 1), 0, rank + 1)
+    x, g = x.transpose(rank + 1, *range(1, rank + 1), 0), g.transpose(batch_last)
+    return _conv(x, g, Geometry(geometry.dilation, pads, (1,) * rank), dtype).transpose(batch_last)
 
 
-def _kernel_gradient_by_taps(x, g, kernel_size, strides, padding, dilation):
+def _kernel_gradient_by_taps(x, g, kernel_size, geometry):
     """One matrix product a tap: three times faster than convolving with a gradient that is spread by the strides."""
-    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*p, 0) for p in padding), (0, 0, 0)))
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*p, 0) for p in geometry.padding), (0, 0, 0)))
+    outputs, groups, dtype = g.shape[1:-1], geometry.groups, sum_dtype(x, g)
+    axes = "hwd"[: len(outputs)]
 
-    def tap(i, j):
-        starts = (i * dilation[0], j * dilation[1])
-        rows, columns = (slice(a, a + (m - 1) * s + 1, s) for a, m, s in zip(starts, g.shape[1:3], strides))
-        return jnp.einsum("bhwc,bhwf->cf", x[:, rows, columns], g, preferred_element_type=sum_dtype(x, g))
+    def tap(place):
+        starts = [i * d for i, d in zip(place, geometry.dilation)]
+        window = (slice(a, a + (m - 1) * s + 1, s) for a, m, s in zip(starts, outputs, geometry.strides))
+        pixels = x[:, *window]
+        if groups == 1:
+            return jnp.einsum(f"b{axes}c,b{axes}f->cf", pixels, g, preferred_element_type=dtype)
+        pixels, gradient = (a.reshape(*a.shape[:-1], groups, -1) for a in (pixels, g))
+        if pixels.shape[-1] == 1:
+            products = pixels.astype(dtype) * gradient.astype(dtype)
+            return products.sum(tuple(range(len(outputs) + 1))).reshape(1, -1)
+        by_group = jnp.einsum(f"b{axes}gc,b{axes}gf->cgf", pixels, gradient, preferred_element_type=dtype)
+        return by_group.reshape(by_group.shape[0], -1)
 
-    return jnp.stack([jnp.stack([tap(i, j) for j in range(kernel_size[1])]) for i in range(kernel_size[0])])
+    return _stacked(tap, kernel_size)
 
 
-def _conv_forward(x, kernel, strides, padding, dilation, dtype):
-    return _conv(x, kernel, strides, padding, dilation, dtype), (x, kernel)
+def _stacked(function: Callable[[Sizes], Array], sizes: Sizes, place: Sizes = ()) -> Array:
+    """The results of a function of every place within `sizes`, along as many leading axes."""
+    if not sizes:
+        return function(place)
+    return jnp.stack([_stacked(function, sizes[1:], (*place, i)) for i in range(sizes[0])])
 
 
-def _conv_backward(strides, padding, dilation, dtype, residuals, g):
+def _conv_forward(x, kernel, geometry, dtype):
+    return _conv(x, kernel, geometry, dtype), (x, kernel)
+
+
+def _conv_backward(geometry, dtype, residuals, g):
     x, kernel = residuals
     g = g.astype(narrower(x, kernel))
     return (
-        input_gradient(g, kernel, x.shape[1:3], strides, padding, dilation, x.dtype),
-        kernel_gradient(x.astype(g.dtype), g, kernel.shape[:2], strides, padding, dilation, kernel.dtype),
+        input_gradient(g, kernel, x.shape[1:-1], geometry, x.dtype),
+        kernel_gradient(x.astype(g.dtype), g, kernel.shape[:-2], geometry, kernel.dtype),
     )
 
 
@@ -158,13 +214,14 @@ _conv.defvjp(_conv_forward, _conv_backward)
 
 @check_arrays
 def scaled_conv(
-    x: Float[Array, "batch height width channels"],
-    codes: Float[Array, "kernel_height kernel_width channels features"],
+    x: Float[Array, "batch *spatial channels"],
+    codes: Float[Array, "*taps group_channels features"],
     scale: Float[Array, "..."],
-    strides: int | Pair = 1,
+    strides: int | Sizes = 1,
     padding: Padding = 0,
-    dilation: int | Pair = 1,
-) -> Float[Array, "batch out_height out_width features"]:
+    dilation: int | Sizes = 1,
+    groups: int = 1,
+) -> Float[Array, "batch *out features"]:
     r"""Convolution with integer codes, multiplied by the scale afterwards.
 
     Forward   y = scale * conv(x, codes); the inner sum is exact where x holds small integers too
@@ -175,30 +232,30 @@ def scaled_conv(
 
     Args:
       x: inputs, normally codes themselves.
-      codes: HWIO kernel of integers, exact in x's dtype.
-      scale: scalar, or one value a feature in the shape (1, 1, 1, features).
+      codes: kernel of integers, exact in x's dtype.
+      scale: scalar, or one value a feature in the shape (1, ..., 1, features).
       others: as those of :func:`conv`.
 
     Raises: as :func:`conv`.
     """
-    return _scaled_conv(x, codes, scale, *_geometry(x, codes, strides, padding, dilation))
+    return _scaled_conv(x, codes, scale, _geometry("scaled_conv", x, codes, strides, padding, dilation, groups))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _scaled_conv(x, codes, scale, strides, padding, dilation):
-    return _conv(x, codes, strides, padding, dilation, None) * scale
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _scaled_conv(x, codes, scale, geometry):
+    return _conv(x, codes, geometry, None) * scale
 
 
-def _scaled_conv_forward(x, codes, scale, strides, padding, dilation):
-    return _scaled_conv(x, codes, scale, strides, padding, dilation), (x, codes, scale)
+def _scaled_conv_forward(x, codes, scale, geometry):
+    return _scaled_conv(x, codes, scale, geometry), (x, codes, scale)
 
 
-def _scaled_conv_backward(strides, padding, dilation, residuals, g):
+def _scaled_conv_backward(geometry, residuals, g):
     x, codes, scale = residuals
     g = g.astype(narrower(x, codes))
-    k = kernel_gradient(x.astype(g.dtype), g, codes.shape[:2], strides, padding, dilation, codes.dtype)
-    dscale = (k * codes).sum((0, 1, 2) if scale.ndim else None).reshape(scale.shape)
-    return input_gradient(g, codes * scale, x.shape[1:3], strides, padding, dilation, x.dtype), k * scale, dscale
+    k = kernel_gradient(x.astype(g.dtype), g, codes.shape[:-2], geometry, codes.dtype)
+    dscale = (k * codes).sum(tuple(range(codes.ndim - 1)) if scale.ndim else None).reshape(scale.shape)
+    return input_gradient(g, codes * scale, x.shape[1:-1], geometry, x.dtype), k * scale, dscale
 
 
 _scaled_conv.defvjp(_scaled_conv_forward, _scaled_conv_backward)

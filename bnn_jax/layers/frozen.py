@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from bnn_jax.bitops.paths import PATHS
 from bnn_jax.bitops.planes import PackedBase, PackedKernel, Values, input_words, pack_codes
 from bnn_jax.quantizers import Quantized, Quantizer
 
@@ -14,6 +15,9 @@ PACKED = "packed"
 
 PRODUCTS = "products"
 """The collection into which layers put their codes and integer products, when it is mutable."""
+
+TAKEN = "taken"
+"""The collection into which packed layers put the number of their path in PATHS, when it is mutable."""
 
 NOT_A_NUMBER = -(2**31)
 """What stands there for a code or a product that is not finite; none is so large."""
@@ -69,6 +73,12 @@ def record(layer: nn.Module, codes: Array, values: Values, product: Callable[[],
     if values and is_recording(layer):
         layer.sow(PRODUCTS, "words", input_words(codes, values))
         layer.sow(PRODUCTS, "integers", _whole(product()))
+
+
+def record_path(layer: nn.Module, path: str) -> None:
+    """Put the number of a packed layer's path into the collection "taken", if it is mutable."""
+    if layer.is_mutable_collection(TAKEN):
+        layer.sow(TAKEN, "path", jnp.int32(PATHS.index(path)))
 
 
 def record_kernel(layer: nn.Module, codes: Callable[[], Sequence[Array]]) -> None:

@@ -45,8 +45,13 @@ def require_inputs(layer: nn.Module, x: Array) -> None:
       TypeError: naming the layer.
     """
     packed = packed_kernel(layer)
-    if packed is None or not is_words(x) or x.shape[-1] != word_count(packed.shape[-2]):
+    if packed is None or not is_words(x) or x.shape[-1] != word_count(input_channels(layer, packed.shape)):
         require_floats(layer, x)
+
+
+def input_channels(layer: nn.Module, kernel_shape: tuple[int, ...]) -> int:
+    """Channels of the inputs of a layer with a kernel of this shape, those of all groups."""
+    return kernel_shape[-2] * getattr(layer, "feature_group_count", 1)
 
 
 def operands(

@@ -1,22 +1,29 @@
 """The call of a frozen layer: products of packed codes, or of the numbers that they stand for."""
 
+import math
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from bnn_jax.bitops.planes import PackedKernel, multiplies_on_bits, unpack_codes
-from bnn_jax.layers.frozen import code_sets, is_words, record, record_kernel, scale_of
-from bnn_jax.layers.operands import InputBase, Phase, input_bases, kernel_for
+from bnn_jax.bitops.bits import unpack
+from bnn_jax.bitops.paths import PATHS, chosen_path
+from bnn_jax.bitops.planes import PackedBase, PackedKernel, multiplies_on_bits, unpack_codes
+from bnn_jax.layers.frozen import code_sets, is_words, record, record_kernel, record_path, scale_of
+from bnn_jax.layers.operands import InputBase, Phase, input_bases, input_channels, kernel_for
 from bnn_jax.quantizers import Quantized
+
+ON_BITS, AS_NUMBERS = PATHS
+LARGEST_EXACT = 2**24
+"""Up to which every whole number is a float32."""
 
 
 def packed_call(layer: nn.Module, x: Array, packed: PackedKernel, phase: Phase, *geometry) -> Array:
     """Return what a :class:`BinaryConv` or :class:`BinaryDense` with a packed kernel makes of x.
 
-    Codes are multiplied on bits where that takes few products; else, and where the inputs are real, as numbers.
-
     Args:
-      layer: of which the methods `product`, `product_on_bits`, `scaled` and `finished` are used.
+      layer: of which the methods `product`, `product_on_bits`, `sums`, `scaled` and `finished` are used.
       x: numbers, or the packed codes that a normalization with thresholds returns.
       packed: the kernel.
       phase: of the run.
@@ -31,7 +38,10 @@ def packed_call(layer: nn.Module, x: Array, packed: PackedKernel, phase: Phase, 
     else:
         inputs = input_bases(layer, x, phase)
     pairs = [(a, w) for a in inputs for w in packed.bases]
-    if not all(multiplies_on_bits(a.values, w.values) for a, w in pairs):
+    exact = all(multiplies_on_bits(a.values, w.values) for a, w in pairs)
+    path = _path(layer, packed, pairs) if exact else AS_NUMBERS
+    record_path(layer, path)
+    if not exact:
         unpacked = (unpack_codes(w, packed.shape, layer.dtype) for w in packed.bases)
         kernel = tuple(Quantized(codes, scale_of(w, layer.dtype)) for codes, w in zip(unpacked, packed.bases))
         kernel = kernel_for(layer, inputs, kernel)
@@ -39,9 +49,31 @@ def packed_call(layer: nn.Module, x: Array, packed: PackedKernel, phase: Phase, 
         return layer.finished(y, x, phase, *geometry)
     y = 0
     for a, w in pairs:
-        integers = layer.product_on_bits(a, w, packed.shape, *geometry)
+        if path == ON_BITS:
+            integers = layer.product_on_bits(a, w, packed.shape, *geometry)
+        else:
+            kernel = unpack_codes(w, packed.shape, layer.dtype)
+            integers = layer.sums(_codes(layer, a, packed), kernel, *geometry).astype(jnp.int32)
         record(layer, a.codes, a.values, lambda integers=integers: integers)
         if packed.integers:
             return integers
         y = y + layer.scaled(integers.astype(layer.dtype), a.scale, scale_of(w, layer.dtype))
     return layer.finished(y, x, phase, *geometry)
+
+
+def _path(layer: nn.Module, packed: PackedKernel, pairs: Sequence[tuple[InputBase, PackedBase]]) -> str:
+    """The one of PATHS on which a layer multiplies: what it was told, else the faster, if float32 holds the sums."""
+    fan_in = math.prod(packed.shape[:-1])
+    largest = max(abs(code * weight) for a, w in pairs for code in a.values for weight in w.values)
+    if fan_in * largest > LARGEST_EXACT:
+        return ON_BITS
+    groups = getattr(layer, "feature_group_count", 1)
+    return packed.path or chosen_path(fan_in=fan_in, features=packed.shape[-1], groups=groups)
+
+
+def _codes(layer: nn.Module, base: InputBase, packed: PackedKernel) -> Array:
+    """The codes of a base of the inputs as numbers, of words too."""
+    if not is_words(base.codes):
+        return base.codes
+    low, high = base.values
+    return jnp.where(unpack(base.codes, input_channels(layer, packed.shape)), high, low).astype(layer.dtype)

@@ -9,15 +9,15 @@ from jax import lax
 from jaxtyping import Array, Float, Num
 
 from bnn_jax.bitops import bits
-from bnn_jax.checks import Pads, Pair, as_pair, check_arrays
+from bnn_jax.checks import Pads, Pair, as_sizes, check_arrays
 from bnn_jax.layers.convolution import Padding, resolve_padding
 from bnn_jax.layers.frozen import is_words
 from bnn_jax.precision import widened
 
 
 def _geometry(x: Array, window: int | Pair, strides: int | Pair | None, padding: Padding) -> tuple[Pair, Pair, Pads]:
-    window = as_pair("window", window)
-    strides = window if strides is None else as_pair("strides", strides)
+    window = as_sizes("window", window)
+    strides = window if strides is None else as_sizes("strides", strides)
     sizes = {"shape": x.shape[1:3], "kernel_size": window, "dilation": (1, 1)}
     return window, strides, resolve_padding(padding, strides=strides, **sizes)
 

@@ -6,7 +6,7 @@ write and read them.  What needs a training run, `bnn_jax.packed.runs`, is impor
 
 from bnn_jax.packed.artifact import load, save
 from bnn_jax.packed.c_header import write_header
-from bnn_jax.packed.freezing import freeze, packed_structure
+from bnn_jax.packed.freezing import freeze, packed_structure, take_path
 from bnn_jax.packed.model import PackedModel
 from bnn_jax.packed.named_arrays import arrays, write_npz
 from bnn_jax.packed.stablehlo import to_stablehlo
@@ -20,6 +20,7 @@ __all__ = [
     "load",
     "packed_structure",
     "save",
+    "take_path",
     "to_stablehlo",
     "verify",
     "write_header",

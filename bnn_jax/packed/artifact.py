@@ -32,7 +32,7 @@ from bnn_jax.errors import RunError, UsageError
 from bnn_jax.files import write_atomically
 from bnn_jax.finite import first_non_finite, require_finite
 from bnn_jax.models.build import build_model, check_extent, latent_weights
-from bnn_jax.packed.freezing import TRAIN_AGAIN, packed_structure
+from bnn_jax.packed.freezing import TRAIN_AGAIN, packed_structure, take_path
 from bnn_jax.packed.header import (
     DTYPES,
     EXPORT,
@@ -101,6 +101,7 @@ def save(
         _, structure = _network(_values(texts))
     except (Damaged, TypeError, ValueError) as error:
         raise UsageError(f"{path} cannot be written: {error}; correct what describes the network") from None
+    variables = take_path(variables, None)
     _check_variables(variables, structure)
     require_finite("variables", variables, TRAIN_AGAIN)
     vectors = _flat(rounded(variables) if float16 else variables, float16=float16)
@@ -240,8 +241,8 @@ def _values(texts: Mapping[str, str]) -> dict[str, Any]:
             if key.endswith("options"):
                 values["model"][key] = {n: tuple(v) if isinstance(v, list) else v for n, v in options.items()}
         shape, mean, std = (tuple(values[key]) for key in ("image_shape", "mean", "std"))
-        if len(shape) != 3 or not all(type(n) is int and n > 0 for n in (values["num_classes"], *shape)):
-            raise ValueError("`num_classes` and `image_shape` must be one and three positive whole numbers")
+        if not 2 <= len(shape) <= 4 or not all(type(n) is int and n > 0 for n in (values["num_classes"], *shape)):
+            raise ValueError("`num_classes` and `image_shape` must be one and two to four positive whole numbers")
         if not len(mean) == len(std) == shape[-1] or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
             raise ValueError("`mean` and `std` must have a finite number for each channel, and `std` a positive one")
         return values | {"image_shape": shape, "mean": tuple(map(float, mean)), "std": tuple(map(float, std))}

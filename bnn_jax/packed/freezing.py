@@ -15,19 +15,23 @@ from jax import ShapeDtypeStruct
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, Bool
 
+from bnn_jax.bitops.paths import PATHS
 from bnn_jax.bitops.planes import PackedBase, PackedKernel
 from bnn_jax.bitops.thresholds import find_thresholds
+from bnn_jax.checks import require
 from bnn_jax.finite import all_finite, require_finite
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense
 from bnn_jax.layers.frozen import PACKED, scale_of
 from bnn_jax.layers.norm import affine
+from bnn_jax.layers.operands import input_channels
 from bnn_jax.outputs import apply_network, init_network, network_logits
 from bnn_jax.packed.chains import Chain, find_chains
 from bnn_jax.quantizers import bases
 from bnn_jax.tracing.trace import Trace, trace
 from bnn_jax.types import LATENT_KERNEL
 
-ImageShape = tuple[int, int, int]
+ImageShape = tuple[int, ...]
+"""(height, width, channels), or the same of other numbers of spatial axes."""
 
 TRAIN_AGAIN = "the run has diverged: take an earlier checkpoint, or train again"
 
@@ -52,7 +56,9 @@ class _Plan(NamedTuple):
     kept: frozenset[tuple[str, ...]]
 
 
-def freeze(model: nn.Module, variables: Mapping[str, Any], image_shape: ImageShape) -> dict[str, Any]:
+def freeze(
+    model: nn.Module, variables: Mapping[str, Any], image_shape: ImageShape, *, path: str | None = None
+) -> dict[str, Any]:
     r"""The packed variables of a trained network: ``model.apply(freeze(...), images, train=False)`` runs on bits.
 
     A quantized layer gets the bits of its codes and their scale in the place of latent weights; a normalization its
@@ -64,7 +70,8 @@ def freeze(model: nn.Module, variables: Mapping[str, Any], image_shape: ImageSha
     Args:
       model: takes images and returns logits, or (logits, intermediates); `train` and `progress` where it takes them.
       variables: its trained variables.
-      image_shape: (height, width, channels) of its images.
+      image_shape: (height, width, channels) of its images, or the same of other numbers of spatial axes.
+      path: on which every layer multiplies, see :func:`take_path`; None is the faster, by its shape.
 
     Returns:
       {"packed": ..., and what stays real of "params", "batch_stats" and "quantizer_state"}.
@@ -79,16 +86,30 @@ def freeze(model: nn.Module, variables: Mapping[str, Any], image_shape: ImageSha
     plan = _plan(model, jax.eval_shape(lambda: variables), image_shape)
     images = jnp.zeros((1, *image_shape))
     packed, broken, finite = jax.jit(partial(_packed, model, plan))(variables, images)
-    for path, is_finite in finite.items():
+    for name, is_finite in finite.items():
         if not is_finite:
-            raise ValueError(f"`variables` make {path!r} not finite; {TRAIN_AGAIN}")
-    for path, channels in broken.items():
+            raise ValueError(f"`variables` make {name!r} not finite; {TRAIN_AGAIN}")
+    for name, channels in broken.items():
         if np.any(channels):
             raise ValueError(
-                f"`model` cannot be packed: the input quantizer of layer {path!r} has more than one threshold in "
+                f"`model` cannot be packed: the input quantizer of layer {name!r} has more than one threshold in "
                 f"channel {int(np.argmax(channels))}; use one that rises once"
             )
-    return _with_real(plan, packed, variables)
+    return take_path(_with_real(plan, packed, variables), path)
+
+
+def take_path(variables: Mapping[str, Any], path: str | None) -> dict[str, Any]:
+    """Packed variables whose layers multiply on one of `PATHS`: "bits", or "float32" numbers, with the same integers.
+
+    With None each layer takes the faster, by a static rule of its shape (:func:`bnn_jax.bitops.paths.chosen_path`).
+    Where no product of bits can be taken, for inputs that are real or of more than two bits, layers multiply numbers.
+
+    Raises:
+      ValueError: for another path.
+    """
+    require("path", path, path in (None, *PATHS), f"must be one of {', '.join(PATHS)} or None")
+    is_kernel = lambda node: isinstance(node, PackedKernel)
+    return jax.tree.map(lambda x: replace(x, path=path) if is_kernel(x) else x, dict(variables), is_leaf=is_kernel)
 
 
 def packed_structure(model: nn.Module, image_shape: ImageShape) -> dict[str, Any]:
@@ -116,7 +137,8 @@ def threshold_chains(model: nn.Module, variables: Mapping[str, Any], image_shape
     chains = find_chains(traced, modules)
     if not chains:
         return ()
-    return _usable(chains, modules, _constant_scales(model, variables, _images(image_shape)))
+    constants = _constant_scales(model, variables, _images(image_shape))
+    return _usable(chains, modules, constants, _latent_shapes(modules, variables))
 
 
 def parts(path: str) -> tuple[str, ...]:
@@ -168,17 +190,27 @@ def _traced(model: nn.Module, variables: dict[str, Any], image_shape: ImageShape
     return modules, traced
 
 
+def _latent_shapes(modules: Mapping[str, nn.Module], variables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """path of a layer with quantized weights -> the shape of its kernel."""
+    quantized = (path for path, module in modules.items() if getattr(module, "kernel_quantizer", None) is not None)
+    return {path: _of_module(variables["params"], path)[LATENT_KERNEL].shape for path in quantized}
+
+
 def _usable(
-    chains: tuple[Chain, ...], modules: Mapping[str, nn.Module], constants: Mapping[str, list[float | None]]
+    chains: tuple[Chain, ...],
+    modules: Mapping[str, nn.Module],
+    constants: Mapping[str, list[float | None]],
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> tuple[Chain, ...]:
     """The chains whose consumer's input scale is a constant, as packed words need it; pooled ones of positive scale."""
 
     def usable(chain: Chain) -> bool:
         layer, consumer = modules[chain.layer], modules[chain.consumer]
-        if chain.layer not in constants or _constant_input_scale(consumer, layer.features) is None:
+        ranks = [len(shapes[path]) - 2 for path in (chain.layer, chain.consumer)]
+        if chain.layer not in constants or _constant_input_scale(consumer, layer.features, ranks[1]) is None:
             return False
         # A max pool of integers is one of the numbers if no scale, which training could make negative, comes between.
-        scales = (_constant_input_scale(layer, 1), *constants[chain.layer])
+        scales = (_constant_input_scale(layer, 1, ranks[0]), *constants[chain.layer])
         return not chain.pooled or all(scale is not None and scale > 0 for scale in scales)
 
     return tuple(filter(usable, chains))
@@ -187,26 +219,28 @@ def _usable(
 def _plan(model: nn.Module, variables: dict[str, Any], image_shape: ImageShape) -> _Plan:
     images = _images(image_shape)
     modules, traced = _traced(model, variables, image_shape)
-    quantized = [path for path, module in modules.items() if getattr(module, "kernel_quantizer", None) is not None]
-    if not quantized:
+    shapes = _latent_shapes(modules, variables)
+    if not shapes:
         raise ValueError(
             f"`model` (={type(model).__name__}) has no layer with quantized weights, so that there is nothing to pack; "
             "give it a `kernel_quantizer`"
         )
     kernels = kernels_of(jax.eval_shape(partial(_collect, model), variables, images))
-    latent = {path: _of_module(variables["params"], path)[LATENT_KERNEL].shape for path in quantized}
     # Inside a transform that maps the collection "packed" too, kernels have an axis less than their parameters.
-    require_seen(quantized, {path for path, kernel in kernels.items() if kernel.shape == latent[path]})
+    require_seen(shapes, {path for path, kernel in kernels.items() if kernel.shape == shapes[path]})
     constants = _constant_scales(model, variables, images)
-    chains = _usable(find_chains(traced, modules), modules, constants)
+    chains = _usable(find_chains(traced, modules), modules, constants, shapes)
     plan = _Plan(
         chains=chains,
         constants=constants,
         input_scales={
-            c.consumer: _constant_input_scale(modules[c.consumer], modules[c.layer].features) for c in chains
+            c.consumer: _constant_input_scale(
+                modules[c.consumer], modules[c.layer].features, len(shapes[c.consumer]) - 2
+            )
+            for c in chains
         },
         modules=modules,
-        shapes={path: kernel.shape for path, kernel in kernels.items()},
+        shapes=shapes,
         kept=frozenset(),
     )
     packed, *_ = jax.eval_shape(partial(_packed, model, plan), variables, images)
@@ -223,13 +257,12 @@ def _constant_scales(model: nn.Module, variables: dict[str, Any], images: Any) -
     return _constants(scales, variables, images)
 
 
-def _constant_input_scale(layer: nn.Module, channels: int) -> float | None:
-    """The scale of a layer's input codes, if it is a constant."""
+def _constant_input_scale(layer: nn.Module, channels: int, rank: int) -> float | None:
+    """The scale of the input codes, with so many spatial axes, of a layer, if it is a constant."""
     quantizer = layer.input_quantizer
     if quantizer.init_state is not None:
         return None
-    shape = (1, 1, 1, channels) if isinstance(layer, BinaryConv) else (1, channels)
-    x = ShapeDtypeStruct(shape, layer.dtype)
+    x = ShapeDtypeStruct((1,) * (rank + 1) + (channels,), layer.dtype)
     parameters = jax.eval_shape(lambda x: quantizer.init(jax.random.key(0), x), x) if quantizer.init else {}
     return _constants(lambda parameters, x: _quantized(layer, x, parameters).scale, parameters, x)
 
@@ -293,14 +326,14 @@ def _thresholds(
     input_scale = _input_scale(plan, chain.layer, variables)
     bias = own["bias"].astype(layer.dtype) if layer.use_bias else None
     given = _of_module(variables.get("params", {}), chain.consumer).get("input_quantizer", {})
-    dense = isinstance(consumer, BinaryDense)
+    rank = len(plan.shapes[chain.consumer]) - 2
 
     def is_higher(v, index):
         some = lambda vector: vector if vector.shape[-1:] != (layer.features,) else jnp.take(vector, index, axis=-1)
         y = layer.scaled(v.astype(layer.dtype), input_scale, some(scale)[None])
         y = y if bias is None else y + some(bias)[None]
         y = affine(y, *map(some, affine_of))
-        y = y if dense else y[:, None, None]
+        y = y.reshape(len(y), *(1,) * rank, -1)
         codes = _quantized(consumer, y, jax.tree.map(some, given)).codes
         return (codes > consumer.input_quantizer.code_set[0]).reshape(v.shape[0], -1)
 
@@ -320,7 +353,7 @@ def _input_scale(plan: _Plan, path: str, variables: dict[str, Any]) -> Array:
     """The scale of the input codes of a layer of a chain; it does not depend on the inputs."""
     layer = plan.modules[path]
     shape = plan.shapes[path]
-    x = jnp.zeros((1,) * (len(shape) - 1) + shape[-2:-1], layer.dtype)
+    x = jnp.zeros((1,) * (len(shape) - 1) + (input_channels(layer, shape),), layer.dtype)
     parameters = _of_module(variables.get("params", {}), path).get("input_quantizer", {})
     state = _of_module(variables.get("quantizer_state", {}), path).get("input_quantizer")
     return _quantized(layer, x, parameters, *(() if state is None else (state,))).scale.reshape(())

@@ -11,10 +11,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
+from bnn_jax.bitops.paths import PATHS
 from bnn_jax.checks import require
 from bnn_jax.finite import require_finite
 from bnn_jax.layers import BinaryConv, BinaryDense
-from bnn_jax.layers.frozen import NOT_A_NUMBER, PACKED, PRODUCTS, is_words
+from bnn_jax.layers.frozen import NOT_A_NUMBER, PACKED, PRODUCTS, TAKEN, is_words
 from bnn_jax.outputs import apply_network, network_logits
 from bnn_jax.packed.freezing import TRAIN_AGAIN, kernels_of, parts, require_seen
 
@@ -30,6 +31,7 @@ class LayerReport(NamedTuple):
       integers, differing_integers: products of codes, of the packed layer on the trained network's inputs against the
         trained layer; none where the inputs are real numbers.
       bits, differing_bits: of the words of input codes, of the packed network end to end against the trained one.
+      path: how the packed layer multiplies, one of `bnn_jax.bitops.paths.PATHS`.
     """
 
     weights: int
@@ -38,6 +40,7 @@ class LayerReport(NamedTuple):
     differing_integers: int
     bits: int
     differing_bits: int
+    path: str
 
 
 class Verification(NamedTuple):
@@ -67,7 +70,7 @@ def verify(
     model: nn.Module,
     variables: Mapping[str, Any],
     packed: Mapping[str, Any],
-    batches: Iterable[Float[Array, "batch height width channels"]],
+    batches: Iterable[Float[Array, "batch *image"]],
 ) -> Verification:
     """Run a trained network and its packed form on the same images and compare all that is exact.
 
@@ -102,15 +105,15 @@ def verify(
         differing += int((~same).sum())
         largest = np.maximum(largest, float(jnp.abs(ours - theirs).max()))
         for path, found in counts.items():
-            weights, others = np.split(np.asarray(found, np.int64), [2])
+            weights, others, taken = np.split(np.asarray(found, np.int64), [2, 6])
             # The weights are the same ones in every batch.
-            before = layers[path][2:] if path in layers else (0,) * len(others)
-            layers[path] = LayerReport(*weights.tolist(), *(others + before).tolist())
+            before = layers[path][2:6] if path in layers else (0,) * len(others)
+            layers[path] = LayerReport(*weights.tolist(), *(others + before).tolist(), PATHS[taken.item()])
     return Verification(layers, examples, differing, float(largest))
 
 
 def _compare(model: nn.Module, variables: Any, packed: Any, images: Array) -> dict[str, Array]:
-    """path of a layer -> the six counts of its report."""
+    """path of a layer -> the six counts of its report, and the number of the path that it takes."""
     called: list[str] = []
 
     def remember(module, x):
@@ -122,7 +125,7 @@ def _compare(model: nn.Module, variables: Any, packed: Any, images: Array) -> di
         inputs, words = (module.get_variable(TRAINED, name) for name in ("inputs", "words"))
         module.put_variable(TRAINED, "inputs", inputs[1:])
         # Only a layer that is called once, with one plane, gets packed words.
-        return jax.tree.leaves(words)[0] if is_words(x) else inputs[0]
+        return jax.tree.leaves(words)[0].reshape(x.shape) if is_words(x) else inputs[0]
 
     trained = _recorded(model, variables, images, remember)
     require_seen(called, trained)
@@ -139,6 +142,7 @@ def _compare(model: nn.Module, variables: Any, packed: Any, images: Array) -> di
                 *_differences(record["weights"][:1], alone[path]["weights"][:1], _differing_numbers, 1),
                 *_differences(record.get("integers"), forced[path].get("integers"), _differing_numbers, 1),
                 *_differences(record.get("words"), alone[path].get("words"), _differing_bits, 32),
+                alone[path]["path"][0],
             ]
         )
         for path, record in trained.items()
@@ -161,10 +165,11 @@ def _recorded(model: nn.Module, variables: Any, images: Array, pass_on: Callable
         return call(pass_on(module, x), *others, **options)
 
     with nn.intercept_methods(layer):
-        _, recorded = apply_network(model, variables, images, mutable=[PRODUCTS, TRAINED])
+        _, recorded = apply_network(model, variables, images, mutable=[PRODUCTS, TAKEN, TRAINED])
     found: dict[str, dict[str, Any]] = {}
-    for path, record in flatten_dict(recorded.get(PRODUCTS, {})).items():
-        found.setdefault("/".join(path[:-1]), {})[path[-1]] = record
+    for collection in (PRODUCTS, TAKEN):
+        for path, record in flatten_dict(recorded.get(collection, {})).items():
+            found.setdefault("/".join(path[:-1]), {})[path[-1]] = record
     return found
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bnn_jax.bitops.conv import outside, patch_words, tap_sums
+from bnn_jax.bitops.conv import Geometry, outside, patch_words, tap_sums
 
 
 def random_codes(*shape):
@@ -23,7 +23,8 @@ def pack_in_numpy(bits):
 @pytest.mark.parametrize("channels", [1, 3, 16, 33, 64])
 def test_patch_words_join_the_pixels_without_gaps(channels):
     x = random_codes(2, 4, 5, channels) > 0
-    patches_of = jax.jit(lambda words: patch_words(words, channels, (3, 2), (1, 2), ((1, 0), (0, 1)), (1, 1)))
+    geometry = Geometry((1, 2), ((1, 0), (0, 1)), (1, 1))
+    patches_of = jax.jit(lambda words: patch_words(words, channels, (3, 2), geometry))
     words = patches_of(pack_in_numpy(x))
     padded = np.pad(x, ((0, 0), (1, 0), (0, 1), (0, 0)))
     patches = [padded[b, i : i + 3, j : j + 2].ravel() for b in range(2) for i in range(3) for j in range(0, 5, 2)]
@@ -43,7 +44,8 @@ def test_tap_sums_are_the_sums_over_the_channels(channels):
     ("strides", "padding", "dilation"), [((1, 1), ((1, 1), (1, 1)), (1, 1)), ((2, 1), ((3, 0), (-1, 2)), (1, 2))]
 )
 def test_outside_are_the_taps_of_pixels_that_the_image_has_not(strides, padding, dilation):
-    taps = outside((6, 7), (3, 3), strides, padding, dilation)
+    taps, gaps = outside((6, 7), (3, 3), Geometry(strides, padding, dilation))
+    assert not gaps.any()
     (top, bottom), (left, right) = padding
     rows = range(-top, 6 + bottom - 2 * dilation[0], strides[0])
     columns = range(-left, 7 + right - 2 * dilation[1], strides[1])
@@ -65,4 +67,4 @@ def test_outside_are_the_taps_of_pixels_that_the_image_has_not(strides, padding,
 )
 def test_bad_words_are_refused(words, text):
     with pytest.raises((TypeError, ValueError), match=text):
-        patch_words(words, 32, (3, 3), (1, 1), ((1, 1), (1, 1)))
+        patch_words(words, 32, (3, 3), Geometry((1, 1), ((1, 1), (1, 1)), (1, 1)))

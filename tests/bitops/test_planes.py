@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from jax import export, lax
 
 from bnn_jax.bitops.bits import pack
+from bnn_jax.bitops.conv import Geometry
 from bnn_jax.bitops.planes import PackedBase, conv_product, dense_product, multiplies_on_bits, pack_codes
 
 BINARY, TERNARY, BITS, TWO_BITS, ODD = (-1, 1), (-1, 0, 1), (0, 1), (0, 1, 2, 3), (-3, -1, 1, 3)
@@ -56,9 +57,7 @@ def product_of(case):
         conv_product,
         values=case.values,
         shape=(*case.kernel_size, case.channels, case.features),
-        strides=case.strides,
-        padding=case.padding,
-        dilation=case.dilation,
+        geometry=Geometry(case.strides, case.padding, case.dilation),
         pad_value=case.pad_value,
     )
 

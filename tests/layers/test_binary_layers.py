@@ -202,9 +202,11 @@ def test_a_gradient_quantizer_has_a_name_too():
 
 def test_a_number_stands_for_two_equal_ones():
     layer = BinaryConv(2, kernel_size=3, strides=2, kernel_dilation=2)
-    assert (layer.kernel_size, layer.strides, layer.kernel_dilation) == ((3, 3), (2, 2), (2, 2))
-    y, _ = apply(layer, images())
-    np.testing.assert_array_equal(y, apply(layer.clone(strides=(2, 2)), images())[0])
+    y, params = apply(layer, images())
+    assert params["kernel"].shape == (3, 3, 5, 2)
+    same = layer.clone(strides=(2, 2))
+    assert (same.kernel_size, same.strides, same.kernel_dilation) == ((3, 3), (2, 2), (2, 2))
+    np.testing.assert_array_equal(y, apply(same, images())[0])
 
 
 @pytest.mark.parametrize(

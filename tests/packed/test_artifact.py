@@ -204,7 +204,7 @@ def test_variables_of_another_network(tmp_path, network):
         ({"settings": SETTINGS | {"options": {"f": print}}}, r"x cannot be written: .*not JSON serializable; correct"),
         ({"std": (0.0, 1.0)}, r"`mean` and `std` must have a finite number for each channel, and `std` a positive one"),
         ({"mean": (1.0,)}, r"`mean` and `std` must have a finite number for each channel"),
-        ({"num_classes": 0}, r"`num_classes` and `image_shape` must be one and three positive whole numbers"),
+        ({"num_classes": 0}, r"`num_classes` and `image_shape` must be one and two to four positive whole numbers"),
         (
             {"tested": {"note": "n" * 4000}},
             r"would have a header of 4\d+ bytes .* at most 4096 and .* shorten `accounting`",

@@ -178,7 +178,6 @@ def test_deep_frank_wolfe_is_told_of_labels_that_count_from_1(standard_dtypes):
 IMAGES, ROWS = jnp.ones((2, 4, 4, 3)), jnp.ones((2, 3))
 PACKED = PackedBase(jnp.ones((1, 1, 2), jnp.uint32), None, (-1, 1))
 CALLS = {
-    "BinaryConv": (lambda x: BinaryConv(2).init(KEY, x), IMAGES),
     "ChannelGate": (lambda x: ChannelGate(2, reduction=1).init(KEY, x), IMAGES),
     "max_pool": (max_pool, IMAGES),
     "mean_pool": (lambda x: mean_pool(x, 2), IMAGES),

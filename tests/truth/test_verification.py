@@ -98,12 +98,12 @@ def wanted(variables, packed, images):
     """What is compared of the network without a transform: every code, product and word."""
     found = verify(Network(), variables, packed, [images])
     pixels = IMAGES * 16
-    conv = LayerReport(9 * 64, 0, pixels * 8, 0, pixels * 32, 0)
+    conv = LayerReport(9 * 64, 0, pixels * 8, 0, pixels * 32, 0, "bits")
     assert found.layers == {
-        "stem": LayerReport(9 * 24, 0, 0, 0, 0, 0),
+        "stem": LayerReport(9 * 24, 0, 0, 0, 0, 0, "float32"),
         "block/conv1": conv,
         "block/conv2": conv,
-        "head": LayerReport(128 * 5, 0, IMAGES * 5, 0, IMAGES * 128, 0),
+        "head": LayerReport(128 * 5, 0, IMAGES * 5, 0, IMAGES * 128, 0, "bits"),
     }
     assert found.passed and found.examples == IMAGES
     return found
@@ -151,7 +151,7 @@ def test_a_network_that_is_one_layer(images):
     model = BinaryConv(8, **SIGNS)
     variables = model.init(jax.random.key(0), images)
     found = verify(model, variables, freeze(model, variables, SHAPE), [images])
-    assert found.passed and found.layers[""] == LayerReport(9 * 24, 0, IMAGES * 16 * 8, 0, IMAGES * 16 * 32, 0)
+    assert found.passed and found.layers[""] == LayerReport(9 * 24, 0, IMAGES * 16 * 8, 0, IMAGES * 16 * 32, 0, "bits")
 
 
 # -- nothing compared
@@ -183,10 +183,10 @@ def test_images_are_not_taken_for_batches(variables, packed, images):
         verify(Network(), variables, packed, images)
 
 
-@pytest.mark.parametrize("layers", [{}, {"conv": LayerReport(0, 0, 0, 0, 0, 0)}])
+@pytest.mark.parametrize("layers", [{}, {"conv": LayerReport(0, 0, 0, 0, 0, 0, "bits")}])
 def test_no_compared_weight_is_no_verification(layers):
     assert not Verification(layers, 5, 0, 0.0).passed
-    assert Verification({"conv": LayerReport(9, 0, 0, 0, 0, 0)}, 5, 0, 0.0).passed
+    assert Verification({"conv": LayerReport(9, 0, 0, 0, 0, 0, "bits")}, 5, 0, 0.0).passed
 
 
 def test_packed_variables_that_lack_a_layer(variables, packed, images):
