@@ -63,7 +63,7 @@ def _require_padding(layer: nn.Module, rank: int | None) -> None:
 def require_image(layer: nn.Module, x: Array, rank: int, *, words: bool) -> None:
     """Refuse x without the axes of an image, and a number of channels that the groups do not divide; not of `words`."""
     axes = ", ".join(AXES[-rank:])
-    require_of_layer(layer, "x", f"of shape {x.shape}", x.ndim > rank, f"must be of shape (..., {axes}, channels)")
+    require_of_layer(layer, "x.shape", x.shape, x.ndim > rank, f"must be (..., {axes}, channels)")
     _require_padding(layer, rank)
     groups, rule = layer.feature_group_count, f"must divide the {x.shape[-1]} channels of x"
     require_of_layer(layer, "feature_group_count", groups, words or x.shape[-1] % groups == 0, rule)
