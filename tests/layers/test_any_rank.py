@@ -87,7 +87,7 @@ def test_in_full_precision_it_is_the_convolution_of_flax(seed):
 )
 def test_in_full_precision_it_is_the_transposed_convolution_of_flax(arguments):
     arguments = {"features": 3, "use_bias": False} | arguments
-    shape = (2, 4, 5, 3, 2)[: len(arguments["kernel_size"]) + 1] + (2,)
+    shape = (*(2, 4, 5, 3)[: len(arguments["kernel_size"]) + 1], 2)
     check_like_flax(BinaryConvTranspose(**arguments), nn.ConvTranspose(**arguments), shape)
 
 
