@@ -1,12 +1,13 @@
 """Measure speed: bnn-jax benchmark training --output results/benchmark_training.json
 
-training: a step of Deep Frank-Wolfe against one of Adam, and a scan of 20 steps against 20 single ones.
-estimators: forward and backward of every gradient estimator against the clipped straight-through one, and their memory.
-packed: products, convolutions and whole networks on packed bits against float32, int8 and, if installed, PyTorch and
-bnn-lab; with --output FILE.json a picture FILE.png too.
-input: images a second read from disk, and how long a GPU that trains ResNet-18 would wait for them.
-sweep: four seeds through the sweep engine against four single runs, and eight runs mapped by vmap against one after
-another.
+  training: a step of Deep Frank-Wolfe against one of Adam, and a scan of 20 steps against 20 single ones.
+  estimators: forward and backward of every gradient estimator against the clipped straight-through one; memory.
+  packed: products, convolutions and whole networks on packed bits against float32, int8 and, if installed, PyTorch
+and bnn-lab; with --output FILE.json a picture FILE.png too.
+  input: images a second read from disk, and how long a GPU that trains ResNet-18 would wait for them.
+  sweep: four seeds through the sweep engine against four single runs, and eight runs mapped by vmap one
+after another.
+
 Run it on an idle machine.
 """
 
@@ -35,6 +36,7 @@ from bnn_jax.training.progress import progress_display
 @dataclass(frozen=True)
 class Arguments:
     what: tyro.conf.Positional[Literal["training", "estimators", "packed", "input", "sweep"]]
+    """One of the above."""
     config: Path = Path("cifar10_xnor_resnet20")
     """Gives the network, the batch size and the optimizers of training."""
     values: int = 10_000_000

@@ -1,6 +1,7 @@
 """Compare networks over several seeds on one data set: test error against the cost of their gradient paths.
 
 bnn-jax compare architectures --config cifar10_architectures --data.data-dir DIR --tune
+
 A config's get_rows(config) says what the rows are, and --rows picks among them.
 Writes report.md, results.json, accuracy.png and paths.png into the workdir; finished runs are not run again.
 """
@@ -22,7 +23,7 @@ class Arguments(ComparisonOptions):
 
 
 def main() -> None:
-    arguments = parse(Arguments)
+    arguments = parse(Arguments, __doc__)
     rows = architecture_rows(arguments, arguments.rows)
     name = f"compare_{arguments.settings.name}"
     run_comparison(arguments, rows, compared="architecture", name=name, describe=costs_and_paths)

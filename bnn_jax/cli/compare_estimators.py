@@ -1,7 +1,9 @@
 """Compare gradient estimators over several seeds on one network and data set.
 
 bnn-jax compare estimators --estimators ste_sign approx_sign swish_sign --seeds 0 1 2
+
 bnn-jax compare estimators --config cifar10_lenet --data.data-dir DIR --tune
+
 A config that defines get_rows(config) says itself what its rows are, and --rows picks among them; for another one there
 is a row for each of --estimators, in the place of the estimator of inputs, kernels or both.
 Writes report.md, results.json, accuracy.png and estimators.png into the workdir; finished runs are not run again.
@@ -26,7 +28,7 @@ class Arguments(ComparisonOptions):
 
 
 def main() -> None:
-    arguments = parse(Arguments)
+    arguments = parse(Arguments, __doc__)
     rows = estimator_rows_of(arguments, arguments.rows)
     drawn = {"describe": weight_bits, "estimators": sign_estimators(rows)}
     run_comparison(arguments, rows, compared="estimator", name=f"estimators_{arguments.settings.name}", **drawn)

@@ -2,6 +2,7 @@
 
 bnn-jax compare optimizers --config digits_xnor --optimizers dfw adam sgd --seeds 0 1 2
 --loss cross_entropy adds a row with that loss for each optimizer but dfw, whose step size needs a hinge.
+
 A config with get_rows(config) says itself what the rows are, and --rows picks among them.
 Writes report.md, results.json, accuracy.png and step_size.png into the workdir; finished runs are not run again.
 """
@@ -22,6 +23,6 @@ class Arguments(ComparisonOptions):
 
 
 def main() -> None:
-    arguments = parse(Arguments)
+    arguments = parse(Arguments, __doc__)
     rows = optimizer_rows_of(arguments, arguments.rows)
     run_comparison(arguments, rows, compared="optimizer", name=f"compare_{arguments.settings.name}")

@@ -12,6 +12,7 @@ import tyro
 
 from bnn_jax.errors import UsageError
 from bnn_jax.paths import with_local_paths
+from bnn_jax.training.command_line import read_command_line
 from bnn_jax.training.config import Settings
 from bnn_jax.training.overrides import default_of
 
@@ -28,7 +29,7 @@ def parse_options(arguments_type: type, description: str) -> Any:
     Raises:
       UsageError: for a URL in the place of a path.
     """
-    return with_local_paths(tyro.cli(arguments_type, description=description))
+    return with_local_paths(read_command_line(arguments_type, description))
 
 
 def refuse_unread(arguments: Any, names: Iterable[str], purpose: str) -> None:

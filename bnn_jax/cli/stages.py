@@ -9,6 +9,7 @@ stages are not run again.
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -27,12 +28,12 @@ from bnn_jax.training.progress import progress_display
 class Arguments(TrainingOptions):
     recipe: tyro.conf.Positional[str] = tyro.MISSING
     """Name of a recipe."""
-    finished: dict[str, str] = field(default_factory=dict)
+    finished: Annotated[dict[str, str], tyro.conf.arg(metavar="[STAGE FOLDER ...]")] = field(default_factory=dict)
     """Stages that are not run, with the folder of the finished run that takes the place of each."""
 
 
 def main() -> None:
-    arguments = parse(Arguments)
+    arguments = parse(Arguments, __doc__)
     config, recipe = arguments.settings, arguments.recipe
     if recipe not in RECIPES:
         raise unknown_name("recipe", recipe, RECIPES)

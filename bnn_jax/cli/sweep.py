@@ -1,6 +1,7 @@
 """Train a grid of settings over several seeds, and report mean and spread of each.
 
 bnn-jax sweep --config digits_xnor --optimizer adam --seeds 5 --optim.learning_rate 0.003 0.03 0.3
+
 Every option of the config that takes one value may be given several: the grid has all combinations.  So may each
 option of an optimizer, loss, schedule, quantizer or network, as --optim.options.threshold 1e-6 1e-5.
 Writes sweep.csv, sweep.jsonl, summary.json, report.md and sweep.png into the workdir; finished runs are not run again.
@@ -32,7 +33,7 @@ class Arguments(SweepOptions):
 
 def main() -> None:
     texts, argv = split_axes(sys.argv[1:])
-    arguments = parse(Arguments, argv=argv, axes=texts)
+    arguments = parse(Arguments, __doc__, argv=argv, axes=texts)
     config = arguments.settings
     if arguments.seeds < 1:
         raise UsageError(f"`--seeds` (={arguments.seeds}) must be at least 1; it is the number of seeds")

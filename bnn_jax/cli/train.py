@@ -45,7 +45,7 @@ PROCESSES = ("coordinator_address", "num_processes", "process_id")
 
 
 def main() -> None:
-    arguments = parse(Arguments)
+    arguments = parse(Arguments, __doc__)
     config = arguments.settings
     workdir = arguments.workdir or Path("runs") / f"{config.name}_{config.optim.name}_seed{config.seed}"
     use_compilation_cache()

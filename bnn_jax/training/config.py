@@ -61,6 +61,7 @@ class ModelConfig:
     """Which network; the quantizers make it binary, ternary or full precision."""
 
     name: str = "resnet20"
+    """A network of `bnn-jax list models`."""
     width: Annotated[int | None, AT_LEAST_1] = None
     """Size of the network in its own unit, most often the filters of its first stage; None takes the published one."""
     input_quantizer: str | None = None
@@ -88,9 +89,11 @@ class OptimConfig:
     """An optimizer and its settings."""
 
     name: str = "dfw"
+    """One of `bnn-jax list optimizers`."""
     learning_rate: Annotated[float, POSITIVE] = 1.0
     """Proximal eta of dfw; upper bound of the step size for polyak_sgd and momo."""
     momentum: Annotated[float, Rule(lambda value: 0 <= value < 1, "must be in [0, 1)")] = 0.9
+    """Of the gradients, beta1 of adam; see `bnn_jax.make_optimizer`."""
     weight_decay: Annotated[float, NOT_NEGATIVE] = 0.0
     """Decay of the weights that are not latent; momo's of all. In the gradient (coupled) of sgd and polyak_sgd, in the
     proximal problem of dfw, beside the step (decoupled) in momo, bop, bnew and adam; for adam see decoupled in options.
@@ -140,7 +143,9 @@ class OptimConfig:
 class DistillationConfig:
     """What a network is taught by another one, the teacher that its stage names."""
 
-    losses: dict[str, float] = field(default_factory=dict, hash=False)
+    losses: Annotated[dict[str, float], tyro.conf.arg(metavar="[LOSS WEIGHT ...]")] = field(
+        default_factory=dict, hash=False
+    )
     """Weights of what is added to the loss, as: attention_mse 30 knowledge 3; nothing without a teacher."""
     label_weight: Annotated[float, NOT_NEGATIVE] = 1.0
     """Weight of the loss of the labels."""
@@ -179,13 +184,15 @@ class Config:
     """
 
     name: str
+    """Of the experiment, by which its folder in runs/ is called."""
     epochs: Annotated[int, AT_LEAST_1]
+    """Passes over the training images."""
     batch_size: Annotated[int, AT_LEAST_1]
     """Examples of a training step."""
     seed: Annotated[int, Rule(lambda value: 0 <= value < 2**32, "must be in [0, 2^32)")] = 0
     """Decides the initialisation, the order of examples and the augmentation."""
     loss: str = "smoothed_multiclass_hinge"
-    """A name in LOSSES; dfw takes multiclass_hinge or smoothed_multiclass_hinge."""
+    """One of `bnn-jax list losses`; dfw takes multiclass_hinge or smoothed_multiclass_hinge."""
     loss_options: Options = field(default_factory=dict, hash=False)
     """Keyword arguments of the loss, as: smoothing 0.2 for label_smoothed_cross_entropy, temperature 2.0 for
     smoothed_multiclass_hinge."""
@@ -219,6 +226,7 @@ class Config:
     """At most so many training steps in one jitted call; between calls, which end within about three seconds where a
     step does, progress shows and an interrupt saves."""
     checkpoint_every_epochs: Annotated[int, AT_LEAST_1] = 1
+    """Epochs from one checkpoint to the next; the last one is always saved."""
     diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
 
 

@@ -9,11 +9,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import tyro
-
 from bnn_jax.errors import UsageError
 from bnn_jax.optim import OPTIMIZERS
 from bnn_jax.paths import with_local_paths
+from bnn_jax.training.command_line import read_command_line
 from bnn_jax.training.config import Config, ModelConfig, OptimConfig, load_config, select_optimizer
 
 OWNERS: dict[type, dict[str, Callable[[Any], str]]] = {
@@ -83,11 +82,22 @@ CONDITIONS: tuple[Condition, ...] = (
 SEVERAL = {"optim.name": "optimizers", "seed": "seeds"}
 """A setting of one run -> the option of a script that names several in its place."""
 
+NAMES = """
+What --model.name, quantizers, estimators, --optim.name, --loss and --data.name may be: bnn-jax list
+"""
+"""End of every description of a script that takes a config."""
+
 TUNING = ("optim.tune", "tune_trials", "tune_epochs")
 """Settings of --tune."""
 
 
-def parse(arguments_type: type, *, argv: Sequence[str] | None = None, axes: Collection[str] = ()) -> Any:
+def parse(
+    arguments_type: type,
+    description: str | None = None,
+    *,
+    argv: Sequence[str] | None = None,
+    axes: Collection[str] = (),
+) -> Any:
     """Parse a script's command line, overrides of the config among it: ``--optim.learning-rate 0.1 --epochs 3``.
 
     An unknown or malformed option ends the program with exit code 2 and names the nearest.  Overrides are applied as
@@ -98,6 +108,7 @@ def parse(arguments_type: type, *, argv: Sequence[str] | None = None, axes: Coll
       arguments_type: dataclass with the script's own options; its field `config` is the path of a config file,
         `settings` becomes the resolved :class:`Config`, and `optimizer`, where there is one, names the settings to
         start from.
+      description: of the script, for `--help`.
       argv: what follows the script's name; None takes it from `sys.argv`.
       axes: dotted names of settings that `argv` leaves out because they have several values.
 
@@ -113,7 +124,10 @@ def parse(arguments_type: type, *, argv: Sequence[str] | None = None, axes: Coll
     config = load_config(found.config)
     if found.optimizer is not None and hasattr(arguments_type, "optimizer"):
         config = replace(config, optim=select_optimizer(config, found.optimizer))
-    arguments = with_local_paths(tyro.cli(arguments_type, args=argv, default=arguments_type(settings=config)))
+    arguments = read_command_line(
+        arguments_type, description and description + NAMES, argv=argv, default=arguments_type(settings=config)
+    )
+    arguments = with_local_paths(arguments)
     given = given_settings(argv)
     for setting, option in SEVERAL.items():
         if setting in given and isinstance(getattr(arguments, option, None), tuple):

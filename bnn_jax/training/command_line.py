@@ -1,0 +1,69 @@
+"""A command line as a dataclass: tyro, with values shown as one types them."""
+
+import re
+import shutil
+import textwrap
+import types
+import typing
+from collections.abc import Sequence
+from typing import TypeVar
+
+import tyro
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    UnsupportedTypeAnnotationError,
+)
+
+Arguments = TypeVar("Arguments")
+
+
+def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | UnsupportedTypeAnnotationError | None:
+    """`X | None` is shown and read as X, and the word None as None."""
+    members = [member for member in typing.get_args(info.type) if member is not types.NoneType]
+    if info.type_origin not in (typing.Union, types.UnionType) or info.type != members[0] | None:
+        return None
+    found = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(members[0], info.markers))
+    if isinstance(found, UnsupportedTypeAnnotationError):
+        return found
+    return PrimitiveConstructorSpec(
+        nargs=found.nargs if found.nargs in (1, "*") else (1, found.nargs),
+        metavar=found.metavar,
+        instance_from_str=lambda words: None if words == ["None"] else found.instance_from_str(words),
+        is_instance=lambda value: value is None or found.is_instance(value),
+        str_from_instance=lambda value: ["None"] if value is None else found.str_from_instance(value),
+        choices=found.choices and (*found.choices, "None"),
+    )
+
+
+REGISTRY = ConstructorRegistry()
+REGISTRY.primitive_rule(_optional)
+
+
+def read_command_line(
+    arguments_type: type[Arguments],
+    description: str | None,
+    *,
+    argv: Sequence[str] | None = None,
+    default: Arguments | None = None,
+) -> Arguments:
+    """Read the options of a command; a malformed one ends the program with exit code 2, `--help` with 0.
+
+    Args:
+      arguments_type: dataclass with an option in each field.
+      description: of the command, for `--help`, filled to the width of the terminal; lines that begin with "--" or two
+        spaces stay lines.
+      argv: what follows the command's name; None takes it from `sys.argv`.
+      default: what the options change; None takes the defaults of the fields.
+    """
+    given = {} if default is None else {"default": default}
+    shown = description and _filled(description)
+    return tyro.cli(arguments_type, description=shown, args=argv, registry=REGISTRY, **given)
+
+
+def _filled(text: str) -> str:
+    width = min(shutil.get_terminal_size().columns, 120)
+    # tyro joins a line that begins with a letter to the one before it.
+    fill = textwrap.TextWrapper(width, subsequent_indent="  ", break_on_hyphens=False).fill
+    return re.sub(r"((?:.|\n)+?)(\n\n|\n(?=--|  )|$)", lambda part: fill(part[1]) + part[2], text.strip())
