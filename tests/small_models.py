@@ -22,6 +22,8 @@ SHRUNK = {
     "num_cells": 3,
     "dense_layers": 1,
     "hidden_layers": 1,
+    "depth": 1,
+    "heads": 2,
 }
 REDUCTION = {"stage_sizes": (1, 1), "reduction": (2.0,), "rounding": 1}
 # The published reduction cell of BNAS-A for CIFAR-10 multiplies all that its second input feeds by zero.

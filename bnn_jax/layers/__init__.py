@@ -1,6 +1,7 @@
 """Flax Linen layers that compute on integer codes."""
 
 from bnn_jax.layers.activations import PReLU, RPReLU
+from bnn_jax.layers.attention import Normalized, SelfAttention, rotary, sign_products
 from bnn_jax.layers.binary_conv import BinaryConv, BinaryConvTranspose
 from bnn_jax.layers.binary_dense import BinaryDense, BinaryDenseGeneral
 from bnn_jax.layers.convolution import conv, scaled_conv
@@ -18,14 +19,18 @@ __all__ = [
     "BinaryDenseGeneral",
     "ChannelGate",
     "ChannelInteractions",
+    "Normalized",
     "OutputScale",
     "PReLU",
     "RPReLU",
+    "SelfAttention",
     "avg_pool_2x2",
     "batch_norm",
     "conv",
     "max_pool",
     "mean_pool",
+    "rotary",
     "scaled_conv",
+    "sign_products",
     "widened",
 ]

@@ -63,6 +63,11 @@ def packed_kernel(module: nn.Module) -> PackedKernel | None:
     return module.get_variable(PACKED, "kernel") if module.has_variable(PACKED, "kernel") else None
 
 
+def is_frozen(module: nn.Module) -> bool:
+    """Whether a layer inside this module is frozen."""
+    return bool(module.variables.get(PACKED))
+
+
 def scale_of(base: PackedBase, dtype: jnp.dtype) -> Array:
     """The scale of a packed base."""
     return jnp.asarray(base.constant if base.scale is None else base.scale, dtype)

@@ -42,7 +42,9 @@ def holds(dtype: jnp.dtype, values: tuple[int, ...]) -> bool:
     return bool((np.asarray(values, dtype).astype(np.float64) == np.asarray(values, np.float64)).all())
 
 
-def dot(x: Float[Array, "batch inputs"], kernel: Float[Array, "inputs features"]) -> Float[Array, "batch features"]:
+def dot(
+    x: Float[Array, "*stack rows inputs"], kernel: Float[Array, "*stack inputs features"]
+) -> Float[Array, "*stack rows features"]:
     r"""x @ kernel, multiplied in the narrower of their dtypes and summed in float32 at least.
 
     Forward   y = x @ kernel, exact for integers up to 2^24
@@ -65,7 +67,7 @@ def _mixed_dot(x, kernel, dtype):
 def _mixed_dot_backward(dtype, residuals, g):
     x, kernel = residuals
     g = g.astype(narrower(x, kernel))
-    return _mixed_dot(g, kernel.T, x.dtype), _mixed_dot(x.T, g, kernel.dtype)
+    return _mixed_dot(g, kernel.mT, x.dtype), _mixed_dot(x.mT, g, kernel.dtype)
 
 
 _mixed_dot.defvjp(lambda x, kernel, dtype: (_mixed_dot(x, kernel, dtype), (x, kernel)), _mixed_dot_backward)

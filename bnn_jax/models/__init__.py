@@ -50,6 +50,7 @@ from bnn_jax.models.resnet_large import (
     xnor_resnet34,
 )
 from bnn_jax.models.vgg import bnn_plus_vgg, vgg_small
+from bnn_jax.models.vit import ViT
 
 
 class ModelEntry(NamedTuple):
@@ -73,6 +74,7 @@ class ModelEntry(NamedTuple):
 
 _SIGNS = ("ste_sign", "binary")
 _XNOR = ("ste_sign", "xnor", {}, {"center": True})
+_SIGNS_SCALED = ("ste_sign", "xnor")
 _BNAS = ("ste_sign", "xnor", {}, {"center": True, "as_released": True})
 _TBN = ("tbn", "magnitude_aware", {"threshold": 0.4}, {"estimator": "identity_sign"})
 _BNN_PLUS = ("swish_sign", "bnn_plus", {}, {"initial": "percentile75"})
@@ -134,6 +136,7 @@ MODELS: dict[str, ModelEntry] = {
     "igp_resnet37": ModelEntry(igp_resnet37, *_BI_REAL),
     "igp_resnet41": ModelEntry(igp_resnet41, *_BI_REAL),
     "igp_resnet69": ModelEntry(igp_resnet69, *_BI_REAL),
+    "vit_tiny": ModelEntry(ViT, *_SIGNS_SCALED),
 }
 """name -> a network of the literature; its size, options and quantizers can be set one by one."""
 

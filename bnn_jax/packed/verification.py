@@ -24,10 +24,11 @@ TRAINED = "trained"
 
 
 class LayerReport(NamedTuple):
-    """What was compared of a layer with quantized weights.
+    """What was compared of a layer with quantized weights, or of a product of two activations on bits.
 
     Attributes:
-      weights, differing_weights: codes of the kernel, those in the packed words against those of the latent weights.
+      weights, differing_weights: codes of the kernel, those in the packed words against those of the latent weights;
+        none of a product without a kernel.
       integers, differing_integers: products of codes, of the packed layer on the trained network's inputs against the
         trained layer; none where the inputs are real numbers.
       bits, differing_bits: of the words of input codes, of the packed network end to end against the trained one.
@@ -61,7 +62,8 @@ class Verification(NamedTuple):
     @property
     def passed(self) -> bool:
         """No code, integer, bit or prediction differs, of any image, and there are some to differ."""
-        compared = self.examples > 0 and bool(self.layers) and all(layer.weights > 0 for layer in self.layers.values())
+        something = all(layer.weights + layer.integers > 0 for layer in self.layers.values())
+        compared = self.examples > 0 and bool(self.layers) and something
         different = sum(sum(layer[1::2]) for layer in self.layers.values())
         return compared and different + self.differing_predictions == 0
 
@@ -129,7 +131,8 @@ def _compare(model: nn.Module, variables: Any, packed: Any, images: Array) -> di
 
     trained = _recorded(model, variables, images, remember)
     require_seen(called, trained)
-    if one_sided := sorted(trained.keys() ^ kernels_of(packed[PACKED]).keys()):
+    with_kernel = {path for path, record in trained.items() if "weights" in record}
+    if one_sided := sorted(with_kernel ^ kernels_of(packed[PACKED]).keys()):
         raise ValueError(
             f"`packed` are not `variables`, frozen: they differ in layer {one_sided[0]!r}; freeze them again"
         )
@@ -139,7 +142,7 @@ def _compare(model: nn.Module, variables: Any, packed: Any, images: Array) -> di
     return {
         path: jnp.stack(
             [
-                *_differences(record["weights"][:1], alone[path]["weights"][:1], _differing_numbers, 1),
+                *_differences(record.get("weights", ())[:1], alone[path].get("weights", ())[:1], _differing_numbers, 1),
                 *_differences(record.get("integers"), forced[path].get("integers"), _differing_numbers, 1),
                 *_differences(record.get("words"), alone[path].get("words"), _differing_bits, 32),
                 alone[path]["path"][0],

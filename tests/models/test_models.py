@@ -73,6 +73,7 @@ CATALOGUE = {
     "IGP-ResNet69(31)": "igp_resnet69",
     "IGP-DenseNet51(53)": "igp_densenet51",
     "IGP-DenseNet69(48)": "igp_densenet69",
+    "ViT with BinaryAttention": "vit_tiny",
 }
 
 
