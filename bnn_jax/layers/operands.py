@@ -113,10 +113,12 @@ def _quantize(layer: nn.Module, name: str, x: Array, phase: Phase) -> tuple[Quan
     if quantizer is None:
         return (Quantized(x, jnp.ones((), x.dtype)),)
     x = widened(x)
-    given = dict(layer.param(name, quantizer.init, x)) if quantizer.init else {}
+    given = {}
     if quantizer.init and packed_kernel(layer) is not None:
         # What decides only the backward pass is not stored.
-        given = quantizer.init(jax.random.key(0), x) | given
+        given = quantizer.init(jax.random.key(0), x) | dict(layer.get_variable("params", name, {}))
+    elif quantizer.init:
+        given = dict(layer.param(name, quantizer.init, x))
     given |= {wanted: value for wanted, value in phase._asdict().items() if wanted in quantizer.wants}
     if "key" in quantizer.wants:
         given["key"] = layer.make_rng("quantizer") if phase.train else None

@@ -13,10 +13,12 @@ from bnn_jax.quantizers.binary import binary, binary_connect, full_latent, magni
 from bnn_jax.quantizers.bitnet import bitnet_activations, bitnet_b158_weights, bitnet_weights
 from bnn_jax.quantizers.certainty import c_sign
 from bnn_jax.quantizers.codes import Bases, Mark, Quantized, bases, dequantize, mark, read_mark, validate
+from bnn_jax.quantizers.fourier import fda, fda_activations
 from bnn_jax.quantizers.gradients import GRADIENT_QUANTIZERS, GradientQuantizer, dorefa_gradient
 from bnn_jax.quantizers.incremental import inq
 from bnn_jax.quantizers.learned_levels import lq_net, lq_net_activations
 from bnn_jax.quantizers.learned_scale import learned_scale, proxy, state_aware
+from bnn_jax.quantizers.learned_step import dsq, lsq_activations, lsq_weights
 from bnn_jax.quantizers.multibase import abc_net, abc_net_activations, residual_binary
 from bnn_jax.quantizers.multibit import (
     dorefa_activations,
@@ -29,6 +31,7 @@ from bnn_jax.quantizers.multibit import (
     wrpn_activations,
     wrpn_weights,
 )
+from bnn_jax.quantizers.periodic import biper
 from bnn_jax.quantizers.quantizer import (
     Quantizer,
     check_option_names,
@@ -66,6 +69,8 @@ WEIGHT_QUANTIZERS: QuantizerTable = {
     "bn_free": bn_free,
     "recu": recu,
     "adabin": partial(with_estimator, adabin_weights, estimator="ede_sign", code_set=CODES),
+    "biper": biper,
+    "fda": fda,
     "ovsw": partial(with_estimator, ovsw, estimator="identity_sign"),
     "abc_net": partial(stateless, abc_net),
     "ttq": ttq,
@@ -73,6 +78,8 @@ WEIGHT_QUANTIZERS: QuantizerTable = {
     "dorefa": partial(of_bits, dorefa_weights, odd_codes),
     "wrpn": partial(of_bits, wrpn_weights, signed_codes),
     "lq_net": lq_net,
+    "lsq": lsq_weights,
+    "dsq": dsq,
     "inq": inq,
     "bitnet": partial(stateless, bitnet_weights),
     "bitnet_b158": partial(stateless, bitnet_b158_weights, code_set=(-1, 0, 1)),
@@ -88,6 +95,7 @@ ACTIVATION_QUANTIZERS: QuantizerTable = {
     "rbnn": partial(with_input_estimator, rbnn_inputs, estimator="rbnn_sign"),
     "recu": partial(with_input_estimator, scaled_inputs, estimator="approx_sign", wants=("train",)),
     "adabin": adabin_activations,
+    "fda": fda_activations,
     "rsign": rsign,
     "unbalanced": unbalanced,
     "sparse": sparse,
@@ -102,6 +110,8 @@ ACTIVATION_QUANTIZERS: QuantizerTable = {
     "pact": pact,
     "hwgq": partial(of_bits, hwgq, unsigned_codes),
     "lq_net": lq_net_activations,
+    "lsq": lsq_activations,
+    "dsq": partial(dsq, of_weights=False),
     "bitnet": partial(of_bits, bitnet_activations, signed_codes, bits=8),
 }
 

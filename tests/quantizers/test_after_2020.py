@@ -4,6 +4,7 @@ A transcription has in sign's place a function of the same value whose derivativ
 and holds constant what the method holds constant.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -106,6 +107,47 @@ def adabin_inputs_twin(t, x, half_width, middle):
     return half_width * t.sign((x - middle) / half_width, approx) + middle
 
 
+def biper_twin(t, x, scale, stage=2):
+    wave = np.sin(2 * x)
+    return scale * (wave if stage == 1 else t.sign(wave))
+
+
+def noise(rows, squeeze, expand):
+    return 0.05 * (np.maximum(rows @ squeeze, 0) @ expand + 0.1 * np.sin(rows))  # in the middle of training
+
+
+def fourier(z, terms=14, w=0.1):  # from 10 to 19 in training, whole, ties to even
+    z = np.clip(z, -1, 1)
+    return 4 / np.pi * sum(np.sin((2 * i + 1) * w * z) / (2 * i + 1) for i in range(terms))
+
+
+def fda_twin(t, x, squeeze, expand):
+    eta = noise(x.reshape(36, 5).T, squeeze, expand).T.reshape(SHAPE)
+    return t.held(np.abs(x).mean(FAN_IN)) * (t.sign(x, fourier) + eta)
+
+
+def fda_inputs_twin(t, x, squeeze, expand):
+    return t.sign(x, fourier) + noise(x.reshape(-1, 5), squeeze, expand).reshape(SHAPE)
+
+
+def lsq_twin(t, x, step, lowest=-2, highest=1, count=180):
+    s, ratio = t.held(step), t.held(x / step)
+    inside = (ratio > lowest) & (ratio < highest)
+    codes = np.round(np.clip(ratio, lowest, highest))
+    by_step = np.where(inside, codes - ratio, codes) / np.sqrt(count * highest)
+    return s * codes + np.where(inside, x - t.held(x), 0) + by_step * (step - s)
+
+
+def dsq_twin(t, x, lower, upper, sharpness, bits=2):
+    n = 2**bits - 1
+    delta = (upper - lower) / n
+    i = t.held(np.clip(np.floor((x - lower) / delta), 0, n - 1))
+    m = lower + (i + 0.5) * delta
+    phi = np.tanh(np.log(2 / sharpness - 1) / delta * (x - m)) / (1 - sharpness)
+    between = lower + delta * (i + (t.sign(phi) + 1) / 2)
+    return np.where(x < lower, lower, np.where(x > upper, upper, between))
+
+
 class Case(NamedTuple):
     table: Any
     name: str
@@ -123,6 +165,15 @@ CASES = [
     Case(ACTIVATION_QUANTIZERS, "recu", ovsw_inputs_twin, {"constant_deviation": True}),
     Case(WEIGHT_QUANTIZERS, "adabin", adabin_twin),
     Case(ACTIVATION_QUANTIZERS, "adabin", adabin_inputs_twin),
+    Case(WEIGHT_QUANTIZERS, "biper", biper_twin, {"frequency": 2.0}),
+    Case(WEIGHT_QUANTIZERS, "biper", partial(biper_twin, stage=1), {"frequency": 2.0, "stage": 1}),
+    Case(WEIGHT_QUANTIZERS, "fda", fda_twin),
+    Case(ACTIVATION_QUANTIZERS, "fda", fda_inputs_twin),
+    Case(WEIGHT_QUANTIZERS, "lsq", lsq_twin),
+    Case(ACTIVATION_QUANTIZERS, "lsq", partial(lsq_twin, lowest=0, highest=3, count=60)),
+    Case(WEIGHT_QUANTIZERS, "dsq", dsq_twin),
+    Case(WEIGHT_QUANTIZERS, "dsq", partial(dsq_twin, bits=1), {"bits": 1}),
+    Case(ACTIVATION_QUANTIZERS, "dsq", dsq_twin),
 ]
 
 
@@ -141,8 +192,10 @@ def trained(quantizer, x, parameters, g):
 
 
 def near(found, expected):
+    """To 1e-6 of the largest, of 1, or, of a sum over many elements, of the root of their number."""
     error = np.abs(np.asarray(found, np.float64).reshape(expected.shape) - expected).max()
-    assert error <= 1e-6 * max(1.0, np.abs(expected).max()), error
+    terms = math.prod(SHAPE) / expected.size
+    assert error <= 1e-6 * max(terms**0.5, np.abs(expected).max()), error
 
 
 @pytest.mark.parametrize("case", CASES, ids=repr)
