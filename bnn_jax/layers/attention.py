@@ -14,12 +14,13 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Num
 
 from bnn_jax.bitops.matmul import xor_counts
+from bnn_jax.bitops.paths import PATHS
 from bnn_jax.bitops.planes import input_words
-from bnn_jax.checks import Pair, check_arrays, is_pair, is_whole
+from bnn_jax.checks import Pair, check_arrays, is_sizes, is_whole
 from bnn_jax.estimators import ste_sign
 from bnn_jax.layers.arguments import QUANTIZERS, WHOLE, make_quantizers, require_of_layer
 from bnn_jax.layers.binary_dense import BinaryDenseGeneral
-from bnn_jax.layers.frozen import is_frozen, record
+from bnn_jax.layers.frozen import is_frozen, record, record_path
 from bnn_jax.layers.precision import dot
 from bnn_jax.precision import widened
 from bnn_jax.quantizers import QuantizerLike, mark
@@ -219,6 +220,7 @@ class SelfAttention(nn.Module):
         codes = [mark(ste_sign(x), "input_quantizer", values=2) for x in (q, k)]
         integers = sign_products(*codes, on_bits=is_frozen(self))
         record(self, jnp.concatenate(codes, axis=2), SIGNS, lambda: integers)
+        record_path(self, PATHS[0] if is_frozen(self) else PATHS[1])
         s_q, s_k = (jnp.abs(widened(x)).mean((2, 3), keepdims=True) for x in (q, k))
         scores = integers.astype(jnp.float32) * (s_q * s_k * (1 / math.sqrt(q.shape[-1])))
         if self.grid is None:
@@ -227,7 +229,7 @@ class SelfAttention(nn.Module):
             f"must be a pair (height, width) with {q.shape[2]} places, one for each token,",
             "None has no bias",
         )
-        holds = is_pair(self.grid, 1) and math.prod(self.grid) == q.shape[2]
+        holds = is_sizes(self.grid, 2, 1) and math.prod(self.grid) == q.shape[2]
         require_of_layer(self, "grid", self.grid, holds, rule, advice)
         shape = (math.prod(2 * n - 1 for n in self.grid), self.heads)
         table = self.param("bias_table", nn.initializers.truncated_normal(0.02), shape, self.param_dtype)
