@@ -220,7 +220,8 @@ class SelfAttention(nn.Module):
         codes = [mark(ste_sign(x), "input_quantizer", values=2) for x in (q, k)]
         integers = sign_products(*codes, on_bits=is_frozen(self))
         record(self, jnp.concatenate(codes, axis=2), SIGNS, lambda: integers)
-        record_path(self, PATHS[0] if is_frozen(self) else PATHS[1])
+        if is_frozen(self):
+            record_path(self, PATHS[0])
         s_q, s_k = (jnp.abs(widened(x)).mean((2, 3), keepdims=True) for x in (q, k))
         scores = integers.astype(jnp.float32) * (s_q * s_k * (1 / math.sqrt(q.shape[-1])))
         if self.grid is None:
