@@ -4,19 +4,19 @@ from collections.abc import Iterator
 from typing import Any
 
 from bnn_jax.analysis.accounting import Account, Convention, Layer
-from bnn_jax.analysis.documents import print_lines, print_table
+from bnn_jax.analysis.tables import TEXT, Tables, print_lines
 
 MOST_LINES = 24
 
 
-def print_account(title: str, account: Account, convention: Convention) -> None:
+def print_account(title: str, account: Account, convention: Convention, tables: Tables = TEXT) -> None:
     """Print the layers, those of one kind on one line if they are many, and the totals."""
     rows = []
     for name, layer in _lines(account.layers):
         kernel = "x".join(map(str, layer.shape)) or "-"
         bits = str(layer.weight_bits) if layer.weights else "-"
         rows.append((name, kernel, f"{layer.weights:,}", bits, f"{layer.macs.total:,}", layer.macs.kind))
-    print_table(("layer", "kernel", "weights", "bits", "MACs", "products"), rows, title=title, texts=(0, 1, 5))
+    tables.print(("layer", "kernel", "weights", "bits", "MACs", "products"), rows, title=title, texts=(0, 1, 5))
     print_lines(_totals(account, convention))
 
 

@@ -1,17 +1,14 @@
-"""What reports are made of: text, numbers, tables in Markdown and in the terminal."""
+"""What reports are made of: text, numbers, tables in Markdown."""
 
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.sweeps.results import is_number
-
-MOST_COLUMNS = 100
-"""Of a table in the terminal."""
 
 
 @contextmanager
@@ -117,62 +114,7 @@ def inline(text: str) -> str:
     return " ".join(text.split()).replace("<", "&lt;").replace("|", "\\|")
 
 
-def markdown_table(header: list[str], rows: list[list[str]], *, numbers_from: int) -> str:
-    """A table in Markdown, its columns from `numbers_from` on aligned to the right."""
-    rule = ["---" if column < numbers_from else "---:" for column in range(len(header))]
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, texts: Collection[int]) -> str:
+    """A table in Markdown, its columns that are not among `texts` aligned to the right."""
+    rule = ["---" if column in texts else "---:" for column in range(len(header))]
     return "\n".join(f"| {' | '.join(map(inline, cells))} |" for cells in (header, rule, *rows))
-
-
-def print_table(
-    header: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    *,
-    title: str = "",
-    texts: Collection[int] = (0,),
-    unbroken: Collection[int] = (),
-    bold: int | None = None,
-) -> None:
-    """Print a table to the terminal, not wider than 100 columns.
-
-    Args:
-      header: of each column, a line break in it where there may be one.
-      rows: the cells, as they are: no markup.
-      title: above the table.
-      texts: the columns that are words, aligned to the left; the others are numbers.
-      unbroken: the columns that stay on one line, where the terminal is narrow.
-      bold: the row to emphasize.
-    """
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE, title=Text(title) if title else None, padding=(0, 1, 0, 0))
-    for column, name in enumerate(header):
-        justify = "left" if column in texts else "right"
-        table.add_column(Text(name), justify=justify, overflow="fold", no_wrap=column in unbroken)
-    for index, cells in enumerate(rows):
-        table.add_row(*map(Text, cells), style="bold green" if index == bold else "")
-    Console(width=min(MOST_COLUMNS, Console().width)).print(table)
-
-
-def print_text(*lines: str) -> None:
-    """Print lines as they are, no markup, broken between words not wider than 100 columns."""
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(width=min(MOST_COLUMNS, Console().width))
-    for line in lines:
-        console.print(Text(line))
-
-
-def print_lines(lines: Iterable[tuple[str, str]]) -> None:
-    """Print (label, text) below each other, texts in a column of their own, not wider than 100 columns."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table.grid(padding=(0, 2))
-    for line in lines:
-        table.add_row(*map(Text, line))
-    Console(width=min(MOST_COLUMNS, Console().width)).print(table)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import NamedTuple
 
-from bnn_jax.analysis.documents import inline, markdown_table, number, print_table, print_text
+from bnn_jax.analysis.documents import inline, markdown_table, number
+from bnn_jax.analysis.tables import TEXT, Tables, print_text
 from bnn_jax.sweeps.results import Results, Row, is_finished
 
 LEVEL, POWER = 0.05, 0.8
@@ -83,19 +84,19 @@ def differences_section(results: Results) -> str:
         f"Test accuracy less that of {first} with the same seed, in points: mean over the pairs that finished, its "
         "95 % interval (Student's t), and the smallest difference that so many pairs of this spread could have shown: "
         "a two-sided paired t test at the 5 % level finds it with a probability of 80 % (noncentral t). No interval "
-        f"is corrected for the number of rows.\n\n{markdown_table([*header, 'pairs'], rows, numbers_from=1)}"
+        f"is corrected for the number of rows.\n\n{markdown_table([*header, 'pairs'], rows, texts=(0,))}"
     )
 
 
-def print_differences(results: Results) -> None:
-    """Print the differences of the best accuracies to the terminal; nothing where there is one row."""
+def print_differences(results: Results, tables: Tables = TEXT) -> None:
+    """Print the differences of the best accuracies; nothing where there is one row."""
     if len(results.rows) < 2:
         return
     first, *labels = results.labels
     found = differences_from_first(results, COMPARED["best"])
     rows = [[label, *_cells(difference), str(difference.pairs)] for label, difference in zip(labels, found)]
     header = [results.compared, "difference", "95 % interval", "could have\nshown", "pairs"]
-    print_table(header, rows, title=f"test accuracy, best, less that of {first} (points)")
+    tables.print(header, rows, title=f"test accuracy, best, less that of {first} (points)")
     print_text(
         "could have shown: the smallest difference that so many pairs find in 4 of 5 repetitions, at the 5 % level"
     )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from bnn_jax.analysis.accounting import Account, Convention, account_model
-from bnn_jax.analysis.documents import print_table, print_text
+from bnn_jax.analysis.tables import TEXT, Tables, print_text
 from bnn_jax.models.binaryduo import binaryduo_resnet18
 from bnn_jax.models.birealnet import bireal18, bireal34, ftbnn_resnet18
 from bnn_jax.models.bn_free import reactnet18_bn_free
@@ -168,7 +168,7 @@ LETTERS = {"classifier_bias": "b", "scales": "s", "batch_norm": "n", "classifier
 """What a convention counts besides weights and the other MACs."""
 
 
-def print_sizes(table: Iterable[PublishedSize]) -> list[dict[str, Any]]:
+def print_sizes(table: Iterable[PublishedSize], tables: Tables = TEXT) -> list[dict[str, Any]]:
     """Print published figures beside those counted here, and return both as plain JSON values."""
     lines, rows = [], []
     for row, account in account_rows(table):
@@ -188,9 +188,9 @@ def print_sizes(table: Iterable[PublishedSize]) -> list[dict[str, Any]]:
                 "verdict": found,
             }
         )
-    header = ("network", "Mbit\nprinted", "\ncounted", "GFLOP\nprinted", "\ncounted", "with", "verdict")
+    header = ("network", "Mbit\nprinted", "Mbit\ncounted", "GFLOP\nprinted", "GFLOP\ncounted", "with", "verdict")
     title = "Zhu et al., Table 1: as printed, and as counted for one 224x224 image"
-    print_table(header, lines, title=title, texts=(0, 5, 6), unbroken=(0,))
+    tables.print(header, lines, title=title, texts=(0, 5, 6))
     print_text(
         "FLOPs: full-precision MACs + binary MACs / 64 + ternary MACs / 32.",
         "The paper does not say what it counts.  Each row shows what gives its figures, or comes nearest: all weights "

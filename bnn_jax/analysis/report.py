@@ -16,8 +16,6 @@ from bnn_jax.analysis.documents import (
     number,
     percent,
     plus_minus,
-    print_table,
-    print_text,
     provenance_section,
     settings_text,
     to_json,
@@ -26,6 +24,7 @@ from bnn_jax.analysis.documents import (
 )
 from bnn_jax.analysis.paired import differences_section, print_differences
 from bnn_jax.analysis.plots import pictures_of
+from bnn_jax.analysis.tables import TEXT, Tables, print_text
 from bnn_jax.files import replacing
 from bnn_jax.paths import local_path
 from bnn_jax.sweeps.results import (
@@ -103,8 +102,8 @@ def report_markdown(results: Results) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def print_report(results: Results) -> None:
-    """Print the table to the terminal, of a grid with the best cell marked; it fits in 80 columns.
+def print_report(results: Results, tables: Tables = TEXT) -> None:
+    """Print the table, of a grid with the best cell marked, and what there is to say of it.
 
     Raises:
       ValueError: `results` has no rows.
@@ -119,7 +118,7 @@ def print_report(results: Results) -> None:
         [*_names_of(results, index), *(text(summary) for _, text in columns)] for index, summary in enumerate(summaries)
     ]
     best = next((index for index, row in enumerate(summaries) if row["best"]), None)
-    print_table(
+    tables.print(
         [*(name.replace(".", ".\n", 1) for name in names), *(header for header, _ in columns)],
         rows,
         title=f"{results.name} on {', '.join(data['name'] for data in results.datasets)}",
@@ -131,7 +130,7 @@ def print_report(results: Results) -> None:
         "best: at the epoch of the best validation accuracy; mean ± std over n seeds",
     )
     if not results.is_grid:
-        print_differences(results)
+        print_differences(results, tables)
     print_text(*_remarks(results))
 
 
@@ -206,7 +205,7 @@ def _table(results: Results, summaries: list[Summary]) -> str:
             cells.append(settings_text(row.settings))
         cells += [*(str(row.columns.get(name, "-")) for name in further), *(text(summary) for _, text in columns)]
         rows.append([f"**{cell}**" for cell in cells] if results.is_grid and summary["best"] else cells)
-    return markdown_table([*names, *further, *(header for header, _ in columns)], rows, numbers_from=len(names))
+    return markdown_table([*names, *further, *(header for header, _ in columns)], rows, texts=range(len(names)))
 
 
 def _what_was_run(results: Results) -> str:
@@ -295,7 +294,7 @@ def _tuning(results: Results) -> str:
         length += ", as the runs" if of_runs == [epochs] else f", where the runs have {' or '.join(map(str, of_runs))}"
     return (
         f"## Tuning\n\nSettings were chosen by validation accuracy, in at most {tuning['budget']} trials for each "
-        f"{compared}; a trial: seed {tuning['seed']}, {length}.\n\n{markdown_table(header, rows, numbers_from=3)}"
+        f"{compared}; a trial: seed {tuning['seed']}, {length}.\n\n{markdown_table(header, rows, texts=range(3))}"
     )
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.analysis.documents import print_table
+from bnn_jax.analysis.tables import TEXT, Tables
 from bnn_jax.estimators import ESTIMATORS
 from bnn_jax.timing import interleaved_seconds, median_ms
 from bnn_jax.training.progress import OnProgress, silent
@@ -81,7 +81,7 @@ def benchmark_estimators(
     return found
 
 
-def print_estimators(found: dict[str, Any]) -> None:
+def print_estimators(found: dict[str, Any], tables: Tables = TEXT) -> None:
     """Print the table of :func:`benchmark_estimators`, those that need more than one element last."""
     rows = {name: row for group in ("elementwise", "other") for name, row in found[group].items()}
     lines = [
@@ -89,7 +89,7 @@ def print_estimators(found: dict[str, Any]) -> None:
         for name, row in rows.items()
     ]
     title = f"forward and backward of {found['values']:,} values, medians of {found['repeats']}"
-    print_table(("estimator", "ms", "ste_sign\nms", "ratio", "temporaries\n(inputs)"), lines, title=title)
+    tables.print(("estimator", "ms", "ste_sign\nms", "ratio", "temporaries\n(inputs)"), lines, title=title)
     largest = max(found["elementwise"], key=lambda name: found["elementwise"][name]["ratio"])
     print(f"elementwise: ratio at most {found['elementwise'][largest]['ratio']:.2f} ({largest})")
     print(f"{', '.join(found['other'])}: in need of the whole tensor or of random bits")

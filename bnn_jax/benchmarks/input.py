@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bnn_jax.analysis.documents import print_table
+from bnn_jax.analysis.tables import TEXT, Tables
 from bnn_jax.checks import require
 from bnn_jax.data import ImageStream, batches, open_stream, prefetch
 from bnn_jax.data.synthetic import write_synthetic_imagenet
@@ -167,7 +167,7 @@ def _run(opened: ImageStream, workers: int, batch_size: int, steps: int, step_se
         return fed_loop(ready, step), start
 
 
-def print_input(found: dict[str, Any]) -> None:
+def print_input(found: dict[str, Any], tables: Tables = TEXT) -> None:
     """Print the table of :func:`benchmark_input`, and how many cores the GPU would need."""
     rows = [
         (
@@ -180,7 +180,7 @@ def print_input(found: dict[str, Any]) -> None:
         for row in found["rows"]
     ]
     title = f"images from disk, {found['preprocessing']}, batch {found['batch_size']}, {found['steps']} steps"
-    print_table(
+    tables.print(
         ("workers", "images/s", "first batch\nafter s", "beside a step:\nimages/s", "waiting\n%"), rows, title=title
     )
     print(

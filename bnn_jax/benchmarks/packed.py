@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bnn_jax.analysis.documents import print_table
 from bnn_jax.analysis.figures import COLOURS, drawing
 from bnn_jax.analysis.provenance import installed_versions
+from bnn_jax.analysis.tables import TEXT, Tables
 from bnn_jax.bitops.bits import pack
 from bnn_jax.bitops.conv import Geometry
 from bnn_jax.bitops.matmul import WIDE_VECTORS
@@ -312,7 +312,7 @@ NAMES = {
 }
 
 
-def print_packed(found: dict[str, Any]) -> None:
+def print_packed(found: dict[str, Any], tables: Tables = TEXT) -> None:
     """Print the tables of :func:`benchmark_packed`, memory, file sizes and the mean ratios."""
     shapes = {
         "matmul": lambda row: "x".join(map(str, row["shape"])),
@@ -327,7 +327,7 @@ def print_packed(found: dict[str, Any]) -> None:
             for row in found[kind]
         ]
         unit = "ms a batch" if kind == "network" else "10^9 multiply-accumulates a second"
-        print_table(("shape", *(NAMES[name].replace(" ", "\n", 1) for name in who)), rows, title=f"{kind}: {unit}")
+        tables.print(("shape", *(NAMES[name].replace(" ", "\n", 1) for name in who)), rows, title=f"{kind}: {unit}")
     for row in found["network"]:
         memory = ", ".join(f"{NAMES[who]} {size / 1e6:.1f}" for who, size in row["peak_memory"].items())
         print(f"{row['name']} batch {row['batch']}: file {row['file_bytes'] / 1e6:.3f} MB; peak memory in MB: {memory}")

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from bnn_jax.analysis.tables import TEXT, Tables
 from bnn_jax.benchmarks.training import CIFAR10
 from bnn_jax.errors import RunError
 from bnn_jax.sweeps.comparison import sweep
@@ -115,12 +116,10 @@ def benchmark_sweep(
     return {"engine": engine, "vmapped": benchmark_vmapped(config, repeats=repeats)}
 
 
-def print_sweep(found: dict[str, Any]) -> None:
+def print_sweep(found: dict[str, Any], tables: Tables = TEXT) -> None:
     """Print the numbers of :func:`benchmark_sweep`."""
-    for part in found.values():
-        for name, value in part.items():
-            if isinstance(value, float):
-                print(f"{name:34} {value:10.3f}")
+    numbers = [item for part in found.values() for item in part.items() if isinstance(item[1], float)]
+    tables.print(("measured", "value"), [(name, f"{value:.3f}") for name, value in numbers])
 
 
 if __name__ == "__main__":

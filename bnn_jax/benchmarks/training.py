@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from bnn_jax.analysis.tables import TEXT, Tables
 from bnn_jax.timing import interleaved_seconds, median_ms
 from bnn_jax.training.config import Config, select_optimizer
 from bnn_jax.training.epoch import Batches
@@ -121,8 +122,8 @@ def _over_torch(loops: dict[str, list[float]]) -> dict[str, Any]:
     }
 
 
-def print_training(found: dict[str, Any]) -> None:
+def print_training(found: dict[str, Any], tables: Tables = TEXT) -> None:
     """Print the medians and the ratios of :func:`benchmark_training`."""
-    for name, value in found.items():
-        if name != "seconds":
-            print(f"{name:30} {value if isinstance(value, str) else format(value, '10.3f'):>10}")
+    shown = {name: value for name, value in found.items() if name != "seconds"}
+    rows = [(name, value if isinstance(value, str) else f"{value:.3f}") for name, value in shown.items()]
+    tables.print(("measured", "value"), rows)

@@ -25,7 +25,7 @@ from bnn_jax.benchmarks.input import GPU, GPU_IMAGES_PER_SECOND, benchmark_input
 from bnn_jax.benchmarks.packed import benchmark_packed, plot_packed, print_packed
 from bnn_jax.benchmarks.sweep import benchmark_sweep, print_sweep
 from bnn_jax.benchmarks.training import benchmark_training, print_training
-from bnn_jax.cli.options import command_line, parse_options, refuse_unread
+from bnn_jax.cli.options import TableOptions, command_line, parse_options, refuse_unread
 from bnn_jax.errors import UsageError
 from bnn_jax.paths import require_ending
 from bnn_jax.training.config import load_config
@@ -34,7 +34,7 @@ from bnn_jax.training.progress import progress_display
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(TableOptions):
     what: tyro.conf.Positional[Literal["training", "estimators", "packed", "input", "sweep"]]
     """One of the above."""
     config: Path = Path("cifar10_xnor_resnet20")
@@ -109,7 +109,8 @@ def main() -> None:
     refuse_unread(arguments, sorted(others), f"is not for {arguments.what}")
     with progress_display(arguments.what) as on_progress:
         found = measure(arguments, on_progress=on_progress)
-    show(found)
+    with arguments.tables() as tables:
+        show(found, tables)
     if arguments.output:
         record = {"command": command_line(), **found, "provenance": provenance()}
         arguments.output.parent.mkdir(parents=True, exist_ok=True)

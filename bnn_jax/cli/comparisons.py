@@ -11,6 +11,7 @@ from bnn_jax.analysis.gradient_paths import module_gradient_paths
 from bnn_jax.analysis.provenance import provenance
 from bnn_jax.analysis.published_sizes import WEIGHTS
 from bnn_jax.analysis.report import print_report, write_report
+from bnn_jax.analysis.tables import Tables
 from bnn_jax.cli.options import ComparisonOptions, command_line, refuse_unread
 from bnn_jax.errors import UsageError, unknown_name
 from bnn_jax.estimators import ESTIMATORS
@@ -195,21 +196,22 @@ def run_comparison(
     use_compilation_cache()
     workdir = options.workdir or Path("runs") / name
     cells = {label: validate(cell) for label, (cell, _) in rows.items()}
-    results = compare(cells, workdir, seeds=options.seeds, tune=options.tune, **options.engine())
-    (data,) = results.datasets
-    described = []
-    for row in results.rows:
-        network = make_model(cells[row.label].model, num_classes=data["num_classes"])
-        found = describe(network, tuple(data["shape"])) if describe else {}
-        described.append(replace(row, **found | {"columns": found.get("columns", {}) | rows[row.label][1]}))
-    notes = runpy.run_path(str(find_config(options.config))).get("NOTES", "") if describe else ""
-    results = replace(results, rows=described, compared=compared, notes=notes, estimators=estimators or [])
-    report(results, name, workdir)
+    with options.tables() as tables:
+        results = compare(cells, workdir, seeds=options.seeds, tune=options.tune, **options.engine())
+        (data,) = results.datasets
+        described = []
+        for row in results.rows:
+            network = make_model(cells[row.label].model, num_classes=data["num_classes"])
+            found = describe(network, tuple(data["shape"])) if describe else {}
+            described.append(replace(row, **found | {"columns": found.get("columns", {}) | rows[row.label][1]}))
+        notes = runpy.run_path(str(find_config(options.config))).get("NOTES", "") if describe else ""
+        results = replace(results, rows=described, compared=compared, notes=notes, estimators=estimators or [])
+        report(results, name, workdir, tables)
 
 
-def report(results: Results, name: str, workdir: Path) -> None:
+def report(results: Results, name: str, workdir: Path, tables: Tables) -> None:
     """Write the report of what this command found, and print its table and the names of its files."""
     results = replace(results, name=name, command=command_line(), provenance=provenance())
     files = write_report(results, workdir)
-    print_report(results)
+    print_report(results, tables)
     print(f"{workdir}: {', '.join(files)}")

@@ -3,13 +3,15 @@
 import dataclasses
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
+from bnn_jax.analysis.tables import Tables
 from bnn_jax.errors import UsageError
 from bnn_jax.paths import with_local_paths
 from bnn_jax.training.command_line import read_command_line
@@ -50,6 +52,21 @@ def refuse_unread(arguments: Any, names: Iterable[str], purpose: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TableOptions:
+    """How tables are printed."""
+
+    format: Literal["text", "md", "csv", "json"] = "text"
+    """Of the tables, which are alone on the standard output if it is for another program; the rest goes to stderr."""
+
+    @contextmanager
+    def tables(self) -> Iterator[Tables]:
+        """What prints the tables; in another format what else is printed goes to stderr."""
+        tables = Tables(self.format, sys.stdout)
+        with nullcontext() if self.format == "text" else redirect_stdout(sys.stderr):
+            yield tables
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConfigOptions:
     """A config file with overrides, and where to write."""
 
@@ -79,7 +96,7 @@ class TrainingOptions(ConfigOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepOptions(ConfigOptions):
+class SweepOptions(ConfigOptions, TableOptions):
     """How many runs are trained."""
 
     execution: Literal["auto", "sequential", "processes", "vmapped"] = "auto"

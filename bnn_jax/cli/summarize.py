@@ -17,7 +17,8 @@ from bnn_jax.analysis.account_table import print_account
 from bnn_jax.analysis.accounting import EVERYTHING, Convention, account_model, as_dict, network_named
 from bnn_jax.analysis.path_diagram import draw_gradient_paths
 from bnn_jax.analysis.published_sizes import TABLE, print_sizes
-from bnn_jax.cli.options import parse_options, refuse_unread
+from bnn_jax.analysis.tables import Tables
+from bnn_jax.cli.options import TableOptions, parse_options, refuse_unread
 from bnn_jax.errors import UsageError
 from bnn_jax.models import MODELS
 from bnn_jax.paths import require_ending
@@ -30,7 +31,7 @@ SETTINGS += ("kernel_quantizer", "kernel_quantizer_options")
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(TableOptions):
     model: tyro.conf.Positional[str | None] = None
     """Name of a network."""
     table: Literal["igp"] | None = None
@@ -76,12 +77,12 @@ def network_of(arguments: Arguments) -> Any:
     return network_named(arguments.model, num_classes=classes, options=options, **settings)
 
 
-def summarize_table(arguments: Arguments) -> dict[str, Any]:
+def summarize_table(arguments: Arguments, tables: Tables) -> dict[str, Any]:
     """Print a published table; returns it as plain JSON values."""
-    return {"table": arguments.table, "rows": print_sizes(TABLE)}
+    return {"table": arguments.table, "rows": print_sizes(TABLE, tables)}
 
 
-def summarize_network(arguments: Arguments) -> dict[str, Any]:
+def summarize_network(arguments: Arguments, tables: Tables) -> dict[str, Any]:
     """Print the account of a network and draw its gradient paths, if asked to; returns the account."""
     shape = (arguments.image_size, arguments.image_size, arguments.channels)
     try:
@@ -91,7 +92,7 @@ def summarize_network(arguments: Arguments) -> dict[str, Any]:
         raise
     except (ValueError, TypeError) as error:
         raise UsageError(f"the network cannot be built: {error}") from None
-    print_account(f"{arguments.model}, one image of {'x'.join(map(str, shape))}", account, arguments.counted)
+    print_account(f"{arguments.model}, one image of {'x'.join(map(str, shape))}", account, arguments.counted, tables)
     if arguments.diagram:
         print(draw_gradient_paths(network, (1, *shape), arguments.diagram, train=False))
     return {"model": arguments.model} | as_dict(account, arguments.counted)
@@ -112,8 +113,9 @@ def main() -> None:
             "name a network or a table"
         )
     if arguments.table:
-        network = (field.name for field in fields(Arguments) if field.name not in ("model", "table", "json"))
+        network = (field.name for field in fields(Arguments) if field.name not in ("model", "table", "json", "format"))
         refuse_unread(arguments, network, "is for a network, not for a `--table`")
-    record = summarize_table(arguments) if arguments.table else summarize_network(arguments)
+    with arguments.tables() as tables:
+        record = (summarize_table if arguments.table else summarize_network)(arguments, tables)
     if arguments.json:
         write_file(arguments.json, json.dumps(record, indent=1))

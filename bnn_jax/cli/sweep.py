@@ -45,4 +45,5 @@ def main() -> None:
     if arguments.execution not in ("auto", "vmapped"):
         refuse_unread(arguments, ("group_size",), "is for `--execution vmapped`")
     options = arguments.engine() | {"group_size": arguments.group_size}
-    report(sweep(config, axes, workdir, seeds=seeds, **options), name, workdir)
+    with arguments.tables() as tables:
+        report(sweep(config, axes, workdir, seeds=seeds, **options), name, workdir, tables)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from bnn_jax.analysis.documents import print_table
-from bnn_jax.cli.options import TrainedOptions, parse_options
+from bnn_jax.analysis.tables import Tables
+from bnn_jax.cli.options import TableOptions, TrainedOptions, parse_options
 from bnn_jax.data import in_batches, normalize
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.packed import verify
@@ -20,19 +20,19 @@ from bnn_jax.training.programs import use_compilation_cache
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(TrainedOptions):
+class Arguments(TrainedOptions, TableOptions):
     batch_size: int = 250
     """Images compared at once."""
 
 
-def print_verification(found: Verification) -> None:
+def print_verification(found: Verification, tables: Tables) -> None:
     """Print the layers as a table, then the network."""
     rows = [
         (path, *(f"{differing:,} / {compared:,}" for compared, differing in zip(layer[::2], layer[1::2])))
         for path, layer in found.layers.items()
     ]
     columns = ("layer", "weights", "integers", "activation bits\n(whole words)")
-    print_table(columns, rows, title="differing / compared")
+    tables.print(columns, rows, title="differing / compared")
     print(f"predictions that differ: {found.differing_predictions:,} of {found.examples:,}")
     print(f"largest difference of logits: {found.largest_logit_difference:.3g}")
 
@@ -51,7 +51,8 @@ def main() -> None:
         run.packed,
         (normalize(jnp.asarray(batch), mean=run.dataset.mean, std=run.dataset.std) for batch in batches),
     )
-    print_verification(found)
+    with arguments.tables() as tables:
+        print_verification(found, tables)
     if not found.examples:
         raise RunError(f"`split` (={arguments.split!r}) has no image with a label to compare; choose another")
     if not found.passed:
