@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Num
 from bnn_jax.bitops.bits import pack
 from bnn_jax.bitops.thresholds import above
 from bnn_jax.checks import check_arrays, require
+from bnn_jax.errors import UsageError
 from bnn_jax.layers.arguments import require_floats, require_of_layer
 from bnn_jax.layers.frozen import PACKED, is_freezing
 from bnn_jax.precision import widened
@@ -195,7 +196,7 @@ class BatchNorm(nn.Module):
                 self.put_variable(PACKED, "gain", gain)
                 self.put_variable(PACKED, "offset", offset)
             return affine(x, gain, offset)
-        require_of_layer(self, "x.shape", x.shape, not alone, ONE_VALUE, LARGER)
+        require_of_layer(self, "x.shape", x.shape, not alone, ONE_VALUE, LARGER, UsageError)
         y, mean, variance = batch_norm(x, scale, bias, self.epsilon)
         if not self.is_initializing():
             for running, batch in ((running_mean, mean), (running_variance, variance)):

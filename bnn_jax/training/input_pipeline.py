@@ -27,6 +27,7 @@ from bnn_jax.data import (
     prefetch,
 )
 from bnn_jax.errors import UsageError
+from bnn_jax.paths import local_path
 from bnn_jax.training.config import Config, DataConfig
 from bnn_jax.training.devices import data_shards, place_batch, place_batches, process_part, replicate
 from bnn_jax.training.epoch import EVALUATION_BATCH, Batches
@@ -86,7 +87,7 @@ def with_data(config: Config, data: Any | None) -> tuple[Config, Dataset | Image
     if data is None:
         return config, None
     if isinstance(data, str | os.PathLike):
-        return replace(config, data=replace(config.data, name=os.fspath(data))), None
+        return replace(config, data=replace(config.data, name=os.fspath(local_path("data", data)))), None
     split_by = {"validation_examples": config.data.validation_examples, "split_seed": config.data.split_seed}
     dataset = as_dataset(data, **split_by)
     return replace(config, data=replace(config.data, **dataset.identity)), dataset

@@ -20,6 +20,7 @@ from bnn_jax.outputs import Outputs, apply_network, init_network, logits_of, out
 from bnn_jax.training.devices import keep_sharding, shard_batch
 from bnn_jax.training.diagnostics import COLLECTION, count_flips, diagnose, no_flips, tap_quantizers
 from bnn_jax.training.experiment import Experiment
+from bnn_jax.training.one_value import told_of_one_value
 from bnn_jax.training.state import TrainState
 from bnn_jax.types import Images, Labels, Logits, Metrics, Params
 
@@ -157,15 +158,16 @@ def forward(experiment: Experiment, state: TrainState, params: Params, x: Array,
     It computes in the experiment's precision; what is passed on from here is float32.
     """
     streams = ("quantizer", "dropout", "params")  # the last one is for every stream of another name
-    return apply_network(
-        experiment.model,
-        {"params": params} | state.model_state,
-        x.astype(experiment.precision),
-        train=True,
-        progress=state.step / experiment.total_steps,
-        mutable=[*state.model_state, *also],
-        rngs=dict.fromkeys(streams, jax.random.fold_in(key, 1)),
-    )
+    with told_of_one_value():
+        return apply_network(
+            experiment.model,
+            {"params": params} | state.model_state,
+            x.astype(experiment.precision),
+            train=True,
+            progress=state.step / experiment.total_steps,
+            mutable=[*state.model_state, *also],
+            rngs=dict.fromkeys(streams, jax.random.fold_in(key, 1)),
+        )
 
 
 class _Pass(NamedTuple):

@@ -18,10 +18,11 @@ from bnn_jax.data.prepare import write_array_record
 from bnn_jax.errors import UsageError
 from bnn_jax.paths import cache_folder, local_path
 from bnn_jax.stages.stage import Stage, check_stages, replace_stage
+from bnn_jax.sweeps.comparison import compare
 from bnn_jax.sweeps.engine import Run, run_all
 from bnn_jax.training.config import Config, DataConfig, find_config, load_config
 from bnn_jax.training.input_pipeline import load_data
-from bnn_jax.training.loop import train_together
+from bnn_jax.training.loop import train, train_together
 
 URL = "gs://bucket/run"
 REFUSED = r"`{}` \(='gs://bucket/[\w./]*'\) is a URL, and only this machine's file system is read and written; mount"
@@ -156,6 +157,8 @@ def test_many_functions_take_paths():
         (lambda: load_dataset("gs://bucket/mine.npz"), "name"),
         (lambda: load_dataset("gs://bucket/mnist"), "name"),
         (lambda: open_stream("gs://bucket/mnist"), "name"),
+        (lambda: train(Config("mine", 1, 8), "run", data="gs://bucket/mine"), "data"),
+        (lambda: compare({"mine": Config("mine", 1, 8)}, "runs", seeds=[0], data=Path("gs://bucket/mine.npz")), "data"),
         (lambda: load_data(DataConfig("mnist", data_dir=URL)), "data_dir"),
     ],
 )
