@@ -24,6 +24,7 @@ from bnn_jax.optim.latent import (
     resolve_box,
     scale_latent_updates,
 )
+from bnn_jax.optim.silent import SilentWeightsState, overcome_silent_weights
 from bnn_jax.types import Params, Schedule
 
 
@@ -192,6 +193,20 @@ def _bnew(
     return optax.chain(_adam_steps(settings), push)
 
 
+def _ovsw(
+    settings: Settings,
+    *,
+    least_ratio: float = 0.01,
+    penalty: float = 2e-5,
+    flip_momentum: float = 0.999,
+    flip_threshold: float = 1e-4,
+) -> optax.GradientTransformation:
+    silent = overcome_silent_weights(
+        least_ratio=least_ratio, penalty=penalty, flip_momentum=flip_momentum, flip_threshold=flip_threshold
+    )
+    return optax.chain(optax.masked(silent, is_latent), _sgd(settings))
+
+
 OPTIMIZERS: dict[str, Optimizer] = {
     "dfw": Optimizer(_dfw, takes_clipping=False, takes_inner_steps=True, exact_step=True),
     "adam": Optimizer(_adam, takes_scale_latent=True),
@@ -206,6 +221,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
             "must contain -1 and 1 for bop, whose weights are those",
         ),
     ),
+    "ovsw": Optimizer(_ovsw, takes_clipping=False),
     "bnew": Optimizer(
         _bnew, latent_box=Rule(lambda box: box is not None, "must not be None for bnew"), spans_the_run=True
     ),
@@ -243,14 +259,16 @@ def make_optimizer(
         momo        lower_bound 0 of the loss, adapt_lower_bound False
         bop         :func:`bop` on the latent weights, decoupled adam on the rest: threshold 1e-6, adaptivity_rate 1e-4,
                     which is decayed like the learning rate
+        ovsw        :func:`overcome_silent_weights` on the latent weights, then sgd: least_ratio 0.01, penalty 2e-5,
+                    flip_momentum 0.999, flip_threshold 1e-4
         bnew        decoupled adam and :func:`push_to_bounds`: rate 1e-4, steps_per_epoch 1, freeze_from 0.98, order
                     before
       learning_rate: schedule; for dfw the proximal eta, for polyak_sgd and momo the upper bound of the step size.
       peak: highest value of `learning_rate`, to which polyak_sgd's bound and bop's adaptivity are put in proportion;
         None takes the value at step 0, right where there is no warm-up.
-      momentum: Nesterov's for dfw, heavy-ball for sgd and polyak_sgd, beta1 of adam, beta of momo.
-      weight_decay: of all weights but the latent ones; momo's own decays all.  In the gradient (coupled) for sgd and
-        polyak_sgd, in the proximal problem for dfw, decoupled for momo, bop and bnew, either for adam.
+      momentum: Nesterov's for dfw, heavy-ball for sgd, ovsw and polyak_sgd, beta1 of adam, beta of momo.
+      weight_decay: of all weights but the latent ones; momo's own decays all.  In the gradient (coupled) for sgd,
+        ovsw and polyak_sgd, in the proximal problem for dfw, decoupled for momo, bop and bnew, either for adam.
       latent_weight_decay: of the latent weights, in the same way; not for momo and bop.
       decay_only: shell-style patterns of the parameters that are decayed, see :func:`decay_of_parameters`.
       box: of the latent weights, as :func:`latent_box`, or None.
@@ -332,6 +350,7 @@ __all__ = [
     "DeepFrankWolfeState",
     "Optimizer",
     "PushToBoundsState",
+    "SilentWeightsState",
     "bop",
     "bop_on_latent",
     "bound_statistics",
@@ -342,6 +361,7 @@ __all__ = [
     "latent_box",
     "latent_learning_rate_scale",
     "make_optimizer",
+    "overcome_silent_weights",
     "push_to_bounds",
     "resolve_box",
     "scale_latent_updates",

@@ -12,7 +12,15 @@ import pytest
 from transforms import scanned, training_step
 
 from bnn_jax.errors import UsageError
-from bnn_jax.optim import OPTIMIZERS, bop, deep_frank_wolfe, latent_box, make_optimizer, push_to_bounds
+from bnn_jax.optim import (
+    OPTIMIZERS,
+    bop,
+    deep_frank_wolfe,
+    latent_box,
+    make_optimizer,
+    overcome_silent_weights,
+    push_to_bounds,
+)
 from bnn_jax.schedules import constant
 
 RNG = np.random.default_rng(0)
@@ -28,6 +36,7 @@ OTHER_OPTIONS = {
     "polyak_sgd": {"f_min": 0.7},
     "momo": {"lower_bound": 0.7, "adapt_lower_bound": True},
     "bop": {"threshold": 5.0, "adaptivity_rate": 1.0},
+    "ovsw": {"least_ratio": 9.0, "penalty": 0.1, "flip_momentum": 1.0, "flip_threshold": 0.9},
     "bnew": {"rate": 0.1, "steps_per_epoch": 2, "freeze_from": 0.25, "order": "after"},
 }
 
@@ -100,6 +109,7 @@ def test_each_option_changes_what_the_optimizer_does(name):
         ("polyak_sgd", optax.polyak_sgd),
         ("momo", optax.contrib.momo),
         ("bop", bop),
+        ("ovsw", overcome_silent_weights),
         ("bnew", push_to_bounds),
     ],
 )

@@ -370,7 +370,7 @@ CATALOGUE = {
             "scaled 1 - w^2": "scaled_tang",
         },
     ),
-    "optimizers": (OPTIMIZERS, {"Deep Frank-Wolfe": "dfw", "Bop": "bop", "BNEW": "bnew"}),
+    "optimizers": (OPTIMIZERS, {"Deep Frank-Wolfe": "dfw", "Bop": "bop", "BNEW": "bnew", "OvSW": "ovsw"}),
 }
 
 
