@@ -51,6 +51,8 @@ def cross_entropy(logits: Logits, labels: Labels) -> Float[Array, "batch"]:
 
     >>> cross_entropy(jnp.array([[0.0, 0.0]]), jnp.array([1]))
     Array([0.6931472], dtype=float32)
+
+    Reference: Bridle, Probabilistic Interpretation of Feedforward Classification Network Outputs, 1990.
     """
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 

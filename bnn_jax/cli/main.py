@@ -36,6 +36,7 @@ COMMANDS: dict[str, Command] = {
     "export": Command("export", "write a run's packed network into one file"),
     "prepare": Command("prepare", "download a data set and store it for training"),
     "synthesize": Command("synthesize", "write made-up images in ImageNet's format"),
+    "list": Command("tables", "what a config can name, a line and the paper of each"),
     "benchmark": Command("benchmark", "measure speed beside named peers"),
 }
 

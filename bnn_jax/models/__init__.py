@@ -61,6 +61,7 @@ class ModelEntry(NamedTuple):
       input_quantizer, kernel_quantizer: by their names in ACTIVATION_QUANTIZERS and WEIGHT_QUANTIZERS.
       input_quantizer_options, kernel_quantizer_options: of their functions.
       gradient_quantizer, gradient_quantizer_options: the same of GRADIENT_QUANTIZERS; None leaves gradients real.
+      paper: where the docstring of the constructor has those of its whole family.
     """
 
     constructor: Callable[..., nn.Module]
@@ -70,6 +71,7 @@ class ModelEntry(NamedTuple):
     kernel_quantizer_options: Mapping[str, Any] = {}
     gradient_quantizer: str | None = None
     gradient_quantizer_options: Mapping[str, Any] = {}
+    paper: str = ""
 
 
 _SIGNS = ("ste_sign", "binary")
@@ -84,13 +86,24 @@ _IR_NET_20 = (*_IR_NET, {"t_min": 1e-3}, {"t_min": 1e-3})
 _REACT = ("rsign", "magnitude_aware")
 _DENSE = ("ste_sign", "binary", {"clip_value": 1.3}, {"clip_value": 1.3})
 
+_COURBARIAUX = "Courbariaux et al., BinaryConnect, 2015, arXiv:1511.00363"
+_HUBARA = "Hubara et al., Binarized Neural Networks, 2016, arXiv:1602.02830"
+_RASTEGARI = "Rastegari et al., XNOR-Net, 2016, arXiv:1603.05279"
+_BULAT = "Bulat and Tzimiropoulos, XNOR-Net++, 2019, arXiv:1909.13863"
+_WAN = "Wan et al., TBN: Convolutional Neural Network with Ternary Inputs and Binary Weights, ECCV 2018"
+_LIU = "Liu et al., Bi-Real Net, 2018, arXiv:1808.00278"
+_ZHU = "Zhu et al., Improving Gradient Paths for Binary Convolutional Neural Networks, TU Delft"
+_SU = "Su et al., FTBNN: Rethinking Non-linearity for 1-bit CNNs and Going Beyond, 2020, arXiv:2010.09294"
+_QIN = "Qin et al., IR-Net, 2020, arXiv:1909.10788"
+_DARABI = "Darabi et al., BNN+, 2018, arXiv:1812.11800"
+
 MODELS: dict[str, ModelEntry] = {
     "lenet": ModelEntry(LeNet, "full_precision", "binary"),
-    "bnn_convnet": ModelEntry(bnn_convnet, *_SIGNS),
-    "binaryconnect_convnet": ModelEntry(binaryconnect_convnet, "full_precision", "binary_connect"),
+    "bnn_convnet": ModelEntry(bnn_convnet, *_SIGNS, paper=_HUBARA),
+    "binaryconnect_convnet": ModelEntry(binaryconnect_convnet, "full_precision", "binary_connect", paper=_COURBARIAUX),
     "mnist_mlp": ModelEntry(mnist_mlp, *_SIGNS),
-    "vgg_small": ModelEntry(vgg_small, *_IR_NET),
-    "bnn_plus_vgg": ModelEntry(bnn_plus_vgg, *_BNN_PLUS),
+    "vgg_small": ModelEntry(vgg_small, *_IR_NET, paper=_QIN),
+    "bnn_plus_vgg": ModelEntry(bnn_plus_vgg, *_BNN_PLUS, paper=_DARABI),
     "alexnet_xnor": ModelEntry(alexnet_xnor, *_XNOR),
     "alexnet_dorefa": ModelEntry(alexnet_dorefa, "dorefa", "dorefa", {"bits": 2}, {"bits": 1}),
     "bnn_plus_alexnet": ModelEntry(bnn_plus_alexnet, *_BNN_PLUS),
@@ -98,18 +111,18 @@ MODELS: dict[str, ModelEntry] = {
     "resnet20": ModelEntry(resnet20, "ste_sign", "xnor"),
     "resnet18": ModelEntry(resnet18, "full_precision", "full_precision"),
     "resnet34": ModelEntry(resnet34, "full_precision", "full_precision"),
-    "bnn_resnet18": ModelEntry(xnor_resnet18, *_SIGNS),
-    "xnor_resnet18": ModelEntry(xnor_resnet18, *_XNOR),
-    "xnor_resnet34": ModelEntry(xnor_resnet34, *_XNOR),
-    "xnor_pp_resnet18": ModelEntry(xnor_pp_resnet18, *_SIGNS),
-    "tbn_resnet18": ModelEntry(tbn_resnet18, *_TBN),
-    "tbn_resnet34": ModelEntry(tbn_resnet34, *_TBN),
-    "bireal18": ModelEntry(bireal18, *_BI_REAL),
-    "bireal34": ModelEntry(bireal34, *_BI_REAL),
-    "bireal_resnet20": ModelEntry(bireal_resnet20, *_BI_REAL),
-    "ebireal18": ModelEntry(ebireal18, *_BI_REAL),
-    "ebireal34": ModelEntry(ebireal34, *_BI_REAL),
-    "ftbnn_resnet18": ModelEntry(ftbnn_resnet18, *_BI_REAL),
+    "bnn_resnet18": ModelEntry(xnor_resnet18, *_SIGNS, paper=_HUBARA),
+    "xnor_resnet18": ModelEntry(xnor_resnet18, *_XNOR, paper=_RASTEGARI),
+    "xnor_resnet34": ModelEntry(xnor_resnet34, *_XNOR, paper=_RASTEGARI),
+    "xnor_pp_resnet18": ModelEntry(xnor_pp_resnet18, *_SIGNS, paper=_BULAT),
+    "tbn_resnet18": ModelEntry(tbn_resnet18, *_TBN, paper=_WAN),
+    "tbn_resnet34": ModelEntry(tbn_resnet34, *_TBN, paper=_WAN),
+    "bireal18": ModelEntry(bireal18, *_BI_REAL, paper=_LIU),
+    "bireal34": ModelEntry(bireal34, *_BI_REAL, paper=_LIU),
+    "bireal_resnet20": ModelEntry(bireal_resnet20, *_BI_REAL, paper=_LIU),
+    "ebireal18": ModelEntry(ebireal18, *_BI_REAL, paper=_ZHU),
+    "ebireal34": ModelEntry(ebireal34, *_BI_REAL, paper=_ZHU),
+    "ftbnn_resnet18": ModelEntry(ftbnn_resnet18, *_BI_REAL, paper=_SU),
     "irnet_resnet18": ModelEntry(irnet_resnet18, *_IR_NET),
     "irnet_resnet20": ModelEntry(irnet_resnet20, *_IR_NET_20),
     "irnet_resnet34": ModelEntry(irnet_resnet34, *_IR_NET),

@@ -121,6 +121,7 @@ def _adam_steps(
 def _dfw(
     settings: Settings, *, epsilon: float = 1e-5, target: float = 0.0, target_share: float = 0.0
 ) -> optax.GradientTransformation:
+    """The optimizer of :func:`deep_frank_wolfe`."""
     return deep_frank_wolfe(
         settings.learning_rate,
         settings.momentum,
@@ -135,15 +136,28 @@ def _dfw(
 def _adam(
     settings: Settings, *, b2: float = 0.999, eps: float = 1e-8, decoupled: bool = True
 ) -> optax.GradientTransformation:
+    """Adam, weight decay beside the step (AdamW) or in the gradient.
+
+    Reference: Kingma and Ba, Adam, 2015, arXiv:1412.6980; Loshchilov and Hutter, Decoupled Weight Decay Regularization,
+    2019, arXiv:1711.05101.
+    """
     return _boxed(settings, _adam_steps(settings, b2=b2, eps=eps, decoupled=decoupled))
 
 
 def _sgd(settings: Settings, *, nesterov: bool = False) -> optax.GradientTransformation:
+    """Stochastic gradient descent with heavy-ball or Nesterov momentum.
+
+    Reference: Sutskever et al., On the Importance of Initialization and Momentum in Deep Learning, 2013.
+    """
     sgd = optax.sgd(settings.learning_rate, momentum=settings.momentum, nesterov=nesterov)
     return _boxed(settings, _decay(settings), sgd)
 
 
 def _polyak_sgd(settings: Settings, *, f_min: float = 0.0) -> optax.GradientTransformation:
+    """SGD with Polyak's step size (L - f_min) / |g|^2, at most the learning rate.
+
+    Reference: Loizou et al., Stochastic Polyak Step-size for SGD, 2021, arXiv:2002.10542.
+    """
     # The bound of the step size (L - f_min) / |g|^2 has no schedule; `scaling` has, so the bound moves into it.
     scaling = lambda step: settings.learning_rate(step) / settings.peak
     polyak = optax.polyak_sgd(settings.peak, scaling=scaling, f_min=f_min)
@@ -153,6 +167,10 @@ def _polyak_sgd(settings: Settings, *, f_min: float = 0.0) -> optax.GradientTran
 def _momo(
     settings: Settings, *, lower_bound: float = 0.0, adapt_lower_bound: bool = False
 ) -> optax.GradientTransformation:
+    """SGD whose momentum models the loss, and with it the step size, at most the learning rate.
+
+    Reference: Schaipp et al., MoMo: Momentum Models for Adaptive Learning Rates, 2024, arXiv:2305.07583.
+    """
     momo = contrib.momo(
         settings.learning_rate,
         beta=settings.momentum,
@@ -164,6 +182,7 @@ def _momo(
 
 
 def _bop(settings: Settings, *, threshold: float = 1e-6, adaptivity_rate: float = 1e-4) -> optax.GradientTransformation:
+    """The optimizer of :func:`bop` for the latent weights, decoupled Adam for the others."""
     check_rate(adaptivity_rate)
 
     def decayed(step):
@@ -180,6 +199,7 @@ def _bnew(
     freeze_from: float = 0.98,
     order: str = "before",
 ) -> optax.GradientTransformation:
+    """The optimizer of :func:`push_to_bounds` for the latent weights, behind decoupled Adam."""
     if settings.box is None or settings.total_steps is None:
         raise ValueError("`box` and `total_steps` must be given for bnew, which pushes to the bounds step by step")
     push = push_to_bounds(

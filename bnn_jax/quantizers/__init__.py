@@ -35,6 +35,7 @@ from bnn_jax.quantizers.periodic import biper
 from bnn_jax.quantizers.quantizer import (
     Quantizer,
     check_option_names,
+    full_precision,
     of_bits,
     stateless,
     takes_array,
@@ -52,7 +53,7 @@ QuantizerLike: TypeAlias = EstimatorLike | Quantizer | GradientQuantizer | Calla
 """What stands for a quantizer, see :func:`make_quantizer`."""
 
 WEIGHT_QUANTIZERS: QuantizerTable = {
-    "full_precision": lambda: None,
+    "full_precision": full_precision,
     "binary": partial(with_estimator, binary),
     "binary_connect": binary_connect,
     "post_training": post_training,
@@ -86,7 +87,7 @@ WEIGHT_QUANTIZERS: QuantizerTable = {
 }
 
 ACTIVATION_QUANTIZERS: QuantizerTable = {
-    "full_precision": lambda: None,
+    "full_precision": full_precision,
     **{
         name: partial(with_input_estimator, binary, record)
         for name, record in ESTIMATORS.items()

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from bnn_jax.finite import keep_nan
 from bnn_jax.precision import widened
 from bnn_jax.quantizers.multibit import require_bits, require_codes
+from bnn_jax.quantizers.quantizer import full_precision
 from bnn_jax.types import Key
 
 GradientQuantizer = Callable[[Array, Key], Array]
@@ -87,6 +88,6 @@ def dorefa(*, bits: int = 6) -> GradientQuantizer:
 
 
 GRADIENT_QUANTIZERS: Mapping[str, Callable[..., GradientQuantizer | None]] = {
-    "full_precision": lambda: None,
+    "full_precision": full_precision,
     "dorefa": dorefa,
 }

@@ -42,6 +42,10 @@ class Quantizer(NamedTuple):
     code_set: CodeSet = (-1, 1)
 
 
+def full_precision() -> None:
+    """No quantizer: the values stay real."""
+
+
 def stateless(function: Callable[..., Bases], *, code_set: CodeSet = (-1, 1), **options) -> Quantizer:
     """The quantizer of a plain function x -> :class:`Quantized` that has no parameters of its own.
 

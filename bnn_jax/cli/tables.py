@@ -1,0 +1,88 @@
+"""List what a config can name, a line and the paper of each: bnn-jax list models"""
+
+import functools
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import tyro
+
+from bnn_jax.analysis.documents import print_table
+from bnn_jax.cli.options import parse_options
+from bnn_jax.estimators import ESTIMATORS
+from bnn_jax.losses import LOSSES
+from bnn_jax.models import MODELS
+from bnn_jax.optim import OPTIMIZERS
+from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, GRADIENT_QUANTIZERS, WEIGHT_QUANTIZERS
+
+
+@dataclass(frozen=True)
+class Arguments:
+    what: tyro.conf.Positional[Literal["models", "quantizers", "estimators", "optimizers", "losses", "data"]]
+    """The table."""
+
+
+LECUN = "LeCun et al., Gradient-Based Learning Applied to Document Recognition, 1998"
+KRIZHEVSKY = "Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009"
+
+DATA: dict[str, tuple[str, str]] = {
+    "digits": (
+        "1797 grey digits of 8x8, in scikit-learn",
+        "Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI Repository, 1998",
+    ),
+    "mnist": ("70,000 grey digits of 28x28; bnn-jax prepare mnist", LECUN),
+    "fashion_mnist": (
+        "70,000 grey clothes of 28x28 in 10 classes; bnn-jax prepare fashion_mnist",
+        "Xiao, Rasul and Vollgraf, Fashion-MNIST, 2017, arXiv:1708.07747",
+    ),
+    "cifar10": ("60,000 images of 32x32 in 10 classes; bnn-jax prepare cifar10", KRIZHEVSKY),
+    "cifar100": ("60,000 images of 32x32 in 100 classes; bnn-jax prepare cifar100", KRIZHEVSKY),
+    "imagenet2012": (
+        "1.3 million photographs in 1000 classes, prepared by TFDS; with --data.stream",
+        "Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, 2015, arXiv:1409.0575",
+    ),
+    "NAME": ("another image set that TFDS prepared as ArrayRecord in --data.data-dir", ""),
+    "FILE.npz": ("your arrays: train_images, train_labels, test_images, test_labels, or x_train, ...", ""),
+    "FOLDER": ("your images of any format, a folder for each class", ""),
+}
+"""What data.name can be -> what it is, and the paper."""
+
+
+def documented(made: Callable[..., Any]) -> tuple[str, str]:
+    """The first line of the docstring of what an entry of a table makes, and its reference."""
+    while isinstance(made, functools.partial):
+        # An estimator turned into a quantizer; a function turned into one; options set.
+        inner = [getattr(value, "apply", value) for value in made.args if callable(getattr(value, "apply", value))]
+        made = inner[-1] if inner and hasattr(made.args[-1], "apply") else inner[0] if inner else made.func
+    text = inspect.getdoc(made) or ""
+    line, reference = text.partition("\n")[0], re.search(r"^References?: ((?:.|\n)+?)(?:\n\n|\Z)", text, re.M)
+    paper = " ".join(reference[1].split()) if reference else ""
+    if wrapped := re.search(r"(?:^|(?:quantizer|optimizer) of ):func:`(\w+)`", line):
+        line, inner = documented(getattr(sys.modules[made.__module__], wrapped[1]))
+        paper = paper or inner
+    return re.sub(r":\w+:`([\w.]+)`", r"\1", line), paper
+
+
+def rows_of(what: str) -> list[tuple[str, ...]]:
+    """The rows of a table: name, for quantizers their place too, a line, the paper."""
+    if what == "data":
+        return [(name, *told) for name, told in DATA.items()]
+    if what == "models":
+        told = ((name, entry, documented(entry.constructor)) for name, entry in MODELS.items())
+        return [(name, line, entry.paper or paper) for name, entry, (line, paper) in told]
+    if what == "quantizers":
+        tables = {"weights": WEIGHT_QUANTIZERS, "inputs": ACTIVATION_QUANTIZERS, "gradients": GRADIENT_QUANTIZERS}
+        return [(name, place, *documented(made)) for place, table in tables.items() for name, made in table.items()]
+    if what == "optimizers":
+        return [(name, *documented(optimizer.make)) for name, optimizer in OPTIMIZERS.items()]
+    table = ESTIMATORS if what == "estimators" else LOSSES
+    return [(name, *documented(entry.apply)) for name, entry in table.items()]
+
+
+def main() -> None:
+    what = parse_options(Arguments, __doc__).what
+    header = ("name", *(["of"] if what == "quantizers" else []), "", "paper")
+    print_table(header, rows_of(what), title=what, texts=set(range(len(header))), unbroken={0})
