@@ -14,11 +14,12 @@ The stages, in the order data flows; a file imports only from stages above it:
     regularizers  latent weights and scales -> a penalty          REGULARIZERS
     optim         Deep Frank-Wolfe with a box, and its peers      deep_frank_wolfe, OPTIMIZERS
     data          image sets in memory, augmentation inside jit   load_dataset
-    training      config -> train(config, workdir) -> result      bnn_jax.training.loop.train
+    training      one run: config, loop, checkpoints              bnn_jax.training.loop, .callbacks
     stages        runs that start from, or are taught by, others  bnn_jax.stages.stage.run_stages
     sweeps        many runs: grids, comparisons, seeds            bnn_jax.sweeps.comparison
     packed        networks frozen to bits, their file             freeze, verify, save, load of bnn_jax.packed
     analysis      accounting, gradient paths, reports, pictures   bnn_jax.analysis.accounting, .gradient_paths
+    run           a run as one object                             train(config, workdir) -> Run, load_run(folder)
 """
 
 from etils import epy
@@ -44,6 +45,7 @@ with epy.lazy_api_imports(globals()):
         with_estimator,
     )
     from bnn_jax.regularizers import REGULARIZERS
+    from bnn_jax.run import Run, load_run, train
     from bnn_jax.schedules import SCHEDULES, make_schedule
 
 __all__ = [
@@ -62,6 +64,7 @@ __all__ = [
     "Estimator",
     "Quantized",
     "Quantizer",
+    "Run",
     "approx_sign",
     "bop",
     "cross_entropy",
@@ -70,6 +73,7 @@ __all__ = [
     "keep_in_box",
     "latent_box",
     "load_dataset",
+    "load_run",
     "make_loss",
     "make_optimizer",
     "make_quantizer",
@@ -81,5 +85,6 @@ __all__ = [
     "smoothed_multiclass_hinge",
     "stateless",
     "ste_sign",
+    "train",
     "with_estimator",
 ]

@@ -25,6 +25,7 @@ STAGES = (
     {"stages", "sweeps"},
     {"packed"},
     {"analysis"},
+    {"run"},
     {"benchmarks"},
     {"cli"},
     {"__main__"},

@@ -4,18 +4,16 @@ Started again with the same arguments it resumes from the newest good checkpoint
 On machines that work together it is started once on each (docs/tpu.md).
 """
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from bnn_jax.cli.options import TrainingOptions, refuse_unread
+from bnn_jax.run import train
 from bnn_jax.training.callbacks import LOGS
 from bnn_jax.training.devices import initialize_processes, is_first_process, make_devices
-from bnn_jax.training.loop import train
 from bnn_jax.training.overrides import parse
 from bnn_jax.training.programs import use_compilation_cache
-from bnn_jax.training.progress import progress_display, silent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +55,9 @@ def main() -> None:
     starting = {"overwrite": arguments.overwrite, "extend": arguments.extend}
     starting["callbacks"] = [LOGS[name]() for name in dict.fromkeys(arguments.log)]
     devices = make_devices(arguments.devices, model_parallel=arguments.model_parallel)
-    shown = progress_display(f"{config.name} {config.optim.name}") if is_first_process() else nullcontext(silent)
-    with shown as on_progress:
-        result = train(config, workdir, on_progress=on_progress, devices=devices, **starting, **reading)
+    run = train(config, workdir, devices=devices, **starting, **reading)
     if is_first_process():
+        result = run.result
         print(f"test accuracy {100 * result['test_accuracy_last']:.2f} % at the last epoch, ", end="")
         print(f"{100 * result['test_accuracy_best']:.2f} % at epoch {result['best_epoch']}, the best in validation")
         print(f"{workdir}: config.json, metrics.jsonl, checkpoints, result.json")
