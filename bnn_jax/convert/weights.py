@@ -1,0 +1,124 @@
+"""Variables of a network put together from arrays of other names and layouts; nothing is passed over in silence."""
+
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import numpy as np
+from flax.traverse_util import unflatten_dict
+
+from bnn_jax.convert.target import Target, describe, module_and_leaf
+from bnn_jax.errors import UsageError
+from bnn_jax.types import LATENT_KERNEL
+
+
+class Source(NamedTuple):
+    """Where a variable comes from: names of arrays, and the function that makes it of them.
+
+    Without names it is a constant of the source's conventions.
+    """
+
+    names: tuple[str, ...]
+    make: Callable[..., np.ndarray]
+
+
+def from_arrays(
+    arrays: Mapping[str, Any],
+    model: nn.Module,
+    image_shape: Sequence[int],
+    *,
+    names: Mapping[str, str] | None = None,
+    ignored: Sequence[str] = (),
+    fresh: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The variables of a network from arrays in this package's layouts, as those of an .npz file.
+
+    Kernels are HWIO, or (inputs, features); see :func:`bnn_jax.convert.from_torch` for others.
+
+    Args:
+      arrays: name -> array.
+      model: the network.
+      image_shape: (height, width, channels) of its images.
+      names: a variable, as params/conv1/latent_kernel, or its module, as conv1, -> the name of the array, or the part
+        of it before the variable's own name; what is not in it has the same name in both.  `kernel` is found where the
+        network wants a `latent_kernel`.
+      ignored: patterns of arrays that are not wanted, as "optimizer/*".
+      fresh: patterns of variables, as params/head/*, that are left out, to be initialised.
+
+    Raises:
+      UsageError: listing the arrays that are missing, those that nothing wants, and those of another shape.
+    """
+    target, names = describe(model, image_shape), dict(names or {})
+    known = {module_and_leaf(name)[0] for name in target.variables} | target.variables.keys()
+    if unknown := sorted(names.keys() - known):
+        raise UsageError(
+            f"`names` has {_listed(unknown)}, which the network does not have; it has {_listed(sorted(known), most=12)}"
+        )
+    sources = {}
+    for name in target.variables:
+        module, leaf = module_and_leaf(name)
+        theirs = names.get(name, f"{names[module]}/{leaf}" if module in names else name)
+        if theirs not in arrays and leaf == LATENT_KERNEL:
+            theirs = theirs.removesuffix(LATENT_KERNEL) + "kernel"
+        sources[name] = Source((theirs,), lambda array: array)
+    return assemble(arrays, target, sources, ignored=ignored, fresh=fresh)
+
+
+def assemble(
+    arrays: Mapping[str, Any],
+    target: Target,
+    sources: Mapping[str, Source],
+    *,
+    ignored: Sequence[str] = (),
+    fresh: Sequence[str] = (),
+    wrong: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Make every variable of a network from its source, but those that are to start afresh.
+
+    Raises:
+      UsageError: listing what is missing, unknown or of another shape; `wrong` are complaints of the caller.
+    """
+    arrays = {name: as_numpy(array) for name, array in arrays.items()}
+    left_out = {name for name in target.variables if any(fnmatch.fnmatch(name, p) for p in fresh)}
+    ignored = [*ignored, *(theirs for name in left_out & sources.keys() for theirs in sources[name].names)]
+    sources = {name: source for name, source in sources.items() if name not in left_out}
+    wanted = {name for source in sources.values() for name in source.names}
+    spare = [name for name in arrays if name not in wanted and not any(fnmatch.fnmatch(name, p) for p in ignored)]
+    problems = list(wrong)
+    if missing := sorted(wanted - arrays.keys()):
+        problems.append(f"missing: {_listed(missing)}")
+    if without := sorted(target.variables.keys() - sources.keys() - left_out):
+        problems.append(f"not known where to find: {_listed(without)}")
+    if spare:
+        problems.append(f"unknown: {_listed(sorted(spare))}")
+    found = {}
+    for name, like in target.variables.items():
+        if name in sources and arrays.keys() >= set(sources[name].names):
+            given = [arrays[theirs] for theirs in sources[name].names]
+            try:
+                made = np.asarray(sources[name].make(*given))
+            except ValueError:
+                made = None
+            if made is None or made.shape != like.shape:
+                shapes = ", ".join(f"{theirs} {array.shape}" for theirs, array in zip(sources[name].names, given))
+                problems.append(f"of another shape: {shapes} for {name} {like.shape}")
+            elif not np.isfinite(made).all():
+                problems.append(f"not finite: {_listed(sources[name].names)}")
+            else:
+                found[name] = made.astype(like.dtype)
+    if problems:
+        raise UsageError(f"the weights do not fit the network; {'; '.join(problems)}; give the network's own settings")
+    return unflatten_dict(found, sep="/")
+
+
+def as_numpy(array: Any) -> np.ndarray:
+    """An array of NumPy from one of NumPy, JAX or PyTorch, wherever it lies; half precision becomes single."""
+    if hasattr(array, "detach"):
+        array = array.detach().cpu().float().numpy() if array.is_floating_point() else array.detach().cpu().numpy()
+    array = np.asarray(array)
+    return array.astype(np.float32) if array.dtype.itemsize == 2 and array.dtype.kind not in "iu" else array
+
+
+def _listed(names: Sequence[str], most: int = 1000) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,139 @@
+"""State dicts of PyTorch modules with the published names: the networks here have their logits."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from bnn_jax.convert import LAYOUTS, Joined, Negated, from_torch
+from bnn_jax.errors import UsageError
+from bnn_jax.models.build import build_model
+from bnn_jax.outputs import network_logits
+
+SHAPE = (32, 32, 3)
+NETWORKS = {
+    "bireal": ("bireal18", {"stage_sizes": (2, 3)}),
+    "reactnet_resnet": ("reactnet18", {"stage_sizes": (3, 2)}),
+    "reactnet_a": ("reactnet_a", {"stage_sizes": (1, 2)}),
+    "irnet_resnet20": ("irnet_resnet20", {"stage_sizes": (2, 4, 2)}),
+    "irnet_resnet18": ("irnet_resnet18", {"stage_sizes": (2, 4)}),
+}
+LENET = {"conv1": "conv1", "conv2": "conv2", "dense1": "fc1", "dense2": "fc2", "head": "fc3"}
+
+
+def images_of():
+    """Those of make_goldens.py."""
+    return np.random.default_rng(0).normal(size=(3, *SHAPE)).astype(np.float32)
+
+
+def golden(name):
+    with np.load(Path(__file__).parent / "goldens" / f"{name}.npz") as file:
+        state = dict(file)
+    return state, state.pop("logits")
+
+
+def network(name):
+    settings, options = NETWORKS[name]
+    return build_model(settings, num_classes=7, width=4, options=options)
+
+
+def assert_same(model, variables, logits):
+    ours = jax.jit(lambda variables, images: network_logits(model, variables, images))(variables, images_of())
+    assert logits.std() > 0.1
+    np.testing.assert_allclose(ours, logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", [n if n == "reactnet_a" else pytest.param(n, marks=pytest.mark.full) for n in NETWORKS]
+)
+def test_the_logits_are_those_of_the_module(name):
+    state, logits = golden(name)
+    model = network(name)
+    assert_same(model, from_torch(state, model, SHAPE), logits)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_layout_takes_every_array_exactly_once(name):
+    """Also as a checkpoint of DataParallel; each number of the state is in the variables, but those it does not use."""
+    state, _ = golden(name)
+    model = network(name)
+    checkpoint = {"epoch": 3, "state_dict": {f"module.{key}": array for key, array in state.items()}}
+    variables = from_torch(checkpoint, model, SHAPE, layout=name)
+    kept = [a for key, a in state.items() if not key.startswith("bn3.") and not key.endswith("num_batches_tracked")]
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == sum(array.size for array in kept)
+    theirs, ours = (
+        np.sort(np.abs(np.concatenate([np.ravel(a) for a in arrays]))) for arrays in (kept, jax.tree.leaves(variables))
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+@pytest.mark.full
+def test_another_module_by_a_map_of_names():
+    """LeNet: dense kernels behind flattened images change their order; the layers have other names."""
+    state, logits = golden("lenet")
+    model = build_model("lenet", num_classes=7, width=2)
+    assert_same(model, from_torch(state, model, SHAPE, names=LENET), logits)
+
+
+def test_flat_and_shaped_kernels_are_the_same():
+    state, _ = golden("bireal")
+    model = network("bireal")
+    shaped = {key.replace(".weights", ".weight"): a for key, a in state.items()}
+    unit = "layer2.1.binary_conv.weight"
+    shaped[unit] = shaped[unit].reshape(8, 8, 3, 3)
+    one, two = (from_torch(s, model, SHAPE, layout="bireal") for s in (state, shaped))
+    assert jax.tree.all(jax.tree.map(np.array_equal, one, two))
+    kernel = one["params"]["stage2_block1"]["conv2"]["latent_kernel"]
+    np.testing.assert_array_equal(kernel.transpose(3, 2, 0, 1), shaped[unit])
+
+
+def test_epsilon_goes_into_the_variance():
+    state, _ = golden("bireal")
+    model = network("bireal")
+    variables = from_torch(state, model, SHAPE, epsilon=1e-3)
+    found = variables["batch_stats"]["stem_norm"]["var"]
+    np.testing.assert_allclose(found + 1e-5, state["bn1.running_var"].astype(np.float64) + 1e-3, rtol=1e-7)
+
+
+def test_what_does_not_fit_is_listed():
+    state, _ = golden("bireal")
+    model = network("bireal")
+    changed = state | {"extra.weight": np.ones(3), "fc.weight": np.ones((9, 8), np.float32)}
+    del changed["layer1.1.bn1.bias"]
+    with pytest.raises(UsageError) as refused:
+        from_torch(changed, model, SHAPE, layout="bireal")
+    text = str(refused.value)
+    assert "missing: layer1.1.bn1.bias;" in text
+    assert "unknown: extra.weight;" in text
+    assert "of another shape: fc.weight (9, 8) for params/head/kernel (8, 7)" in text
+    with pytest.raises(
+        UsageError, match=r"for none of bireal, .* fits; bireal is nearest: .*missing: layer1\.1\.bn1\.bias"
+    ):
+        from_torch(changed, model, SHAPE)
+    del state["fc.bias"]
+    fresh = from_torch(state, model, SHAPE, fresh=("params/head/*",))
+    assert "head" not in fresh["params"]
+    with pytest.raises(UsageError, match=r"not finite: bn1\.weight"):
+        from_torch(state | {"bn1.weight": np.full(4, np.nan)}, model, SHAPE, fresh=("params/head/*",))
+    with pytest.raises(UsageError, match=r"of another shape: layer1\.0\.binary_conv\.weights"):
+        from_torch(state | {"layer1.0.binary_conv.weights": np.ones((3, 3, 4, 4))}, model, SHAPE, fresh=("*/head/*",))
+
+
+def test_names_that_the_network_does_not_have():
+    model = build_model("lenet", num_classes=7, width=2)
+    wrong = r"`names` has conv9, which the network does not have; missing: conv1\.weight"
+    with pytest.raises(UsageError, match=wrong):
+        from_torch({}, model, SHAPE, names={**LENET, "conv9": "conv9"})
+    assert isinstance(LAYOUTS["reactnet_a"].modules["first/conv1x1"], Joined)
+    assert Negated("x").name == "x"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_live_module_of_another_seed(name):
+    pytest.importorskip("torch", reason="PyTorch is not installed; the goldens were made with it")
+    from torch_modules import logits_of, seeded
+
+    module, model = seeded(name, seed=1), network(name)
+    assert_same(model, from_torch(module.state_dict(), model, SHAPE), logits_of(module, images_of()))
