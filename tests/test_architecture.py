@@ -18,6 +18,7 @@ STAGES = (
     {"bitops", "tracing"},
     {"layers"},
     {"models"},
+    {"convert"},
     {"losses", "distillation", "regularizers"},
     {"optim"},
     {"data"},
@@ -60,9 +61,9 @@ def test_imports_point_upwards(path):
         assert stage == own or RANK[stage] < RANK[own], f"{path} imports bnn_jax.{stage}"
 
 
-def test_only_layers_models_training_and_packed_networks_import_flax():
+def test_only_what_builds_converts_trains_and_packs_networks_imports_flax():
     users = {stage_of(path) for path in FILES if "import flax" in path.read_text()}
-    assert users <= {"layers", "models", "training", "packed"}
+    assert users <= {"layers", "models", "convert", "training", "packed"}
 
 
 def test_importing_the_package_is_light():

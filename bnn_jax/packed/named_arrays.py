@@ -6,6 +6,7 @@ alone: docs/numpy_inference.py.
 
 import io
 import json
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -21,8 +22,8 @@ from jaxtyping import Array, Num
 from bnn_jax.bitops.planes import PackedKernel, unpack_codes
 from bnn_jax.files import write_atomically
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense
-from bnn_jax.layers.convolution import resolve_padding
 from bnn_jax.layers.frozen import PACKED, code_sets
+from bnn_jax.layers.geometry import spatial_rank
 from bnn_jax.layers.norm import affine
 from bnn_jax.layers.operands import InputBase, Phase, input_bases, kernel_for
 from bnn_jax.packed.model import PackedModel
@@ -179,11 +180,11 @@ class _Frozen:
 
     def _product(self, layer, path, x, *, train=False, progress=1.0):
         """What :func:`bnn_jax.layers.packed_call.packed_call` does, on numbers."""
-        kernel, phase, geometry = self.packed[_join(path, "kernel")], Phase(train, progress), ()
+        kernel, phase, axes, geometry = self.packed[_join(path, "kernel")], Phase(train, progress), 1, ()
         if isinstance(layer, BinaryConv):
-            image = {"shape": x.shape[1:3], "kernel_size": layer.kernel_size}
-            geometry = (resolve_padding(layer.padding, strides=layer.strides, dilation=layer.kernel_dilation, **image),)
-        leading, x = x.shape[:-1], x if geometry else x.reshape(-1, x.shape[-1])
+            axes = 1 + (spatial_rank(layer) or max(1, x.ndim - 2))
+            geometry = (layer.geometry(x.shape[-axes:-1]),)
+        leading, x = x.shape[:-axes], x.reshape(math.prod(x.shape[:-axes]), *x.shape[-axes:])
         one = jnp.ones((), layer.dtype)
         bases = []
         for number in _numbered(kernel):
@@ -199,7 +200,7 @@ class _Frozen:
         y = sum(layer.product(a, w, *geometry) for a in inputs for w in kernel_for(layer, inputs, tuple(bases)))
         if not kernel.integers:
             y = layer.finished(y, x.astype(layer.dtype), phase, *geometry)
-        return y if geometry else y.reshape(*leading, layer.features)
+        return y.reshape(*leading, *y.shape[1:])
 
     def _codes(self, layer, x, kernel):
         """The -1 and +1 of a threshold as the two codes of the layer's quantizer."""
