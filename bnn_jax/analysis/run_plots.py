@@ -3,13 +3,13 @@
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bnn_jax.analysis.figures import COLOURS, drawing
+from bnn_jax.analysis.figures import COLOURS, drawing, line_look
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.paths import local_path
 from bnn_jax.training.diagnostics import histogram_bounds
@@ -72,13 +72,56 @@ def plot_run(workdir: str | Path, *, output: str | Path | None = None) -> list[P
     if any("histogram" in record["total"] for record in by_kind["diagnostics"]):
         bounds = histogram_bounds(config.optim.latent_box)
         pictures["histograms.png"] = lambda path: _draw_histograms(path, by_kind["diagnostics"], bounds)
-    for name, draw in pictures.items():
-        try:
-            draw(folder / name)
-        except OSError as error:
-            reason = f"cannot write {folder / name} ({error.strerror})"
-            raise RunError(f"{reason}; name another folder with `--output`") from None
-    return [folder / name for name in pictures]
+    return [_written(folder / name, draw) for name, draw in pictures.items()]
+
+
+def plot_runs(workdirs: Sequence[str | Path], *, output: str | Path = ".") -> list[Path]:
+    """Draw several runs over each other, a line each, over epochs: training loss and validation accuracy.
+
+    Args:
+      workdirs: folders of the runs, finished or not.
+      output: folder for the picture, overlay.png, made if missing.
+
+    Returns:
+      Its path, in a list.
+
+    Raises:
+      UsageError: if a folder holds no run, or one without a finished epoch.
+      RunError: if its metrics are damaged, or the picture cannot be written.
+    """
+    folders = [local_path("workdirs", workdir) for workdir in workdirs]
+    of_runs = {}
+    for folder in folders:
+        read_config(folder)
+        of_runs[folder] = _read(folder)["evaluation"]
+        if not of_runs[folder]:
+            raise UsageError(f"`workdirs` (={folder}) holds no finished epoch yet; train it first")
+    names = [folder.name for folder in folders]
+    labels = names if len(set(names)) == len(names) else list(map(str, folders))
+    path = local_path("output", output) / "overlay.png"
+    return [_written(path, lambda path: _draw_overlay(path, dict(zip(labels, of_runs.values()))))]
+
+
+def _written(path: Path, draw: Callable[[Path], None]) -> Path:
+    try:
+        draw(path)
+    except OSError as error:
+        reason = f"cannot write {path} ({error.strerror})"
+        raise RunError(f"{reason}; name another folder with `--output`") from None
+    return path
+
+
+def _draw_overlay(path: Path, of_runs: dict[str, Records]) -> None:
+    panels = (("train_loss", 1.0, "training loss"), ("validation_accuracy", 100.0, "validation accuracy (%)"))
+    with drawing(path, (10.4, 3.9), count=len(panels)) as (figure, axes):
+        for panel, (name, factor, title) in zip(axes, panels):
+            for index, records in enumerate(of_runs.values()):
+                epochs = [record["epoch"] for record in records]
+                values = [factor * record[name] for record in records]
+                panel.plot(epochs, values, linewidth=1.6, **_marker(records), **line_look(index))
+            panel.set_title(title)
+            panel.set_xlabel("epoch")
+        figure.legend(axes[0].lines, of_runs, loc="outside right center", frameon=False, fontsize=9)
 
 
 def layer_names(records: Records) -> list[str]:

@@ -1,7 +1,8 @@
-"""Draw a run, finished or not: bnn-jax plot runs/mine
+"""Draw a run, finished or not, or several over each other: bnn-jax plot runs/mine, bnn-jax plot runs/a runs/b
 
 Loss, accuracy, learning rate and Deep Frank-Wolfe's step size go to curves.png; what the diagnostics recorded goes to
-diagnostics.png and histograms.png.  To record them, train with --diagnostics.every-steps 200.
+diagnostics.png and histograms.png.  To record them, train with --diagnostics.every-steps 200.  Of several runs loss
+and validation accuracy go to overlay.png.
 """
 
 from dataclasses import dataclass
@@ -9,19 +10,26 @@ from pathlib import Path
 
 import tyro
 
-from bnn_jax.analysis.run_plots import plot_run
+from bnn_jax.analysis.run_plots import plot_run, plot_runs
 from bnn_jax.cli.options import parse_options
+from bnn_jax.errors import UsageError
 
 
 @dataclass(frozen=True)
 class Arguments:
-    workdir: tyro.conf.Positional[Path]
-    """Folder of a run."""
+    workdirs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of runs."""
     output: Path | None = None
-    """Folder for the pictures; by default that of the run."""
+    """Folder for the pictures; by default that of the run, of several runs the current one."""
 
 
 def main() -> None:
     arguments = parse_options(Arguments, __doc__)
-    for path in plot_run(arguments.workdir, output=arguments.output):
-        print(path)
+    if not arguments.workdirs:
+        raise UsageError("`workdirs` must name the folder of a run, or several; as runs/mine")
+    several, output = len(arguments.workdirs) > 1, arguments.output
+    if several:
+        paths = plot_runs(arguments.workdirs, output=output or ".")
+    else:
+        paths = plot_run(*arguments.workdirs, output=output)
+    print(*paths, sep="\n")
