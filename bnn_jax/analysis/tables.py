@@ -44,6 +44,7 @@ class Tables:
         *,
         title: str = "",
         texts: Collection[int] = (0,),
+        unbroken: Collection[int] = (),
         bold: int | None = None,
     ) -> None:
         """Print a table.
@@ -53,12 +54,13 @@ class Tables:
           rows: the cells.
           title: above the table.
           texts: the columns that are words, aligned to the left; the others are numbers.
+          unbroken: of the words, the columns that stay on one line too, as names to type.
           bold: the row to emphasize.
         """
         file, rows = self.file or sys.stdout, [list(row) for row in rows]
         if self.style == "text":
-            width, bold = _width(file), bold if file.isatty() else None
-            file.write(text_table(header, rows, title=title, texts=texts, bold=bold, width=width))
+            look = {"unbroken": unbroken, "bold": bold if file.isatty() else None, "width": _width(file)}
+            file.write(text_table(header, rows, title=title, texts=texts, **look))
             return
         header = [" ".join(name.split()) for name in header]
         if self.style == "md":
@@ -107,6 +109,7 @@ def text_table(
     *,
     title: str = "",
     texts: Collection[int] = (0,),
+    unbroken: Collection[int] = (),
     bold: int | None = None,
     width: int | None = None,
 ) -> str:
@@ -123,7 +126,7 @@ def text_table(
     wide = [max(len(line) for cell in column for line in cell.splitlines() or [""]) for column in columns]
     names = next((n for n in range(len(columns)) if n not in texts), len(columns)) or 1
     if width is not None:
-        _shrink(wide, texts, width)
+        _shrink(wide, set(texts) - set(unbroken), width)
     parts, at = [], names
     while not parts or at < len(columns):
         end = at

@@ -10,8 +10,7 @@ from typing import Any, Literal
 
 import tyro
 
-from bnn_jax.analysis.documents import print_table
-from bnn_jax.cli.options import parse_options
+from bnn_jax.cli.options import TableOptions, parse_options
 from bnn_jax.estimators import ESTIMATORS
 from bnn_jax.losses import LOSSES
 from bnn_jax.models import MODELS
@@ -19,8 +18,8 @@ from bnn_jax.optim import OPTIMIZERS
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, GRADIENT_QUANTIZERS, WEIGHT_QUANTIZERS
 
 
-@dataclass(frozen=True)
-class Arguments:
+@dataclass(frozen=True, kw_only=True)
+class Arguments(TableOptions):
     what: tyro.conf.Positional[Literal["models", "quantizers", "estimators", "optimizers", "losses", "data"]]
     """The table."""
 
@@ -83,6 +82,8 @@ def rows_of(what: str) -> list[tuple[str, ...]]:
 
 
 def main() -> None:
-    what = parse_options(Arguments, __doc__).what
+    arguments = parse_options(Arguments, __doc__)
+    what = arguments.what
     header = ("name", *(["of"] if what == "quantizers" else []), "", "paper")
-    print_table(header, rows_of(what), title=what, texts=set(range(len(header))), unbroken={0})
+    with arguments.tables() as tables:
+        tables.print(header, rows_of(what), title=what, texts=range(len(header)), unbroken={0})

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bnn_jax.extras import import_extra
+from bnn_jax.paths import local_path
 from bnn_jax.training.config import Config, flatten, to_dict
 from bnn_jax.training.metrics import read_metrics, write_file
 
@@ -39,10 +40,10 @@ class CSVLogger(Callback):
     """
 
     def __init__(self, path: str | Path | None = None):
-        self.path = path
+        self.path = None if path is None else local_path("path", path)
 
     def on_start(self, config: Config, workdir: Path) -> None:
-        self._file = workdir / "epochs.csv" if self.path is None else Path(self.path)
+        self._file = workdir / "epochs.csv" if self.path is None else self.path
         self._rows = [record for record in read_metrics(workdir / "metrics.jsonl") if record["kind"] == "evaluation"]
 
     def on_record(self, record: Record) -> None:
@@ -69,11 +70,12 @@ class TensorBoard(Callback):
     """
 
     def __init__(self, folder: str | Path | None = None):
-        self.folder, self._tensorboard = folder, import_extra("tensorboardX", "the callback TensorBoard")
+        self.folder = None if folder is None else local_path("folder", folder)
+        self._tensorboard = import_extra("tensorboardX", "the callback TensorBoard")
 
     def on_start(self, config: Config, workdir: Path) -> None:
         steps = max((record["step"] for record in read_metrics(workdir / "metrics.jsonl")), default=0)
-        folder = workdir / "tensorboard" if self.folder is None else Path(self.folder)
+        folder = workdir / "tensorboard" if self.folder is None else self.folder
         # The names of files have the second of their start alone: two parts of a short run would have one.
         begin = {"purge_step": steps + 1, "filename_suffix": f".{steps + 1}"} if steps else {}
         self._writer = self._tensorboard.SummaryWriter(str(folder), **begin)

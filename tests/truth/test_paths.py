@@ -130,7 +130,7 @@ def test_every_path_of_every_function(function, name, unchecked, tmp_path, monke
         if p.default is p.empty and p.kind != p.VAR_KEYWORD
     ]
     arguments = {needed: FIRST.get(needed, []) for needed in required} | {name: URL}
-    if name == "output":
+    if name == "output" and "workdirs" not in required:
         arguments["workdir"] = tmp_path
     shown = "--config" if function in (find_config, load_config) else name
     for url in (URL, Path(URL)):
