@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.checks import check_arrays
+from bnn_jax.checks import check_arrays, look_up
 from bnn_jax.outputs import Outputs
 from bnn_jax.types import Key, Logits
 
@@ -307,7 +307,8 @@ def distilled(
     2.6931 {'knowledge': '0.0000', 'distribution': '0.6931'}
     """
     parts = {
-        name: DISTILLATION_LOSSES[name](network, teacher, temperature=temperature, keys=keys).mean() for name in losses
+        name: look_up("losses", name, DISTILLATION_LOSSES)(network, teacher, temperature=temperature, keys=keys).mean()
+        for name in losses
     }
     return label_weight * label_loss + sum(losses[name] * part for name, part in parts.items()), parts
 

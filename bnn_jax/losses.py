@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from bnn_jax.checks import check_arrays, check_options, look_up, require, require_positive
+from bnn_jax.errors import UsageError
 from bnn_jax.types import Labels, Logits, LossFunction
 
 Function = TypeVar("Function", bound=Callable)
@@ -153,6 +154,28 @@ LOSSES: dict[str, Loss] = {
 }
 
 
+def as_loss(loss: str | Loss | LossFunction, *, argument: str = "loss") -> Loss:
+    """The record of a loss; a function of the table has the table's, any other is not piecewise linear.
+
+    Raises:
+      UsageError: for a name that is not known, the nearest is named, or cannot be imported; for what is no function.
+
+    >>> as_loss(multiclass_hinge).piecewise_linear, as_loss(lambda logits, labels: logits[:, 0]).piecewise_linear
+    (True, False)
+    """
+    found = look_up(argument, loss, LOSSES)
+    if isinstance(found, Loss):
+        return found
+    require(
+        argument,
+        loss,
+        callable(found),
+        "must be a name, a Loss or a function (logits, labels) -> losses",
+        error=UsageError,
+    )
+    return next((record for record in LOSSES.values() if record.apply is found), Loss(found))
+
+
 def make_loss(loss: str | Loss | LossFunction, **options: Any) -> Loss:
     """A loss of the table with its options set.
 
@@ -169,8 +192,7 @@ def make_loss(loss: str | Loss | LossFunction, **options: Any) -> Loss:
     >>> make_loss("label_smoothed_cross_entropy", smoothing=0.0).apply(jnp.array([[0.0, 0.0]]), jnp.array([1]))
     Array([0.6931472], dtype=float32)
     """
-    found = look_up("loss", loss, LOSSES)
-    found = found if isinstance(found, Loss) else Loss(found)
+    found = as_loss(loss)
     check_options("options", found.apply, options)
     apply = partial(found.apply, **options) if options else found.apply
     if options:  # to refuse bad ones here, not in the first step

@@ -4,15 +4,20 @@ import difflib
 import importlib
 import importlib.util
 import os
+import re
 import sys
 import sysconfig
 import traceback
-from functools import cache
+from collections.abc import Mapping
+from functools import cache, reduce
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from bnn_jax.errors import UsageError
+
+IN_MEMORY = "in memory: "
+"""How a record begins that stands for a thing which no import finds again."""
 
 
 def is_import(name: Any) -> bool:
@@ -28,7 +33,8 @@ def import_named(argument: str, name: str) -> Any:
     """What a name stands for: an attribute of a module, or of a Python file.
 
     A module is looked for on Python's path, then in the current folder.  What stands behind the last colon may have
-    several parts, as ``Networks.Small``; one that ends in ``()`` is called.
+    several parts, as ``Networks.Small``; one that ends in ``()`` is called, so that a thing that a config makes has the
+    name ``config.py:get_config().model.name``.
 
     Args:
       argument: what the user calls it, for errors.
@@ -44,6 +50,11 @@ def import_named(argument: str, name: str) -> Any:
     bnn_jax.errors.UsageError: `loss` (='math:hinge') cannot be imported: math has no 'hinge'
     """
     where, _, attribute = name.rpartition(":")
+    if name.startswith(IN_MEMORY):
+        raise UsageError(
+            f"`{argument}` (={name.removeprefix(IN_MEMORY)}) was given as an object that no import finds again; define "
+            "it in a file or a package and give its name, package.module:Name or file.py:Name"
+        )
     if not where or not attribute:
         raise UsageError(f"`{argument}` (={name!r}) must be package.module:Name or file.py:Name")
     try:
@@ -52,13 +63,21 @@ def import_named(argument: str, name: str) -> Any:
         raise UsageError(f"`{argument}` (={name!r}) cannot be imported: {why_not_run(error)}") from error
     found = module
     for part in attribute.split("."):
-        if not hasattr(found, part.removesuffix("()")):
-            near = difflib.get_close_matches(part, dir(found), n=1)
+        step, calls = part.removesuffix("()"), part.endswith("()")
+        try:
+            found = _part(found, step)
+        except (AttributeError, LookupError):
+            near = difflib.get_close_matches(step, dir(found), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UsageError(f"`{argument}` (={name!r}) cannot be imported: {where} has no {part!r}{hint}")
-        found = getattr(found, part.removesuffix("()"))
-        found = found() if part.endswith("()") else found
+            raise UsageError(f"`{argument}` (={name!r}) cannot be imported: {where} has no {step!r}{hint}") from None
+        found = found() if calls else found
     return found
+
+
+def _part(found: Any, step: str) -> Any:
+    if isinstance(found, Mapping):
+        return found[step]
+    return found[int(step)] if step.isdigit() else getattr(found, step)
 
 
 def absolute(name: Any) -> Any:
@@ -76,15 +95,32 @@ def name_of(thing: Any) -> str | None:
     module = sys.modules.get(getattr(thing, "__module__", None) or "")
     if module is None or module.__name__ == "__main__":  # which is another file in another process
         return None
-    where, names = _origin(module), [getattr(thing, "__qualname__", "")]
-    names += [name for name, value in vars(module).items() if value is thing]
-    for name in names:
-        found = module
-        for part in name.split("."):
-            found = getattr(found, part, None)
-        if name and found is thing:
-            return f"{where}:{name}"
+    name = getattr(thing, "__qualname__", "")
+    parts = module.__name__.split(".")
+    packages = [sys.modules.get(".".join(parts[:count])) for count in range(1, len(parts))]
+    for public in filter(None, packages):  # as optax:lion, which lies in optax._src.alias
+        if name and getattr(public, name, None) is thing:
+            return f"{public.__name__}:{name}"
+    for own in (name, *(key for key, value in vars(module).items() if value is thing)):
+        if own and reduce(lambda found, part: getattr(found, part, None), own.split("."), module) is thing:
+            return f"{_origin(module)}:{own}"
     return None
+
+
+def record_of(thing: Any) -> str:
+    """What a record says of a thing: its name, or that it has none and what it is."""
+    return name_of(thing) or IN_MEMORY + re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(thing).split()))
+
+
+def last_part(thing: Any) -> str:
+    """A short label of a name or a thing, for titles and folders.
+
+    >>> last_part("/home/me/mine.py:get_config().optim.name"), last_part("adam"), last_part(max)
+    ('name', 'adam', 'max')
+    """
+    if isinstance(thing, str):
+        return re.split(r"[:.]", thing)[-1].removesuffix("()") if is_import(thing) else thing
+    return getattr(thing, "__name__", type(thing).__name__)
 
 
 def module_of_file(path: str | Path) -> ModuleType:

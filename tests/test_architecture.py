@@ -76,7 +76,7 @@ def test_importing_the_package_is_light():
             assert not heavy & {name.split(".")[0] for name in names}, path
 
 
-FOR_USERS = {"clipping_penalty", "name_of", "read_results", "rotation_objective", "verify_checkpoint", "whole_run"}
+FOR_USERS = {"clipping_penalty", "read_results", "rotation_objective", "verify_checkpoint", "whole_run"}
 """What the package offers and does not call itself, beside the names of its `__all__`s."""
 
 

@@ -10,7 +10,7 @@ from bnn_jax import ACTIVATION_QUANTIZERS, LOSSES, WEIGHT_QUANTIZERS, BinaryConv
 from bnn_jax.checks import look_up
 from bnn_jax.errors import UsageError
 from bnn_jax.estimators import ESTIMATORS, approx_sign
-from bnn_jax.names import absolute, import_named, module_of_file, name_of
+from bnn_jax.names import IN_MEMORY, absolute, import_named, last_part, module_of_file, name_of, record_of
 
 MINE = """
 import dataclasses
@@ -63,7 +63,7 @@ def test_a_thing_has_the_name_that_finds_it(mine):
         (module.Net, f"{mine}:Net"),
         (module.Net.Part, f"{mine}:Net.Part"),
         (module.nameless, f"{mine}:nameless"),
-        (approx_sign, "bnn_jax.estimators.signs:approx_sign"),
+        (approx_sign, "bnn_jax:approx_sign"),
     ):
         assert name_of(thing) == name and import_named("it", name) is thing
     assert name_of(module.Net()) is None and name_of(lambda x: x) is None and name_of(3) is None
@@ -75,6 +75,17 @@ def test_a_module_that_is_a_file_in_some_folder_is_named_by_it(mine, monkeypatch
 
     assert name_of(mine_in_a_file.Net) == f"{mine}:Net"
     assert import_named("name", f"{mine}:Net") is mine_in_a_file.Net
+
+
+def test_what_has_no_name_says_so_where_one_is_needed():
+    record = record_of(lambda x: x)
+    assert record.startswith(IN_MEMORY) and " at 0x" not in record
+    with pytest.raises(UsageError, match=r"`loss` \(=<function .*lambda.*\) was given as an object .* give its name"):
+        import_named("loss", record)
+
+
+def test_labels_are_short():
+    assert [last_part(name) for name in ("adam", "optax:lion", "/a/b.py:Net.Part")] == ["adam", "lion", "Part"]
 
 
 @pytest.mark.parametrize(

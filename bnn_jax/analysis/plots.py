@@ -9,6 +9,7 @@ import numpy as np
 
 from bnn_jax.analysis.figures import COLOURS, drawing, label_line_ends, line_look, marker_look
 from bnn_jax.analysis.grid_plot import plot_grid
+from bnn_jax.names import last_part
 from bnn_jax.paths import local_path
 from bnn_jax.sweeps.results import Results, Row, is_finished, is_number
 
@@ -109,7 +110,7 @@ def plot_estimators(estimators: "Sequence[str] | Mapping[str, EstimatorLike]", p
     from bnn_jax.estimators import as_estimator
 
     x = np.linspace(-2.5, 2.5, 2001, dtype=np.float32)
-    named = estimators if isinstance(estimators, Mapping) else {name: name for name in estimators}
+    named = estimators if isinstance(estimators, Mapping) else {last_part(name): name for name in estimators}
     columns = min(4, len(named))
     size = (2.4 * columns, 2.1 * -(-len(named) // columns))
     with drawing(path, size, count=len(named), columns=columns, sharex=True) as (_, panels):

@@ -1,6 +1,5 @@
 """Comparisons as scripts make them: rows by name, what each network costs, the report."""
 
-import runpy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +13,16 @@ from bnn_jax.analysis.report import print_report, write_report
 from bnn_jax.analysis.tables import Tables
 from bnn_jax.cli.options import ComparisonOptions, command_line, refuse_unread
 from bnn_jax.errors import UsageError, unknown_name
-from bnn_jax.estimators import ESTIMATORS
+from bnn_jax.estimators import ESTIMATORS, Estimator
 from bnn_jax.extras import import_extra
-from bnn_jax.losses import LOSSES
-from bnn_jax.optim import OPTIMIZERS
+from bnn_jax.losses import as_loss
+from bnn_jax.names import import_named, is_import, last_part
+from bnn_jax.optim import as_optimizer
 from bnn_jax.outputs import outputs_of
+from bnn_jax.quantizers.quantizer import takes_array
 from bnn_jax.sweeps.comparison import compare
 from bnn_jax.sweeps.results import Results
-from bnn_jax.training.config import Config, find_config, load_config, select_optimizer
+from bnn_jax.training.config import Config, config_module, load_config, select_optimizer
 from bnn_jax.training.experiment import make_model
 from bnn_jax.training.overrides import check_applied
 from bnn_jax.training.programs import use_compilation_cache
@@ -49,7 +50,7 @@ def optimizer_rows(config: Config, optimizers: Iterable[str], losses: Mapping[st
     rows, first = {}, next(iter(losses))
     for loss, options in losses.items():
         for optim in (select_optimizer(config, name) for name in optimizers):
-            if loss == first or not OPTIMIZERS[optim.name].exact_step or LOSSES[loss].piecewise_linear:
+            if loss == first or not as_optimizer(optim.name).exact_step or as_loss(loss).piecewise_linear:
                 label = optim.name if loss == first else f"{optim.name}-{loss}"
                 rows[label] = (replace(config, optim=optim, loss=loss, loss_options=options), {})
     return rows
@@ -59,14 +60,14 @@ def estimator_rows(config: Config, estimators: Iterable[str], quantizes: str) ->
     """A row for each estimator of the sign family, in its place of `config`: inputs, kernels or both."""
     rows, config = {}, validate(config)
     for name in estimators:
-        if name not in SIGNS:
+        if not _is_sign(name):
             raise unknown_name("estimators", name, SIGNS)
         model = config.model
         if quantizes != "kernels":
             model = replace(model, input_quantizer=name, input_quantizer_options={})
         if quantizes != "inputs":
             model = replace(model, kernel_quantizer_options=model.kernel_quantizer_options | {"estimator": name})
-        rows[name] = (replace(config, model=model), {})
+        rows[last_part(name)] = (replace(config, model=model), {})
     return rows
 
 
@@ -76,7 +77,7 @@ def rows_of_config(options: ComparisonOptions, labels: Iterable[str]) -> Rows | 
     Raises:
       UsageError: for a label that no row has, and an override that no row takes.
     """
-    get_rows = runpy.run_path(str(find_config(options.config))).get("get_rows")
+    get_rows = getattr(config_module(options.config), "get_rows", None)
     if get_rows is None:
         return None
     rows = get_rows(options.settings)
@@ -169,7 +170,15 @@ def sign_estimators(rows: Rows) -> list[str]:
     for cell, _ in rows.values():
         model = validate(cell).model
         used += [model.input_quantizer, model.kernel_quantizer_options.get("estimator", "ste_sign")]
-    return [name for name in dict.fromkeys(used) if name in SIGNS]
+    return list(filter(_is_sign, dict.fromkeys(used)))
+
+
+def _is_sign(name: str | None) -> bool:
+    """Whether a name is that of an estimator of the sign family, in the table or to import."""
+    if not is_import(name):
+        return name in SIGNS
+    found = import_named("estimators", name)
+    return isinstance(found, Estimator) or (callable(found) and takes_array(found))
 
 
 def run_comparison(
@@ -204,7 +213,7 @@ def run_comparison(
             network = make_model(cells[row.label].model, num_classes=data["num_classes"])
             found = describe(network, tuple(data["shape"])) if describe else {}
             described.append(replace(row, **found | {"columns": found.get("columns", {}) | rows[row.label][1]}))
-        notes = runpy.run_path(str(find_config(options.config))).get("NOTES", "") if describe else ""
+        notes = getattr(config_module(options.config), "NOTES", "") if describe else ""
         results = replace(results, rows=described, compared=compared, notes=notes, estimators=estimators or [])
         report(results, name, workdir, tables)
 

@@ -15,6 +15,7 @@ import tyro
 
 from bnn_jax.cli.options import TrainingOptions
 from bnn_jax.errors import unknown_name
+from bnn_jax.names import last_part
 from bnn_jax.stages.recipes import RECIPES
 from bnn_jax.stages.stage import replace_stage, run_stages
 from bnn_jax.training.config import load_config
@@ -45,7 +46,8 @@ def main() -> None:
         stages = replace_stage(stages, name, folder)
     for stage in stages:
         model, optim = stage.config.model, stage.config.optim
-        print(f"{stage.name}: {model.name}, inputs {model.input_quantizer}, kernels {model.kernel_quantizer}, ", end="")
+        quantizers = f"inputs {model.input_quantizer}, kernels {model.kernel_quantizer}"
+        print(f"{stage.name}: {last_part(model.name)}, {quantizers}, ", end="")
         print(f"{optim.name} {optim.learning_rate:g}, {stage.config.epochs} epochs")
     training = arguments.reading() | {"devices": make_devices(arguments.devices)}
     with progress_display(f"{config.name} {recipe}") as on_progress:

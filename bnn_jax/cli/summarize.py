@@ -5,7 +5,6 @@
 beside the one counted here.  Nothing is run: the network is traced for one image.
 """
 
-import inspect
 import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -20,7 +19,7 @@ from bnn_jax.analysis.published_sizes import TABLE, print_sizes
 from bnn_jax.analysis.tables import Tables
 from bnn_jax.cli.options import TableOptions, parse_options, refuse_unread
 from bnn_jax.errors import UsageError
-from bnn_jax.models import MODELS
+from bnn_jax.models.build import settings_taken
 from bnn_jax.paths import require_ending
 from bnn_jax.training.metrics import write_file
 from bnn_jax.training.options import Options
@@ -70,7 +69,7 @@ def network_of(arguments: Arguments) -> Any:
     options = dict(arguments.options)
     if arguments.stem is not None:
         options["stem"] = arguments.stem
-    elif arguments.model in MODELS and "stem" in inspect.signature(MODELS[arguments.model].constructor).parameters:
+    elif "stem" in (settings_taken(arguments.model, argument="model") or ()):
         options.setdefault("stem", "imagenet" if large else "cifar")
     settings = {name: getattr(arguments, name) for name in SETTINGS}
     classes = arguments.classes or (1000 if large else 10)

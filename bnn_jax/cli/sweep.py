@@ -15,6 +15,7 @@ from bnn_jax.cli.comparisons import report
 from bnn_jax.cli.options import SweepOptions, refuse_unread
 from bnn_jax.errors import UsageError
 from bnn_jax.extras import import_extra
+from bnn_jax.names import last_part
 from bnn_jax.sweeps.comparison import sweep
 from bnn_jax.sweeps.grid import parse_axes, split_axes
 from bnn_jax.training.overrides import parse
@@ -38,7 +39,7 @@ def main() -> None:
     if arguments.seeds < 1:
         raise UsageError(f"`--seeds` (={arguments.seeds}) must be at least 1; it is the number of seeds")
     axes, seeds = parse_axes(config, texts), range(config.seed, config.seed + arguments.seeds)
-    name = f"sweep_{config.name}_{config.optim.name}"
+    name = f"sweep_{config.name}_{last_part(config.optim.name)}"
     workdir = arguments.workdir or Path("runs") / name
     import_extra("matplotlib", "the report")  # Missed now, not when all is trained.
     use_compilation_cache()

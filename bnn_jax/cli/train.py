@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from bnn_jax.cli.options import TrainingOptions, refuse_unread
+from bnn_jax.names import last_part
 from bnn_jax.run import train
 from bnn_jax.training.callbacks import LOGS
 from bnn_jax.training.devices import initialize_processes, is_first_process, make_devices
@@ -45,7 +46,7 @@ PROCESSES = ("coordinator_address", "num_processes", "process_id")
 def main() -> None:
     arguments = parse(Arguments, __doc__)
     config = arguments.settings
-    workdir = arguments.workdir or Path("runs") / f"{config.name}_{config.optim.name}_seed{config.seed}"
+    workdir = arguments.workdir or Path("runs") / f"{config.name}_{last_part(config.optim.name)}_seed{config.seed}"
     use_compilation_cache()
     if arguments.distributed:
         initialize_processes(arguments.coordinator_address, arguments.num_processes, arguments.process_id)

@@ -58,15 +58,16 @@ class ModelEntry(NamedTuple):
 
     Attributes:
       constructor: makes the network, in its published size unless told otherwise.
-      input_quantizer, kernel_quantizer: by their names in ACTIVATION_QUANTIZERS and WEIGHT_QUANTIZERS.
+      input_quantizer, kernel_quantizer: by their names in ACTIVATION_QUANTIZERS and WEIGHT_QUANTIZERS; None leaves them
+        to the constructor.
       input_quantizer_options, kernel_quantizer_options: of their functions.
       gradient_quantizer, gradient_quantizer_options: the same of GRADIENT_QUANTIZERS; None leaves gradients real.
       paper: where the docstring of the constructor has those of its whole family.
     """
 
     constructor: Callable[..., nn.Module]
-    input_quantizer: str = "full_precision"
-    kernel_quantizer: str = "full_precision"
+    input_quantizer: str | None = "full_precision"
+    kernel_quantizer: str | None = "full_precision"
     input_quantizer_options: Mapping[str, Any] = {}
     kernel_quantizer_options: Mapping[str, Any] = {}
     gradient_quantizer: str | None = None

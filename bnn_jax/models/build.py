@@ -1,18 +1,20 @@
 """build_model: a network of the table from names, numbers and options, as a config or a file states them."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
-from bnn_jax.errors import unknown_name
+from bnn_jax.checks import look_up, require
+from bnn_jax.errors import UsageError, unknown_name
 from bnn_jax.layers.arguments import QUANTIZERS
 from bnn_jax.models import MODELS, ModelEntry
+from bnn_jax.names import last_part
 from bnn_jax.outputs import init_network
 from bnn_jax.quantizers import has_option, make_quantizer
 from bnn_jax.types import LATENT_KERNEL
@@ -21,23 +23,49 @@ LARGEST = {"width": 2**16, "num_classes": 2**20, "image_shape": 2**10, "options"
 """Bounds of what decides how long a network takes to trace, see :func:`check_extent`."""
 
 
-def entry_of(network: str | ModelEntry | Callable[..., nn.Module]) -> ModelEntry:
-    """The entry of a network: that of a name in MODELS, or a new one, in full precision, for what makes a network.
+NetworkLike: TypeAlias = str | ModelEntry | nn.Module | Callable[..., nn.Module]
+"""What stands for a network: a name in MODELS or ``package.module:Name``, an entry as there, a Flax module, its class,
+a function that makes one."""
+
+
+def entry_of(network: NetworkLike, *, argument: str = "name") -> ModelEntry:
+    """The entry of a network: that of a name in MODELS, or a new one, whose quantizers are its own matter.
 
     Raises:
-      UsageError: for a name that is not in MODELS; the nearest is named.
+      UsageError: for a name that is not in MODELS, the nearest is named, or cannot be imported; for what is no network.
     """
-    if isinstance(network, str):
-        if network not in MODELS:
-            raise unknown_name("name", network, MODELS)
-        return MODELS[network]
-    return network if isinstance(network, ModelEntry) else ModelEntry(network)
+    found = look_up(argument, network, MODELS)
+    if isinstance(found, ModelEntry):
+        return found
+    require(
+        argument,
+        network,
+        callable(found),
+        "must be a name, a Flax module, its class or a function that makes one",
+        error=UsageError,
+    )
+    return ModelEntry(found, None, None)
 
 
-def quantizer_settings(name: str | ModelEntry | Callable[..., nn.Module], **given: Any) -> dict[str, Any]:
+def settings_taken(network: NetworkLike, *, argument: str = "name") -> Collection[str] | None:
+    """The names of the settings that what makes a network takes; none if it is made; None if it takes any.
+
+    >>> sorted(settings_taken("lenet") - settings_taken("mnist_mlp"))
+    ['dropout_rate', 'extra_layers']
+    """
+    constructor = entry_of(network, argument=argument).constructor
+    if isinstance(constructor, nn.Module):
+        return set()
+    taken = inspect.signature(constructor).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+    return None if takes_any else taken.keys() - {"parent"}
+
+
+def quantizer_settings(name: NetworkLike, **given: Any) -> dict[str, Any]:
     """The quantizers of a network by their names: those given, else those it was published with.
 
-    Options that are given go before the published ones.
+    Options that are given go before the published ones.  A network out of the table has None where none is given: its
+    own.
 
     Args:
       name: of the network, or what :func:`entry_of` takes else.
@@ -67,7 +95,7 @@ def quantizer_settings(name: str | ModelEntry | Callable[..., nn.Module], **give
 
 
 def build_model(
-    name: str | ModelEntry | Callable[..., nn.Module],
+    name: NetworkLike,
     *,
     num_classes: int,
     width: int | None = None,
@@ -79,8 +107,8 @@ def build_model(
     """A network from names, numbers and options.
 
     Args:
-      name: in MODELS; or an entry as there, or what makes the network: a module's class or a function with the
-        arguments `num_classes`, `input_quantizer` and `kernel_quantizer`.
+      name: of the network, or what stands for it else.  A class or function gets of the following arguments those that
+        are given, and `num_classes` if it takes it; a module is taken as it is.
       num_classes: of the logits.
       width: of the network's own unit; None takes the published width.
       input_scaling: XNOR-Net's map K.
@@ -102,27 +130,29 @@ def build_model(
     (2,)
     """
     constructor, settings = entry_of(name).constructor, quantizer_settings(name, **quantizers)
-    made = {}
+    given: dict[str, Any] = {} if width is None else {"width": width}
+    given |= {"input_scaling": True} if input_scaling else {}
     for kind, table in QUANTIZERS.items():
-        quantizer, given = settings[kind], settings[f"{kind}_options"]
+        quantizer, own = settings[kind], settings[f"{kind}_options"]
         if steps_per_epoch is not None and has_option(table, quantizer, "period_steps", argument=kind):
-            given = {"period_steps": steps_per_epoch} | given
-        made[kind] = make_quantizer(table, quantizer, argument=kind, **given)
-    taken = inspect.signature(constructor).parameters
-    if made["gradient_quantizer"] is None and "gradient_quantizer" not in taken:
-        del made["gradient_quantizer"]
-    several = {option for option in options if option in taken and isinstance(taken[option].default, tuple)}
-    options = {
-        option: (value,) if option in several and not isinstance(value, tuple | list) else value
-        for option, value in options.items()
-    }
-    return constructor(
-        num_classes=num_classes,
-        **made,
-        **({} if width is None else {"width": width}),
-        **({"input_scaling": True} if input_scaling else {}),
-        **options,
-    )
+            own = {"period_steps": steps_per_epoch} | own
+        made = make_quantizer(table, quantizer, argument=kind, **own)
+        given |= {} if quantizer is None else {kind: made}
+    if isinstance(constructor, nn.Module):
+        for setting, value in (given | dict(options)).items():
+            require(setting, value, False, f"is for what makes a network; this {type(constructor).__name__} is made")
+        return constructor
+    taken = settings_taken(name)
+    given |= {"num_classes": num_classes} if taken is None or "num_classes" in taken else {}
+    for option, value in options.items():
+        usual = inspect.signature(constructor).parameters.get(option)
+        several = usual is not None and isinstance(usual.default, tuple) and not isinstance(value, tuple | list)
+        given[option] = (value,) if several else value
+    network = constructor(**given)
+    if not isinstance(network, nn.Module):
+        kind, advice = type(network).__name__, "wrap one of nnx with `flax.nnx.bridge.ToLinen`"
+        raise TypeError(f"`name` (={last_part(name)}) must make a module of flax.linen, but makes a {kind}; {advice}")
+    return network
 
 
 def latent_weights(model: nn.Module, image_shape: Sequence[int]) -> int:

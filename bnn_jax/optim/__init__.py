@@ -1,8 +1,8 @@
 """Optimizers as optax transforms, and the table that names those a comparison can run."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from functools import partial, wraps
+from typing import Any, TypeAlias
 
 import jax
 import optax
@@ -10,10 +10,11 @@ from jaxtyping import Array
 from optax import contrib
 
 from bnn_jax.checks import Rule, check_options, look_up, require, require_positive
+from bnn_jax.errors import UsageError
 from bnn_jax.optim.bnew import PushToBoundsState, push_to_bounds
 from bnn_jax.optim.bop import BopState, bop, bop_on_latent, check_rate
 from bnn_jax.optim.deep_frank_wolfe import DeepFrankWolfeState, deep_frank_wolfe
-from bnn_jax.optim.frozen import is_trained, path_name
+from bnn_jax.optim.frozen import path_name
 from bnn_jax.optim.latent import (
     Box,
     bound_statistics,
@@ -24,88 +25,9 @@ from bnn_jax.optim.latent import (
     resolve_box,
     scale_latent_updates,
 )
+from bnn_jax.optim.record import Optimizer, Settings, added_decay, boxed, decay_of_parameters
 from bnn_jax.optim.silent import SilentWeightsState, overcome_silent_weights
 from bnn_jax.types import Params, Schedule
-
-
-class Settings(NamedTuple):
-    """What every optimizer of the table is made from; see :func:`make_optimizer`."""
-
-    learning_rate: Schedule
-    peak: float | Array
-    momentum: float
-    weight_decay: float
-    decay_of: Callable[[Params], Params]
-    box: Box | Callable[[Params], Box]
-    total_steps: int | None
-    scale_latent: bool
-
-
-class Optimizer(NamedTuple):
-    """An optimizer, and what it goes with.
-
-    Attributes:
-      make: (settings, **options) -> transform; refuses options out of range.
-      takes_scale_latent: whether it can scale the updates of latent weights layer by layer.
-      separate_decay: whether latent weights have a decay of their own, and parameters can be left out of decay.
-      takes_clipping: whether gradients may be clipped before it; not where their size decides the size of the step.
-      takes_inner_steps: whether several steps can be made on each linearised problem.
-      exact_step: whether its step size is exact for a piecewise linear loss, which then is all that it can minimize.
-      latent_box: the rule for the bounds of the latent weights, (lower, upper) or None.
-      spans_the_run: whether its steps depend on how many there are in all.
-    """
-
-    make: Callable[..., optax.GradientTransformation]
-    takes_scale_latent: bool = False
-    separate_decay: bool = True
-    takes_clipping: bool = True
-    takes_inner_steps: bool = False
-    exact_step: bool = False
-    latent_box: Rule | None = None
-    spans_the_run: bool = False
-
-
-def decay_of_parameters(
-    params: Params,
-    *,
-    weight_decay: float | Array,
-    latent_weight_decay: float | Array = 0.0,
-    decay_only: Sequence[str] = (),
-) -> Params:
-    """The decay of each parameter: `latent_weight_decay` of latent weights, `weight_decay` of the others.
-
-    Args:
-      params: or their shapes.
-      weight_decay, latent_weight_decay: may be traced.
-      decay_only: shell-style patterns of the parameters that are decayed, as *kernel; the others have 0; none decays
-        all.
-
-    Raises:
-      ValueError: if a pattern matches no parameter.
-
-    >>> params = {"conv": {"latent_kernel": 1.0, "bias": 1.0}, "head": {"kernel": 1.0}}
-    >>> decay_of_parameters(params, weight_decay=0.1, latent_weight_decay=0.2, decay_only=["*kernel"])
-    {'conv': {'bias': 0.0, 'latent_kernel': 0.2}, 'head': {'kernel': 0.1}}
-    """
-    chosen = is_trained(params, decay_only or ["*"], argument="decay_only")
-    by_kind = lambda decayed, latent: (latent_weight_decay if latent else weight_decay) if decayed else 0.0
-    return jax.tree.map(by_kind, chosen, is_latent(params))
-
-
-def _boxed(settings: Settings, *transforms: optax.GradientTransformation) -> optax.GradientTransformation:
-    scaled = [scale_latent_updates()] if settings.scale_latent else []
-    return optax.chain(*transforms, *scaled, keep_in_box(settings.box))
-
-
-def _decay(settings: Settings) -> optax.GradientTransformation:
-    """Add to what comes in the weights times their decay: coupled before the optimizer's moments, decoupled after."""
-
-    def add(update, weight, decay):
-        if isinstance(decay, float) and decay == 0:
-            return update
-        return update + (decay * weight).astype(update.dtype)
-
-    return optax.stateless(lambda updates, params: jax.tree.map(add, updates, params, settings.decay_of(params)))
 
 
 def _adam_steps(
@@ -113,7 +35,7 @@ def _adam_steps(
 ) -> optax.GradientTransformation:
     require("b2", b2, lambda b: (b >= 0) & (b < 1), "must be in [0, 1)", "0.999 is usual")
     require("eps", eps, lambda e: e >= 0, "must not be negative", "1e-8 is usual")
-    adam, decay = optax.scale_by_adam(settings.momentum, b2, eps), _decay(settings)
+    adam, decay = optax.scale_by_adam(settings.momentum, b2, eps), added_decay(settings)
     steps = (adam, decay) if decoupled else (decay, adam)
     return optax.chain(*steps, optax.scale_by_learning_rate(settings.learning_rate))
 
@@ -141,7 +63,7 @@ def _adam(
     Reference: Kingma and Ba, Adam, 2015, arXiv:1412.6980; Loshchilov and Hutter, Decoupled Weight Decay Regularization,
     2019, arXiv:1711.05101.
     """
-    return _boxed(settings, _adam_steps(settings, b2=b2, eps=eps, decoupled=decoupled))
+    return boxed(settings, _adam_steps(settings, b2=b2, eps=eps, decoupled=decoupled))
 
 
 def _sgd(settings: Settings, *, nesterov: bool = False) -> optax.GradientTransformation:
@@ -150,7 +72,7 @@ def _sgd(settings: Settings, *, nesterov: bool = False) -> optax.GradientTransfo
     Reference: Sutskever et al., On the Importance of Initialization and Momentum in Deep Learning, 2013.
     """
     sgd = optax.sgd(settings.learning_rate, momentum=settings.momentum, nesterov=nesterov)
-    return _boxed(settings, _decay(settings), sgd)
+    return boxed(settings, added_decay(settings), sgd)
 
 
 def _polyak_sgd(settings: Settings, *, f_min: float = 0.0) -> optax.GradientTransformation:
@@ -161,7 +83,7 @@ def _polyak_sgd(settings: Settings, *, f_min: float = 0.0) -> optax.GradientTran
     # The bound of the step size (L - f_min) / |g|^2 has no schedule; `scaling` has, so the bound moves into it.
     scaling = lambda step: settings.learning_rate(step) / settings.peak
     polyak = optax.polyak_sgd(settings.peak, scaling=scaling, f_min=f_min)
-    return _boxed(settings, _decay(settings), polyak, optax.trace(settings.momentum))
+    return boxed(settings, added_decay(settings), polyak, optax.trace(settings.momentum))
 
 
 def _momo(
@@ -178,7 +100,7 @@ def _momo(
         lower_bound=lower_bound,
         adapt_lower_bound=adapt_lower_bound,
     )
-    return _boxed(settings, momo)
+    return boxed(settings, momo)
 
 
 def _bop(settings: Settings, *, threshold: float = 1e-6, adaptivity_rate: float = 1e-4) -> optax.GradientTransformation:
@@ -248,8 +170,45 @@ OPTIMIZERS: dict[str, Optimizer] = {
 }
 
 
+OptimizerLike: TypeAlias = str | Optimizer | optax.GradientTransformation | Callable[..., optax.GradientTransformation]
+"""What stands for an optimizer, see :func:`as_optimizer`."""
+
+
+def as_optimizer(optimizer: OptimizerLike, *, argument: str = "optimizer") -> Optimizer:
+    """The record of an optimizer.
+
+    Args:
+      optimizer: a name in OPTIMIZERS or ``package.module:Name``; a record; a function (learning rate, **options) -> a
+        transform of optax, as `optax.lion`; or such a transform, which has a learning rate of its own.  Before the last
+        two the weight decay is added to the gradient, after them latent weights are kept in their box; the momentum
+        is one of their options, a decay that they make themselves is of all weights.
+      argument: what the user calls it, for errors.
+
+    Raises:
+      UsageError: for a name that is not known, the nearest is named, or cannot be imported; for what is none of these.
+
+    >>> as_optimizer("optax:lion").exact_step, as_optimizer("dfw").exact_step
+    (False, True)
+    """
+    found = look_up(argument, optimizer, OPTIMIZERS)
+    if isinstance(found, Optimizer):
+        return found
+    rule = "must be a name, an Optimizer, a transform of optax or a function that makes one from the learning rate"
+    require(
+        argument, optimizer, callable(found) or isinstance(found, optax.GradientTransformation), rule, error=UsageError
+    )
+    if isinstance(found, optax.GradientTransformation):
+        return Optimizer(lambda settings: boxed(settings, added_decay(settings), found), takes_scale_latent=True)
+
+    @wraps(found)  # whose options these are
+    def make(settings, **options):
+        return boxed(settings, added_decay(settings), found(settings.learning_rate, **options))
+
+    return Optimizer(make, takes_scale_latent=True)
+
+
 def make_optimizer(
-    optimizer: str | Optimizer,
+    optimizer: OptimizerLike,
     *,
     learning_rate: Schedule,
     peak: float | Array | None = None,
@@ -269,7 +228,7 @@ def make_optimizer(
     All are called as ``update(gradient, state, params, value=loss)``.
 
     Args:
-      optimizer: an :class:`Optimizer`, or one of these names, with its options and their defaults
+      optimizer: as :func:`as_optimizer` takes it, or one of these names, with its options and their defaults
 
         dfw         :func:`deep_frank_wolfe`: epsilon 1e-5, target 0, target_share 0
         adam        b2 0.999, eps 1e-8; decoupled True: weight decay as optax.adamw's, rate * decay * w beside the step;
@@ -308,7 +267,7 @@ def make_optimizer(
     Pascanu et al., On the Difficulty of Training Recurrent Neural Networks, 2013; Brock et al., High-Performance
     Large-Scale Image Recognition Without Normalization, 2021.
     """
-    found = look_up("optimizer", optimizer, OPTIMIZERS)
+    found = as_optimizer(optimizer)
     check_options("options", found.make, options)
     decays = {"weight_decay": weight_decay, "latent_weight_decay": latent_weight_decay, "decay_only": decay_only}
     settings = Settings(
@@ -369,8 +328,10 @@ __all__ = [
     "Box",
     "DeepFrankWolfeState",
     "Optimizer",
+    "OptimizerLike",
     "PushToBoundsState",
     "SilentWeightsState",
+    "as_optimizer",
     "bop",
     "bop_on_latent",
     "bound_statistics",

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from bnn_jax.models import MODELS
+from bnn_jax.models.build import entry_of
 from bnn_jax.stages.stage import Stage
 from bnn_jax.training.config import Config, DistillationConfig, ModelConfig, OptimConfig
 
@@ -325,7 +325,7 @@ def _network(
     model = base.model
     own = model.name.startswith(family)
     name = model.name if own else default
-    known = inspect.signature(MODELS[name].constructor).parameters
+    known = inspect.signature(entry_of(name).constructor).parameters
     taken = {key: value for key, value in model.options.items() if own or key in {"stage_sizes", "stem"} & set(known)}
     return ModelConfig(
         name,
@@ -339,7 +339,7 @@ def _network(
 
 def _stem(model: ModelConfig) -> str:
     """The stem of a network, for its teacher: stages that are matched have to be of the same size."""
-    return model.options.get("stem", inspect.signature(MODELS[model.name].constructor).parameters["stem"].default)
+    return model.options.get("stem", inspect.signature(entry_of(model.name).constructor).parameters["stem"].default)
 
 
 def _real(model: ModelConfig) -> ModelConfig:

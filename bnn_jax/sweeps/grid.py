@@ -13,7 +13,8 @@ from bnn_jax.errors import UsageError
 from bnn_jax.training.config import Config
 from bnn_jax.training.overrides import check_read, settled
 
-SCALARS = {int, float, bool, str}
+SCALARS = {int, float, bool, str, Any}
+"""Types of one value; a name, or the thing that it stands for, is Any."""
 
 
 def scalar_options(kind: type = Config, prefix: str = "") -> list[str]:

@@ -100,7 +100,8 @@ def _started(shares: Sequence[list[int]]) -> Iterator[queue.SimpleQueue]:
 
 
 def _start(cores: list[int]) -> subprocess.Popen:
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    # Modules are found where this process finds them, also those of a notebook's or a config's folder.
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     if cache := jax.config.jax_compilation_cache_dir:
         seconds = str(jax.config.jax_persistent_cache_min_compile_time_secs)
         environment |= {

@@ -2,18 +2,38 @@
 
 import dataclasses
 import json
-import runpy
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, TypeAlias
 
+import numpy as np
 import tyro
+from tyro.constructors import PrimitiveConstructorSpec
 
 from bnn_jax.checks import Rule
 from bnn_jax.errors import UsageError, unknown_name
+from bnn_jax.names import absolute, module_of_file, name_of, record_of, why_not_run
 from bnn_jax.paths import local_path
 from bnn_jax.training.options import Options
+
+Name: TypeAlias = Annotated[
+    Any, PrimitiveConstructorSpec(1, "NAME", lambda words: words[0], lambda value: True, lambda value: [str(value)])
+]
+"""A name in a table, `package.module:Name` or `file.py:Name`, or the thing that it stands for."""
+
+OptionalName: TypeAlias = Annotated[
+    Any,
+    PrimitiveConstructorSpec(
+        1,
+        "NAME",
+        lambda words: None if words[0] == "None" else words[0],
+        lambda value: True,
+        lambda value: [str(value)],
+    ),
+]
 
 POSITIVE = Rule(lambda value: value > 0, "must be positive")
 SHARE = Rule(lambda value: 0 <= value <= 1, "must be in [0, 1]")
@@ -60,21 +80,22 @@ class DataConfig:
 class ModelConfig:
     """Which network; the quantizers make it binary, ternary or full precision."""
 
-    name: str = "resnet20"
-    """A network of `bnn-jax list models`."""
+    name: Name = "resnet20"
+    """A network of `bnn-jax list models`; or package.module:Name of a Flax module, its class or a function that makes
+    one, which gets what is set here, and `num_classes` if it takes them."""
     width: Annotated[int | None, AT_LEAST_1] = None
     """Size of the network in its own unit, most often the filters of its first stage; None takes the published one."""
-    input_quantizer: str | None = None
+    input_quantizer: OptionalName = None
     """What quantizes the inputs of layers; None takes the quantizer with which the network was published,
     full_precision leaves them real."""
     input_quantizer_options: Options = field(default_factory=dict, hash=False)
     """Keyword arguments of the input quantizer, as: bits 2 scale 0.5"""
-    kernel_quantizer: str | None = None
+    kernel_quantizer: OptionalName = None
     """What quantizes the weights of layers; None takes the quantizer with which the network was published,
     full_precision leaves them real."""
     kernel_quantizer_options: Options = field(default_factory=dict, hash=False)
     """Keyword arguments of the kernel quantizer, as: estimator approx_sign"""
-    gradient_quantizer: str | None = None
+    gradient_quantizer: OptionalName = None
     """What quantizes the gradients of the quantized layers' outputs, as dorefa; None leaves them as they are."""
     gradient_quantizer_options: Options = field(default_factory=dict, hash=False)
     """Keyword arguments of the gradient quantizer, as: bits 6"""
@@ -88,8 +109,8 @@ class ModelConfig:
 class OptimConfig:
     """An optimizer and its settings."""
 
-    name: str = "dfw"
-    """One of `bnn-jax list optimizers`."""
+    name: Name = "dfw"
+    """One of `bnn-jax list optimizers`; or package.module:Name of what makes one of optax, as optax:lion."""
     learning_rate: Annotated[float, POSITIVE] = 1.0
     """Proximal eta of dfw; upper bound of the step size for polyak_sgd and momo."""
     momentum: Annotated[float, Rule(lambda value: 0 <= value < 1, "must be in [0, 1)")] = 0.9
@@ -105,7 +126,7 @@ class OptimConfig:
     decays all."""
     options: Options = field(default_factory=dict, hash=False)
     """What else this optimizer takes, as: threshold 1e-6 adaptivity_rate 1e-4 for bop, decoupled False for adam."""
-    schedule: str = "constant"
+    schedule: Name = "constant"
     """How the learning rate falls: constant, cosine, linear, exponential or milestones."""
     schedule_options: Options = field(default_factory=dict, hash=False)
     """Keyword arguments of the schedule, as: at_shares 0.5 0.75 factor 0.1 for milestones, at these shares of the run;
@@ -191,8 +212,9 @@ class Config:
     """Examples of a training step."""
     seed: Annotated[int, Rule(lambda value: 0 <= value < 2**32, "must be in [0, 2^32)")] = 0
     """Decides the initialisation, the order of examples and the augmentation."""
-    loss: str = "smoothed_multiclass_hinge"
-    """One of `bnn-jax list losses`; dfw takes multiclass_hinge or smoothed_multiclass_hinge."""
+    loss: Name = "smoothed_multiclass_hinge"
+    """One of `bnn-jax list losses`, or package.module:Name of a function (logits, labels) -> a loss for each example;
+    dfw takes multiclass_hinge or smoothed_multiclass_hinge."""
     loss_options: Options = field(default_factory=dict, hash=False)
     """Keyword arguments of the loss, as: smoothing 0.2 for label_smoothed_cross_entropy, temperature 2.0 for
     smoothed_multiclass_hinge."""
@@ -204,11 +226,11 @@ class Config:
     )
     """Dtype of the activations while training, float32 or bfloat16; weights, statistics and sums are float32 either
     way."""
-    regularizer: str = "none"
+    regularizer: Name = "none"
     """What is added to the loss for the latent weights, as manhattan; not for dfw."""
     regularizer_strength: Annotated[float, NOT_NEGATIVE] = 1e-6
     """Lambda, by which the regularizer's sum over weights is multiplied."""
-    regularizer_schedule: str = "constant"
+    regularizer_schedule: Name = "constant"
     """How lambda falls: constant, cosine, linear, exponential or milestones."""
     regularizer_schedule_options: Options = field(default_factory=dict, hash=False)
     """Keyword arguments of lambda's schedule, as: final_share 1e-2 for exponential."""
@@ -229,6 +251,9 @@ class Config:
     """Epochs from one checkpoint to the next; the last one is always saved."""
     diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
 
+
+PARTS = (Config, DataConfig, ModelConfig, OptimConfig, DistillationConfig, DiagnosticsConfig)
+"""The dataclasses that a config is made of."""
 
 Settings: TypeAlias = Annotated[Config, tyro.conf.arg(name="")]
 """The field type by which a script takes the config's own options."""
@@ -256,17 +281,49 @@ def find_config(path: str | Path) -> Path:
 
 
 def load_config(path: str | Path) -> Config:
-    """The :class:`Config` that the `get_config()` of a Python file returns.
+    """The :class:`Config` that the `get_config()` of a Python file returns, with a name in the place of each thing.
+
+    What cannot be imported by a name of its own is named by where the file's config has it.
 
     Raises:
-      UsageError: as :func:`find_config`; if the file does not define `get_config`, or that returns something else.
+      UsageError: as :func:`config_module`; if it does not define `get_config`, or that returns something else.
     """
-    path = find_config(path)
-    get_config = runpy.run_path(str(path)).get("get_config")
+    module = config_module(path)
+    get_config = getattr(module, "get_config", None)
     config = get_config() if callable(get_config) else None
     if not isinstance(config, Config):
         raise UsageError(f"`--config` (={path}) must define a function get_config() that returns a bnn_jax Config")
-    return config
+    return with_names(config, lambda where, thing: name_of(thing) or f"{module.__file__}:get_config().{where}")
+
+
+def config_module(path: str | Path) -> ModuleType:
+    """What the file of a config defines.
+
+    Raises:
+      UsageError: as :func:`find_config`; if the file raises an error, with its line.
+    """
+    path = find_config(path)
+    try:
+        return module_of_file(path)
+    except Exception as error:
+        raise UsageError(f"`--config` (={path}) cannot be run: {why_not_run(error)}") from error
+
+
+def with_names(config: Any, name: Callable[[str, Any], Any], prefix: str = "") -> Any:
+    """A config with what `name` makes of a setting's dotted name and a thing, in the place of each such thing.
+
+    A thing is what is neither plain JSON nor part of the config: a class, a function, a module, a record of a table.
+    """
+    if isinstance(config, PARTS):
+        changed = {key: with_names(value, name, f"{prefix}{key}.") for key, value in vars(config).items()}
+        return dataclasses.replace(config, **changed)
+    if type(config) is dict:
+        return {key: with_names(value, name, f"{prefix}{key}.") for key, value in config.items()}
+    if type(config) in (tuple, list):
+        return type(config)(with_names(value, name, f"{prefix}{index}.") for index, value in enumerate(config))
+    if config is None or isinstance(config, str | int | float | np.generic):
+        return absolute(config)
+    return name(prefix.removesuffix("."), config)
 
 
 def select_optimizer(config: Config, name: str) -> OptimConfig:
@@ -282,8 +339,8 @@ def select_optimizer(config: Config, name: str) -> OptimConfig:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The config as plain JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    """The config as plain JSON values; of a thing without a name, what it is, see :func:`bnn_jax.names.record_of`."""
+    return json.loads(json.dumps(dataclasses.asdict(with_names(config, lambda where, thing: record_of(thing)))))
 
 
 def from_dict(values: dict[str, Any]) -> Config:

@@ -1,11 +1,11 @@
 """Options of what a config names, an optimizer or a network, and their form on the command line."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, TypeAlias
 
 from tyro.constructors import PrimitiveConstructorSpec
 
-Option: TypeAlias = int | float | bool | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
+Option: TypeAlias = int | float | bool | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...] | Callable
 
 
 def options_from_words(words: Sequence[str]) -> dict[str, Option]:

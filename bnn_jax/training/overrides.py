@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from bnn_jax.errors import UsageError
+from bnn_jax.names import is_import
 from bnn_jax.optim import OPTIMIZERS
 from bnn_jax.paths import with_local_paths
 from bnn_jax.training.command_line import read_command_line
@@ -169,7 +170,7 @@ def settled(before: Config, after: Config, given: Collection[str]) -> Config:
       UsageError: for another optimizer without settings in the config and without a learning rate.
     """
     name, kept = after.optim.name, {optim.name: optim for optim in (*before.optimizers, before.optim)}
-    if name not in kept and "optim.learning_rate" not in given and name in OPTIMIZERS:
+    if name not in kept and "optim.learning_rate" not in given and (name in OPTIMIZERS or is_import(name)):
         raise UsageError(
             f"`optim.name` (={name!r}) has no settings in the config, and the learning rate "
             f"{before.optim.learning_rate:g} is that of {before.optim.name}; give `--optim.learning-rate` too, or "

@@ -17,11 +17,12 @@ from bnn_jax.distillation import DISTILLATION_LOSSES
 from bnn_jax.errors import UsageError
 from bnn_jax.estimators import as_estimator
 from bnn_jax.finite import all_finite, require_finite
+from bnn_jax.layers.arguments import QUANTIZERS
 from bnn_jax.losses import LOSSES
 from bnn_jax.models.build import entry_of
 from bnn_jax.optim import OPTIMIZERS
 from bnn_jax.paths import cache_folder
-from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, GRADIENT_QUANTIZERS, WEIGHT_QUANTIZERS
+from bnn_jax.quantizers import named_quantizer
 from bnn_jax.regularizers import REGULARIZERS
 from bnn_jax.schedules import SCHEDULES
 from bnn_jax.training.config import Config, ModelConfig, without_tuning
@@ -108,7 +109,7 @@ def make_programs(
     With `devices` each of them but `init`, which runs on one, takes arrays that lie as
     :mod:`bnn_jax.training.devices` places them, and leaves the state so; whatever else comes out is on every device.
     """
-    taught_by = tuple(DISTILLATION_LOSSES[name] for name in config.distillation.losses)
+    taught_by = tuple(look_up("distillation.losses", name, DISTILLATION_LOSSES) for name in config.distillation.losses)
     teacher = None if teacher is None else _resolve_model(with_published_quantizers(teacher))
     return _make_programs(_resolve(program_key(config)), info, examples, teacher, devices, taught_by)
 
@@ -128,19 +129,13 @@ def _resolve(config: Config) -> Config:
 
 
 def _resolve_model(model: ModelConfig) -> ModelConfig:
-    def resolved(options):
+    changed: dict[str, Any] = {"name": entry_of(model.name, argument="model.name").constructor}
+    for kind, table in QUANTIZERS.items():
+        options = getattr(model, f"{kind}_options")
         estimator = {"estimator": as_estimator(options["estimator"])} if "estimator" in options else {}
-        return {**options, **estimator}
-
-    return replace(
-        model,
-        name=entry_of(model.name).constructor,
-        input_quantizer=look_up("input_quantizer", model.input_quantizer, ACTIVATION_QUANTIZERS),
-        input_quantizer_options=resolved(model.input_quantizer_options),
-        kernel_quantizer=look_up("kernel_quantizer", model.kernel_quantizer, WEIGHT_QUANTIZERS),
-        kernel_quantizer_options=resolved(model.kernel_quantizer_options),
-        gradient_quantizer=look_up("gradient_quantizer", model.gradient_quantizer, GRADIENT_QUANTIZERS),
-    )
+        changed[kind] = named_quantizer(table, getattr(model, kind), argument=f"model.{kind}")
+        changed[f"{kind}_options"] = {**options, **estimator}
+    return replace(model, **changed)
 
 
 @lru_cache(maxsize=8)

@@ -1,22 +1,26 @@
 """Whether a run can start from a config: names, options and ranges, each with an error that says the way out."""
 
-import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass, replace
+from functools import partial, reduce
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from bnn_jax.checks import Rule, check_options, require
+import flax.linen as nn
+
+from bnn_jax.checks import Rule, check_options, look_up, require
 from bnn_jax.data import PREPROCESSING
 from bnn_jax.distillation import DISTILLATION_LOSSES
 from bnn_jax.errors import UsageError, unknown_name
-from bnn_jax.losses import LOSSES, make_loss
+from bnn_jax.layers.arguments import QUANTIZERS
+from bnn_jax.losses import LOSSES, as_loss, make_loss
 from bnn_jax.models import MODELS
-from bnn_jax.models.build import quantizer_settings
-from bnn_jax.optim import OPTIMIZERS, Optimizer, latent_box, make_optimizer
-from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, GRADIENT_QUANTIZERS, WEIGHT_QUANTIZERS, make_quantizer
+from bnn_jax.models.build import build_model, entry_of, quantizer_settings, settings_taken
+from bnn_jax.names import last_part, name_of
+from bnn_jax.optim import OPTIMIZERS, Optimizer, as_optimizer, latent_box, make_optimizer
+from bnn_jax.quantizers import make_quantizer, named_quantizer
 from bnn_jax.regularizers import REGULARIZERS
 from bnn_jax.schedules import SCHEDULES, constant, make_schedule
-from bnn_jax.training.config import Config, DataConfig, DistillationConfig, ModelConfig, OptimConfig
+from bnn_jax.training.config import Config, DataConfig, DistillationConfig, ModelConfig, OptimConfig, with_names
 
 
 def with_published_quantizers(model: ModelConfig) -> ModelConfig:
@@ -25,25 +29,38 @@ def with_published_quantizers(model: ModelConfig) -> ModelConfig:
     return replace(model, **quantizer_settings(model.name, **given))
 
 
+NAMED: dict[str, dict[str, Any]] = {
+    "loss": LOSSES,
+    "model.name": MODELS,
+    "optim.name": OPTIMIZERS,
+    "optim.schedule": SCHEDULES,
+    "regularizer": REGULARIZERS,
+    "regularizer_schedule": SCHEDULES,
+}
+"""Setting -> the table whose names it takes; beside those of quantizers."""
+
+
 def validate(config: Config) -> Config:
-    """Return `config`, its quantizers named, if a run can start from it.
+    """Return `config`, its quantizers and whatever has a name named, if a run can start from it.
+
+    A thing that no name finds again, as a notebook's class, stays: such a run is for this process alone.
 
     Raises:
-      UsageError: for an unknown name (the nearest is named), an option that what is named does not take, a value out of
-        range, or settings that do not go together.
+      UsageError: for an unknown name (the nearest is named), one that cannot be imported, an option that what is named
+        does not take, a value out of range, or settings that do not go together.
     """
-    if config.model.name not in MODELS:
-        raise unknown_name("model.name", config.model.name, MODELS)
-    config = replace(config, model=with_published_quantizers(config.model))
+    config = with_names(config, _name_or_thing)
     _check_names(config)
+    config = replace(config, model=with_published_quantizers(config.model))
     for argument, value, rule in _ruled_fields(config):
         _require(argument, value, rule.holds(value), rule.sentence)
     _check_model(config.model)
     _check_data(config.data)
     _check_loss_and_schedules(config)
-    _check_optimizer(config.optim, OPTIMIZERS[config.optim.name])
+    optimizer = as_optimizer(config.optim.name)
+    _check_optimizer(config.optim, optimizer)
     _check_accumulation(config)
-    if OPTIMIZERS[config.optim.name].exact_step:
+    if optimizer.exact_step:
         _check_exact_step(config)
     _check_distillation(config.distillation)
     return config
@@ -63,21 +80,25 @@ def _ruled_fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Rul
             yield from ((f"{prefix}{name}", value, rule) for rule in get_args(hint)[1:] if isinstance(rule, Rule))
 
 
+def _name_or_thing(setting: str, thing: Any) -> Any:
+    tables = NAMED | {f"model.{kind}": table for kind, table in QUANTIZERS.items()}
+    in_table = (name for name, entry in tables.get(setting, {}).items() if entry is thing)
+    return next(in_table, None) or name_of(thing) or thing
+
+
 def _check_names(config: Config) -> None:
-    for argument, name, table in (
-        ("loss", config.loss, LOSSES),
-        ("model.input_quantizer", config.model.input_quantizer, ACTIVATION_QUANTIZERS),
-        ("model.kernel_quantizer", config.model.kernel_quantizer, WEIGHT_QUANTIZERS),
-        ("model.gradient_quantizer", config.model.gradient_quantizer, (None, *GRADIENT_QUANTIZERS)),
-        ("optim.name", config.optim.name, OPTIMIZERS),
-        ("optim.schedule", config.optim.schedule, SCHEDULES),
-        ("regularizer", config.regularizer, ("none", *REGULARIZERS)),
-        ("regularizer_schedule", config.regularizer_schedule, SCHEDULES),
-        ("data.preprocessing", config.data.preprocessing, ("none", *PREPROCESSING)),
-        *(("distillation.losses", name, DISTILLATION_LOSSES) for name in config.distillation.losses),
-    ):
-        if name not in table:
-            raise unknown_name(argument, name, table)
+    for setting, table in NAMED.items():
+        none = {"none": None} if setting == "regularizer" else {}
+        look_up(setting, reduce(getattr, setting.split("."), config), none | table)
+    entry_of(config.model.name, argument="model.name")
+    as_loss(config.loss, argument="loss")
+    as_optimizer(config.optim.name, argument="optim.name")
+    for kind, table in QUANTIZERS.items():
+        named_quantizer(table, getattr(config.model, kind), argument=f"model.{kind}")
+    for name in config.distillation.losses:
+        look_up("distillation.losses", name, DISTILLATION_LOSSES)
+    if config.data.preprocessing not in ("none", *PREPROCESSING):
+        raise unknown_name("data.preprocessing", config.data.preprocessing, ("none", *PREPROCESSING))
 
 
 def _check_made(name: str, make: Callable[[], Any]) -> None:
@@ -89,23 +110,27 @@ def _check_made(name: str, make: Callable[[], Any]) -> None:
 
 
 def _check_model(model: ModelConfig) -> None:
-    for table, name, options in (
-        (ACTIVATION_QUANTIZERS, model.input_quantizer, model.input_quantizer_options),
-        (WEIGHT_QUANTIZERS, model.kernel_quantizer, model.kernel_quantizer_options),
-        (GRADIENT_QUANTIZERS, model.gradient_quantizer, model.gradient_quantizer_options),
-    ):
-        _check_made(name, lambda table=table, name=name, options=options: make_quantizer(table, name, **options))
-    taken = inspect.signature(MODELS[model.name].constructor).parameters.keys()
-    known = taken - {"parent", "name", "num_classes", *vars(model)}
-    for option in model.options:
-        if option not in known:
-            raise unknown_name("model.options", option, known)
+    for kind, table in QUANTIZERS.items():
+        name, options = getattr(model, kind), getattr(model, f"{kind}_options")
+        _check_made(name or kind, partial(make_quantizer, table, name, argument=kind, **options))
+    network, taken = entry_of(model.name).constructor, settings_taken(model.name)
+    shipped = isinstance(model.name, str) and model.name in MODELS
+    made, label = isinstance(network, nn.Module), model.name if shipped else last_part(network)
+    not_taken = f"is for what makes a network, and this {label} is made" if made else f"is not an option of {label}"
+    if taken is not None:
+        for setting in ("width", *QUANTIZERS):
+            value = getattr(model, setting)
+            _require(f"model.{setting}", value, value is None or setting in taken, f"{not_taken}; leave it out")
+        known = taken - {"name", "num_classes", *vars(model)}
+        for option in model.options:
+            if option not in known:
+                raise unknown_name("model.options", option, known)
     if model.input_scaling:
-        _require(
-            "model.input_scaling", True, "input_scaling" in taken, f"is not an option of {model.name}; turn it off"
-        )
+        _require("model.input_scaling", True, taken is None or "input_scaling" in taken, f"{not_taken}; turn it off")
         quantized = model.input_quantizer != "full_precision"
         _require("model.input_scaling", True, quantized, "needs quantized inputs; choose a `model.input_quantizer`")
+    if not shipped:
+        _check_made(label, partial(build_model, num_classes=10, **vars(model)))
 
 
 def _check_data(data: DataConfig) -> None:
@@ -146,14 +171,16 @@ def _check_data(data: DataConfig) -> None:
 
 
 def _check_loss_and_schedules(config: Config) -> None:
-    check_options("loss_options", LOSSES[config.loss].apply, config.loss_options)
-    _check_made(config.loss, lambda: make_loss(config.loss, **config.loss_options))
+    check_options("loss_options", as_loss(config.loss).apply, config.loss_options)
+    _check_made(last_part(config.loss), lambda: make_loss(config.loss, **config.loss_options))
     for argument, schedule, options in (
         ("optim.schedule_options", config.optim.schedule, config.optim.schedule_options),
         ("regularizer_schedule_options", config.regularizer_schedule, config.regularizer_schedule_options),
     ):
-        check_options(argument, SCHEDULES[schedule], options)
-        _check_made(schedule, lambda schedule=schedule, options=options: make_schedule(schedule, 1.0, 1, **options))
+        check_options(argument, look_up(argument, schedule, SCHEDULES), options)
+        _check_made(
+            last_part(schedule), lambda schedule=schedule, options=options: make_schedule(schedule, 1.0, 1, **options)
+        )
 
 
 def _check_optimizer(optim: OptimConfig, optimizer: Optimizer) -> None:
@@ -174,7 +201,7 @@ def _check_optimizer(optim: OptimConfig, optimizer: Optimizer) -> None:
     box = latent_box(*optim.latent_box) if optim.latent_box else None
     settings = {"learning_rate": constant(1.0, 1), "box": box, "total_steps": 1}
     settings |= {"max_gradient_norm": optim.max_gradient_norm, "adaptive_clipping": optim.adaptive_clipping}
-    _check_made(optim.name, lambda: make_optimizer(optimizer, **settings, **optim.options))
+    _check_made(last_part(optim.name), lambda: make_optimizer(optimizer, **settings, **optim.options))
 
 
 def _check_accumulation(config: Config) -> None:
@@ -199,7 +226,7 @@ def _check_exact_step(config: Config) -> None:
         (
             "loss",
             config.loss,
-            LOSSES[config.loss].piecewise_linear,
+            as_loss(config.loss).piecewise_linear,
             f"does not go with {name}, {exact}; choose {linear}, or another optimizer",
         ),
         (

@@ -57,7 +57,7 @@ def test_layers_that_are_alike_share_a_line():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("resnet2",), "`model.name` (='resnet2') is not known; did you mean 'resnet"),
+        (("resnet2",), "`model` (='resnet2') is not known; did you mean 'resnet"),
         (("lenet", "--kernel-quantizer", "xnro"), "did you mean 'xnor'?"),
         (("lenet", "--image-size", "8"), "the network cannot be built: `images` (of 8x8) are too small for a LeNet"),
         (("lenet", "--image-size", "0"), "`image_size` (=0) must be at least 1"),
