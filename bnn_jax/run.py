@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from bnn_jax.analysis.run_plots import plot_run
 from bnn_jax.data import Dataset, ImageStream
+from bnn_jax.names import last_part
 from bnn_jax.packed import PackedModel
 from bnn_jax.packed.runs import freeze_run
 from bnn_jax.paths import local_path
@@ -50,7 +51,7 @@ class Run:
     def __repr__(self) -> str:
         result = self.result
         state = "not finished" if result is None else f"test accuracy {100 * result['test_accuracy_best']:.2f} %"
-        return f"Run({self.workdir}: {self.config.model.name}, {self.config.optim.name}, {state})"
+        return f"Run({self.workdir}: {last_part(self.config.model.name)}, {last_part(self.config.optim.name)}, {state})"
 
     @property
     def paths(self) -> dict[str, Path]:
@@ -174,7 +175,7 @@ def train(
     options |= {"teacher": teacher, "devices": devices, "workers": workers, "strict": strict}
     shown = nullcontext(silent if on_progress is None else on_progress)
     if on_progress is None and is_first_process():
-        shown = progress_display(f"{config.name} {config.optim.name}")
+        shown = progress_display(f"{config.name} {last_part(config.optim.name)}")
     with shown as told:
         loop.train(config, workdir, data=dataset, on_progress=told, **options)
     return Run(local_path("workdir", workdir), validate(config), dataset)
