@@ -11,7 +11,7 @@ CONSTRAINTS := constraints/$(VERSION).txt
 
 install: $(VENV)/installed-$(VERSION)
 
-$(VENV)/installed-$(VERSION): setup.cfg pyproject.toml $(CONSTRAINTS)
+$(VENV)/installed-$(VERSION): setup.cfg setup.py pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[test]'
 	touch $@

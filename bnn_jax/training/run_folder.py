@@ -209,10 +209,8 @@ def locked(workdir: Path) -> Iterator[None]:
     except OSError as error:
         raise RunError(f"cannot write to {workdir} ({error.strerror}); make it writable") from None
     try:
-        import fcntl  # POSIX alone has it.
-
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(lock)
         except OSError:
             holder = os.read(lock, 1000).decode(errors="replace")
             raise UsageError(
@@ -226,6 +224,23 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+def _take(lock: int) -> None:
+    """Lock an open file; an OSError if another process has."""
+    try:
+        import fcntl
+    except ImportError:
+        import msvcrt
+
+        # Windows locks bytes, which others then cannot read: one far behind those that name the process.
+        os.lseek(lock, 2**30, os.SEEK_SET)
+        try:
+            msvcrt.locking(lock, msvcrt.LK_NBLCK, 1)
+        finally:
+            os.lseek(lock, 0, os.SEEK_SET)
+    else:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def save_run(config: Config, workdir: Path, run: RunState, *, stage: dict[str, Any] | None = None) -> None:

@@ -3,7 +3,9 @@
 import errno
 import json
 import os
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -72,6 +74,24 @@ def test_a_held_lock_names_its_holder_if_it_can_be_read(tmp_path):
             pass
     with locked(tmp_path):
         pass
+
+
+def test_a_lock_of_windows(tmp_path, monkeypatch):
+    """It has no fcntl; a byte is locked, behind those that name the process."""
+    places = []
+
+    def locking(descriptor, mode, count):
+        places.append((os.lseek(descriptor, 0, os.SEEK_CUR), mode, count))
+        if len(places) > 1:
+            raise OSError("locked")
+
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(LK_NBLCK=2, locking=locking))
+    with locked(tmp_path):
+        assert (tmp_path / "lock").read_text().startswith("process ")
+        with pytest.raises(UsageError, match=r"being trained in by process \d+ on .*; wait"), locked(tmp_path):
+            pass
+    assert places == [(2**30, 2, 1)] * 2
 
 
 def test_a_full_disk_does_not_keep_from_the_lock(tmp_path, monkeypatch):

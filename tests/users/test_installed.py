@@ -1,29 +1,98 @@
-"""The package as pip installs it, outside the checkout."""
+"""The package as pip installs it: a terminal in some folder, no clone."""
 
+import json
 import zipfile
 
 import pytest
 
 import bnn_jax
+from bnn_jax.cli.main import COMMANDS
+from bnn_jax.extras import EXTRAS
 
 pytestmark = pytest.mark.full
-
-
-def test_it_is_the_wheel_that_runs(wheel, tmp_path):
-    done = wheel.python("-c", "import bnn_jax; print(bnn_jax.__file__, bnn_jax.__version__)", cwd=tmp_path)
-    path, version = done.stdout.split()
-    assert path.startswith(str(wheel.folder)) and version == bnn_jax.__version__
+SMALL = ("--epochs", "1", "--model.width", "4", "--batch-size", "64")
 
 
 def test_what_travels_in_the_wheel(wheel):
     names = zipfile.ZipFile(wheel.file).namelist()
-    assert "bnn_jax/configs/digits_xnor.py" in names
     assert {name.split("/")[0] for name in names} == {"bnn_jax", f"bnn_jax-{bnn_jax.__version__}.dist-info"}
+    assert "bnn_jax/configs/digits_xnor.py" in names
+    assert not [name for name in names if "test" in name or name.endswith((".json", ".png", ".npz"))]
 
 
-def test_a_config_by_its_name_from_anywhere(wheel, tmp_path):
-    size = ("--config", "digits_xnor", "--epochs", "1", "--model.width", "4")
-    done = wheel.run("train", *size, "--workdir", "run", cwd=tmp_path)
-    assert "test accuracy" in done.stdout and (tmp_path / "run" / "result.json").exists()
-    done = wheel.python("-m", "bnn_jax", "evaluate", "run", cwd=tmp_path)
-    assert done.stdout.startswith("test: accuracy")
+def test_the_command_and_python_m_are_one(wheel, tmp_path):
+    found = [wheel.run("--version", cwd=tmp_path), wheel.python("-m", "bnn_jax", "--version", cwd=tmp_path)]
+    assert [done.stdout for done in found] == [f"{bnn_jax.__version__}\n"] * 2
+    done = wheel.python("-c", "import bnn_jax; print(bnn_jax.__file__)", cwd=tmp_path)
+    assert done.stdout.startswith(str(wheel.folder))
+
+
+def test_every_command_is_there(wheel, tmp_path):
+    code = """
+import sys
+from bnn_jax.cli.main import COMMANDS, main
+for name in COMMANDS:
+    sys.argv = ["bnn-jax", *name.split(), "--help"]
+    try:
+        main()
+    except SystemExit as ended:
+        assert not ended.code
+"""
+    printed = wheel.python("-c", code, cwd=tmp_path).stdout
+    assert all(f"usage: bnn-jax {name} " in printed for name in COMMANDS)
+
+
+def test_importing_it_is_quick_and_light(wheel, tmp_path):
+    code = """
+import sys, time
+import bnn_jax
+assert "jax" not in sys.modules
+from bnn_jax import *
+print(time.process_time())
+print({"grain", "tensorflow_datasets", "matplotlib", "orbax", "sklearn", "scipy", "PIL"} & set(sys.modules))
+"""
+    seconds, heavy = wheel.python("-c", code, cwd=tmp_path).stdout.split("\n", 1)
+    assert float(seconds) < 1.5 and heavy == "set()\n"
+
+
+def test_a_comparison_with_a_config_by_its_name(wheel, tmp_path):
+    line = ("compare", "--config", "digits_xnor", "--optimizers", "adam", "--seeds", "0", "--workdir", "mine", *SMALL)
+    printed = wheel.run(*line, "--execution", "sequential", cwd=tmp_path).stdout
+    assert "adam" in printed and "mine: report.md" in printed
+    assert "\nbnn-jax compare optimizers --config digits_xnor " in (tmp_path / "mine" / "report.md").read_text()
+    accuracy = json.loads((tmp_path / "mine" / "adam" / "seed0" / "result.json").read_text())["test_accuracy_last"]
+    done = wheel.python("-m", "bnn_jax", "evaluate", "mine/adam/seed0", "--which", "last", cwd=tmp_path)
+    assert done.stdout.startswith(f"test: accuracy {100 * accuracy:.2f} %")
+
+
+def test_a_config_that_is_not_there(wheel, tmp_path):
+    done = wheel.run("train", "--config", "digits", cwd=tmp_path, code=2)
+    assert "`--config` (=digits) does not exist" in done.stderr and "digits_xnor" in done.stderr
+
+
+def test_what_a_config_can_name(wheel, tmp_path):
+    printed = wheel.run("list", "optimizers", cwd=tmp_path).stdout
+    assert all(name in printed for name in ("dfw", "Deep Frank-Wolfe", "bop", "Helwegen et al."))
+
+
+def test_training_in_memory_without_any_extra_and_without_posix(wheel, tmp_path):
+    code = f"""
+import sys, types
+sys.modules.update(dict.fromkeys({["fcntl", "resource", *EXTRAS]}))  # Importing one of them raises ImportError.
+from dataclasses import replace
+from bnn_jax.errors import UsageError
+from bnn_jax.training.config import ModelConfig, load_config
+from bnn_jax.training.loop import train
+config = load_config("digits_xnor")
+config = replace(config, epochs=1, batch_size=64, model=replace(config.model, width=4), optim=config.optimizers[1])
+sys.modules["msvcrt"] = types.SimpleNamespace(LK_NBLCK=2, locking=lambda *_: None)  # Windows has that.
+print(train(config, "run")["test_accuracy_last"] > 0)
+from bnn_jax.cli import main, plot, prepare
+for words in (["plot", "run"], ["prepare", "mnist"], ["train", "--data.name", "cifar10", "--data.data-dir", "."]):
+    sys.argv = ["bnn-jax", *words]
+    assert main.main() == 2
+"""
+    done = wheel.python("-c", code, cwd=tmp_path)
+    assert done.stdout.startswith("True\n")
+    assert "pip install 'bnn_jax[plot]'" in done.stderr
+    assert "pip install 'bnn_jax[tfds]'" in done.stderr
