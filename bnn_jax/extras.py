@@ -8,6 +8,7 @@ from bnn_jax.errors import UsageError
 EXTRAS: dict[str, str] = {
     "matplotlib": "plot",
     "flatbuffers": "export",
+    "h5py": "keras",
     "grain": "stream",
     "tensorflow_datasets": "tfds",
     "array_record": "tfds",

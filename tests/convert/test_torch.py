@@ -35,7 +35,8 @@ def golden(name):
 
 def network(name):
     settings, options = NETWORKS[name]
-    return build_model(settings, num_classes=7, width=4, options=options)
+    width = 2 if name in ("reactnet_a", "irnet_resnet20") else 4
+    return build_model(settings, num_classes=7, width=width, options=options)
 
 
 def assert_same(model, variables, logits):

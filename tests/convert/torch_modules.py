@@ -192,8 +192,8 @@ class LeNet(nn.Module):
 MODULES = {
     "bireal": lambda: BiReal((4, 8), (2, 3), 7),
     "reactnet_resnet": lambda: BiReal((4, 8), (3, 2), 7, react=True),
-    "reactnet_a": lambda: ReActNetA(4, [(8, 1), (16, 2), (16, 1)], 7),
-    "irnet_resnet20": lambda: IRNet((4, 8, 16), (1, 2, 1), 7, cifar=True),
+    "reactnet_a": lambda: ReActNetA(2, [(4, 1), (8, 2), (8, 1)], 7),
+    "irnet_resnet20": lambda: IRNet((2, 4, 8), (1, 2, 1), 7, cifar=True),
     "irnet_resnet18": lambda: IRNet((4, 8), (1, 2), 7, cifar=False),
     "lenet": LeNet,
 }

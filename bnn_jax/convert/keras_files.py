@@ -1,0 +1,192 @@
+r"""Weights of Keras's files, as larq and its zoo write them: `.h5`, `.weights.h5`.
+
+Kernels are HWIO and (inputs, features), and images have the channels last, as here.  A batch norm's epsilon, 1e-3
+unless the file holds the model's config, goes into its variance; one without scale or center has ones and zeros here.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import numpy as np
+
+from bnn_jax.convert.target import Target, describe, module_and_leaf
+from bnn_jax.convert.weights import Source, assemble
+from bnn_jax.errors import UsageError
+from bnn_jax.extras import import_extra
+from bnn_jax.paths import local_path
+from bnn_jax.types import LATENT_KERNEL
+
+EPSILON = 1e-3
+"""Of Keras's batch norms, unless told otherwise."""
+
+_LEAVES = {"kernel": "kernel", LATENT_KERNEL: "kernel", "bias": "bias", "scale": "gamma"}
+_NORM_LEAVES = _LEAVES | {"bias": "beta", "mean": "moving_mean", "var": "moving_variance"}
+_USUAL = {"gamma": 1.0, "beta": 0.0}
+"""What a batch norm without them has."""
+
+
+class KerasWeights(NamedTuple):
+    """The layers of a file that have weights, in its order.
+
+    Attributes:
+      layers: name -> variable -> array: kernel, bias; or gamma, beta, moving_mean, moving_variance.
+      epsilons: of the batch norms, where the file tells.
+      ordered: whether the file's order is the model's.
+    """
+
+    layers: dict[str, dict[str, np.ndarray]]
+    epsilons: dict[str, float]
+    ordered: bool
+
+
+def from_keras(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    image_shape: Sequence[int],
+    *,
+    names: Mapping[str, str] | None = None,
+    fresh: Sequence[str] = (),
+    epsilon: float = EPSILON,
+) -> dict[str, Any]:
+    """The variables of a network from a file of Keras's or larq's.
+
+    Without `names` layers are told by their order: the quantized kernels (of layers named quant_...), the others and
+    the batch norms, each kind by itself, as both programs make them.  A network whose branches meet again has no such
+    order, and needs `names`.
+
+    Args:
+      path: an .h5 file, with or without the model, or a .weights.h5 file.
+      model: the same network here, with the same quantizers; larq's "ste_sign" is `ste_sign` and, of kernels, `binary`,
+        its "magnitude_aware_sign" `magnitude_aware`.
+      image_shape: (height, width, channels) of its images.
+      names: path of a module here -> name of the layer there, as {"conv1": "quant_conv2d_3"}.
+      fresh: patterns of variables here, as params/head/*, that are left out, to be initialised.
+      epsilon: of batch norms there, where the file does not hold the model.
+
+    Raises:
+      UsageError: listing what is missing, unknown or of another shape; for a file that is none of these; if the package
+        h5py is not installed.
+
+    Strides with padding "same" are not what `padding=1` is here: Keras pads more at the end. Give layers "SAME".
+    """
+    found, target = read_keras(path), describe(model, image_shape)
+    names = _by_order(found, target) if names is None else dict(names)
+    modules = {module_and_leaf(name)[0] for name in target.variables}
+    wrong = [f"`names` has {here}, which the network does not have" for here in sorted(names.keys() - modules)]
+    arrays = {f"{layer}/{leaf}": array for layer, leaves in found.layers.items() for leaf, array in leaves.items()}
+    sources = {}
+    for name in target.variables:
+        module, leaf = module_and_leaf(name)
+        if module not in names:
+            continue
+        layer, is_norm = names[module], module in target.norms
+        theirs = (_NORM_LEAVES if is_norm else _LEAVES).get(leaf, leaf)
+        source = f"{layer}/{theirs}"
+        if is_norm and theirs in _USUAL and layer in found.layers and source not in arrays:
+            like = target.variables[name]
+            sources[name] = Source((), lambda like=like, value=_USUAL[theirs]: np.full(like.shape, value))
+        elif leaf == "var" and is_norm:
+            shift = found.epsilons.get(layer, epsilon) - target.norms[module]
+            sources[name] = Source((source,), lambda x, shift=shift: x.astype(np.float64) + shift)
+        else:
+            sources[name] = Source((source,), lambda x: x)
+    return assemble(arrays, target, sources, fresh=fresh, wrong=wrong)
+
+
+def read_keras(path: str | os.PathLike[str]) -> KerasWeights:
+    """The layers and arrays of an .h5 or .weights.h5 file.
+
+    Raises:
+      UsageError: as :func:`from_keras`.
+    """
+    path = local_path("path", path)
+    h5py = import_extra("h5py", "reading a file of Keras's", "save the arrays as .npz: numpy.savez")
+    if not path.is_file():
+        raise UsageError(f"`path` (={path}) is not a file; give an .h5 or .weights.h5 file")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise UsageError(f"`path` (={path}) is no HDF5 file ({error}); give an .h5 or .weights.h5 file") from None
+    with file:
+        root = file.get("model_weights", file)
+        if "layer_names" in root.attrs:
+            return KerasWeights(_legacy_layers(root), _epsilons(file), ordered=True)
+        for group in ("layers", "_layer_checkpoint_dependencies"):
+            if group in file:
+                return KerasWeights(_numbered_layers(file[group]), {}, ordered=False)
+        held = ", ".join(file) or "nothing"
+    raise UsageError(f"`path` (={path}) holds no layers of Keras's, but {held}; save them: model.save_weights(...)")
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _legacy_layers(root: Any) -> dict[str, dict[str, np.ndarray]]:
+    layers = {}
+    for name in map(_text, root.attrs["layer_names"]):
+        weights = map(_text, root[name].attrs["weight_names"])
+        leaves = {w.split("/")[-1].partition(":")[0]: np.asarray(root[name][w]) for w in weights}
+        layers |= {name: leaves} if leaves else {}
+    return layers
+
+
+def _epsilons(file: Any) -> dict[str, float]:
+    """Of the batch norms of a model's config, if the file holds one."""
+    config = json.loads(_text(file.attrs["model_config"])) if "model_config" in file.attrs else {}
+    layers = (config.get("config") or {}).get("layers", []) if isinstance(config.get("config"), dict) else []
+    settings = [layer.get("config", {}) for layer in layers]
+    return {s["name"]: float(s["epsilon"]) for s in settings if "epsilon" in s and "name" in s}
+
+
+def _numbered_layers(group: Any) -> dict[str, dict[str, np.ndarray]]:
+    """Variables have numbers; those of a batch norm are vectors.  Three of them are less gamma, two less beta too."""
+    layers = {}
+    for name in sorted(group, key=_natural):
+        variables = group[name].get("vars", {})
+        arrays = [np.asarray(variables[number]) for number in sorted(variables, key=int)]
+        if not arrays:
+            continue
+        vectors = all(array.ndim == 1 for array in arrays)
+        leaves = ["gamma", "beta", "moving_mean", "moving_variance"][-len(arrays) :] if vectors else ["kernel", "bias"]
+        if len(arrays) > len(leaves):
+            raise UsageError(f"`path` has the layer {name} of {len(arrays)} variables, which is none of those known")
+        layers[name] = dict(zip(leaves, arrays))
+    return layers
+
+
+def _natural(name: str) -> tuple[str, int]:
+    """quant_conv2d, quant_conv2d_1, ..., quant_conv2d_10."""
+    match = re.fullmatch(r"(.*?)(?:_(\d+))?", name)
+    return match[1], int(match[2] or 0)
+
+
+def _by_order(found: KerasWeights, target: Target) -> dict[str, str]:
+    """Modules here -> layers there, each kind in its order."""
+    if target.branches:
+        raise UsageError(
+            "`names` (=None) must say which layer is which, as {'stem': 'conv2d'}, for branches of this network meet; "
+            f"its modules are {', '.join((*target.layers, *target.norms))}, the file's layers {', '.join(found.layers)}"
+        )
+    quantized = {module_and_leaf(name)[0] for name in target.variables if name.endswith(f"/{LATENT_KERNEL}")}
+    ranks = {module_and_leaf(n)[0]: len(v.shape) for n, v in target.variables.items() if n.endswith("kernel")}
+    ours: dict[Any, list[str]] = {}
+    for path in target.layers:
+        ours.setdefault((path in quantized, ranks[path]), []).append(path)
+    ours["norms"] = list(target.norms)
+    theirs: dict[Any, list[str]] = {}
+    for layer, leaves in found.layers.items():
+        kind = (layer.startswith("quant"), leaves["kernel"].ndim) if "kernel" in leaves else "norms"
+        theirs.setdefault(kind, []).append(layer)
+    names = {}
+    for kind, layers in theirs.items():
+        automatic = len({_natural(layer)[0] for layer in layers}) == 1
+        if not automatic and not found.ordered:
+            listed = ", ".join(layers)
+            raise UsageError(f"`names` (=None) must say which layer is which: the file has no order of {listed}")
+        names |= dict(zip(ours.get(kind, []), sorted(layers, key=_natural) if automatic else layers))
+    return names

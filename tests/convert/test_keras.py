@@ -1,0 +1,95 @@
+"""Files of Keras with a network as larq's BinaryNet: the network here has its logits, whichever form they have."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from bnn_jax.convert import from_keras
+from bnn_jax.errors import UsageError
+from bnn_jax.models.build import build_model
+from bnn_jax.outputs import network_logits
+
+h5py = pytest.importorskip("h5py", reason="h5py, of the extra keras, is not installed")
+GOLDENS = Path(__file__).parent / "goldens"
+SHAPE = (8, 8, 3)
+MODEL = build_model("bnn_convnet", num_classes=7, width=4, options={"stage_sizes": (1, 1), "dense_layers": 1})
+
+
+def as_keras_2(path):
+    """The same weights as `model.save_weights` of Keras 2, of which larq's zoo is: ":0", and no config."""
+    with h5py.File(GOLDENS / "binarynet.h5") as new, h5py.File(path, "w") as old:
+        weights = new["model_weights"]
+        names = [name for name in weights.attrs["layer_names"] if weights[name].attrs["weight_names"].size]
+        old.attrs["layer_names"] = [name.encode() for name in names]
+        for name in names:
+            group, group_of_new = old.create_group(name), weights[name]
+            arrays = {f"{name}/{w.split('/')[-1]}:0": group_of_new[w][()] for w in group_of_new.attrs["weight_names"]}
+            group.attrs["weight_names"] = [w.encode() for w in arrays]
+            for weight, array in arrays.items():
+                group[weight] = array
+    return path
+
+
+@pytest.fixture(scope="module")
+def converted():
+    return from_keras(GOLDENS / "binarynet.h5", MODEL, SHAPE)
+
+
+def test_the_logits_are_those_of_keras(converted):
+    images = np.random.default_rng(0).normal(size=(3, *SHAPE)).astype(np.float32)
+    with np.load(GOLDENS / "binarynet.npz") as file:
+        logits = file["logits"]
+    ours = jax.jit(lambda variables, images: network_logits(MODEL, variables, images))(converted, images)
+    assert logits.std() > 1
+    np.testing.assert_allclose(ours, logits, rtol=1e-5, atol=1e-5)
+
+
+def test_every_form_of_the_file_has_the_same_weights(converted, tmp_path):
+    """Without the model's config the last norm, which has an epsilon of its own, needs it said."""
+    for path in (GOLDENS / "binarynet.weights.h5", as_keras_2(tmp_path / "old.h5")):
+        found = from_keras(path, MODEL, SHAPE)
+        last = found["batch_stats"]["head_norm"]["var"]
+        np.testing.assert_allclose(last + 1e-3, converted["batch_stats"]["head_norm"]["var"], rtol=1e-6)
+        found["batch_stats"]["head_norm"]["var"] = converted["batch_stats"]["head_norm"]["var"]
+        assert jax.tree.all(jax.tree.map(np.array_equal, found, converted))
+    scale = converted["params"]["norm1"]["scale"]
+    np.testing.assert_array_equal(scale, np.ones(4))
+    assert converted["params"]["norm2"]["scale"].std() > 0
+
+
+def test_what_does_not_fit_is_listed(tmp_path):
+    path = as_keras_2(tmp_path / "old.h5")
+    deeper = build_model("bnn_convnet", num_classes=7, width=4, options={"stage_sizes": (2, 1), "dense_layers": 1})
+    with pytest.raises(UsageError) as refused:
+        from_keras(path, deeper, SHAPE)
+    text = str(refused.value)
+    assert "not known where to find: batch_stats/head_norm/mean, batch_stats/head_norm/var, params/conv3/latent" in text
+    assert "of another shape: quant_conv2d_1/kernel (3, 3, 4, 8) for params/conv2/latent_kernel (3, 3, 4, 4)" in text
+    with pytest.raises(
+        UsageError, match=r"has conv9, which the network does not have; .* unknown: .*, quant_dense_1/kernel; "
+    ):
+        from_keras(path, MODEL, SHAPE, names={"conv9": "quant_conv2d"})
+
+
+def test_branches_need_names():
+    model = build_model("bireal_resnet20", num_classes=7, width=4, options={"stage_sizes": (1,)})
+    with pytest.raises(UsageError, match=r"`names` \(=None\) must say which layer is which, .* for branches"):
+        from_keras(GOLDENS / "binarynet.h5", model, SHAPE)
+
+
+@pytest.mark.parametrize(("written", "rule"), [(b"text", "is no HDF5 file"), (None, "is not a file")])
+def test_other_files_are_refused(tmp_path, written, rule):
+    path = tmp_path / "x.h5"
+    if written is not None:
+        path.write_bytes(written)
+    with pytest.raises(UsageError, match=rule):
+        from_keras(path, MODEL, SHAPE)
+
+
+def test_a_file_without_layers(tmp_path):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["numbers"] = np.ones(3)
+    with pytest.raises(UsageError, match=r"holds no layers of Keras's, but numbers; save them: model\.save_weights"):
+        from_keras(tmp_path / "x.h5", MODEL, SHAPE)
