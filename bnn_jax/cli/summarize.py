@@ -26,7 +26,7 @@ from bnn_jax.training.options import Options
 
 LARGE_IMAGES = 64
 SETTINGS = ("width", "input_scaling", "input_quantizer", "input_quantizer_options")
-SETTINGS += ("kernel_quantizer", "kernel_quantizer_options")
+SETTINGS += ("kernel_quantizer", "kernel_quantizer_options", "quantizers")
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Arguments(TableOptions):
     """Of the weights; None takes the published one, full_precision turns quantization off."""
     kernel_quantizer_options: Options = field(default_factory=dict)
     """Of the kernel quantizer, as: bits 2"""
+    quantizers: Options = field(default_factory=dict)
+    """Of single layers, as: stage3_* real head 8-bit"""
     input_scaling: bool = False
     """XNOR-Net's map K."""
     options: Options = field(default_factory=dict)

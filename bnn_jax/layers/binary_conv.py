@@ -6,6 +6,7 @@ kernel among its variables (:func:`bnn_jax.packed.freeze`) computes on bits, wit
 """
 
 import math
+from collections.abc import Callable
 from typing import ClassVar
 
 import flax.linen as nn
@@ -17,6 +18,7 @@ from bnn_jax.bitops.conv import Geometry
 from bnn_jax.bitops.planes import PackedBase, conv_product
 from bnn_jax.checks import Sizes, check_arrays
 from bnn_jax.layers.arguments import make_quantizers, require_features, require_of_layer
+from bnn_jax.layers.by_layer import take_quantizers
 from bnn_jax.layers.convolution import Padding, conv, scaled_conv, spread
 from bnn_jax.layers.frozen import is_words, packed_kernel, record
 from bnn_jax.layers.geometry import (
@@ -61,6 +63,7 @@ class BinaryConv(nn.Module):
         the authors' own release leaves it out, and so does the default.
       gradient_quantizer: (y, key) -> y whose backward pass quantizes the gradient, as
         `bnn_jax.quantizers.dorefa_gradient`, or its name in GRADIENT_QUANTIZERS; in training only.
+      real_activation: of inputs that no quantizer takes.
       use_bias: add a bias per feature.
       dtype: of sums, scales and bias.  Activations have it too, or the dtype of the inputs where that is narrower: of
         bfloat16 images a network makes bfloat16 activations.  Codes are multiplied in the activations' dtype, in which
@@ -102,6 +105,7 @@ class BinaryConv(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
     input_dilation: int | Sizes | None = 1
     feature_group_count: int = 1
+    real_activation: Callable[[Array], Array] | None = None
 
     paddings: ClassVar[tuple[str, ...]] = PADDINGS
     """Paddings by name."""
@@ -110,6 +114,7 @@ class BinaryConv(nn.Module):
         make_sizes(self)
         make_quantizers(self)
         super().__post_init__()
+        take_quantizers(self)
         require_features(self)
         require_geometry(self)
         require_of_layer(self, "pad_value", self.pad_value, self.pad_value in (-1, 0, 1), "must be 0, +1 or -1")

@@ -1,6 +1,7 @@
 r"""Dense layer on integer codes; see :mod:`bnn_jax.layers.binary_conv` for what decides its precision."""
 
 import math
+from collections.abc import Callable
 from dataclasses import fields
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ from jaxtyping import Array, Int32, Num
 from bnn_jax.bitops.planes import PackedBase, dense_product
 from bnn_jax.checks import check_arrays, is_whole
 from bnn_jax.layers.arguments import make_quantizers, require_features, require_of_layer
+from bnn_jax.layers.by_layer import take_quantizers
 from bnn_jax.layers.frozen import packed_kernel, record
 from bnn_jax.layers.operands import InputBase, Phase, finish, operands, require_inputs
 from bnn_jax.layers.packed_call import packed_call
@@ -42,10 +44,12 @@ class BinaryDense(nn.Module):
     kernel_init: nn.initializers.Initializer = nn.initializers.glorot_uniform()
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
+    real_activation: Callable[[Array], Array] | None = None
 
     def __post_init__(self):
         make_quantizers(self)
         super().__post_init__()
+        take_quantizers(self)
         require_features(self)
 
     @nn.compact
@@ -151,7 +155,7 @@ class BinaryDenseGeneral(nn.Module):
         require_of_layer(self, "axis", self.axis, holds and len(axes) > 0, rule, "-1 is usual")
         x = jnp.moveaxis(x, sorted(a % x.ndim for a in axes), range(-len(axes), 0))
         others = x.shape[: -len(axes)]
-        own = {f.name for f in fields(BinaryDense)} - {"features", "name", "parent"}
+        own = {f.name for f in fields(BinaryDense)} - {"features", "name", "parent", "real_activation"}
         layer = BinaryDense(math.prod(features), name="dense", **{name: getattr(self, name) for name in own})
         return layer(x.reshape(*others, -1), train=train, progress=progress).reshape(*others, *features)
 

@@ -66,6 +66,8 @@ def operands(
 def input_bases(layer: nn.Module, x: Array, phase: Phase) -> list[InputBase]:
     """The bases of x, their codes in x's dtype if that holds every code of inputs and kernel, else in the layer's."""
     dtype = activation_dtype(x, layer.dtype)
+    if layer.input_quantizer is None and layer.real_activation is not None:
+        x = layer.real_activation(x)
     quantized = _quantize(layer, "input_quantizer", x.astype(dtype), phase)
     if dtype != layer.dtype:
         quantizers = filter(None, (layer.input_quantizer, layer.kernel_quantizer))

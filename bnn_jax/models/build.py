@@ -102,7 +102,8 @@ def build_model(
     input_scaling: bool = False,
     options: Mapping[str, Any] = {},
     steps_per_epoch: int | None = None,
-    **quantizers: Any,
+    quantizers: Mapping[str, Any] = {},
+    **of_network: Any,
 ) -> nn.Module:
     """A network from names, numbers and options.
 
@@ -114,7 +115,8 @@ def build_model(
       input_scaling: XNOR-Net's map K.
       options: what else the network's constructor takes; a single value stands for a tuple of one.
       steps_per_epoch: for quantizers with the option `period_steps`, which do something once an epoch; in training.
-      **quantizers: `input_quantizer`, `kernel_quantizer`, `gradient_quantizer`, by their names in the tables or as
+      quantizers: of single layers by patterns of their names, see :class:`bnn_jax.models.network.Network`.
+      **of_network: `input_quantizer`, `kernel_quantizer`, `gradient_quantizer`, by their names in the tables or as
         :func:`bnn_jax.quantizers.make_quantizer` takes them else, and their `input_quantizer_options`,
         `kernel_quantizer_options`, `gradient_quantizer_options`; see :func:`quantizer_settings`.
 
@@ -129,9 +131,10 @@ def build_model(
     >>> build_model("bireal_resnet20", num_classes=10, options={"stage_sizes": 2}).stage_sizes
     (2,)
     """
-    constructor, settings = entry_of(name).constructor, quantizer_settings(name, **quantizers)
+    constructor, settings = entry_of(name).constructor, quantizer_settings(name, **of_network)
     given: dict[str, Any] = {} if width is None else {"width": width}
     given |= {"input_scaling": True} if input_scaling else {}
+    given |= {"quantizers": quantizers} if quantizers else {}
     for kind, table in QUANTIZERS.items():
         quantizer, own = settings[kind], settings[f"{kind}_options"]
         if steps_per_epoch is not None and has_option(table, quantizer, "period_steps", argument=kind):

@@ -1,7 +1,7 @@
 """What all networks have: their sizes, checked, and the quantizers of their layers."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -12,6 +12,7 @@ from bnn_jax import checks
 from bnn_jax.errors import unknown_name
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool
 from bnn_jax.layers.arguments import QUANTIZERS, make_quantizers
+from bnn_jax.layers.by_layer import LayerQuantizers
 from bnn_jax.precision import widened
 from bnn_jax.quantizers import QuantizerLike
 
@@ -36,13 +37,18 @@ class Network(nn.Module):
       width: of the network's own unit, most often the filters of its first stage.
       input_quantizer, kernel_quantizer, gradient_quantizer: of the quantized layers, as
         :class:`bnn_jax.layers.BinaryConv` takes them; None is full precision.
+      quantizers: those of single layers, as ``{"stage3_*": "real", "head": "8-bit"}``: shell-style pattern of the name
+        of a layer, or of a block that it is in -> "real", "binary", "8-bit", a pair (input_quantizer, kernel_quantizer)
+        or a dict of arguments.  The first that matches counts.  Layers whose inputs stay real have the activation
+        that a network in full precision has there.  As a mapping it is the keyword arguments of a quantized layer.
 
     Returns:
       (logits, intermediates): float32 (batch, num_classes), and a dict with each stage's output and the `features` that
       the last layer sees.
 
     Raises:
-      ValueError: for sizes that are not positive, or an unknown `stem` where the network has one.
+      ValueError: for sizes that are not positive, or an unknown `stem` where the network has one; when it is
+        initialized with a pattern of `quantizers` that matches no layer.
     """
 
     num_classes: int
@@ -50,12 +56,17 @@ class Network(nn.Module):
     input_quantizer: QuantizerLike = None
     kernel_quantizer: QuantizerLike = None
     gradient_quantizer: QuantizerLike = None
+    quantizers: Mapping[str, Any] | None = None
 
     def __post_init__(self):
         counts = {f.name: getattr(self, f.name) for f in fields(self) if f.type in (int, tuple[int, ...])}
         for argument, value in counts.items():
             setattr(self, argument, tuple(value) if isinstance(value, list) else value)
         make_quantizers(self)
+        patterns = self.quantizers.patterns if isinstance(self.quantizers, LayerQuantizers) else self.quantizers
+        patterns = {} if patterns is None else patterns
+        self.quantizers = LayerQuantizers({kind: getattr(self, kind) for kind in QUANTIZERS}, patterns)
+        self.input_quantizer = self.quantizers["input_quantizer"]
         super().__post_init__()
         for argument in counts:
             self._require_whole(argument)
@@ -90,14 +101,28 @@ class Network(nn.Module):
         rule = "must be positive numbers, at least one" if isinstance(value, tuple) else "must be positive"
         self.require(argument, holds, rule, "" if usual is None else f"{usual} is usual")
 
-    @property
-    def quantizers(self) -> dict[str, Any]:
-        """The keyword arguments of a layer that quantizes."""
-        return {kind: getattr(self, kind) for kind in QUANTIZERS}
+    @nn.nowrap
+    def init_with_output(self, *args: Any, **kwargs: Any) -> Any:
+        """Initialize as Flax does, and refuse a pattern of `quantizers` that matches no layer."""
+        layers: dict[str, None] = {}
+
+        def remember(call, arguments, options, context):
+            if context.method_name == "__call__" and isinstance(context.module, BinaryConv | BinaryDense):
+                layers["/".join(context.module.path)] = None
+            return call(*arguments, **options)
+
+        with nn.intercept_methods(remember):
+            returned = super().init_with_output(*args, **kwargs)
+        self.quantizers.require_matches(layers)
+        return returned
 
     @nn.nowrap
     def unless_quantized(self, activation: Callable[[Array], Array]) -> Callable[[Array], Array]:
-        """The `activation` where inputs stay real; otherwise the identity, for the quantizer stands in its place."""
+        """The `activation` where inputs stay real; otherwise the identity, for the quantizer stands in its place.
+
+        Where `quantizers` has patterns, real layers of the network apply it to their inputs themselves.
+        """
+        self.quantizers.activation = activation
         return activation if self.input_quantizer is None else identity
 
     @nn.nowrap

@@ -99,6 +99,9 @@ class ModelConfig:
     """What quantizes the gradients of the quantized layers' outputs, as dorefa; None leaves them as they are."""
     gradient_quantizer_options: Options = field(default_factory=dict, hash=False)
     """Keyword arguments of the gradient quantizer, as: bits 6"""
+    quantizers: Options = field(default_factory=dict, hash=False)
+    """Quantizers of single layers, as: stage3_* real head 8-bit; pattern of a name, then real, binary, 8-bit or a pair
+    as ste_sign,xnor."""
     input_scaling: bool = False
     """Multiply the outputs of each layer by XNOR-Net's map K, the mean magnitude of the inputs."""
     options: Options = field(default_factory=dict, hash=False)

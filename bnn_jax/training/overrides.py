@@ -24,6 +24,7 @@ OWNERS: dict[type, dict[str, Callable[[Any], str]]] = {
     ModelConfig: {
         "width": lambda model: model.name,
         "options": lambda model: model.name,
+        "quantizers": lambda model: model.name,
         "input_quantizer_options": lambda model: model.input_quantizer or model.name,
         "kernel_quantizer_options": lambda model: model.kernel_quantizer or model.name,
         "gradient_quantizer_options": lambda model: model.gradient_quantizer,

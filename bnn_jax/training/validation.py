@@ -12,6 +12,7 @@ from bnn_jax.data import PREPROCESSING
 from bnn_jax.distillation import DISTILLATION_LOSSES
 from bnn_jax.errors import UsageError, unknown_name
 from bnn_jax.layers.arguments import QUANTIZERS
+from bnn_jax.layers.by_layer import LayerQuantizers
 from bnn_jax.losses import LOSSES, as_loss, make_loss
 from bnn_jax.models import MODELS
 from bnn_jax.models.build import build_model, entry_of, quantizer_settings, settings_taken
@@ -25,7 +26,7 @@ from bnn_jax.training.config import Config, DataConfig, DistillationConfig, Mode
 
 def with_published_quantizers(model: ModelConfig) -> ModelConfig:
     """`model` with a name for each quantizer; options that are given go before the published ones."""
-    given = {key: value for key, value in vars(model).items() if "quantizer" in key}
+    given = {key: value for key, value in vars(model).items() if "_quantizer" in key}
     return replace(model, **quantizer_settings(model.name, **given))
 
 
@@ -113,14 +114,15 @@ def _check_model(model: ModelConfig) -> None:
     for kind, table in QUANTIZERS.items():
         name, options = getattr(model, kind), getattr(model, f"{kind}_options")
         _check_made(name or kind, partial(make_quantizer, table, name, argument=kind, **options))
+    _check_made("model.quantizers", partial(LayerQuantizers, vars(model), model.quantizers))
     network, taken = entry_of(model.name).constructor, settings_taken(model.name)
     shipped = isinstance(model.name, str) and model.name in MODELS
     made, label = isinstance(network, nn.Module), model.name if shipped else last_part(network)
     not_taken = f"is for what makes a network, and this {label} is made" if made else f"is not an option of {label}"
     if taken is not None:
-        for setting in ("width", *QUANTIZERS):
+        for setting in ("width", *QUANTIZERS, "quantizers"):
             value = getattr(model, setting)
-            _require(f"model.{setting}", value, value is None or setting in taken, f"{not_taken}; leave it out")
+            _require(f"model.{setting}", value, value in (None, {}) or setting in taken, f"{not_taken}; leave it out")
         known = taken - {"name", "num_classes", *vars(model)}
         for option in model.options:
             if option not in known:

@@ -1,0 +1,91 @@
+"""Quantizers of single layers by patterns: built, accounted, trained, frozen, saved; refused where none match."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from packed_checks import initialized
+
+from bnn_jax.analysis.accounting import account_model
+from bnn_jax.errors import UsageError
+from bnn_jax.models.build import build_model
+from bnn_jax.packed import freeze, load, save, verify
+
+SHAPE = (8, 8, 3)
+SETTINGS = {"name": "resnet20", "width": 4, "options": {"stage_sizes": (1, 1)}}
+
+
+def network(quantizers, **settings):
+    return build_model(num_classes=10, quantizers=quantizers, **SETTINGS | settings)
+
+
+def bits_of(model):
+    return {layer.name: layer.weight_bits for layer in account_model(model, SHAPE).layers if layer.weights}
+
+
+def names(bits):
+    return {name.rpartition("/")[0].split("/")[0] for name in bits}
+
+
+def test_one_stage_the_first_and_the_last_layer_have_quantizers_of_their_own():
+    bits = bits_of(network({"stage2_*": "real", "stem": ("full_precision", "xnor"), "head": "8-bit"}))
+    wanted = {"stem": 1, "head": 8, "stage1_block1": 1, "stage2_block1": 32}
+    assert {name.split("/")[0] for name in bits} == wanted.keys()
+    assert all(bits[name] == wanted[name.split("/")[0]] for name in bits)
+    assert bits_of(network({})) == {
+        name: {"stem": 32, "head": 32}.get(name.split("/")[0], 1) for name in bits_of(network({}))
+    }
+
+
+def test_the_first_pattern_counts():
+    bits = bits_of(network({"*/conv2": None, "stage1_block1": {"kernel_quantizer": "twn"}, "*": "binary"}))
+    kinds = {name.rpartition("/")[0]: value for name, value in bits.items()}
+    assert kinds["stage1_block1/conv1"] == 2 and kinds["stage1_block1/conv2"] == 32
+    assert kinds["stage2_block1/conv1"] == kinds["stem"] == kinds["head"] == 1
+
+
+def test_real_layers_have_their_activation_and_a_real_network_takes_binary_layers():
+    """All layers real by a pattern: the network in full precision, whose activation stands in the same places here."""
+    real = build_model(num_classes=10, **SETTINGS, input_quantizer="full_precision", kernel_quantizer="full_precision")
+    variables = initialized(real, SHAPE)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, *SHAPE)), jnp.float32)
+    logits = jax.jit(lambda v, x: real.apply(v, x, train=False)[0])(variables, x)
+    for model in (network({"*": "real"}), network({"*": "real"}, input_quantizer="full_precision")):
+        found = jax.jit(lambda v, x, model=model: model.apply(v, x, train=False)[0])(variables, x)
+        np.testing.assert_allclose(found, logits, rtol=1e-5, atol=1e-5)
+    mixed = network({"stage2_*": "binary"}, input_quantizer="full_precision", kernel_quantizer="full_precision")
+    assert bits_of(mixed) == {name: 1 if name.startswith("stage2") else 32 for name in bits_of(mixed)}
+
+
+@pytest.mark.full
+def test_a_mixed_network_is_frozen_saved_and_loaded(tmp_path):
+    quantizers = {"stage2_*": "real", "head": "8-bit"}
+    model = network(quantizers)
+    variables = initialized(model, SHAPE)
+    packed = freeze(model, variables, SHAPE)
+    images = np.random.default_rng(0).integers(0, 256, (4, *SHAPE), dtype=np.uint8)
+    found = verify(model, variables, packed, [jnp.asarray(images, jnp.float32) / 128 - 1])
+    assert found.passed and found.layers["head"].path == "float32"
+    settings = {**SETTINGS, "quantizers": quantizers}
+    save(tmp_path / "net", settings, packed, num_classes=10, image_shape=SHAPE, mean=(128,) * 3, std=(128,) * 3)
+    loaded = load(tmp_path / "net")
+    assert loaded.metadata["model"]["quantizers"] == quantizers
+    np.testing.assert_array_equal(
+        jax.jit(loaded.apply)(packed, images), jax.jit(loaded.apply)(loaded.variables, images)
+    )
+
+
+@pytest.mark.parametrize(
+    ("quantizers", "text"),
+    [
+        ({"stage9_*": "real"}, r"`quantizers` \(='stage9_\*'\) matches no layer; the layers are stem, stage1_block1/c"),
+        ({"head": "9-bit"}, r"`quantizers\['head'\]` \(='9-bit'\) is not known; did you mean '8-bit'"),
+        ({"head": {"kernel": "xnor"}}, r"`quantizers\['head'\]` .* must be a name of real, binary, 8-bit, a pair or a"),
+        ({"head": ("ste_sing", "xnor")}, r"`quantizers\['head'\]` \(='ste_sing'\) .*did you mean 'ste_sign'"),
+        ("real", r"`quantizers` \(='real'\) must be a mapping of patterns; to each a name of real, binary"),
+    ],
+)
+def test_what_matches_or_means_nothing_is_refused(quantizers, text):
+    with pytest.raises((ValueError, UsageError), match=f"^{text}"):
+        model = network(quantizers)
+        jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), jnp.ones((1, *SHAPE)))
