@@ -28,10 +28,10 @@ class Arguments(TrainedOptions, TableOptions):
 def print_verification(found: Verification, tables: Tables) -> None:
     """Print the layers as a table, then the network."""
     rows = [
-        (path, *(f"{differing:,} / {compared:,}" for compared, differing in zip(layer[::2], layer[1::2])))
-        for path, layer in found.layers.items()
+        (name, *(f"{differing:,} / {compared:,}" for compared, differing in zip(layer[:6:2], layer[1:6:2])), layer.path)
+        for name, layer in found.layers.items()
     ]
-    columns = ("layer", "weights", "integers", "activation bits\n(whole words)")
+    columns = ("layer", "weights", "integers", "activation bits\n(whole words)", "multiplies\non")
     tables.print(columns, rows, title="differing / compared")
     print(f"predictions that differ: {found.differing_predictions:,} of {found.examples:,}")
     print(f"largest difference of logits: {found.largest_logit_difference:.3g}")
