@@ -23,6 +23,20 @@ def whole_number(argument: str, value: Any, *, at_least: int) -> int:
     return number
 
 
+def size_in_memory(preprocessing: str, image_size: int | None) -> int:
+    """:func:`size_after` a preprocessing of images that are kept in memory.
+
+    Raises:
+      UsageError: also for one that crops at random.
+    """
+    size = size_after(preprocessing, image_size)
+    if size and PREPROCESSING[preprocessing].is_random:
+        raise UsageError(
+            f"`preprocessing` (={preprocessing!r}) crops at random as images are read: stream them, or give center_crop"
+        )
+    return size
+
+
 def size_after(preprocessing: str, image_size: int | None) -> int:
     """Height and width of images after a preprocessing; 0 for "none", which leaves them as they are.
 

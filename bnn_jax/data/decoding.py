@@ -13,12 +13,28 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+GREY = {"1", "L", "LA", "La", "I"}
+"""Modes of Pillow; those of 16 bits begin with I too."""
+
+
+def is_grey(image: "Image") -> bool:
+    """Whether an image has no colour, by its mode."""
+    return image.mode in GREY or image.mode.startswith("I;")
+
+
 def decode_image(encoded: bytes, mode: str) -> "Image":
-    """An encoded image as grey ("L") or "RGB"; CMYK and palettes are converted, 16 bits become the upper 8."""
+    """An encoded image as grey ("L") or "RGB", see :func:`in_mode`."""
     from PIL import Image
 
     image = Image.open(io.BytesIO(encoded))
     image.load()
+    return in_mode(image, mode)
+
+
+def in_mode(image: "Image", mode: str) -> "Image":
+    """An image as grey ("L") or "RGB"; CMYK and palettes are converted, 16 bits become the upper 8."""
+    from PIL import Image
+
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:

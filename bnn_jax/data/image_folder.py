@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,22 +12,43 @@ import numpy as np
 from jaxtyping import Int32
 
 from bnn_jax.data.arrays import SPLITS, SuspectDataWarning
-from bnn_jax.data.decoding import decode_all, evaluation_of, reason_of
+from bnn_jax.data.decoding import decode_all, evaluation_of, is_grey, reason_of
 from bnn_jax.data.prepare import ARCHIVES, default_data_dir
+from bnn_jax.data.records import CorruptExample, Encoded
 from bnn_jax.data.tfds_folder import versions_of
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.paths import local_path
 
-GREY = {"1", "L", "LA", "La", "I"}
-"""Modes of Pillow; those of 16 bits begin with I too."""
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FileSplit:
-    """The files of a split, class by class, and their labels."""
+    """The files of a split, class by class, and their labels; a :class:`bnn_jax.data.records.Source`.
 
+    Attributes:
+      where: the split, for messages.
+      version: changes with the name, size or time of a file of it.
+      paths: of the images.
+      labels: of the images.
+    """
+
+    where: str
+    version: str
     paths: tuple[str, ...]
     labels: Int32[np.ndarray, "examples"]
+
+    def encoded(self, positions: Sequence[int]) -> list[Encoded | CorruptExample]:
+        """As :meth:`bnn_jax.data.records.Source.encoded`."""
+        return [self._encoded(position) for position in positions]
+
+    def _encoded(self, position: int) -> Encoded | CorruptExample:
+        try:
+            return Path(self.paths[position]).read_bytes(), int(self.labels[position])
+        except OSError as error:
+            return CorruptExample(f"{self.paths[position]} cannot be read: {error.strerror}")
+
+    def place(self, position: int) -> str:
+        """As :meth:`bnn_jax.data.records.Source.place`."""
+        return self.paths[position]
 
 
 @dataclass(frozen=True)
@@ -38,13 +59,16 @@ class ImageFolder:
       folder: itself.
       splits: train, and test and validation where they are there.
       class_names: the names of the folders of the classes, sorted; a label is an index into them.
-      version: changes with the name, size or time of a file.
     """
 
     folder: Path
     splits: dict[str, FileSplit]
     class_names: tuple[str, ...]
-    version: str
+
+    @property
+    def version(self) -> str:
+        """Changes with the name, size or time of a file."""
+        return json.dumps({name: split.version for name, split in self.splits.items()})
 
 
 def image_folder_named(name: str, data_dir: str | Path | None) -> Path | None:
@@ -80,8 +104,8 @@ def find_images(folder: Path) -> ImageFolder:
     inside = {path.name for name in class_names for path in (roots["train"] / name).iterdir() if path.is_dir()}
     if inside & {"train", "test"}:
         raise UsageError(f"{folder} is a folder too high: give {roots['train'] / class_names[0]}, in which train lies")
-    found, left_out, state = {}, [], []
-    for split, root in roots.items():
+    found, left_out = {}, []
+    for split, root in sorted(roots.items(), key=lambda item: item[0] != "train"):
         unknown = {path.name for path in root.iterdir() if path.is_dir() and path.name[0] != "."} - {*class_names}
         if unknown:
             raise UsageError(f"{root} has the class {min(unknown)!r}, which {roots['train']} has not; remove it")
@@ -93,10 +117,12 @@ def find_images(folder: Path) -> ImageFolder:
             paths += images
             labels += [label] * len(images)
             left_out += others
-        found[split] = FileSplit(tuple(paths), np.array(labels, np.int32))
-        state += [(os.path.relpath(path, folder), *_size_and_time(path)) for path in paths]
+        where = f"the {split} split of {folder}"
+        if not paths:
+            raise UsageError(f"{where} has no image; remove it, or put some in")
+        found[split] = FileSplit(where, _version(folder, paths), tuple(paths), np.array(labels, np.int32))
     _warn_of_left_out(folder, left_out)
-    return ImageFolder(folder, found, class_names, hashlib.sha256(json.dumps(state).encode()).hexdigest())
+    return ImageFolder(folder, found, class_names)
 
 
 def _images_in(folder: Path) -> tuple[list[str], list[str]]:
@@ -113,9 +139,9 @@ def _images_in(folder: Path) -> tuple[list[str], list[str]]:
     return sorted(images), sorted(others)
 
 
-def _size_and_time(path: str) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
+def _version(folder: Path, paths: list[str]) -> str:
+    state = [(os.path.relpath(path, folder), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
 
 def _warn_of_left_out(folder: Path, left_out: list[str]) -> None:
@@ -132,7 +158,7 @@ def mode_of(images: ImageFolder) -> str:
         for path in split.paths:
             try:
                 with Image.open(path) as image:
-                    if image.mode not in GREY and not image.mode.startswith("I"):
+                    if not is_grey(image):
                         return "RGB"
             except OSError as error:
                 raise RunError(f"{path} cannot be decoded ({reason_of(error)}); remove or replace it") from None
@@ -148,18 +174,17 @@ def decode_image_folder(images: ImageFolder, preprocessing: str, size: int) -> d
     """
     mode, arrays, encodings = mode_of(images), {}, set()
     for name, split in images.splits.items():
-        where = f"the {name} split of {images.folder}"
-        if not split.paths:
-            raise UsageError(f"{where} has no image; remove it, or put some in")
+        encoded = ((path, Path(path).read_bytes()) for path in split.paths)
         preprocess, count = evaluation_of(preprocessing, size), len(split.paths)
-        arrays[f"{name}_images"], found = decode_all(_encoded(split.paths), count, mode, preprocess, where)
+        arrays[f"{name}_images"], found = decode_all(encoded, count, mode, preprocess, split.where)
         arrays[f"{name}_labels"] = split.labels
         encodings |= found
     arrays["class_names"] = np.array(images.class_names)
     prepared = "" if preprocessing == "none" else f"; {preprocessing} to {size}x{size}"
-    arrays["note"] = np.array(f"{images.folder.name} (folder of images, {'/'.join(sorted(encodings))}{prepared})")
+    arrays["note"] = np.array(f"{note_of_folder(images.folder, encodings)[:-1]}{prepared})")
     return arrays
 
 
-def _encoded(paths: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
-    return ((path, Path(path).read_bytes()) for path in paths)
+def note_of_folder(folder: Path, encodings: set[str]) -> str:
+    """Provenance: what the folder is called, and how its images are encoded."""
+    return f"{folder.name} (folder of images, {'/'.join(sorted(encodings))})"

@@ -1,17 +1,22 @@
 """as_dataset: arrays that a program has in memory as a set, checked as those of a file are."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from bnn_jax.checks import require
+from bnn_jax.data.arguments import size_in_memory
 from bnn_jax.data.arrays import SPLITS, checked_arrays
+from bnn_jax.data.decoding import evaluation_of, in_mode, is_grey
 from bnn_jax.data.sources import Dataset, Split, assemble, identified
 from bnn_jax.data.stream import ImageStream
 from bnn_jax.errors import UsageError, unknown_name
+
+Preprocess: TypeAlias = Callable[[Any], np.ndarray]
+"""An image of Pillow -> its pixels."""
 
 FORMS = (
     "(images, labels), ((x_train, y_train), (x_test, y_test)), a dict of splits, or a Dataset: see "
@@ -19,7 +24,14 @@ FORMS = (
 )
 
 
-def as_dataset(data: Any, *, validation_examples: int | None = None, split_seed: int = 0) -> Dataset | ImageStream:
+def as_dataset(
+    data: Any,
+    *,
+    validation_examples: int | None = None,
+    split_seed: int = 0,
+    preprocessing: str = "none",
+    image_size: int | None = None,
+) -> Dataset | ImageStream:
     """Arrays in memory as a set: checked, divided, and with an identity that other arrays do not have.
 
     Args:
@@ -30,9 +42,10 @@ def as_dataset(data: Any, *, validation_examples: int | None = None, split_seed:
           the middle;
         * a dict of such pairs or rows by "train", "test" and "validation", or of the arrays of an .npz file, see
           :func:`bnn_jax.data.load_dataset`;
-        * rows as Hugging Face's sets have them: a sequence of ``{"image": ..., "label": ...}``;
+        * rows as Hugging Face's sets have them: a sequence of ``{"image": ..., "label": ...}``, the images of Pillow;
         * a :class:`Dataset`, or an :class:`ImageStream`.
       validation_examples, split_seed: as :func:`bnn_jax.data.load_dataset` takes them.
+      preprocessing, image_size: likewise, for images of Pillow.
 
     Returns:
       The set; one that was loaded or checked before as it is.
@@ -49,15 +62,17 @@ def as_dataset(data: Any, *, validation_examples: int | None = None, split_seed:
     """
     if isinstance(data, Dataset | ImageStream) and data.identity is not None:
         return data
+    made_by = {"validation_examples": None, "split_seed": 0, "preprocessing": "none", "image_size": None}
     if isinstance(data, Dataset):
-        dataset, split_by = _checked(data), {"validation_examples": None, "split_seed": 0}
+        dataset = _checked(data)
     else:
-        split_by = {"validation_examples": validation_examples, "split_seed": split_seed}
-        dataset = assemble("arrays", _arrays_of(data), "`data`", "arrays in memory", *split_by.values())
+        preprocess = evaluation_of(preprocessing, size_in_memory(preprocessing, image_size))
+        arrays = _arrays_of(data, None if preprocessing == "none" else preprocess)
+        dataset = assemble("arrays", arrays, "`data`", "arrays in memory", validation_examples, split_seed)
+        made_by = {"validation_examples": validation_examples, "split_seed": split_seed}
+        made_by |= {"preprocessing": preprocessing, "image_size": image_size}
     name = f"{dataset.name} in memory, sha256 {_digest(dataset)}"
-    return identified(
-        dataset, name=name, data_dir=None, stream=False, **split_by, preprocessing="none", image_size=None
-    )
+    return identified(dataset, name=name, data_dir=None, stream=False, **made_by)
 
 
 def _checked(dataset: Dataset) -> Dataset:
@@ -76,7 +91,7 @@ def _checked(dataset: Dataset) -> Dataset:
     return replace(dataset, **checked)
 
 
-def _arrays_of(data: Any) -> dict[str, np.ndarray]:
+def _arrays_of(data: Any, preprocess: Preprocess | None = None) -> dict[str, np.ndarray]:
     """The arrays of an .npz file."""
     if isinstance(data, Mapping):
         arrays = {}
@@ -84,49 +99,55 @@ def _arrays_of(data: Any) -> dict[str, np.ndarray]:
             if not isinstance(part, Split | tuple) and not _are_rows(part):
                 arrays[name] = _array(name, part)
             elif name in SPLITS:
-                arrays |= _pair(f"{SPLITS[name]}_", part)
+                arrays |= _pair(f"{SPLITS[name]}_", part, preprocess)
             else:
                 raise unknown_name("data", name, SPLITS)
         return arrays
     if isinstance(data, tuple | list) and data and all(isinstance(part, tuple) for part in data):
         names = {2: ("train", "test"), 3: ("train", "validation", "test")}.get(len(data), ())
-        return {key: array for name, part in zip(names, data) for key, array in _pair(f"{name}_", part).items()}
-    return _pair("", data)
+        pairs = (_pair(f"{name}_", part, preprocess) for name, part in zip(names, data))
+        return {key: array for pair in pairs for key, array in pair.items()}
+    return _pair("", data, preprocess)
 
 
-def _pair(prefix: str, part: Any) -> dict[str, np.ndarray]:
-    """The images and labels of a split."""
+def _pair(prefix: str, part: Any, preprocess: Preprocess | None) -> dict[str, np.ndarray]:
+    """The images and labels of a split, and the names of the classes where rows know them."""
+    known = {}
     if isinstance(part, Split):
         part = (part.images, part.labels)
     elif _are_rows(part):
+        names = getattr((getattr(part, "features", None) or {}).get("label"), "names", None)
+        known = {} if names is None else {"class_names": np.array(names), "num_classes": np.array(len(names))}
         key = next((key for key in ("image", "img") if key in part[0]), "image")
         try:
-            part = [row[key] for row in part], [row["label"] for row in part]
+            part = list(zip(*[(row[key], row["label"]) for row in part]))
         except KeyError as error:
             raise UsageError(f"`data` has a row without {error}; rows have an image and a label") from None
     if not isinstance(part, tuple | list) or len(part) != 2:
         raise UsageError(f"`data` (a {type(part).__name__}) must be {FORMS}")
     images, labels = part
-    return {f"{prefix}images": _array("images", images), f"{prefix}labels": _array("labels", labels)}
+    if isinstance(images, Sequence) and len(images) > 0 and hasattr(images[0], "getbands"):
+        mode = "L" if all(map(is_grey, images)) else "RGB"
+        images = [np.asarray((preprocess or np.asarray)(in_mode(image, mode))) for image in images]
+    elif preprocess is not None:
+        raise UsageError("`preprocessing` is for image files and images of Pillow; arrays have one size, leave it out")
+    return {f"{prefix}images": _array("images", images), f"{prefix}labels": _array("labels", labels)} | known
 
 
 def _are_rows(part: Any) -> bool:
-    return (
-        hasattr(part, "__len__")
-        and hasattr(part, "__getitem__")
-        and not isinstance(part, Mapping | str | np.ndarray)
-        and len(part) > 0
-        and isinstance(part[0], Mapping)
-    )
+    is_sequence = hasattr(part, "__len__") and hasattr(part, "__getitem__") and not isinstance(part, str | np.ndarray)
+    return is_sequence and not isinstance(part, Mapping) and len(part) > 0 and isinstance(part[0], Mapping)
 
 
 def _array(name: str, values: Any) -> np.ndarray:
     try:
-        images = isinstance(values, Sequence) and len(values) > 0 and hasattr(values[0], "getbands")
-        return np.stack([np.asarray(image) for image in values]) if images else np.asarray(values)
+        return np.asarray(values)
     except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise UsageError(f"`{name}` of `data` cannot be one array ({reason}); give arrays of one shape") from None
+        raise UsageError(
+            f"`{name}` of `data` cannot be one array ({reason}); give arrays of one shape, or images of Pillow with "
+            "`data.preprocessing` center_crop"
+        ) from None
 
 
 def _digest(dataset: Dataset) -> str:

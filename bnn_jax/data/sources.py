@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from bnn_jax.data.arguments import size_after, whole_number
+from bnn_jax.data.arguments import size_in_memory, whole_number
 from bnn_jax.data.arrays import checked_arrays
 from bnn_jax.data.image_folder import decode_image_folder, find_images, image_folder_named
-from bnn_jax.data.imagenet import PREPROCESSING
 from bnn_jax.data.prepare import default_data_dir
 from bnn_jax.data.splits import check_own_validation, in_three, split_off_validation
 from bnn_jax.data.tfds_folder import decode_tfds_folder, files_of, find_tfds_folder
@@ -136,11 +135,7 @@ def load_dataset(
     name, seed = os.fspath(name), whole_number("split_seed", split_seed, at_least=0)
     if validation_examples is not None:
         validation_examples = whole_number("validation_examples", validation_examples, at_least=1)
-    size = size_after(preprocessing, image_size)
-    if size and PREPROCESSING[preprocessing].is_random:
-        raise UsageError(
-            f"`preprocessing` (={preprocessing!r}) crops at random as images are read: stream them, or give center_crop"
-        )
+    size = size_in_memory(preprocessing, image_size)
     path, split_by = local_path("name", name), (validation_examples, seed)
     if name == "digits" or name.endswith(".npz"):
         _check_arrays_alone(name, data_dir, size)

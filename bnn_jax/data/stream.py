@@ -9,20 +9,23 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
 
 from bnn_jax.data.arguments import size_after, whole_number
 from bnn_jax.data.batching import batches, padded_order
+from bnn_jax.data.image_folder import find_images, image_folder_named, mode_of, note_of_folder
 from bnn_jax.data.imagenet import MEAN, STD
 from bnn_jax.data.prepare import default_data_dir
-from bnn_jax.data.records import CorruptExample, Records, first_image, has_labels, read_batch
+from bnn_jax.data.records import CorruptExample, Records, first_image, read_batch
 from bnn_jax.data.sources import Split, check_spread, identified, pixel_sums, statistics_of
-from bnn_jax.data.splits import check_own_validation, split_off_validation
+from bnn_jax.data.splits import check_own_validation, in_three, split_off_validation
 from bnn_jax.data.tfds_folder import files_of, find_tfds_folder, note_of, open_builder, what_to_decode
+from bnn_jax.data.tfds_records import TfdsRecords
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.files import replacing
 from bnn_jax.paths import cache_folder, local_path
@@ -66,15 +69,16 @@ def open_stream(
     preprocessing: str = "none",
     image_size: int | None = None,
 ) -> ImageStream:
-    """Open an image classification set that TFDS stored as ArrayRecord; what is read is read by :func:`batches`.
+    """Open an image classification set on disk; what is read is read by :func:`batches`.
 
     The splits are those of :func:`bnn_jax.data.load_dataset`, in the same order.  Where the test split has no labels,
     as that of ImageNet, or there is none, the official validation split is the test split.  To take a validation split
     out of the training split, of every class the same share, all of its records are read once for their labels.
 
     Args:
-      name: of the set in `data_dir`, such as `"imagenet2012"`.
-      data_dir: folder of TFDS sets; default `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+      name: of a set in `data_dir` that TFDS stored as ArrayRecord, such as `"imagenet2012"`, or a folder of images, as
+        :func:`bnn_jax.data.load_dataset` takes them.
+      data_dir: folder of such sets; default `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
       cache_dir: where the labels are kept, and the pixel statistics of a set without preprocessing, as JSON; default
         `$XDG_CACHE_HOME/bnn_jax`, else `~/.cache/bnn_jax`.
       validation_examples: size of the validation split taken out of the training split; default a tenth of it.  Must
@@ -91,34 +95,27 @@ def open_stream(
     local_path("name", name)
     if name == "digits" or name.endswith(".npz"):
         raise UsageError(
-            f"`name` (={name!r}) is loaded whole: turn streaming off, or name a set that TFDS stored as ArrayRecord"
+            f"`name` (={name!r}) is loaded whole: turn streaming off, or name a folder of images or a TFDS set"
         )
     size = size_after(preprocessing, image_size)
     if validation_examples is not None:
         validation_examples = whole_number("validation_examples", validation_examples, at_least=1)
     cache = local_path("cache_dir", cache_dir or cache_folder())
-    folder = find_tfds_folder(name, local_path("data_dir", data_dir or default_data_dir()))
-    whole = _labelled_splits(folder, preprocessing, size)
-    if "test" in whole and "validation" in whole:
-        check_own_validation(validation_examples, str(folder))
-        splits = whole
-    else:
-        seed = whole_number("split_seed", split_seed, at_least=0)
-        labels = _training_labels(whole["train"], name, folder, cache)
-        kept, taken = split_off_validation(labels, validation_examples, seed)
-        parts = {"train": replace(whole["train"], positions=kept)}
-        parts["validation"] = replace(whole["train"], name="validation", positions=taken)
-        splits = parts | {"test": replace(whole.get("test") or whole["validation"], name="test")}
+    opened = _open_image_folder(name, data_dir, preprocessing, size) or _open_tfds(name, data_dir, preprocessing, size)
+    files = f"{opened.name.replace('/', '-')}-{opened.version}"
+    seed = whole_number("split_seed", split_seed, at_least=0)
+    labels = lambda: _training_labels(opened.splits["train"], opened.name, cache / f"{files}-labels")
+    splits = _divided(opened, labels if opened.labels is None else lambda: opened.labels, validation_examples, seed)
     encoding, shape = first_image(splits["train"])
-    note = note_of(name, folder.name, {encoding})
+    note = opened.note_of({encoding})
     if preprocessing == "none":
         splits = {split: replace(records, image_shape=shape) for split, records in splits.items()}
-        mean, std = _pixel_statistics(splits["train"], name, folder, cache)
+        mean, std = _pixel_statistics(splits["train"], opened.name, cache / f"{files}-pixels")
     else:
         shape, mean, std = (size, size, 3), MEAN, STD
         note = f"{note[:-1]}; {preprocessing} to {size}x{size})"
     ordered = [splits[split] for split in ("train", "validation", "test")]
-    stream = ImageStream(name, *ordered, ordered[0].num_classes, shape, mean, std, note)
+    stream = ImageStream(opened.name, *ordered, ordered[0].num_classes, shape, mean, std, note, opened.class_names)
     where = {"name": name, "data_dir": None if data_dir is None else os.fspath(data_dir), "stream": True}
     split_by = {"validation_examples": validation_examples, "split_seed": split_seed}
     return identified(stream, **where, **split_by, preprocessing=preprocessing, image_size=image_size)
@@ -142,11 +139,51 @@ def in_batches(split: Split | Records, size: int) -> Iterator[tuple[np.ndarray, 
         yield split.images[row], np.where(row < 0, -1, split.labels[row])
 
 
-def _labelled_splits(folder: Path, preprocessing: str, size: int) -> dict[str, Records]:
-    """The training split, and of validation and test those with labels; each whole."""
+class _Opened(NamedTuple):
+    """A set on disk before it is divided.
+
+    Attributes:
+      name, version: of the set; files of the cache have them in their names.
+      where: it lies, for messages.
+      splits: those with labels, each whole.
+      labels: of the training split, None where they must be read.
+      class_names: of the labels.
+      note_of: (encodings) -> provenance.
+    """
+
+    name: str
+    version: str
+    where: Path
+    splits: dict[str, Records]
+    labels: Int32[np.ndarray, "examples"] | None
+    class_names: tuple[str, ...]
+    note_of: Callable[[set[str]], str]
+
+
+def _open_image_folder(name: str, data_dir: str | Path | None, preprocessing: str, size: int) -> _Opened | None:
+    """A folder of images; None where the name is of something else."""
+    folder = image_folder_named(name, data_dir)
+    if folder is None:
+        return None
+    images = find_images(folder)
+    classes = len(images.class_names)
+    mode = "RGB" if preprocessing != "none" else mode_of(images)
+    splits = {
+        split: Records(split, files, np.arange(len(files.paths)), mode, classes, (size, size, 3), preprocessing)
+        for split, files in images.splits.items()
+    }
+    labels, note = images.splits["train"].labels, partial(note_of_folder, folder)
+    return _Opened(folder.name, "folder", folder, splits, labels, images.class_names, note)
+
+
+def _open_tfds(name: str, data_dir: str | Path | None, preprocessing: str, size: int) -> _Opened:
+    """A set that TFDS stored: the training split, and of validation and test those with labels."""
+    folder = find_tfds_folder(name, local_path("data_dir", data_dir or default_data_dir()))
     info = open_builder(folder).info
     image_key, label_key, mode = what_to_decode(info, folder, needed=("train",))
+    mode = mode if preprocessing == "none" else "RGB"
     version = hashlib.sha256(files_of(folder).encode()).hexdigest()
+    label = info.features[label_key]
     found = {}
     for split in ("train", "validation", "test"):
         if split not in info.splits:
@@ -154,31 +191,38 @@ def _labelled_splits(folder: Path, preprocessing: str, size: int) -> dict[str, R
         count = info.splits[split].num_examples
         if not count:
             raise RunError(f"the {split} split of {folder} is empty; copy or prepare the set again")
-        records = Records(
-            name=split,
-            folder=os.fspath(folder),
-            source=split,
-            positions=np.arange(count),
-            image_key=image_key,
-            label_key=label_key,
-            mode=mode if preprocessing == "none" else "RGB",
-            num_classes=info.features[label_key].num_classes,
-            image_shape=(size, size, 3),
-            preprocessing=preprocessing,
-            version=version,
-        )
-        if has_labels(records):
-            found[split] = records
+        source = TfdsRecords(os.fspath(folder), split, image_key, label_key, version)
+        if source.has_labels(count):
+            shape = (size, size, 3)
+            found[split] = Records(split, source, np.arange(count), mode, label.num_classes, shape, preprocessing)
     if "train" not in found or len(found) == 1:
         raise UsageError(
             f"{folder} has labels in {', '.join(found) or 'none'} of its splits {', '.join(info.splits)}; "
             "a set needs them in train, and in validation or test"
         )
-    return found
+    return _Opened(name, folder.name, folder, found, None, tuple(label.names), partial(note_of, name, folder.name))
 
 
-def _training_labels(train: Records, name: str, folder: Path, cache: Path) -> Int32[np.ndarray, "examples"]:
-    """The label of every training example, -1 if it cannot be read, from `cache` if made from these very files."""
+def _divided(
+    opened: _Opened, labels: Callable[[], np.ndarray], validation_examples: int | None, seed: int
+) -> dict[str, Records]:
+    """The three splits, as :func:`bnn_jax.data.load_dataset` has them."""
+    whole = opened.splits
+    if "test" in whole and "validation" in whole:
+        check_own_validation(validation_examples, str(opened.where))
+        return whole
+    if len(whole) == 1:
+        parts = in_three(labels(), validation_examples, seed)
+    else:
+        parts = dict(zip(("train", "validation"), split_off_validation(labels(), validation_examples, seed)))
+    splits = {name: replace(whole["train"], name=name, positions=np.sort(part)) for name, part in parts.items()}
+    return (
+        {"test": replace(whole.get("test") or whole["validation"], name="test")} | splits if len(whole) > 1 else splits
+    )
+
+
+def _training_labels(train: Records, name: str, cache: Path) -> Int32[np.ndarray, "examples"]:
+    """The label of every training example, -1 if it cannot be read, kept in a file whose path begins with `cache`."""
 
     def compute():
         level = logging.WARNING if len(train) >= MANY else logging.INFO
@@ -186,23 +230,21 @@ def _training_labels(train: Records, name: str, folder: Path, cache: Path) -> In
         found = (train.encoded(row) for row in _rows(len(train)))
         return {"labels": [-1 if isinstance(one, CorruptExample) else one[1] for row in found for one in row]}
 
-    path = cache / f"{name.replace('/', '-')}-{folder.name}-labels-{train.version[:16]}.json"
+    path = Path(f"{cache}-{train.source.version[:16]}.json")
     return np.array(_through_cache(path, ("labels",), compute)["labels"], np.int32)
 
 
-def _pixel_statistics(
-    train: Records, name: str, folder: Path, cache: Path
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation over the training split, from `cache` if made from these very examples."""
+def _pixel_statistics(train: Records, name: str, cache: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation over the training split, kept in a file whose path begins with `cache`."""
 
     def compute():
         logger.info("computing the mean and standard deviation of the %d training images of %s", len(train), name)
         mean, std = _computed_statistics(train)
         check_spread(name, mean, std)
-        return {"mean": mean, "std": std, "examples": len(train), "source": train.version}
+        return {"mean": mean, "std": std, "examples": len(train), "source": train.source.version}
 
-    digest = hashlib.sha256(train.version.encode() + train.positions.tobytes()).hexdigest()
-    path = cache / f"{name.replace('/', '-')}-{folder.name}-pixels-{digest[:16]}.json"
+    digest = hashlib.sha256(train.source.version.encode() + train.positions.tobytes()).hexdigest()
+    path = Path(f"{cache}-{digest[:16]}.json")
     kept = _through_cache(path, ("mean", "std"), compute)
     return tuple(kept["mean"]), tuple(kept["std"])
 

@@ -88,8 +88,8 @@ def with_data(config: Config, data: Any | None) -> tuple[Config, Dataset | Image
         return config, None
     if isinstance(data, str | os.PathLike):
         return replace(config, data=replace(config.data, name=os.fspath(local_path("data", data)))), None
-    split_by = {"validation_examples": config.data.validation_examples, "split_seed": config.data.split_seed}
-    dataset = as_dataset(data, **split_by)
+    made_by = ("validation_examples", "split_seed", "preprocessing", "image_size")
+    dataset = as_dataset(data, **{name: getattr(config.data, name) for name in made_by})
     return replace(config, data=replace(config.data, **dataset.identity)), dataset
 
 

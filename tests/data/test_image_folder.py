@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 from small_sets import brightness_set, contents, same_splits
 
-from bnn_jax.data import Split, load_dataset
+from bnn_jax.data import Split, load_dataset, open_stream
 from bnn_jax.data.arrays import SuspectDataWarning
+from bnn_jax.data.records import read_batch
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.training.input_pipeline import record_data
 
@@ -114,10 +115,54 @@ def test_what_is_decoded_once_is_kept_until_a_file_changes(tmp_path, monkeypatch
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
+@pytest.mark.parametrize("folders", [("train", "test"), ("train", "val"), ("train", "val", "test"), (".",)])
+@pytest.mark.parametrize(
+    "options", [{}, {"preprocessing": "center_crop", "image_size": 4}], ids=["as it is", "cropped"]
+)
+def test_what_is_streamed_is_what_is_loaded(tmp_path, folders, options):
+    for number, name in enumerate(folders):
+        write(tmp_path / "pets" / name, 30 - number, first=100 * number)
+    whole, stream = load(tmp_path / "pets", **options), open_pets(tmp_path, **options)
+    assert (stream.class_names, stream.image_shape, stream.num_classes) == (NAMES, whole.image_shape, 3)
+    if not options:
+        np.testing.assert_allclose((stream.mean, stream.std), (whole.mean, whole.std), rtol=1e-12)
+    for name in ("train", "validation", "test"):
+        split, records = getattr(whole, name), getattr(stream, name)
+        images, labels, skipped = read_batch(
+            records, np.arange(len(records)), seed=0, epoch=0, training=name == "train"
+        )
+        assert len(records) == len(split) and skipped == []
+        np.testing.assert_array_equal(images, split.images)
+        np.testing.assert_array_equal(labels, split.labels)
+
+
+def open_pets(tmp_path, **options):
+    return open_stream("pets", data_dir=tmp_path, cache_dir=tmp_path / "cache", **options)
+
+
+def test_a_damaged_file_of_a_streamed_folder_is_told_by_its_path(tmp_path):
+    write(tmp_path / "pets" / "train", 30)
+    write(tmp_path / "pets" / "test", 9, first=50)
+    stream = open_pets(tmp_path)
+    path = tmp_path / "pets" / "train" / "bee" / "012.png"
+    index = [stream.train.source.paths[position] for position in stream.train.positions].index(str(path))
+    path.write_bytes(path.read_bytes()[:60])
+    _, labels, skipped = read_batch(stream.train, np.array([index]), seed=0, epoch=0, training=False)
+    assert labels.tolist() == [-1] and f"{path} cannot be decoded: " in skipped[0][1]
+    path.unlink()
+    _, labels, skipped = read_batch(stream.train, np.array([index]), seed=0, epoch=0, training=True)
+    assert labels.tolist() == [1] and f"{path} cannot be read: No such file" in skipped[0][1]
+
+
 def without_classes(folder):
     for path in (folder / "train").iterdir():
         path.rename(folder / f".{path.name}")
     (folder / "train" / "a.png").touch()
+
+
+def emptied(folder):
+    for path in (folder / "test").rglob("*.png"):
+        path.unlink()
 
 
 def damaged(folder):
@@ -142,13 +187,13 @@ def damaged(folder):
             UsageError,
             r"test has the class 'dog', which .*train has not",
         ),
-        (lambda folder: None, UsageError, r"the test split of .*pets has no image; remove it, or put some in"),
+        (emptied, UsageError, r"the test split of .*pets has no image; remove it, or put some in"),
         (damaged, RunError, r"train/ant/000.png cannot be decoded \(.*\); remove or replace it"),
     ],
 )
 def test_a_folder_that_cannot_serve_is_named(tmp_path, change, error, message):
     write(tmp_path / "pets" / "train", 9)
-    (tmp_path / "pets" / "test").mkdir()
+    write(tmp_path / "pets" / "test", 9, first=20)
     change(tmp_path / "pets")
     with pytest.raises(error, match=message):
         load(tmp_path / "pets")

@@ -72,6 +72,24 @@ def test_one_split_is_divided_of_each_class(data):
     assert not same_splits(dataset, as_dataset(data, split_seed=1))
 
 
+def test_rows_of_images_of_any_size_and_mode():
+    features = {"label": type("ClassLabel", (), {"names": ["a", "b", "c", "d", "e"]})}
+    many = type("WithFeatures", (Rows,), {"features": features})(X, Y)
+    many._rows[3]["image"] = many._rows[3]["image"].convert("L").resize((8, 9))
+    with pytest.raises(
+        UsageError, match=r"cannot be one array .*, or images of Pillow with `data.preprocessing` center_"
+    ):
+        as_dataset(many)
+    config = replace(CONFIG, data=DataConfig(preprocessing="center_crop", image_size=4))
+    named, dataset = with_data(config, many)
+    assert dataset.image_shape == (4, 4, 3) and dataset.class_names == ("a", "b", "c", "d", "e")
+    assert (named.data.preprocessing, named.data.image_size) == ("center_crop", 4)
+    with pytest.raises(
+        UsageError, match=r"`preprocessing` is for image files and images of Pillow; arrays have one size"
+    ):
+        with_data(config, (X, Y))
+
+
 def test_a_validation_split_alone_is_the_test_split():
     dataset = as_dataset({"train": HALVES[0], "val": HALVES[1]})
     np.testing.assert_array_equal(dataset.test.images, X[40:])

@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 from small_sets import write_mnist
 
-from bnn_jax.data import batches, batching, load_dataset, open_stream, padded_order, prefetch, records, stream
-from bnn_jax.data.records import decode_image
+from bnn_jax.data import batches, batching, load_dataset, open_stream, padded_order, prefetch, stream, tfds_records
+from bnn_jax.data.decoding import decode_image
 from bnn_jax.data.synthetic import write_synthetic_imagenet
 from bnn_jax.errors import RunError, UsageError
 
@@ -241,7 +241,7 @@ def test_a_file_that_is_cut_short_or_gone_is_refused(photographs, tmp_path):
     shard = next((tmp_path / "sets").rglob("*train.array_record*"))
     opened = open_photographs(tmp_path / "sets")
     shard.write_bytes(shard.read_bytes()[:-5000])
-    records._open_source.cache_clear()
+    tfds_records._open_source.cache_clear()
     with pytest.raises(RunError, match=rf"{shard} cannot be opened \(.*; copy or prepare the set again"):
         read(opened.train, np.array([[0, 1]]))
 
@@ -287,7 +287,7 @@ def test_the_set_for_imagenet_has_its_features_and_its_official_validation_split
     )
     assert opened.note == "imagenet2012 (JPEG; TFDS 5.1.0; random_resized_crop to 224x224)"
     taken = np.concatenate([opened.train.positions, opened.validation.positions])
-    assert sorted(taken) == list(range(60)) and opened.test.source == "validation"
+    assert sorted(taken) == list(range(60)) and opened.test.source.split == "validation"
     images = []
     for i in range(50):
         with contextlib.suppress(OSError):  # the corrupt one

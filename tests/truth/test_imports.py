@@ -37,7 +37,7 @@ images, labels = np.arange(240, dtype=np.uint8).reshape(20, 2, 2, 3), np.arange(
 np.savez("mine.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
 dataset = bnn_jax.load_dataset("mine.npz")
 
-bnn_jax.data.records._allow_open_files(10)
+bnn_jax.data.tfds_records._allow_open_files(10)
 assert not any(sys.modules.get(name) for name in absent)
 print(len(names) > 100, network.metadata["image_shape"], dataset.image_shape)
 """
