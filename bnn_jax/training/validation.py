@@ -142,7 +142,7 @@ def _check_data(data: DataConfig) -> None:
             "stream",
             data.stream,
             not data.stream or not loaded_whole,
-            f"does not go with {data.name}, which is loaded whole; turn it off, or name a folder of images or a TFDS set",
+            f"does not go with {data.name}, which is loaded whole; turn it off, or name a folder or a TFDS set",
         ),
         (
             "smallest_area",
