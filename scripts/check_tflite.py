@@ -1,10 +1,15 @@
-"""Run .tflite files in the Larq Compute Engine's interpreter: lce/bin/python scripts/check_tflite.py m.tflite m.npz
+"""Run .tflite files in the Larq Compute Engine's interpreter:
 
-The Python that runs this needs the packages larq-compute-engine, flatbuffers, tqdm and numpy, but neither TensorFlow
-nor this project; the interpreter's wheel for Python 3.11 wants numpy 1, hence an environment of its own.  The .npz file
-holds `images` (count, height, width, channels), normalized, and `logits` (count, classes), the network's own:
+    lce/bin/python scripts/check_tflite.py m.tflite m.npz
 
-    logits = bnn_jax.outputs.logits_of(model.apply(variables, images, train=False))
+The Python that runs this needs the packages larq-compute-engine, flatbuffers,
+tqdm and numpy, but neither TensorFlow nor this project; the interpreter's wheel
+for Python 3.11 wants numpy 1, hence an environment of its own.  The .npz file
+holds `images` (count, height, width, channels), normalized, and `logits`
+(count, classes), the network's own:
+
+    network = model.apply(variables, images, train=False)
+    logits = bnn_jax.outputs.logits_of(network)
     numpy.savez("m.npz", images=images, logits=logits)
 """
 

@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass
 
 import pytest
+from run_script import run_script
 
 from bnn_jax.cli import main as command
 from bnn_jax.training.command_line import read_command_line
@@ -51,3 +52,10 @@ def test_what_is_neither(line, capsys):
     with pytest.raises(SystemExit) as ended:
         read_command_line(Arguments, "It.", argv=line.split())
     assert ended.value.code == 2
+
+
+@pytest.mark.parametrize("script", ["gpu_suite", "check_tflite"])
+def test_help_of_the_scripts_that_are_no_command(script, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    printed = run_script(script, "--help").stdout
+    assert f"{script}.py" in printed and max(map(len, printed.splitlines())) <= 80

@@ -55,7 +55,8 @@ def test_a_picture_is_a_png(ending, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-SCRIPTS = [("export", ("no_run", "-o", f"m{ending}"), ".bnn.safetensors or .tflite or .stablehlo") for ending in OTHERS]
+EXPORTED = ".bnn.safetensors or .npz or .h or .tflite or .stablehlo"
+SCRIPTS = [("export", ("no_run", "-o", f"m{ending}"), EXPORTED) for ending in OTHERS if ending != ".npz"]
 SCRIPTS += [("benchmark", ("training", "--output", f"m{ending}"), ".json") for ending in (".csv", ".png", ".txt")]
 SCRIPTS += [("summarize", ("lenet", "--json", f"m{ending}"), ".json") for ending in (".csv", ".png", ".yaml")]
 SCRIPTS += [("summarize", ("lenet", "--diagram", f"m{ending}"), ".png") for ending in (".svg", ".pdf", ".jpg")]
