@@ -11,7 +11,7 @@ Key: TypeAlias = Array
 Params: TypeAlias = Any
 """A pytree of parameters, normally nested dicts of float arrays."""
 
-Images: TypeAlias = UInt8[Array, "batch height width channels"]
+Images: TypeAlias = UInt8[Array, "batch *spatial channels"]
 Labels: TypeAlias = Integer[Array, "batch"]
 Logits: TypeAlias = Float[Array, "batch classes"]
 

@@ -31,7 +31,7 @@ def normalize(
     """(images - mean) / std, channel by channel, computed in float32 and returned as `dtype`.
 
     Args:
-      images: [N,H,W,C], values 0..255.
+      images: [N,H,W,C], or with other spatial axes, values 0..255.
       mean: C numbers in units of 0..255.
       std: C numbers in units of 0..255, not 0.
       dtype: of the result.
@@ -46,7 +46,8 @@ def normalize(
     for name, values in {"mean": mean, "std": std}.items():
         if np.shape(values) != (channels,):
             raise ValueError(f"`{name}` has shape {np.shape(values)}; it must be ({channels},), one for each channel")
-    mean, std = (jnp.asarray(values, jnp.float32).reshape(1, 1, 1, channels) for values in (mean, std))
+    per_channel = (1,) * (images.ndim - 1) + (channels,)
+    mean, std = (jnp.asarray(values, jnp.float32).reshape(per_channel) for values in (mean, std))
     return ((images.astype(jnp.float32) - mean) / std).astype(dtype)
 
 

@@ -65,7 +65,7 @@ def check_like_flax(ours, theirs, shape, seed=0):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * max(1.0, float(jnp.abs(b).max(initial=0))))
 
 
-FEW = [pytest.param(seed, marks=() if seed < 10 else pytest.mark.full) for seed in range(100)]
+FEW = [pytest.param(seed, marks=() if seed < 8 else pytest.mark.full) for seed in range(100)]
 
 
 @pytest.mark.parametrize("seed", FEW)
@@ -282,7 +282,7 @@ def check(case, seed):
         np.testing.assert_allclose(output, y, rtol=1e-6)
 
 
-@settings(max_examples=12)
+@settings(max_examples=10)
 @given(cases(), st.integers(0, 2**16))
 def test_the_integers_trained_frozen_and_in_numpy_are_the_same(case, seed):
     check(case, seed)
