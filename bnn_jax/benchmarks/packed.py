@@ -24,7 +24,7 @@ from bnn_jax.bitops.matmul import WIDE_VECTORS
 from bnn_jax.bitops.planes import PackedBase, conv_product, dense_product, pack_codes
 from bnn_jax.models.build import build_model
 from bnn_jax.outputs import logits_of
-from bnn_jax.packed import freeze, save
+from bnn_jax.packed import PackedModel, freeze, save
 from bnn_jax.paths import local_path
 from bnn_jax.timing import interleaved_seconds, median_ms
 from bnn_jax.training.progress import OnProgress, silent
@@ -252,8 +252,8 @@ def _network(network: Network, repeats: int) -> list[dict[str, Any]]:
     cases = {"packed": (binary, packed), "trained": (binary, trained), "float32": (real, initial(real))}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.bnn.safetensors"
-        shape = {"num_classes": network.num_classes, "image_shape": image_shape}
-        save(path, {"name": network.name}, packed, **shape, mean=(0,) * 3, std=(1,) * 3)
+        described = {"model": {"name": network.name}, "image_shape": image_shape, "mean": (0,) * 3, "std": (1,) * 3}
+        save(path, PackedModel(binary, packed, described))
         file_bytes = path.stat().st_size
     rows = []
     for batch in network.batches:

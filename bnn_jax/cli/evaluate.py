@@ -25,6 +25,8 @@ class Arguments(TrainedOptions):
     """Folder of a run, finished or not, or a file of bnn-jax export."""
     data: str | None = None
     """The data set for a file, if not the one that it names."""
+    model: str | None = None
+    """package.module:Name of the network of a file that does not name one which can be imported."""
 
 
 def evaluate_trained(arguments: Arguments) -> str:
@@ -33,6 +35,7 @@ def evaluate_trained(arguments: Arguments) -> str:
         raise UsageError(
             f"`data` (={arguments.data!r}) is for a file; a run is evaluated on its own data, leave it out"
         )
+    refuse_unread(arguments, ("model",), "is for a file; a run names its network")
     found = evaluate_run(arguments.workdir, split=arguments.split, which=arguments.which, data_dir=arguments.data_dir)
     top5 = f", top-5 {100 * found['top5_accuracy']:.2f} %" if "top5_accuracy" in found else ""
     numbers = (
@@ -44,7 +47,7 @@ def evaluate_trained(arguments: Arguments) -> str:
 def evaluate_file(arguments: Arguments) -> str:
     """What the packed network of a file reaches."""
     refuse_unread(arguments, ("which",), "is for a run; a file holds one network")
-    network = load(arguments.workdir)
+    network = load(arguments.workdir, model=arguments.model)
     data = network.metadata["tested"].get("data", {}) | ({} if arguments.data is None else {"name": arguments.data})
     if "name" not in data:
         raise UsageError(f"`data` must name a data set, for {arguments.workdir} names none; as --data cifar10")

@@ -7,7 +7,7 @@ steps that compute with them (docs/numpy_inference.py), FILE.h the same as const
 Compute Engine, FILE.stablehlo for `jax.export.deserialize`: for cpu, cuda and tpu, and every batch size.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -47,8 +47,8 @@ class Arguments(TrainedOptions):
     """Keep what stays real in half of the bytes."""
 
 
-def pack(arguments: Arguments) -> tuple[PackedModel, dict[str, Any], dict[str, Any]]:
-    """The packed network of a run, what describes it in the file, and its trained variables."""
+def pack(arguments: Arguments) -> tuple[PackedModel, dict[str, Any]]:
+    """The packed network of a run, with what describes it in the file, and its trained variables."""
     config, dataset, settings, model, variables, packed = freeze_run(
         arguments.workdir, which=arguments.which, data_dir=arguments.data_dir
     )
@@ -57,7 +57,7 @@ def pack(arguments: Arguments) -> tuple[PackedModel, dict[str, Any], dict[str, A
     network = PackedModel(model, rounded(packed) if arguments.float16 else packed, described)
     accuracy, examples = network.accuracy(in_batches(getattr(dataset, arguments.split), EVALUATION_BATCH))
     described |= {
-        "settings": vars(settings),
+        "model": vars(settings),
         "num_classes": num_classes,
         "accounting": account_summary(model, shape),
         "tested": {
@@ -68,7 +68,7 @@ def pack(arguments: Arguments) -> tuple[PackedModel, dict[str, Any], dict[str, A
             "data": data_settings(config.data),
         },
     }
-    return network, described, variables
+    return replace(network, metadata=described), variables
 
 
 def account_summary(model: Any, image_shape: tuple[int, int, int]) -> dict[str, Any]:
@@ -105,10 +105,10 @@ def form_and_file(to: str | None, output: Path | None) -> tuple[str, Path]:
     return to or forms.get(output.suffix.lower(), "safetensors"), output
 
 
-def write(form: str, output: Path, network: PackedModel, described: dict[str, Any], variables: Any, half: bool) -> str:
+def write(form: str, output: Path, network: PackedModel, variables: Any, half: bool) -> str:
     """Write the file; returns what is to be said of it."""
     if form == "tflite":
-        write_tflite(output, network.model, variables, described["image_shape"])
+        write_tflite(output, network.model, variables, network.metadata["image_shape"])
         return "takes normalized float32 images one by one"
     if form == "stablehlo":
         write_atomically(output, to_stablehlo(network))
@@ -119,7 +119,7 @@ def write(form: str, output: Path, network: PackedModel, described: dict[str, An
     if form == "header":
         write_header(output, network)
         return "constants of C"
-    header, _ = save(output, variables=network.variables, float16=half, **described)
+    header, _ = save(output, network, float16=half)
     return f"of them {header:,} of header"
 
 
@@ -130,13 +130,13 @@ def main() -> None:
     if arguments.float16 and form != "safetensors":
         ending = ENDINGS[form]
         raise UsageError(f"`float16` (=True) is not for {ending} files; leave it out, or name another ending")
-    network, described, variables = pack(arguments)
-    said = write(form, output, network, described, variables, arguments.float16)
+    network, variables = pack(arguments)
+    said = write(form, output, network, variables, arguments.float16)
     joint = "," if form == "safetensors" else ";"
     print(f"{output}: {output.stat().st_size:,} bytes{joint} {said}")
     trained = (variables["params"], variables.get("batch_stats", {}))
     float32_bytes, size = 4 * sum(leaf.size for leaf in jax.tree.leaves(trained)), output.stat().st_size
     print(f"in float32: {float32_bytes:,} bytes, {float32_bytes / size:.1f} times as many")
-    tested = described["tested"]
+    tested = network.metadata["tested"]
     print(f"{tested['split']}: accuracy {100 * tested['accuracy']:.2f} % on {tested['examples']} examples ", end="")
     print(f"({tested['which']}, packed)")

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -14,7 +15,7 @@ from bnn_jax.checks import look_up, require
 from bnn_jax.errors import UsageError, unknown_name
 from bnn_jax.layers.arguments import QUANTIZERS
 from bnn_jax.models import MODELS, ModelEntry
-from bnn_jax.names import last_part
+from bnn_jax.names import last_part, name_of
 from bnn_jax.outputs import init_network
 from bnn_jax.quantizers import has_option, make_quantizer
 from bnn_jax.types import LATENT_KERNEL
@@ -156,6 +157,23 @@ def build_model(
         kind, advice = type(network).__name__, "wrap one of nnx with `flax.nnx.bridge.ToLinen`"
         raise TypeError(f"`name` (={last_part(name)}) must make a module of flax.linen, but makes a {kind}; {advice}")
     return network
+
+
+def settings_of(model: nn.Module) -> dict[str, Any] | None:
+    """The settings by which :func:`build_model` makes a module equal to a given one; None if its fields are not plain.
+
+    >>> from bnn_jax.models import LeNet
+    >>> settings_of(LeNet(10, width=4)), settings_of(LeNet(10, kernel_quantizer="xnor"))
+    ({'name': 'bnn_jax.models:LeNet', 'options': {'width': 4}}, None)
+    """
+    name, own = name_of(type(model)), {"parent", "name", "num_classes"}
+    options = {f.name: getattr(model, f.name) for f in fields(model) if f.init and f.name not in own}
+    given = {option: value for option, value in options.items() if getattr(type(model), option, ...) is not value}
+    plain = all(isinstance(value, int | float | str | tuple | None) for value in given.values())
+    num_classes = getattr(model, "num_classes", 1)
+    if name is None or not plain or build_model(name, num_classes=num_classes, options=given) != model:
+        return None
+    return {"name": name, "options": given}
 
 
 def latent_weights(model: nn.Module, image_shape: Sequence[int]) -> int:

@@ -15,11 +15,14 @@ A file is read with distrust: nothing of it is executed, and nothing is allocate
 """
 
 import hashlib
+import importlib.util
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import flax.linen as nn
@@ -31,7 +34,8 @@ from bnn_jax.bitops.planes import PackedKernel
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.files import write_atomically
 from bnn_jax.finite import first_non_finite, require_finite
-from bnn_jax.models.build import build_model, check_extent, latent_weights
+from bnn_jax.models.build import NetworkLike, build_model, check_extent, entry_of, latent_weights, settings_of
+from bnn_jax.names import import_named, is_import, last_part
 from bnn_jax.packed.freezing import TRAIN_AGAIN, packed_structure, take_path
 from bnn_jax.packed.header import (
     DTYPES,
@@ -52,56 +56,55 @@ from bnn_jax.packed.header import (
     read_header,
     table_of,
 )
-from bnn_jax.packed.model import PackedModel
+from bnn_jax.packed.model import PackedModel, require_packed_model
 from bnn_jax.paths import local_path, require_ending
 
 
 def save(
     path: str | os.PathLike[str],
-    settings: Mapping[str, Any],
-    variables: Any,
+    packed: PackedModel,
     *,
-    num_classes: int,
-    image_shape: Sequence[int],
-    mean: Sequence[float],
-    std: Sequence[float],
-    accounting: Mapping[str, Any] = {},
-    tested: Mapping[str, Any] = {},
+    accounting: Mapping[str, Any] | None = None,
+    tested: Mapping[str, Any] | None = None,
     float16: bool = False,
 ) -> tuple[int, int]:
     """Write a frozen network into one file, in one step: whoever reads sees the old file or the new one.
 
+    The network itself is written by name: that of the table, or of a class that can be imported, with what was set.  Of
+    another one the file has the variables alone, and :func:`load` needs the module.
+
     Args:
       path: named ``*.bnn.safetensors``, or without an ending.
-      settings: of the network, the arguments of :func:`bnn_jax.models.build.build_model` but `num_classes`.
-      variables: its packed variables, of :func:`bnn_jax.packed.freeze`.
-      num_classes: of the logits.
-      image_shape: (height, width, channels).
-      mean, std: of the training pixels, one for each channel, in units of 0..255.
-      accounting: what the network costs, as plain JSON values.
-      tested: how well it did on what, as plain JSON values.
+      packed: the network, its variables of :func:`bnn_jax.packed.freeze`, and their description.
+      accounting: what the network costs, as plain JSON values; None takes those of the description, if it has any.
+      tested: how well it did on what, as plain JSON values; likewise.
       float16: store the real rest in half of the bytes, see :func:`rounded`.
 
     Returns:
       The bytes of the header and of the tensors; their sum is the size of the file.
 
     Raises:
-      ValueError: if `variables` are not packed variables of this network, or a number of them is not finite.
+      TypeError: if `packed` is no PackedModel.
+      ValueError: if its variables are not packed variables of its network, or a number of them is not finite.
       UsageError: if the description is no network or too long for the header, a number too large for a float16, or the
         name of the file ends as that of another format.
       RunError: if the file cannot be written.
     """
     path = local_path("path", path)
     require_ending("path", path, ".bnn.safetensors")
-    values = {"versions": {name: version(name) for name in ("bnn_jax", "jax", "flax")}, "model": dict(settings)}
-    values |= {"num_classes": num_classes, "image_shape": list(image_shape), "mean": list(mean), "std": list(std)}
-    values |= {"accounting": dict(accounting), "tested": dict(tested)}
+    require_packed_model(packed)
+    variables, described = take_path(packed.variables, None), packed.metadata
+    values = {"versions": {name: version(name) for name in ("bnn_jax", "jax", "flax")}, "model": _settings(packed)}
+    values |= {"num_classes": packed.num_classes}
+    values |= {name: list(described[name]) for name in ("image_shape", "mean", "std")}
+    values |= {"accounting": dict(described.get("accounting", {}) if accounting is None else accounting)}
+    values |= {"tested": dict(described.get("tested", {}) if tested is None else tested)}
     try:
         texts = {key: json.dumps(values[key], separators=(",", ":"), allow_nan=False) for key in VALUES}
-        _, structure = _network(_values(texts))
+        found = _values(texts)
+        _, structure = _network(found, packed.model if is_import(found["model"]["name"]) else None)
     except (Damaged, TypeError, ValueError) as error:
         raise UsageError(f"{path} cannot be written: {error}; correct what describes the network") from None
-    variables = take_path(variables, None)
     _check_variables(variables, structure)
     require_finite("variables", variables, TRAIN_AGAIN)
     vectors = _flat(rounded(variables) if float16 else variables, float16=float16)
@@ -120,6 +123,37 @@ def save(
     except OSError as error:
         raise RunError(f"cannot write {path} ({error.strerror}); make room, or choose another path") from None
     return len(header), len(tensors)
+
+
+def _settings(packed: PackedModel) -> dict[str, Any]:
+    """By which settings the network of a file is built again; its name is ":" and its class where none do that."""
+    for settings in (packed.metadata.get("model"), settings_of(packed.model)):
+        if settings and _is_safe(settings):
+            return dict(settings)
+    return {"name": f":{type(packed.model).__name__}"}
+
+
+def _is_safe(settings: Mapping[str, Any]) -> bool:
+    """Whether a file may have these settings: nothing but the class of the network is imported for them.
+
+    A file's author must not choose what is run here.
+    """
+    values = [value for setting, value in settings.items() if setting != "name"]
+    inner = [value for options in values if isinstance(options, Mapping) for value in options.values()]
+    name, imports = settings.get("name"), any(is_import(value) or callable(value) for value in (*values, *inner))
+    return not imports and (_is_class_to_import(name) if is_import(name) else isinstance(name, str))
+
+
+def _is_class_to_import(name: Any) -> bool:
+    """Whether a name is that of a class of Flax modules, in a module on Python's path."""
+    where, _, attribute = name.rpartition(":") if isinstance(name, str) else ("", "", "")
+    package, parts = where.partition(".")[0], (*where.split("."), *attribute.split("."))
+    if not all(map(str.isidentifier, parts)) or "__main__" in parts or package in sys.stdlib_module_names:
+        return False
+    if importlib.util.find_spec(package) is None:
+        return False
+    found = import_named("model", name)
+    return isinstance(found, type) and issubclass(found, nn.Module)
 
 
 def rounded(variables: Any) -> Any:
@@ -144,10 +178,18 @@ def rounded(variables: Any) -> Any:
     return jax.tree_util.tree_map_with_path(half, variables)
 
 
-def load(path: str | os.PathLike[str]) -> PackedModel:
+def load(path: str | os.PathLike[str], *, model: NetworkLike | None = None) -> PackedModel:
     """Read a file that :func:`save` wrote.
 
+    A network that is in no table is imported, if the file has the name of a class that is on Python's path; its module
+    is run by that.
+
+    Args:
+      path: of the file.
+      model: the network, or what makes it with the settings of the file; None takes the one that the file names.
+
     Raises:
+      UsageError: also if the file names no network that can be imported, or `model` is another one.
       UsageError: if there is no such file, or it is of another kind or version.
       RunError: if it is damaged, or a number in it is not finite; nothing of it has been used then.
     """
@@ -162,16 +204,38 @@ def load(path: str | os.PathLike[str]) -> PackedModel:
             check_size(table, size - len(header))
             check_digest(file, header, metadata, table)
             values = _values(metadata)
-            model, structure = _network(values, 8 * (size - len(header)))
+            _check_model(path, values["model"], model)
+            network, structure = _network(values, model, most_weights=8 * (size - len(header)))
             _check_table(table, structure, metadata)
             variables = _read_variables(file, len(header), table, structure)
         if found := first_non_finite(variables):
             raise Damaged(f"its numbers must be finite; got {found}")
     except Damaged as reason:
+        if model is not None:
+            raise UsageError(
+                f"`model` (={_described(model)}) is not the network that {path} was written of: {reason}; give that one"
+            ) from None
         raise RunError(f"{path} is damaged, or no packed network: {reason}; copy it anew, or {EXPORT}") from None
     except OSError as error:
         raise RunError(f"cannot read {path} ({error.strerror}); copy it anew, or {EXPORT}") from None
-    return PackedModel(model, variables, metadata | values)
+    return PackedModel(network, variables, metadata | values)
+
+
+def _check_model(path: Path, settings: Mapping[str, Any], model: NetworkLike | None) -> None:
+    """Refuse what is no network, and settings of a file that would import anything but the class of the network."""
+    if model is not None:
+        entry_of(model, argument="model")
+    named = settings if model is None else {**settings, "name": "given"}
+    if not isinstance(model, nn.Module) and not _is_safe(named):
+        name = str(settings.get("name")).removeprefix(":")
+        raise UsageError(
+            f"`model` must be given for {path}, whose network ({name}) is no class of Flax modules on Python's path or "
+            "has other things that are in no table; as load(path, model=MyNet()), or --model package.module:MyNet"
+        )
+
+
+def _described(model: Any) -> str:
+    return type(model).__name__ if isinstance(model, nn.Module) else last_part(model)
 
 
 class _Structure(NamedTuple):
@@ -208,18 +272,22 @@ def _structure(variables: Any) -> _Structure:
     return _Structure(tree, names, tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for _, leaf in found))
 
 
-def _network(values: Mapping[str, Any], most_weights: float = math.inf) -> tuple[nn.Module, _Structure]:
-    """The network and the structure of its packed variables, by tracing alone."""
+def _network(
+    values: Mapping[str, Any], given: NetworkLike | None = None, *, most_weights: float = math.inf
+) -> tuple[nn.Module, _Structure]:
+    """The network, the `given` one or that of the settings, and the structure of its packed variables, by tracing."""
     settings, num_classes, image_shape = values["model"], values["num_classes"], values["image_shape"]
     try:
         check_extent(num_classes=num_classes, image_shape=image_shape, **settings)
-        model = build_model(num_classes=num_classes, **settings)
-        if latent_weights(model, image_shape) > most_weights:
+        network = given
+        if not isinstance(given, nn.Module):
+            network = build_model(num_classes=num_classes, **settings | ({} if given is None else {"name": given}))
+        if latent_weights(network, image_shape) > most_weights:
             raise ValueError(f"its weights need more than the {most_weights} bits of the tensors")
-        structure = _structure(packed_structure(model, image_shape))
+        structure = _structure(packed_structure(network, image_shape))
         if not all(leaf.size and leaf.dtype.name in DTYPES.values() for leaf in structure.leaves):
             raise ValueError("a variable is empty or of a dtype that is not stored")
-        return model, structure
+        return network, structure
     except Exception as error:  # Names, types and numbers may all be wrong, and any layer may be the one that says so.
         cause = " ".join(str(error).split())[:300] or type(error).__name__
         raise Damaged(f"the network that it describes cannot be built ({cause})") from None

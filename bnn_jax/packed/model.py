@@ -11,11 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from bnn_jax.bitops.matmul import WIDE_VECTORS
+from bnn_jax.checks import require
 from bnn_jax.data import normalize
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.finite import require_finite
 from bnn_jax.outputs import network_logits
 from bnn_jax.types import Images, Labels, Logits
+
+DESCRIPTION = "it is {'image_shape': (height, width, channels), 'mean': ..., 'std': ...} of pixels in 0..255"
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +40,18 @@ class PackedModel:
         """:meth:`logits` as a function to transform, of variables like `variables`."""
         images = normalize(images, mean=self.metadata["mean"], std=self.metadata["std"])
         return network_logits(self.model, variables, images)
+
+    def __post_init__(self):
+        for name in ("image_shape", "mean", "std"):
+            require("metadata", sorted(self.metadata), name in self.metadata, f"must have {name!r}", DESCRIPTION)
+
+    @cached_property
+    def num_classes(self) -> int:
+        """Of the logits; found by tracing where the metadata do not say it."""
+        if "num_classes" in self.metadata:
+            return self.metadata["num_classes"]
+        images = jax.ShapeDtypeStruct((1, *self.metadata["image_shape"]), jnp.uint8)
+        return jax.eval_shape(self.apply, self.variables, images).shape[-1]
 
     @cached_property
     def _compiled(self):
@@ -85,3 +100,16 @@ class PackedModel:
         if not examples:
             raise UsageError("`batches` hold no image with a label, so that there is no accuracy; choose others")
         return correct / examples, examples
+
+
+def require_packed_model(packed: Any) -> None:
+    """Refuse what is no PackedModel, as variables alone.
+
+    Raises:
+      TypeError: with how one is made.
+    """
+    if not isinstance(packed, PackedModel):
+        raise TypeError(
+            f"`packed` (={type(packed).__name__}) must be a PackedModel; make one: PackedModel(model, freeze(model, "
+            "variables, image_shape), {'image_shape': image_shape, 'mean': ..., 'std': ...})"
+        )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from bnn_jax.extras import import_extra
 from bnn_jax.finite import require_finite
 from bnn_jax.packed.freezing import TRAIN_AGAIN
-from bnn_jax.packed.model import PackedModel
+from bnn_jax.packed.model import PackedModel, require_packed_model
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -30,6 +30,7 @@ def to_stablehlo(packed: PackedModel, *, platforms: Sequence[str] = PLATFORMS) -
     from jax import export
 
     import_extra("flatbuffers", "`to_stablehlo`")
+    require_packed_model(packed)
     require_finite("packed", packed.variables, TRAIN_AGAIN)
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *packed.metadata["image_shape"]), jnp.uint8)

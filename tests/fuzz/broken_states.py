@@ -43,7 +43,7 @@ from small_sets import brightness_set, write_npz
 from bnn_jax.data import Dataset, normalize
 from bnn_jax.errors import RunError, UsageError, exit_code_of
 from bnn_jax.finite import KINDS, leaf_name
-from bnn_jax.packed import freeze, load, save, verify
+from bnn_jax.packed import PackedModel, freeze, load, save, verify
 from bnn_jax.packed.runs import freeze_run
 from bnn_jax.training import loop
 from bnn_jax.training.checkpoint import restore_checkpoint, save_checkpoint
@@ -98,7 +98,7 @@ class Healthy:
         """What a file tells beside the variables."""
         info = image_info(self.dataset)._asdict()
         info["image_shape"] = info.pop("shape")
-        return {"settings": vars(self.config.model), **info}
+        return {"model": vars(self.config.model), **info}
 
 
 def healthy_run(name: str, folder: Path) -> Healthy:
@@ -115,7 +115,7 @@ def healthy_run(name: str, folder: Path) -> Healthy:
     evaluated = evaluate_run(folder / name)
     state = (restored.state, restored.metadata)
     healthy = Healthy(config, dataset, folder / name, result, *state, evaluated, frozen.model, frozen.packed, b"")
-    save(folder / name / "good", variables=frozen.packed, **healthy.description())
+    save(folder / name / "good", PackedModel(frozen.model, frozen.packed, healthy.description()))
     return replace(healthy, file=(folder / name / "good").read_bytes())
 
 
@@ -230,7 +230,7 @@ def break_packed(rng: np.random.Generator, run: Healthy, folder: Path, value: fl
     numbers[int(rng.integers(len(numbers)))] = value
     (folder / "forged").write_bytes(checksummed(header, tensors[:begin] + numbers.tobytes() + tensors[end:]))
     return path, {
-        "save": (partial(save, folder / "file", variables=packed, **run.description()), NOTHING_RIGHT),
+        "save": (partial(save, folder / "file", PackedModel(run.model, packed, run.description())), NOTHING_RIGHT),
         "verify": (partial(verified, run, variables, packed), NOTHING_RIGHT),
         "load": (partial(load, folder / "forged"), NOTHING_RIGHT),
     }

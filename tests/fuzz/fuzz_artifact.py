@@ -25,7 +25,7 @@ from damage import DAMAGE_OF_BYTES
 
 from bnn_jax.errors import RunError, UsageError, exit_code_of
 from bnn_jax.models.build import build_model
-from bnn_jax.packed import freeze, load, save
+from bnn_jax.packed import PackedModel, freeze, load, save
 from bnn_jax.training.programs import use_compilation_cache
 
 SETTINGS = {"name": "mnist_mlp", "width": 8, "options": {"hidden_layers": 2}}
@@ -66,7 +66,8 @@ def write_example(path: Path) -> None:
     images = jnp.zeros((1, *IMAGE_SHAPE))
     variables = jax.jit(lambda: model.init(jax.random.key(0), images, train=False))()
     frozen = freeze(model, variables, IMAGE_SHAPE)
-    save(path, SETTINGS, frozen, num_classes=3, image_shape=IMAGE_SHAPE, mean=(120.0,), std=(60.0,))
+    described = {"model": SETTINGS, "num_classes": 3, "image_shape": IMAGE_SHAPE, "mean": (120.0,), "std": (60.0,)}
+    save(path, PackedModel(model, frozen, described))
 
 
 def opened(data: bytes) -> tuple[dict, bytes]:

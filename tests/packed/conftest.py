@@ -2,7 +2,7 @@
 
 import pytest
 from networks import random_variables
-from packed_file import DESCRIBED, SETTINGS, SHAPE, TESTED
+from packed_file import SETTINGS, SHAPE, TESTED, packed_of
 
 from bnn_jax.models.build import build_model
 from bnn_jax.packed import freeze, load, save
@@ -18,7 +18,7 @@ def network():
 @pytest.fixture(scope="session")
 def path(network, tmp_path_factory):
     path = tmp_path_factory.mktemp("artifact") / "model.bnn.safetensors"
-    save(path, SETTINGS, network[1], **DESCRIBED, accounting={"bits": 7}, tested=TESTED)
+    save(path, packed_of(network[1]), accounting={"bits": 7}, tested=TESTED)
     return path
 
 

@@ -121,8 +121,7 @@ def test_moved_data_and_data_that_do_not_fit(workdir, exported, tmp_path):
 
 def test_a_file_that_names_no_data(exported, tmp_path):
     network = load(exported[0])
-    described = {key: network.metadata[key] for key in ("num_classes", "image_shape", "mean", "std")}
-    save(tmp_path / "y", network.metadata["model"], network.variables, **described)
+    save(tmp_path / "y", network, tested={})
     error = run_script("evaluate", tmp_path / "y", code=2).stderr
     assert "`data` must name a data set, for" in error and "y names none; as --data cifar10" in error
 

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from packed_file import DESCRIBED, SETTINGS
+from packed_file import packed_of
 from run_script import run_script
 
 from bnn_jax.analysis.figures import drawing
@@ -35,7 +35,7 @@ def test_names_that_are_not(name, usual):
 def test_a_packed_network_is_saved_under_no_other_ending(ending, tmp_path):
     path = tmp_path / f"net{ending}"
     with pytest.raises(UsageError, match=refused("path", path, ".bnn.safetensors", "net.bnn.safetensors")):
-        save(path, SETTINGS, {}, **DESCRIBED)
+        save(path, packed_of({}))
     assert not path.exists()
 
 

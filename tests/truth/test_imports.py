@@ -19,7 +19,7 @@ import importlib, pkgutil
 import jax, numpy as np
 import bnn_jax
 from bnn_jax.models.build import build_model
-from bnn_jax.packed import load, packed_structure, save
+from bnn_jax.packed import PackedModel, load, packed_structure, save
 
 names = [module.name for module in pkgutil.walk_packages(bnn_jax.__path__, "bnn_jax.")]
 names.remove("bnn_jax.benchmarks.torch_peer")  # It is written in PyTorch, and imported when that is there.
@@ -28,9 +28,10 @@ for name in names:
 
 settings = {{"name": "mnist_mlp", "width": 8, "kernel_quantizer": "xnor", "options": {{"hidden_layers": 2}}}}
 described = {{"num_classes": 4, "image_shape": (6, 6, 2), "mean": (100.0, 90.0), "std": (60.0, 50.0)}}
-structure = packed_structure(build_model(num_classes=4, **settings), (6, 6, 2))
+model = build_model(num_classes=4, **settings)
+structure = packed_structure(model, (6, 6, 2))
 zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), structure)
-save("m.bnn.safetensors", settings, zeros, **described)
+save("m.bnn.safetensors", PackedModel(model, zeros, described | {{"model": settings}}))
 network = load("m.bnn.safetensors")
 
 images, labels = np.arange(240, dtype=np.uint8).reshape(20, 2, 2, 3), np.arange(20) % 2

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from networks import random_variables
-from packed_file import DESCRIBED, SETTINGS, SHAPE, script
+from packed_file import DESCRIBED, SETTINGS, SHAPE, packed_of, script
 
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.models.build import build_model
@@ -77,7 +77,7 @@ def test_a_finite_state_that_makes_a_gain_of_nan_is_not_frozen(model, variables)
 def test_broken_packed_variables_are_not_saved(packed, tmp_path):
     path = tmp_path / "model.bnn.safetensors"
     with pytest.raises(ValueError, match=r"`variables` must be finite; got packed/.*/(gain|offset|scale|0) \(1 "):
-        save(path, SETTINGS, broken(packed, ""), **DESCRIBED)
+        save(path, packed_of(broken(packed, "")))
     assert not path.exists()
 
 
@@ -89,13 +89,13 @@ def test_nan_is_not_rounded_to_float16(packed):
 def test_an_accuracy_of_nan_is_not_saved(packed, tmp_path):
     """It would be no JSON."""
     with pytest.raises(UsageError, match=r"values are not JSON compliant.*; correct what describes"):
-        save(tmp_path / "model", SETTINGS, packed, **DESCRIBED, tested={"accuracy": float("nan")})
+        save(tmp_path / "model", packed_of(packed), tested={"accuracy": float("nan")})
 
 
 @pytest.fixture(scope="module")
 def file(packed, tmp_path_factory):
     path = tmp_path_factory.mktemp("finite") / "model.bnn.safetensors"
-    save(path, SETTINGS, packed, **DESCRIBED)
+    save(path, packed_of(packed))
     return path
 
 
