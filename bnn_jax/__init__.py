@@ -28,6 +28,25 @@ __version__ = "0.1.0"
 
 # What is named below is imported when it is first used: the command line and its helpers start without JAX.
 with epy.lazy_api_imports(globals()):
+    from bnn_jax import (  # noqa: F401
+        analysis,
+        bitops,
+        convert,
+        data,
+        estimators,
+        layers,
+        losses,
+        models,
+        optim,
+        packed,
+        quantizers,
+        regularizers,
+        schedules,
+        stages,
+        sweeps,
+        tracing,
+        training,
+    )
     from bnn_jax.data import load_dataset
     from bnn_jax.estimators import ESTIMATORS, Estimator, approx_sign, identity_sign, make_sign, sign, ste_sign
     from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense

@@ -143,6 +143,7 @@ def _ovsw(
     flip_momentum: float = 0.999,
     flip_threshold: float = 1e-4,
 ) -> optax.GradientTransformation:
+    """The optimizer of :func:`overcome_silent_weights` for the latent weights, before SGD."""
     silent = overcome_silent_weights(
         least_ratio=least_ratio, penalty=penalty, flip_momentum=flip_momentum, flip_threshold=flip_threshold
     )
