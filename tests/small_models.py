@@ -22,6 +22,8 @@ SHRUNK = {
     "num_cells": 3,
     "dense_layers": 1,
     "hidden_layers": 1,
+    "zero_scale": False,
+    "gate_reduction": 1,
     "depth": 1,
     "heads": 2,
 }
@@ -34,15 +36,23 @@ UNREAD = {
         for leaf in ("['conv']['latent_kernel']", "['norm']['bias']", "['norm']['scale']")
     ]
 }
-WIDTHS = {"binaryduo_vgg7": 3, "alexnet_xnor": 6, "alexnet_dorefa": 6}
-SIDES = {"alexnet_xnor": 63, "alexnet_dorefa": 44, "binaryduo_vgg7": 32, "lenet": 16, "bnn_plus_alexnet": 16}
+WIDTHS = {"binaryduo_vgg7": 3, "alexnet_xnor": 6, "alexnet_dorefa": 6, "binary_alexnet": 2, "meliusnet22": 16}
+WIDTHS |= {"bireal50": 16, "pokebnn": 16}
+SIDES = {
+    "alexnet_xnor": 63,
+    "alexnet_dorefa": 44,
+    "binary_alexnet": 57,
+    "binaryduo_vgg7": 32,
+    "lenet": 16,
+    "bnn_plus_alexnet": 16,
+}
 
 
 def small(name: str, **quantizers: Any) -> ModelConfig:
     """A small instance of the network `name`, with its published quantizers where no others are given."""
     taken = inspect.signature(MODELS[name].constructor).parameters
     options = {option: value for option, value in SHRUNK.items() if option in taken}
-    if "densenet" in name:
+    if "rounding" in taken:
         options |= REDUCTION
     if name.startswith("bnas"):
         options.pop("stage_sizes", None)

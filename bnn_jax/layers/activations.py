@@ -50,23 +50,27 @@ class PReLU(nn.Module):
 class RPReLU(nn.Module):
     r"""PReLU with its corner at (g, z), two learned shifts a channel (ReActNet).
 
-    Forward   y = (x - g) + z for x > g,  b (x - g) + z for x <= g
+    Forward   y = a (x - g) + z for x > g,  b (x - g) + z for x <= g;  a = 1, and learned with `both_slopes` (DPReLU)
     Backward  exact; at x = g the slope is b
 
-    The parameters `input_shift` (g) and `output_shift` (z) start at 0, `slope` (b) at `initial_slope`.
+    The parameters `input_shift` (g) and `output_shift` (z) start at 0, `slope` (b) at `initial_slope`, `positive_slope`
+    (a) at 1.
 
     Attributes:
       initial_slope: of b.
+      both_slopes: learn a too.
       param_dtype: of the parameters; outputs keep x's dtype.
 
     >>> import jax
     >>> RPReLU().init_with_output(jax.random.key(0), jnp.array([[-2.0, 2.0]]))[0]
     Array([[-0.5,  2. ]], dtype=float32)
 
-    Reference: Liu et al., ReActNet, 2020, arXiv:2003.03488.
+    Reference: Liu et al., ReActNet, 2020, arXiv:2003.03488; with both slopes Zhang et al., PokeBNN, CVPR 2022,
+    arXiv:2112.00133.
     """
 
     initial_slope: float = 0.25
+    both_slopes: bool = False
     param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -74,5 +78,6 @@ class RPReLU(nn.Module):
     def __call__(self, x: Float[Array, "... channels"]) -> Float[Array, "... channels"]:
         dtype, x = x.dtype, widened(x)
         x = x - _per_channel(self, "input_shift", 0.0, x)
-        y = jnp.where(x > 0, x, _per_channel(self, "slope", self.initial_slope, x) * x)
+        positive = _per_channel(self, "positive_slope", 1.0, x) * x if self.both_slopes else x
+        y = jnp.where(x > 0, positive, _per_channel(self, "slope", self.initial_slope, x) * x)
         return (y + _per_channel(self, "output_shift", 0.0, x)).astype(dtype)

@@ -1,5 +1,7 @@
 r"""What a binary layer's channels tell one another: a learned gate, and fixed corrections along edges."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -22,11 +24,13 @@ class ChannelGate(nn.Module):
     Backward  exact
 
     It sees what the sign before the convolution sees, but real; the convolution's output is multiplied by G.  Both
-    matrices are in full precision, without biases, He-initialized: channels // reduction (channels + features) weights.
+    matrices are in full precision, He-initialized: channels // reduction (channels + features) weights.
 
     Attributes:
       features: output channels of the convolution.
       reduction: how many input channels become one in the gate.
+      use_bias: add biases to both products, as squeeze-and-excitation does.
+      squash: what stands in sigmoid's place.
       param_dtype: of W1, `squeeze`, and W2, `expand`; the gate keeps z's dtype.
 
     Raises:
@@ -39,11 +43,13 @@ class ChannelGate(nn.Module):
     ((2, 1, 1, 32), (16, 2))
 
     Reference: Martinez et al., Training Binary Neural Networks with Real-to-Binary Convolutions, 2020,
-    arXiv:2003.11535.
+    arXiv:2003.11535; after Hu et al., Squeeze-and-Excitation Networks, 2018, arXiv:1709.01507.
     """
 
     features: int
     reduction: int = 8
+    use_bias: bool = False
+    squash: Callable[[Array], Array] = nn.sigmoid
     param_dtype: jnp.dtype = jnp.float32
 
     def __post_init__(self):
@@ -58,8 +64,9 @@ class ChannelGate(nn.Module):
         rule = f"must be at most {z.shape[-1]}, the number of the gate's inputs,"
         require_of_layer(self, "reduction", self.reduction, squeezed >= 1, rule, "8 is the paper's")
         options = {"kernel_init": nn.initializers.he_normal(), "param_dtype": self.param_dtype}
+        options["use_bias"] = self.use_bias
         hidden = nn.relu(BinaryDense(squeezed, name="squeeze", **options)(z.mean((1, 2))))
-        return nn.sigmoid(BinaryDense(self.features, name="expand", **options)(hidden))[:, None, None, :]
+        return self.squash(BinaryDense(self.features, name="expand", **options)(hidden))[:, None, None, :]
 
 
 class ChannelInteractions(nn.Module):

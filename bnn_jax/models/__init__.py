@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 
 from bnn_jax.models.alexnet import alexnet_dorefa, alexnet_xnor, bnn_plus_alexnet
+from bnn_jax.models.binary_alexnet import binary_alexnet
 from bnn_jax.models.binaryduo import binaryduo_resnet18, binaryduo_vgg7
 from bnn_jax.models.birealnet import (
     bireal18,
@@ -21,6 +22,7 @@ from bnn_jax.models.birealnet import (
 )
 from bnn_jax.models.bn_free import reactnet18_bn_free
 from bnn_jax.models.bnas import bnas_a, bnas_e
+from bnn_jax.models.bnext import bnext_tiny
 from bnn_jax.models.cinet import cinet_resnet18
 from bnn_jax.models.convnet import binaryconnect_convnet, bnn_convnet, mnist_mlp
 from bnn_jax.models.densenet import (
@@ -32,14 +34,19 @@ from bnn_jax.models.densenet import (
     igp_densenet51,
     igp_densenet69,
 )
+from bnn_jax.models.densenet_bc import densenet40_40
 from bnn_jax.models.dgrl import dgrl_resnet18
 from bnn_jax.models.fractal import igp_resnet21, igp_resnet37, igp_resnet41, igp_resnet69
 from bnn_jax.models.irnet import irnet_resnet18, irnet_resnet20, irnet_resnet34
 from bnn_jax.models.lenet import LeNet
+from bnn_jax.models.meliusnet import meliusnet22
 from bnn_jax.models.mobilenet import reactnet_a
+from bnn_jax.models.pokebnn import bireal50, pokebnn
+from bnn_jax.models.quicknet import quicknet, quicknet_large, quicknet_small
 from bnn_jax.models.reactnet import reactnet18, reactnet_resnet20
 from bnn_jax.models.real_to_binary import real_to_binary_baseline_resnet18, real_to_binary_resnet18
 from bnn_jax.models.resnet import ResNet, resnet6, resnet20
+from bnn_jax.models.resnet_e import binary_resnet_e18
 from bnn_jax.models.resnet_large import (
     resnet18,
     resnet34,
@@ -51,6 +58,7 @@ from bnn_jax.models.resnet_large import (
 )
 from bnn_jax.models.vgg import bnn_plus_vgg, vgg_small
 from bnn_jax.models.vit import ViT
+from bnn_jax.models.wide_resnet import wide_resnet40_4
 
 
 class ModelEntry(NamedTuple):
@@ -85,6 +93,8 @@ _BI_REAL = ("approx_sign", "magnitude_aware")
 _IR_NET = ("ede_sign", "libra_pb")
 _IR_NET_20 = (*_IR_NET, {"t_min": 1e-3}, {"t_min": 1e-3})
 _REACT = ("rsign", "magnitude_aware")
+_STE_125 = ("ste_sign", "binary", {"clip_value": 1.25}, {"clip_value": 1.25})
+_BNEXT = ({"estimator": "ste_sign", "clip_value": 1.5}, {"estimator": "identity_sign"})
 _DENSE = ("ste_sign", "binary", {"clip_value": 1.3}, {"clip_value": 1.3})
 
 _COURBARIAUX = "Courbariaux et al., BinaryConnect, 2015, arXiv:1511.00363"
@@ -150,6 +160,17 @@ MODELS: dict[str, ModelEntry] = {
     "igp_resnet37": ModelEntry(igp_resnet37, *_BI_REAL),
     "igp_resnet41": ModelEntry(igp_resnet41, *_BI_REAL),
     "igp_resnet69": ModelEntry(igp_resnet69, *_BI_REAL),
+    "wide_resnet40_4": ModelEntry(wide_resnet40_4),
+    "densenet40_40": ModelEntry(densenet40_40),
+    "binary_alexnet": ModelEntry(binary_alexnet, *_SIGNS),
+    "binary_resnet_e18": ModelEntry(binary_resnet_e18, *_STE_125),
+    "quicknet_small": ModelEntry(quicknet_small, *_STE_125),
+    "quicknet": ModelEntry(quicknet, *_STE_125),
+    "quicknet_large": ModelEntry(quicknet_large, *_STE_125),
+    "meliusnet22": ModelEntry(meliusnet22, *_DENSE),
+    "bireal50": ModelEntry(bireal50, *_BI_REAL),
+    "pokebnn": ModelEntry(pokebnn, "ste_sign", "binary", {"clip_value": 3.0}),
+    "bnext_tiny": ModelEntry(bnext_tiny, "rsign", "binary", *_BNEXT),
     "vit_tiny": ModelEntry(ViT, *_SIGNS_SCALED),
 }
 """name -> a network of the literature; its size, options and quantizers can be set one by one."""

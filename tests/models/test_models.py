@@ -73,6 +73,17 @@ CATALOGUE = {
     "IGP-ResNet69(31)": "igp_resnet69",
     "IGP-DenseNet51(53)": "igp_densenet51",
     "IGP-DenseNet69(48)": "igp_densenet69",
+    "Wide ResNet-40-4 of Deep Frank-Wolfe": "wide_resnet40_4",
+    "DenseNet-40-40 of Deep Frank-Wolfe": "densenet40_40",
+    "BinaryAlexNet": "binary_alexnet",
+    "BinaryResNetE18": "binary_resnet_e18",
+    "QuickNet S": "quicknet_small",
+    "QuickNet M": "quicknet",
+    "QuickNet L": "quicknet_large",
+    "MeliusNet22": "meliusnet22",
+    "Bi-Real Net 50": "bireal50",
+    "PokeBNN": "pokebnn",
+    "BNext-T": "bnext_tiny",
     "ViT with BinaryAttention": "vit_tiny",
 }
 
@@ -97,7 +108,7 @@ def test_published_size_builds(name):
     """In evaluation, on 32x32 images where the network takes them, by tracing alone."""
     options = {"stem": "cifar"} if takes(name, "stem") else {}
     model = make_model(ModelConfig(name, options=options), num_classes=7)
-    logits, intermediates = outputs_of(model, 224 if name.startswith("alexnet") else 32)
+    logits, intermediates = outputs_of(model, 224 if name.startswith(("alexnet", "binary_alexnet")) else 32)
     assert logits.shape == (1, 7) and logits.dtype == jnp.float32
     assert intermediates["features"].shape[0] == 1
 
@@ -147,10 +158,11 @@ def test_stages_halve_images_of_any_size(name, stem, side):
     model = MODELS[name].constructor(num_classes=3, width=8, stem=stem, stage_sizes=(1, 1, 1))
     logits, intermediates = outputs_of(model, (side, side + 1, 3))
     sides, width = [side, side + 1], 8
-    for _ in range(0 if stem == "cifar" else 1 if name == "reactnet_a" else 2):
+    doubled = name in ("reactnet_a", "bnext_tiny")
+    for _ in range(0 if stem == "cifar" else 1 if doubled else 2):
         sides = [-(-n // 2) for n in sides]
     for stage in (1, 2, 3):
-        width = width if stage == 1 and name != "reactnet_a" else 2 * width
+        width = width if stage == 1 and not doubled else 2 * width
         assert intermediates[f"stage{stage}"].shape == (1, *sides, width)
         sides = [-(-n // 2) for n in sides]
     assert intermediates["features"].shape == (1, width)
@@ -186,7 +198,7 @@ def test_gradients_of_quantized_layers_are_quantized(name):
     """With a gradient quantizer each layer has it that quantizes, and no other; an AlexNet of DoReFa-Net by itself."""
     seen, layers = [], []
     model, shapes = small_shapes(name)
-    if name == "resnet18":  # published in full precision
+    if model.input_quantizer is model.kernel_quantizer is None:  # published in full precision
         model = model.clone(input_quantizer=SIGNS["input_quantizer"])
     model = model.clone(gradient_quantizer=lambda y, key: seen.append(y.shape) or y)
 

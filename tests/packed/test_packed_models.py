@@ -11,7 +11,7 @@ from bnn_jax.analysis.accounting import account_model
 from bnn_jax.packed import freeze, packed_structure
 from bnn_jax.training.experiment import make_model
 
-NOTHING_TO_PACK = {"resnet18", "binaryduo_vgg7"}
+NOTHING_TO_PACK = {"resnet18", "binaryduo_vgg7", "wide_resnet40_4", "densenet40_40"}
 """Published with real weights."""
 NETWORKS = sorted(INSTANCES.values())
 
