@@ -93,7 +93,7 @@ class _Given:
       source: where they come from.
       spelled: expressions of the labels as they are read.
       converted: an expression, with {} for the array -> the names of the arrays that were read with it.
-      columns: of one-hot labels.
+      columns: of one-hot labels of training.
     """
 
     arrays: dict[str, np.ndarray]
@@ -198,7 +198,7 @@ def _whole_labels(given: _Given, key: str) -> np.ndarray:
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels, how = labels[:, 0], "{}[:, 0]"
     elif _is_one_hot(labels):
-        given.columns = labels.shape[1]
+        given.columns = labels.shape[1] if key == "train_labels" else given.columns
         labels, how = labels.argmax(1), "{}.argmax(1)"
     if labels.dtype.kind == "b" or (labels.dtype.kind == "f" and labels.ndim == 1 and np.all(labels % 1 == 0)):
         labels, how = labels.astype(np.int32), f"{how}.astype(np.int32)"
@@ -249,8 +249,9 @@ def _pixels(given: _Given, key: str, of_all_splits: list[str]) -> np.ndarray:
     elif images.ndim not in (3, 4):
         mended = None
     rule = "images are uint8, [N,H,W,C] or [N,H,W]"
-    if images.dtype.kind == "f" and not np.isfinite(images).all():
-        rule = f"{rule}, and these are not finite"
+    if images.dtype.kind == "f" and images.ndim in (3, 4) and not np.isfinite(images).all():
+        kept, labels = f"[np.isfinite({typed}).all({tuple(range(1, images.ndim))})]", key.replace("images", "labels")
+        rule, mended = f"{rule}, and finite", f"{given.typed[labels]}{kept} and {typed}{kept}"
     likewise = f", {LIKEWISE}" if len(same) > 1 else ""
     raise RunError(f"{given.shown(key)}; {rule}{f': give {mended}{likewise}' if mended else ''}")
 

@@ -32,9 +32,17 @@ def decode_image(encoded: bytes, mode: str) -> "Image":
 
 
 def in_mode(image: "Image", mode: str) -> "Image":
-    """An image as grey ("L") or "RGB"; CMYK and palettes are converted, 16 bits become the upper 8."""
+    """An image as grey ("L") or "RGB"; CMYK and palettes are converted, 16 bits become the upper 8.
+
+    It is not turned as its camera noted, which torchvision does not do either.
+
+    Raises:
+      ValueError: for pixels that are floats, of which nobody knows the range.
+    """
     from PIL import Image
 
+    if image.mode == "F":
+        raise ValueError("its pixels are floats; store 8 or 16 bits")
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:

@@ -140,7 +140,8 @@ def _images_in(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _version(folder: Path, paths: list[str]) -> str:
-    state = [(os.path.relpath(path, folder), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]
+    each = ((path, os.stat(path)) for path in paths)
+    state = [(os.path.relpath(path, folder), found.st_size, found.st_mtime_ns) for path, found in each]
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
 

@@ -42,7 +42,8 @@ def as_dataset(
           the middle;
         * a dict of such pairs or rows by "train", "test" and "validation", or of the arrays of an .npz file, see
           :func:`bnn_jax.data.load_dataset`;
-        * rows as Hugging Face's sets have them: a sequence of ``{"image": ..., "label": ...}``, the images of Pillow;
+        * rows as Hugging Face's sets have them, ``{"image": ..., "label": ...}``, or those of PyTorch, ``(image,
+          label)``; the images of Pillow or arrays;
         * a :class:`Dataset`, or an :class:`ImageStream`.
       validation_examples, split_seed: as :func:`bnn_jax.data.load_dataset` takes them.
       preprocessing, image_size: likewise, for images of Pillow.
@@ -88,7 +89,8 @@ def _checked(dataset: Dataset) -> Dataset:
             name, value, np.shape(value) == (channels,) and bool(holds(np.asarray(value)).all()), rule, error=UsageError
         )
     checked = {name: Split(images, labels.astype(np.int32)) for name, (images, labels) in found.items()}
-    return replace(dataset, **checked)
+    mean, std = (tuple(map(float, values)) for values in (dataset.mean, dataset.std))
+    return replace(dataset, **checked, mean=mean, std=std)
 
 
 def _arrays_of(data: Any, preprocess: Preprocess | None = None) -> dict[str, np.ndarray]:
@@ -116,13 +118,9 @@ def _pair(prefix: str, part: Any, preprocess: Preprocess | None) -> dict[str, np
     if isinstance(part, Split):
         part = (part.images, part.labels)
     elif _are_rows(part):
-        names = getattr((getattr(part, "features", None) or {}).get("label"), "names", None)
+        names = getattr((getattr(part, "features", None) or {}).get("label"), "names", getattr(part, "classes", None))
         known = {} if names is None else {"class_names": np.array(names), "num_classes": np.array(len(names))}
-        key = next((key for key in ("image", "img") if key in part[0]), "image")
-        try:
-            part = list(zip(*[(row[key], row["label"]) for row in part]))
-        except KeyError as error:
-            raise UsageError(f"`data` has a row without {error}; rows have an image and a label") from None
+        part = list(zip(*[_image_and_label(part[index]) for index in range(len(part))]))
     if not isinstance(part, tuple | list) or len(part) != 2:
         raise UsageError(f"`data` (a {type(part).__name__}) must be {FORMS}")
     images, labels = part
@@ -136,7 +134,18 @@ def _pair(prefix: str, part: Any, preprocess: Preprocess | None) -> dict[str, np
 
 def _are_rows(part: Any) -> bool:
     is_sequence = hasattr(part, "__len__") and hasattr(part, "__getitem__") and not isinstance(part, str | np.ndarray)
-    return is_sequence and not isinstance(part, Mapping) and len(part) > 0 and isinstance(part[0], Mapping)
+    if not is_sequence or isinstance(part, Mapping) or len(part) == 0:
+        return False
+    return isinstance(part[0], Mapping) or (isinstance(part[0], tuple) and not isinstance(part, tuple | list))
+
+
+def _image_and_label(row: Any) -> tuple[Any, Any]:
+    if not isinstance(row, Mapping):
+        return row
+    try:
+        return row["img" if "image" not in row and "img" in row else "image"], row["label"]
+    except KeyError as error:
+        raise UsageError(f"`data` has a row without {error}; rows have an image and a label") from None
 
 
 def _array(name: str, values: Any) -> np.ndarray:

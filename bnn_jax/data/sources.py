@@ -181,7 +181,9 @@ def _load_files(
 ) -> Dataset:
     """A set that TFDS stored, or a folder of images; decoded once and kept in the folder `cache`."""
     if IN_MEMORY.search(name):
-        raise UsageError(f"`data.name` (={name!r}) stands for arrays that a run was given; give them again, as `data`")
+        raise UsageError(
+            f"`data.name` (={name!r}) stands for arrays that a run was given; give them again, as `data` in Python"
+        )
     prepared = f"-{preprocessing}-{size}" if size else ""
     folder = image_folder_named(name, data_dir)
     if folder is not None:
@@ -237,6 +239,8 @@ def assemble(
         parts = in_three(whole.labels, validation_examples, split_seed)
         splits = {part: _take(whole, indices) for part, indices in parts.items()}
     names = tuple(map(str, arrays["class_names"])) if "class_names" in arrays else None
+    if names is not None and len(names) != num_classes:
+        raise RunError(f"`class_names` of {source} has {len(names)} names for {num_classes} classes; give one for each")
     return _with_statistics(name, splits, num_classes, note, names)
 
 

@@ -165,6 +165,11 @@ def emptied(folder):
         path.unlink()
 
 
+def of_floats(folder):
+    (folder / "train" / "ant" / "000.png").unlink()
+    Image.fromarray(np.zeros((6, 5), np.float32)).save(folder / "train" / "ant" / "000.tif")
+
+
 def damaged(folder):
     (folder / "train" / "ant" / "000.png").write_bytes(b"GIF89a, or so it says")
 
@@ -188,6 +193,7 @@ def damaged(folder):
             r"test has the class 'dog', which .*train has not",
         ),
         (emptied, UsageError, r"the test split of .*pets has no image; remove it, or put some in"),
+        (of_floats, RunError, r"train/ant/000.tif cannot be decoded \(its pixels are floats; store 8 or 16 bits\)"),
         (damaged, RunError, r"train/ant/000.png cannot be decoded \(.*\); remove or replace it"),
     ],
 )

@@ -40,12 +40,20 @@ class Rows:
         return self._rows[index]
 
 
+class Pairs(Rows):
+    """A set of torchvision."""
+
+    def __getitem__(self, index):
+        return tuple(self._rows[index].values())
+
+
 HALVES = (X[:40], Y[:40]), (X[40:], Y[40:])
 FORMS = {
     "pairs of Keras": HALVES,
     "lists": [(X[:40].tolist(), Y[:40].tolist()), (X[40:].tolist(), Y[40:].tolist())],
     "splits": {"train": HALVES[0], "test": HALVES[1]},
     "Split": {"train": Split(*HALVES[0]), "test": Split(*HALVES[1])},
+    "rows of PyTorch": {"train": Pairs(*HALVES[0]), "test": Pairs(*HALVES[1])},
     "rows": {"train": rows(*HALVES[0]), "test": Rows(*HALVES[1])},
     "arrays": {"x_train": X[:40], "y_train": Y[:40], "x_test": X[40:], "y_test": Y[40:]},
 }

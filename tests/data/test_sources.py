@@ -161,8 +161,8 @@ TEN = np.arange(10)
             {"test_images": np.zeros((10, 60), np.uint8)},
             r"`test_images` of .* is uint8 of shape \(10, 60\); images are",
         ),
-        ({"test_labels": np.zeros(10)}, r"`test_labels` of .* is float64 of shape \(10,\); labels are integers of"),
-        ({"test_labels": np.eye(10, dtype=int)}, r"`test_labels` of .* is int64 of shape \(10, 10\); labels are integ"),
+        ({"test_labels": TEN / 2}, r"`test_labels` of .* is float64 of shape \(10,\); labels are integers of"),
+        ({"test_labels": np.ones((10, 2), int)}, r"`test_labels` of .* is int64 of shape \(10, 2\); labels are integ"),
         (
             {"test_labels": TEN[:9]},
             r"`test_images` of .* has shape \(10, 4, 5, 3\) and `test_labels` \(9,\); each image",
@@ -173,6 +173,7 @@ TEN = np.arange(10)
         ),
         ({"test_labels": TEN, "num_classes": 6}, r"`test_labels` of .* has the label 6 at index 6; labels are 0 to 5"),
         ({"test_labels": TEN - 3}, r"`test_labels` of .* has the label -3 at index 0, which no"),
+        ({"class_names": ["a", "b"]}, r"`class_names` of .* has 2 names for 6 classes; give one for each"),
         ({"num_classes": 0}, r"`num_classes` of .* is 0; it is one whole number, at least 1"),
         ({"num_classes": TEN[:2]}, r"`num_classes` of .* is \[0, 1\]; it is one whole number, at least 1"),
         (

@@ -49,6 +49,16 @@ def test_images_stored_as_jpeg_are_reported(tmp_path, monkeypatch):
     assert load_mnist(tmp_path / "sets").note == "MNIST (JPEG copies, not the lossless originals; TFDS 3.0.1)"
 
 
+def test_images_are_cropped_once_and_the_names_of_classes_known(tmp_path):
+    _, test = write_mnist(tmp_path / "sets")
+    dataset = load_mnist(tmp_path / "sets", preprocessing="center_crop", image_size=14)
+    assert dataset.image_shape == (14, 14, 1) and dataset.class_names == tuple("0123456789")
+    assert dataset.note == "MNIST (PNG; TFDS 3.0.1; center_crop to 14x14)"
+    means = [np.sort(split.images.mean(axis=(1, 2, 3))) for split in (dataset.test, test)]
+    np.testing.assert_allclose(*means, atol=1.5)
+    assert (tmp_path / "cache" / "mnist-3.0.1-center_crop-14.npz").is_file()
+
+
 def test_images_of_differing_sizes_are_refused(tmp_path, monkeypatch):
     png = prepare._png
     monkeypatch.setattr(prepare, "_png", lambda image: png(image[: 20 + image[0, 1, 0] % 8]))

@@ -47,7 +47,7 @@ def write_pets(folder):
 def test_a_folder_of_images_goes_from_train_to_evaluate_by_commands(wheel, tmp_path):
     write_pets(tmp_path / "pets")
     data = ("--data.name", "pets", "--data.preprocessing", "center_crop", "--data.image-size", "8")
-    size = ("--model.name", "mnist_mlp", "--model.width", "8", "--epochs", "2", "--batch-size", "16")
+    size = ("--model.name", "mnist_mlp", "--model.width", "8", "--epochs", "1", "--batch-size", "16")
     done = wheel.run("train", "--config", "digits_xnor", *data, *size, "--workdir", "run", cwd=tmp_path)
     assert "test accuracy" in done.stdout
     recorded = json.loads((tmp_path / "run" / "data.json").read_text())
@@ -72,6 +72,12 @@ def test_arrays_in_memory_train_and_another_call_is_refused(tmp_path):
         UsageError, match=r"`data.name` is 'arrays in memory, .*' now, but .* 'arrays in memory, sha256"
     ):
         train(CONFIG, tmp_path / "run", data=(255 - X, Y))
+    split = lambda count: Split(np.zeros((count, 8, 8, 1), np.uint8), np.arange(count, dtype=np.int32) % 10)
+    by_hand = Dataset("by hand", split(100), split(20), split(30), 10, (0.0,), (1.0,))
+    with pytest.raises(
+        UsageError, match=r"`data.name` is 'by hand in memory, sha256 \w{16}' now, but .* 'arrays in memory"
+    ):
+        train(CONFIG, tmp_path / "run", data=by_hand)
     with pytest.raises(UsageError, match=r"stands for arrays that a run was given; give them again, as `data`"):
         evaluate_run(tmp_path / "run")
     rows = dict.fromkeys(("first", "second"), CONFIG)
@@ -80,17 +86,8 @@ def test_arrays_in_memory_train_and_another_call_is_refused(tmp_path):
     for results in (compared, swept):
         assert results.datasets[0]["note"] == "arrays in memory; split 60/20/20 % by seed"
         assert results.rows[0].runs[0]["test_accuracy_best"] == result["test_accuracy_best"]
-
-
-@pytest.mark.full
-def test_a_result_of_other_data_is_not_returned_for_the_same_config(tmp_path):
-    split = lambda count: Split(np.zeros((count, 8, 8, 1), np.uint8), np.arange(count, dtype=np.int32) % 10)
-    mine = Dataset("mine", split(100), split(20), split(30), 10, (0.0,), (1.0,))
-    assert train(CONFIG, tmp_path, data=mine)["test_accuracy_last"] == pytest.approx(0.1, abs=0.01)
-    with pytest.raises(
-        UsageError, match=r"`data.name` is 'digits' now, but .* holds a run with 'mine in memory, sha256"
-    ):
-        train(CONFIG, tmp_path)
+    with pytest.raises(UsageError, match=refused.replace("run holds", "first.seed0 holds")):
+        compare(rows, tmp_path / "compare", seeds=[0])
 
 
 def test_files_as_other_libraries_write_them(tmp_path):
