@@ -5,9 +5,10 @@ folder or a file raises one of these two, always with one sentence that names th
 """
 
 import difflib
+import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -24,10 +25,14 @@ class Preempted(KeyboardInterrupt):
     """The machine asked the process to end (SIGTERM), and what was done is saved.  A script ends with exit code 0."""
 
 
-def exit_code_of(main: Callable[[], None]) -> int:
+def exit_code_of(main: Callable[[], None], flags: Mapping[str, str] = {}) -> int:
     """Run a script's `main`; print a user's error as one sentence on stderr instead of a traceback.
 
     A warning of this package is one sentence too, without the line of code that it comes from.
+
+    Args:
+      main: of the script.
+      flags: name of an argument, as a sentence has it -> the option that a user of the script types.
 
     Returns:
       0 when `main` returned or was preempted, 2 after a :class:`UsageError`, 1 after a :class:`RunError`, 130 after
@@ -38,10 +43,10 @@ def exit_code_of(main: Callable[[], None]) -> int:
             warnings.showwarning = partial(_show_warning, warnings.showwarning)
             main()
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {renamed(str(error), flags)}", file=sys.stderr)
         return 2
     except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {renamed(str(error), flags)}", file=sys.stderr)
         return 1
     except Preempted as preemption:
         print(f"preempted: {preemption}", file=sys.stderr)
@@ -57,6 +62,15 @@ def _show_warning(others: Callable[..., None], message: Warning, category: type[
         print(f"warning: {message}", file=sys.stderr)
     else:
         others(message, category, *where)
+
+
+def renamed(sentence: str, names: Mapping[str, str]) -> str:
+    """Replace names in backquotes.
+
+    >>> renamed("`data.split_seed` (=-1) must not be negative", {"data.split_seed": "--data.split-seed"})
+    '`--data.split-seed` (=-1) must not be negative'
+    """
+    return re.sub(r"`([\w.]+)`", lambda found: f"`{names.get(found[1], found[1])}`", sentence)
 
 
 def unknown_name(argument: str, name: str, known: Iterable[str]) -> UsageError:

@@ -170,7 +170,7 @@ def train(
       config, workdir, data, callbacks, overwrite, extend, warm_start, teacher, devices, workers, strict: as
         :func:`bnn_jax.training.loop.train` takes them, which also tells what is raised.
     """
-    config, dataset = with_data(config, data)
+    workdir, (config, dataset) = local_path("workdir", workdir), with_data(config, data)
     options = {"callbacks": callbacks, "overwrite": overwrite, "extend": extend, "warm_start": warm_start}
     options |= {"teacher": teacher, "devices": devices, "workers": workers, "strict": strict}
     shown = nullcontext(silent if on_progress is None else on_progress)
@@ -178,7 +178,7 @@ def train(
         shown = progress_display(f"{config.name} {last_part(config.optim.name)}")
     with shown as told:
         loop.train(config, workdir, data=dataset, on_progress=told, **options)
-    return Run(local_path("workdir", workdir), validate(config), dataset)
+    return Run(workdir, validate(config), dataset)
 
 
 def load_run(folder: str | Path, *, data: Any | None = None, data_dir: str | None = None) -> Run:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bnn_jax.benchmarks.suite import Task, run_suite
 from bnn_jax.checks import require_positive
-from bnn_jax.cli.options import parse_options
+from bnn_jax.cli.options import flags_of, parse_options
 from bnn_jax.errors import RunError, UsageError, exit_code_of
 from bnn_jax.training.progress import progress_display
 
@@ -71,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code_of(main))
+    sys.exit(exit_code_of(main, flags_of(Arguments)))

@@ -79,7 +79,9 @@ def run_command(name: str) -> int:
         # Importing takes seconds, in which there is nothing to save.  Later train() takes the signal over.
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     module = importlib.import_module(f"bnn_jax.cli.{COMMANDS[name].module}")
-    exit_code = exit_code_of(module.main)
+    from bnn_jax.cli.options import flags_of  # imports what the command needs, not what `bnn-jax --help` does
+
+    exit_code = exit_code_of(module.main, flags_of(module.Arguments))
     if name == "train":
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     return exit_code

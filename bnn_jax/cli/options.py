@@ -3,11 +3,12 @@
 import dataclasses
 import shlex
 import sys
+import typing
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -15,14 +16,36 @@ from bnn_jax.analysis.tables import Tables
 from bnn_jax.errors import UsageError
 from bnn_jax.paths import with_local_paths
 from bnn_jax.training.command_line import read_command_line
-from bnn_jax.training.config import Settings
+from bnn_jax.training.config import Config, Settings
 from bnn_jax.training.overrides import default_of
+
+POSITIONAL = typing.get_args(tyro.conf.Positional[str])[1]
 
 
 def command_line() -> str:
     """The command that runs, for reports: as `bnn-jax train ...`, or `python scripts/train.py ...` of a clone."""
     program, *rest = sys.argv
     return shlex.join(["python", *sys.argv]) if program.endswith(".py") else f"{program} {shlex.join(rest)}"
+
+
+def flags_of(arguments_type: type, prefix: str = "") -> dict[str, str]:
+    """The options of a command: name, as an error has it, of an argument or of a setting of the config -> its flag.
+
+    >>> flags_of(TrainingOptions)["data.validation_examples"], flags_of(TrainedOptions)["data.data_dir"]
+    ('--data.validation-examples', '--data-dir')
+    """
+    flags = {}
+    for name, hint in typing.get_type_hints(arguments_type, include_extras=True).items():
+        kind, *marks = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
+        if dataclasses.is_dataclass(kind):
+            flags |= flags_of(kind, prefix if kind is Config else f"{prefix}{name}.")
+        elif POSITIONAL not in marks and f"{prefix}{name}" != "name":
+            flags[f"{prefix}{name}"] = f"--{prefix}{name}".replace("_", "-")
+    # What a setting, or one of several, is called by who refuses it.
+    for name, option in (("data.data_dir", "data_dir"), ("optimizer", "optimizers")):
+        if option in flags and name not in flags:
+            flags[name] = flags[option]
+    return flags
 
 
 def parse_options(arguments_type: type, description: str) -> Any:

@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -20,8 +20,11 @@ from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, GRADIENT_QUANTIZERS, WEIGH
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(TableOptions):
-    what: tyro.conf.Positional[Literal["models", "quantizers", "estimators", "optimizers", "losses", "data"]]
-    """The table."""
+    what: Annotated[
+        tyro.conf.Positional[Literal["models", "quantizers", "estimators", "optimizers", "losses", "data"]],
+        tyro.conf.arg(metavar="TABLE"),
+    ]
+    """models, quantizers, estimators, optimizers, losses or data."""
 
 
 LECUN = "LeCun et al., Gradient-Based Learning Applied to Document Recognition, 1998"

@@ -26,7 +26,7 @@ from bnn_jax.data import (
     padded_order,
     prefetch,
 )
-from bnn_jax.errors import UsageError
+from bnn_jax.errors import RunError, UsageError, renamed
 from bnn_jax.paths import local_path
 from bnn_jax.training.config import Config, DataConfig
 from bnn_jax.training.devices import data_shards, place_batch, place_batches, process_part, replicate
@@ -69,7 +69,11 @@ def load_data(data: DataConfig) -> Dataset | ImageStream:
         "preprocessing": data.preprocessing,
         "image_size": data.image_size,
     }
-    return open_stream(data.name, **where) if data.stream else load_dataset(data.name, **where)
+    try:
+        return open_stream(data.name, **where) if data.stream else load_dataset(data.name, **where)
+    except (UsageError, RunError) as error:
+        settings = {name: f"data.{name}" for name in ("name", *where)}
+        raise type(error)(renamed(str(error), settings)) from error
 
 
 def with_data(config: Config, data: Any | None) -> tuple[Config, Dataset | ImageStream | None]:

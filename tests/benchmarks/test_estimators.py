@@ -134,4 +134,4 @@ def test_the_script_prints_a_table_and_writes_where_it_comes_from(tmp_path):
 @pytest.mark.parametrize(("option", "usual"), [("values", 10_000_000), ("repeats", 20)])
 def test_a_number_below_one_is_refused(option, usual):
     done = run_script("benchmark", "estimators", f"--{option}", 0, code=2)
-    assert done.stderr == f"error: `{option}` (=0) must be at least 1; leave it out for {usual}\n"
+    assert done.stderr == f"error: `--{option}` (=0) must be at least 1; leave it out for {usual}\n"

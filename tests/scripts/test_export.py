@@ -78,7 +78,7 @@ def test_a_run_is_exported_and_evaluated(workdir, exported):
     error = run_script("evaluate", path, "--which", "last", code=2).stderr
     assert "`--which` (=last) is for a run; a file holds one network; leave it out" in error
     error = run_script("evaluate", path, "--data-dir", "/nowhere", code=2).stderr
-    assert "`data_dir` (='/nowhere') is for sets stored in folders, not" in error and "leave it out" in error
+    assert "`--data-dir` (='/nowhere') is for sets stored in folders, not" in error and "leave it out" in error
 
 
 def test_the_accounting_is_in_the_file(workdir, tmp_path):
@@ -115,7 +115,7 @@ def test_moved_data_and_data_that_do_not_fit(workdir, exported, tmp_path):
     moved.write_bytes((workdir.parent / "data.npz").read_bytes())
     assert f"accuracy {100 * accuracy:.2f} %" in run_script("evaluate", path, "--data", moved).stdout
     error = run_script("evaluate", path, "--data", "digits", code=2).stderr
-    assert "`data` (='digits') has images of shape (8, 8, 1) in 10 classes, but" in error
+    assert "`--data` (='digits') has images of shape (8, 8, 1) in 10 classes, but" in error
     assert "takes images of shape (6, 6, 1) in 3; choose another `--data`" in error
 
 
@@ -123,7 +123,7 @@ def test_a_file_that_names_no_data(exported, tmp_path):
     network = load(exported[0])
     save(tmp_path / "y", network, tested={})
     error = run_script("evaluate", tmp_path / "y", code=2).stderr
-    assert "`data` must name a data set, for" in error and "y names none; as --data cifar10" in error
+    assert "`--data` must name a data set, for" in error and "y names none; as --data cifar10" in error
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_file_that_names_no_data(exported, tmp_path):
             "evaluate",
             ("{run}", "--data", "digits"),
             2,
-            "`data` (='digits') is for a file; a run is evaluated on its own",
+            "`--data` (='digits') is for a file; a run is evaluated on its own",
         ),
     ],
 )
@@ -176,7 +176,7 @@ def test_arrays_and_a_c_header_are_written(workdir, exported):
     run_script("export", workdir, "-o", path.with_suffix(".h"))
     assert "static const int8_t dense1_kernel[36][16] = {{" in path.with_suffix(".h").read_text()
     error = run_script("export", workdir, "--to", "header", "-o", path, code=2).stderr
-    assert "`output` (=" in error
+    assert "`--output` (=" in error
     assert "must end in .h, the format that is written; name it model.h" in error
 
 
@@ -189,4 +189,4 @@ def test_a_tflite_file_is_written(workdir):
 
 def test_float16_is_for_one_format(workdir):
     error = run_script("export", workdir, "-o", workdir.parent / "half.tflite", "--float16", code=2).stderr
-    assert "`float16` (=True) is not for .tflite files" in error
+    assert "`--float16` (=True) is not for .tflite files" in error

@@ -35,13 +35,13 @@ def test_evaluate_agrees_with_the_training_script(comparison):
 @pytest.mark.parametrize(
     ("script", "arguments", "words"),
     [
-        ("train", ("--optim.name", "sdg"), r"error: `optim\.name` \(='sdg'\) is not known; did you mean 'sgd'\?"),
+        ("train", ("--optim.name", "sdg"), r"error: `--optim\.name` \(='sdg'\) is not known; did you mean 'sgd'\?"),
         (
             "train",
             ("--model.name", "resnet7"),
-            r"error: `model\.name` \(='resnet7'\) is not known; did you mean 'resnet",
+            r"error: `--model\.name` \(='resnet7'\) is not known; did you mean 'resnet",
         ),
-        ("train", ("--optim.learning-rate", "0"), r"error: `optim\.learning_rate` \(=0\.0\) must be positive"),
+        ("train", ("--optim.learning-rate", "0"), r"error: `--optim\.learning-rate` \(=0\.0\) must be positive"),
         (
             "train",
             ("--config", "configs/no.py"),
@@ -54,8 +54,8 @@ def test_evaluate_agrees_with_the_training_script(comparison):
             r"error: .*/nowhere.*bnn-jax prepare cifar10",
         ),
         ("train", ("--optim.lr", "1"), r"--optim\.l"),
-        ("compare_optimizers", ("--seeds", "1", "1"), r"error: `seeds` \(=\[1, 1\]\) must differ"),
-        ("compare_optimizers", ("--optimizers", "dwf"), r"error: `optimizer` \(='dwf'\) .* did you mean 'dfw'\?"),
+        ("compare_optimizers", ("--seeds", "1", "1"), r"error: `--seeds` \(=\[1, 1\]\) must differ"),
+        ("compare_optimizers", ("--optimizers", "dwf"), r"error: `--optimizers` \(='dwf'\) .* did you mean 'dfw'\?"),
         ("evaluate", ("/nowhere",), r"error: `workdir` \(=/nowhere\) holds no run"),
     ],
 )
@@ -69,7 +69,7 @@ def test_usage_errors_are_one_sentence_and_exit_2(script, arguments, words, tmp_
 
 def test_a_usage_error_of_a_process_of_its_own(tmp_path, subprocess_env):
     done = run("train", "--optimizer", "adamm", "--workdir", tmp_path, env=subprocess_env, code=2)
-    assert re.match(r"error: `optimizer` \(='adamm'\) is not known; did you mean 'adam'\?.*\n$", done.stderr)
+    assert re.match(r"error: `--optimizer` \(='adamm'\) is not known; did you mean 'adam'\?.*\n$", done.stderr)
 
 
 def test_labels_out_of_range_exit_1(tmp_path):

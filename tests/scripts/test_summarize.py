@@ -60,7 +60,7 @@ def test_layers_that_are_alike_share_a_line():
         (("resnet2",), "`model` (='resnet2') is not known; did you mean 'resnet"),
         (("lenet", "--kernel-quantizer", "xnro"), "did you mean 'xnor'?"),
         (("lenet", "--image-size", "8"), "the network cannot be built: `images` (of 8x8) are too small for a LeNet"),
-        (("lenet", "--image-size", "0"), "`image_size` (=0) must be at least 1"),
+        (("lenet", "--image-size", "0"), "`--image-size` (=0) must be at least 1"),
         ((), "`model` (=None) and `--table` (=None) cannot go together; name a network or a table"),
         (("lenet", "--table", "igp"), "`model` (='lenet') and `--table` (='igp') cannot go together"),
     ],

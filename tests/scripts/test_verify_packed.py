@@ -15,5 +15,5 @@ def test_a_trained_run_is_proved_equal(comparison):
 
 def test_bad_arguments_are_refused(comparison, tmp_path):
     done = run_script("verify_packed", comparison[0] / "adam" / "seed0", "--batch-size", 0, code=2)
-    assert "`batch_size` (=0) must be at least 1" in done.stderr
+    assert "`--batch-size` (=0) must be at least 1" in done.stderr
     assert str(tmp_path / "none") in run_script("verify_packed", tmp_path / "none", code=2).stderr

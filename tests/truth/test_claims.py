@@ -132,7 +132,7 @@ def test_a_stage_without_its_predecessor_leaves_no_folder(tmp_path):
     write_checksummed(tmp_path / "gone" / "result.json", {})
     with pytest.raises(UsageError, match=r"gone\) holds no checkpoint yet; train it first"):
         run_stages([gone], tmp_path / "stages", data=brightness_set(16))
-    with pytest.raises(UsageError, match=r"`name` \(='nothing'\) is not 'digits'"):
+    with pytest.raises(UsageError, match=r"`data.name` \(='nothing'\) is not 'digits'"):
         run_stages([Stage("first", replace(CONFIG, data=DataConfig("nothing")))], tmp_path / "stages")
     assert not (tmp_path / "stages").exists()
 

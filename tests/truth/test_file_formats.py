@@ -68,5 +68,5 @@ def test_scripts_refuse_it_before_they_begin(script, arguments, endings, tmp_pat
     path = tmp_path / name
     done = run_script(script, *rest, path, code=2)
     option = {"-o": "output"}.get(rest[-1], rest[-1].removeprefix("--"))
-    assert done.stderr.startswith(f"error: `{option}` (={path}) must end in {endings}, the format")
+    assert done.stderr.startswith(f"error: `--{option}` (={path}) must end in {endings}, the format")
     assert f"name it m{endings.split()[0]}\n" in done.stderr and not done.stdout and not path.exists()

@@ -261,7 +261,7 @@ def test_what_the_maker_of_rows_sets_itself_is_refused():
             "--num-processes 2",
             r"`--num-processes` \(=2\) is for one of several processes, with `--distributed`",
         ),
-        ("train", "--optim.name bop", r"`optim.name` \(='bop'\) has no settings in the config"),
+        ("train", "--optim.name bop", r"`--optim.name` \(='bop'\) has no settings in the config"),
         ("sweep", "--jobs 2", r"`--jobs` \(=2\) is for `--execution processes`; leave it out"),
         ("sweep", "--execution sequential --group-size 2", r"`--group-size` \(=2\) is for `--execution vmapped`"),
         ("compare_optimizers", "--jobs 2", r"`--jobs` \(=2\) is for `--execution processes`; leave it out"),
@@ -328,3 +328,23 @@ def test_a_function_that_inject_hyperparams_takes_for_a_schedule_is_refused():
     optimizer = optax.inject_hyperparams(keep_in_box, static_args=("box",))(box=box)
     updates, _ = jax.jit(optimizer.update)(PARAMS, optimizer.init(PARAMS), PARAMS)
     np.testing.assert_allclose(updates["conv"]["latent_kernel"], 0.1, rtol=1e-6)
+
+
+# -- what a sentence calls a setting
+
+
+@pytest.mark.parametrize(
+    ("script", "line", "words"),
+    [
+        ("train", "--data.validation-examples 100000", r"error: `--data\.validation-examples` \(=100000\) must"),
+        ("train", "--data.smallest-area 2", r"error: `--data\.smallest-area` \(=2\.0\) must be in \(0, 1\]"),
+        ("train", "--batch-size 100000", r"error: `--batch-size` \(=100000\) is larger than"),
+        ("sweep", "--optim.learning-rate 0.1 -1", r"error: `--optim\.learning-rate` \(=-1\.0\) must be positive"),
+        ("compare_optimizers", "--optimizers dfw adamm", r"error: `--optimizers` \(='adamm'\) is not known; did you"),
+        ("train_stages", "nothing", r"error: `recipe` \(='nothing'\) is not known"),
+    ],
+)
+def test_a_sentence_names_the_option_that_one_types(script, line, words, tmp_path):
+    done = run_script(script, *line.split(), "--workdir", tmp_path / "run", code=2)
+    with pytest.raises(UsageError, match=words):
+        raise UsageError(done.stderr)

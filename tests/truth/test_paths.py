@@ -72,14 +72,14 @@ def test_every_path_of_every_script(script, name, tmp_path):
         "data.data_dir": ["--data.name", "mnist", "--data.data-dir", URL],
         "data.name": ["--data.name", f"{URL}.npz"],
     }
-    line = given.get(name) or ([URL] if name == "workdir" and needed == ["runs/mine"] else [*needed, f"--{name}", URL])
+    is_run = needed == ["runs/mine"] and name in ("workdir", "workdirs")
+    line = given.get(name) or ([URL] if is_run else [*needed, f"--{name}", URL])
     needed = needed if name in given else []
     workdir = [] if "workdir" in line or line[0] == URL or not given.get(name) else ["--workdir", tmp_path / "run"]
     execution = ["--execution", "sequential"] if given.get(name) and script.startswith(("sweep", "compare")) else []
     done = run_script(script, *needed, *line, *workdir, *execution, code=2)
-    with pytest.raises(
-        UsageError, match=f"^error: {REFUSED.format(name.rpartition('.')[2].replace('config', '(--)?config'))}"
-    ):
+    typed = "workdir" if is_run else f"--{name}".replace("_", "-")
+    with pytest.raises(UsageError, match=f"^error: {REFUSED.format(typed)}"):
         raise UsageError(done.stderr)
     assert len(done.stderr.splitlines()) == 1
     assert not (ROOT / "gs:").exists() and not (tmp_path / "run").exists()
@@ -159,7 +159,7 @@ def test_many_functions_take_paths():
         (lambda: open_stream("gs://bucket/mnist"), "name"),
         (lambda: train(Config("mine", 1, 8), "run", data="gs://bucket/mine"), "data"),
         (lambda: compare({"mine": Config("mine", 1, 8)}, "runs", seeds=[0], data=Path("gs://bucket/mine.npz")), "data"),
-        (lambda: load_data(DataConfig("mnist", data_dir=URL)), "data_dir"),
+        (lambda: load_data(DataConfig("mnist", data_dir=URL)), "data.data_dir"),
     ],
 )
 def test_paths_in_other_places(call, name):
