@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from bnn_jax.errors import UsageError
+from bnn_jax.paths import local_path
 
 IN_MEMORY = "in memory: "
 """How a record begins that stands for a thing which no import finds again."""
@@ -165,7 +166,7 @@ def why_not_run(error: BaseException) -> str:
 
 
 def _path_of(path: str | Path) -> Path:
-    return Path(path).expanduser().resolve()
+    return local_path("path", path).resolve()
 
 
 def _imported(where: str) -> ModuleType:

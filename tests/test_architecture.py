@@ -10,8 +10,9 @@ import bnn_jax
 PACKAGE = Path(bnn_jax.__file__).parent
 STAGES = (
     {"errors", "precision", "types"},
+    {"paths"},
     {"names"},
-    {"checks", "extras", "files", "finite", "outputs", "paths", "timing"},
+    {"checks", "extras", "files", "finite", "outputs", "timing"},
     {"schedules"},
     {"estimators"},
     {"quantizers"},

@@ -20,7 +20,7 @@ from bnn_jax.paths import cache_folder, local_path
 from bnn_jax.stages.stage import Stage, check_stages, replace_stage
 from bnn_jax.sweeps.comparison import compare
 from bnn_jax.sweeps.engine import Run, run_all
-from bnn_jax.training.config import Config, DataConfig, find_config, load_config
+from bnn_jax.training.config import Config, DataConfig, config_module, find_config, load_config
 from bnn_jax.training.input_pipeline import load_data
 from bnn_jax.training.loop import train, train_together
 
@@ -132,7 +132,7 @@ def test_every_path_of_every_function(function, name, unchecked, tmp_path, monke
     arguments = {needed: FIRST.get(needed, []) for needed in required} | {name: URL}
     if name == "output" and "workdirs" not in required:
         arguments["workdir"] = tmp_path
-    shown = "--config" if function in (find_config, load_config) else name
+    shown = "--config" if function in (config_module, find_config, load_config) else name
     for url in (URL, Path(URL)):
         with pytest.raises(UsageError, match=REFUSED.format(shown)):
             function(**arguments | {name: url})
