@@ -12,6 +12,8 @@ from bnn_jax.convert.target import Target, describe, module_and_leaf
 from bnn_jax.errors import UsageError
 from bnn_jax.types import LATENT_KERNEL
 
+_KERNELS = {"kernel": LATENT_KERNEL, LATENT_KERNEL: "kernel"}
+
 
 class Source(NamedTuple):
     """Where a variable comes from: names of arrays, and the function that makes it of them.
@@ -41,8 +43,8 @@ def from_arrays(
       model: the network.
       image_shape: (height, width, channels) of its images.
       names: a variable, as params/conv1/latent_kernel, or its module, as conv1, -> the name of the array, or the part
-        of it before the variable's own name; what is not in it has the same name in both.  `kernel` is found where the
-        network wants a `latent_kernel`.
+        of it before the variable's own name; what is not in it has the same name in both.  `kernel` is taken where the
+        network wants a `latent_kernel`, and the other way round.
       ignored: patterns of arrays that are not wanted, as "optimizer/*".
       fresh: patterns of variables, as params/head/*, that are left out, to be initialised.
 
@@ -59,8 +61,8 @@ def from_arrays(
     for name in target.variables:
         module, leaf = module_and_leaf(name)
         theirs = names.get(name, f"{names[module]}/{leaf}" if module in names else name)
-        if theirs not in arrays and leaf == LATENT_KERNEL:
-            theirs = theirs.removesuffix(LATENT_KERNEL) + "kernel"
+        if theirs not in arrays and leaf in _KERNELS:
+            theirs = f"{theirs.removesuffix(leaf)}{_KERNELS[leaf]}"
         sources[name] = Source((theirs,), lambda array: array)
     return assemble(arrays, target, sources, ignored=ignored, fresh=fresh)
 
@@ -92,7 +94,7 @@ def assemble(
         problems.append(f"not known where to find: {_listed(without)}")
     if spare:
         problems.append(f"unknown: {_listed(sorted(spare))}")
-    found = {}
+    found, shapes, broken = {}, [], []
     for name, like in target.variables.items():
         if name in sources and arrays.keys() >= set(sources[name].names):
             given = [arrays[theirs] for theirs in sources[name].names]
@@ -101,12 +103,14 @@ def assemble(
             except ValueError:
                 made = None
             if made is None or made.shape != like.shape:
-                shapes = ", ".join(f"{theirs} {array.shape}" for theirs, array in zip(sources[name].names, given))
-                problems.append(f"of another shape: {shapes} for {name} {like.shape}")
+                there = " and ".join(f"{theirs} {array.shape}" for theirs, array in zip(sources[name].names, given))
+                shapes.append(f"{there} for {name} {like.shape}")
             elif not np.isfinite(made).all():
-                problems.append(f"not finite: {_listed(sources[name].names)}")
+                broken += sources[name].names
             else:
                 found[name] = made.astype(like.dtype)
+    problems += [f"of another shape: {_listed(shapes)}"] if shapes else []
+    problems += [f"not finite: {_listed(broken)}"] if broken else []
     if problems:
         raise UsageError(f"the weights do not fit the network; {'; '.join(problems)}; give the network's own settings")
     return unflatten_dict(found, sep="/")

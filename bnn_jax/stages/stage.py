@@ -93,7 +93,7 @@ def run_stages(
     """Run the stages in order, or resume them; finished ones are not run again.
 
     Args:
-      stages: a stage may name those before it.
+      stages: a stage may name those before it.  `init_from` of their configs is what the first one starts from.
       workdir: each stage has its own folder in it, `<name>`.
       data: of all stages, as :func:`bnn_jax.training.loop.train` takes them; None loads what their configs name.
       on_progress: as that of :func:`bnn_jax.training.loop.train`, of the stage under way.
@@ -114,6 +114,8 @@ def run_stages(
     results: dict[str, dict[str, Any]] = {}
     for number, stage in enumerate(stages, start=1):
         config, dataset = with_data(stage.config, data)
+        if number > 1:
+            config = replace(config, init_from=None, init_options={}, init_sha256=None)
         if dataset is None:
             dataset = loaded[config.data] = loaded.get(config.data) or load_data(config.data)
         elif data is not None:

@@ -23,8 +23,10 @@ def scalar_options(kind: type = Config, prefix: str = "") -> list[str]:
     >>> [name for name in scalar_options() if name.startswith("optim.")][:3]
     ['optim.name', 'optim.learning_rate', 'optim.momentum']
     """
-    names = []
+    names, extras = [], typing.get_type_hints(kind, include_extras=True)
     for name, hint in typing.get_type_hints(kind).items():
+        if tyro.conf.Suppress in getattr(extras[name], "__metadata__", ()):
+            continue
         if is_dataclass(hint):
             names += scalar_options(hint, f"{prefix}{name}.")
         elif typing.get_origin(hint) is not dict and (set(typing.get_args(hint)) or {hint}) <= SCALARS | {NoneType}:

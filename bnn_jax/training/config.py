@@ -237,6 +237,14 @@ class Config:
     """How lambda falls: constant, cosine, linear, exponential or milestones."""
     regularizer_schedule_options: Options = field(default_factory=dict, hash=False)
     """Keyword arguments of lambda's schedule, as: final_share 1e-2 for exponential."""
+    init_from: str | None = None
+    """Weights to start from: the folder of a run, or a file: .npz, .pth of PyTorch, .h5 of Keras or larq; all that is
+    missing, unknown or of another shape is listed. None starts from random ones."""
+    init_options: Options = field(default_factory=dict, hash=False)
+    """How they are taken, as: layout reactnet_a epsilon 1e-5 for PyTorch, which last for a run, fresh params/head/* for
+    variables that start from random ones all the same."""
+    init_sha256: Annotated[str | None, tyro.conf.Suppress] = None
+    """Hash of what is in `init_from`."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

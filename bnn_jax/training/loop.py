@@ -35,6 +35,7 @@ from bnn_jax.training.devices import (
 from bnn_jax.training.diagnostics import no_flips
 from bnn_jax.training.epoch import Batches, epoch
 from bnn_jax.training.experiment import HyperParameters, hyper_parameters
+from bnn_jax.training.initial import start_of, with_start
 from bnn_jax.training.input_pipeline import InputPipeline, load_data, make_input_pipeline, with_data
 from bnn_jax.training.interrupts import Asked, agreed, interrupts
 from bnn_jax.training.members import (
@@ -100,8 +101,9 @@ def train(
         `<workdir>.replaced-<n>`, and a warning says so; nothing is deleted.
       extend: go on for more epochs also where something spans the whole run; it goes on as if it had been laid over
         the longer one from the beginning.
-      warm_start: variables of the network to start from, as :func:`bnn_jax.training.step.init_state` takes them;
-        without meaning for a run that is resumed.
+      warm_start: variables of the network to start from, as :func:`bnn_jax.training.step.init_state` takes them and
+        :mod:`bnn_jax.convert` makes them; without meaning for a run that is resumed.  `config.init_from` names a file
+        or another run instead, whose hash the run keeps.
       teacher: for the losses of `config.distillation`, and needed by them; see `bnn_jax.stages.stage`.
       devices: to divide each batch among, by :func:`bnn_jax.training.devices.make_devices`; a run can be resumed on
         others.  With several processes all of them call this with the same arguments.
@@ -121,7 +123,9 @@ def train(
       RunError: when the disk is full, or checkpoints cannot be read here.
     """
     workdir, (config, dataset) = local_path("workdir", workdir), with_data(config, data)
-    config = validate(config)
+    config = with_start(validate(config))
+    rule = "does not go with `warm_start`; give one of them"
+    require("init_from", config.init_from, None in (config.init_from, warm_start), rule, error=UsageError)
     check_teacher(config, teacher is not None)
     check_batch_size(config.batch_size, devices, parts=config.accumulate_steps)
     require("extend", extend, not (extend and overwrite), "does not go with `overwrite`", error=UsageError)
@@ -167,6 +171,7 @@ def train_together(
     folders = [local_path("workdirs", workdir) for workdir in workdirs]
     _, dataset = with_data(configs[0], data)
     configs = [with_data(config, data if dataset is None else dataset)[0] for config in configs]
+    configs = [with_start(config) for config in configs]
     check_together(configs)
     members = [Member(config, folder) for config, folder in zip(configs, folders, strict=True)]
     return _train(members, on_progress, dataset=dataset)
@@ -210,6 +215,7 @@ def _train(
         if results is None:
             dataset = load_data(config.data) if dataset is None else dataset
             programs = programs_of(config, dataset, teacher=teacher, devices=devices)
+            warm_start = start_of(config, dataset) if warm_start is None else warm_start
             starts = [initial_state(programs, member.config.seed, warm_start=warm_start) for member in members]
             # Only now, for until here a start can fail that another command mends.
             on_first_process(partial(claim, members, locks, dataset, overwrite=overwrite, extend=extend))

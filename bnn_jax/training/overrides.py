@@ -19,6 +19,7 @@ from bnn_jax.training.config import Config, ModelConfig, OptimConfig, load_confi
 OWNERS: dict[type, dict[str, Callable[[Any], str]]] = {
     Config: {
         "loss_options": lambda config: config.loss,
+        "init_options": lambda config: config.init_from,
         "regularizer_schedule_options": lambda config: config.regularizer_schedule,
     },
     ModelConfig: {
@@ -53,6 +54,7 @@ class Condition(NamedTuple):
 
 
 CONDITIONS: tuple[Condition, ...] = (
+    Condition(("init_options",), lambda config: config.init_from is not None, "init_from"),
     Condition(
         ("data.data_dir",),
         lambda config: config.data.name != "digits" and not config.data.name.endswith(".npz"),

@@ -93,6 +93,7 @@ def program_key(config: Config) -> Config:
     set_numbers = [name for name in OPTIMIZER_NUMBERS if getattr(config.optim, name) is not None]
     optim = replace(config.optim, **dict.fromkeys(set_numbers, 0.5))
     same = {"seed": 0, "name": "", "regularizer_strength": 1.0}
+    same |= {"init_from": None, "init_options": {}, "init_sha256": None}
     return replace(config, model=with_published_quantizers(config.model), optim=optim, **same)
 
 

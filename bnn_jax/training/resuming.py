@@ -14,6 +14,7 @@ from bnn_jax.training.validation import with_published_quantizers
 CHANGE_NO_NUMBER = (
     "name",
     "data.data_dir",
+    "init_from",
     "scan_steps",
     "checkpoint_every_epochs",
     "diagnostics",

@@ -1,0 +1,123 @@
+"""Runs that start from the weights of a file or of another run, which their config names."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from small_sets import brightness_set
+
+from bnn_jax.errors import UsageError
+from bnn_jax.stages.stage import Stage, run_stages
+from bnn_jax.stages.teachers import load_network
+from bnn_jax.training.config import Config, ModelConfig, OptimConfig
+from bnn_jax.training.initial import start_of, variables_of_run, with_start
+from bnn_jax.training.loop import train
+from bnn_jax.training.run_folder import read_config
+from bnn_jax.training.validation import validate
+
+SGD = OptimConfig("sgd", 0.1)
+CONFIG = Config("test", 1, 8, loss="cross_entropy", model=ModelConfig("mnist_mlp", 4), optim=SGD, scan_steps=2)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return brightness_set(32, 10, 10)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory, dataset):
+    """A run, and a file of its variables."""
+    folder = tmp_path_factory.mktemp("first") / "run"
+    train(CONFIG, folder, data=dataset)
+    variables = load_network(folder, dataset).variables
+    np.savez(folder.parent / "weights.npz", **flatten_dict(variables, sep="/"))
+    return folder, variables
+
+
+def timeless(result):
+    return {name: value for name, value in result.items() if "time" not in name}
+
+
+def test_a_file_and_a_run_start_the_run_that_their_variables_start(first, dataset, tmp_path):
+    folder, variables = first
+    expected = train(CONFIG, tmp_path / "given", data=dataset, warm_start=variables)
+    for name, source in (("file", folder.parent / "weights.npz"), ("run", folder)):
+        config = replace(CONFIG, init_from=str(source))
+        result = train(config, tmp_path / name, data=dataset)
+        assert timeless(result) == timeless(expected)
+        recorded = read_config(tmp_path / name)
+        assert recorded.init_from == str(source)
+        assert recorded.init_sha256 == with_start(config).init_sha256 != with_start(CONFIG).init_sha256
+        assert train(config, tmp_path / name, data=dataset) == result
+
+
+def test_the_variables_of_a_run_are_its_network_s(first, dataset):
+    folder, _ = first
+    for which in ("best", "last"):
+        expected = flatten_dict(load_network(folder, dataset, which=which).variables, sep="/")
+        found = variables_of_run(folder, which)
+        assert found.keys() == expected.keys()
+        assert all(np.array_equal(found[name], expected[name]) for name in found)
+
+
+def test_another_file_is_another_run(first, dataset, tmp_path):
+    _, variables = first
+    path, config = tmp_path / "weights.npz", replace(CONFIG, init_from=str(tmp_path / "weights.npz"))
+    np.savez(path, **flatten_dict(variables, sep="/"))
+    train(config, tmp_path / "run", data=dataset)
+    np.savez(path, **flatten_dict(jax.tree.map(lambda leaf: leaf * 0.5, variables), sep="/"))
+    with pytest.raises(UsageError, match=r"`init_sha256` is '.*' now, but .* holds a run with '.*'"):
+        train(config, tmp_path / "run", data=dataset)
+    with pytest.raises(UsageError, match="`init_sha256` is None now"):
+        train(CONFIG, tmp_path / "run", data=dataset)
+
+
+def test_what_does_not_fit_is_listed_and_what_is_fresh_is_not(first, dataset):
+    folder, _ = first
+    wider = validate(replace(CONFIG, model=ModelConfig("mnist_mlp", 4, options={"hidden_layers": 4})))
+    with pytest.raises(UsageError) as refused:
+        start_of(replace(wider, init_from=str(folder)), dataset)
+    text = str(refused.value)
+    assert text.startswith(
+        f"`init_from` (={folder}) does not start this run: the weights do not fit the network; missing: "
+    )
+    assert "batch_stats/norm4/mean, " in text
+    fresh = {"init_from": str(folder), "init_options": {"fresh": ("*/dense4/*", "*/norm4/*")}}
+    start = start_of(replace(wider, **fresh), dataset)
+    assert "dense4" not in start["params"]
+    assert "dense3" in start["params"]
+    alone = replace(wider, init_from=str(folder), init_options={"fresh": "*4/*"})
+    assert jax.tree.structure(start_of(alone, dataset)) == jax.tree.structure(start)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (
+            {"init_from": "nowhere.npz"},
+            r"`init_from` \(=nowhere.npz\) is not there; give a file of weights or the folder",
+        ),
+        ({"init_options": {"fresh": "x"}}, r"`init_options` .* is for `init_from`; give that too"),
+        ({"init_from": "{run}", "init_options": {"which": "first"}}, r"`which` \(='first'\) must be best or last"),
+        ({"init_from": "{run}", "init_options": {"layout": "bireal"}}, r"`init_options` \(='layout'\) is not known"),
+        ({"init_from": "{run}/config.json"}, r"must end in \.npz, \.pth"),
+    ],
+)
+def test_what_cannot_start_a_run(first, dataset, changes, text):
+    named = {key: value.format(run=first[0]) if isinstance(value, str) else value for key, value in changes.items()}
+    with pytest.raises(UsageError, match=text):
+        start_of(with_start(validate(replace(CONFIG, **named))), dataset)
+
+
+def test_it_is_one_start_or_the_other(first, dataset, tmp_path):
+    config = replace(CONFIG, init_from=str(first[0]))
+    with pytest.raises(UsageError, match=r"`init_from` .* does not go with `warm_start`"):
+        train(config, tmp_path, data=dataset, warm_start=first[1])
+
+
+def test_the_first_stage_starts_from_it(first, dataset, tmp_path):
+    config = replace(CONFIG, init_from=str(first[0]))
+    run_stages([Stage("a", config), Stage("b", config, initialise_from="a")], tmp_path, data=dataset)
+    assert [read_config(tmp_path / name).init_from for name in ("a", "b")] == [str(first[0]), None]
