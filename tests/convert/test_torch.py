@@ -107,7 +107,7 @@ def test_what_does_not_fit_is_listed():
     text = str(refused.value)
     assert "missing: layer1.1.bn1.bias;" in text
     assert "unknown: extra.weight;" in text
-    assert "of another shape: fc.weight (9, 8) for params/head/kernel (8, 7)" in text
+    assert "of another shape: fc.weight (9, 8) for params/head/kernel (8, 7);" in text
     with pytest.raises(
         UsageError, match=r"for none of bireal, .* fits; bireal is nearest: .*missing: layer1\.1\.bn1\.bias"
     ):
