@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Integer
 
 from bnn_jax.checks import check_arrays, check_options, look_up, require, require_positive
 from bnn_jax.errors import UsageError
-from bnn_jax.types import Labels, Logits, LossFunction
+from bnn_jax.types import BatchLabels, BatchLogits, Labels, Logits, LossFunction
 
 Function = TypeVar("Function", bound=Callable)
 
@@ -130,6 +130,16 @@ def smoothed_multiclass_hinge(logits: Logits, labels: Labels, *, temperature: fl
     margins = augmented_margins(logits, labels)
     smoothed = (lax.stop_gradient(jax.nn.softmax(logits / temperature)) * margins).sum(axis=1)
     return jnp.where(lax.stop_gradient(smoothed) < 0, multiclass_hinge(logits, labels), smoothed)
+
+
+def rows_of(logits: BatchLogits, labels: BatchLabels) -> tuple[Float[Array, "rows classes"], Integer[Array, "rows"]]:
+    """A row of logits for each label, as losses take them: of tokens (batch, tokens, classes) each is an example.
+
+    >>> logits, labels = rows_of(jnp.zeros((2, 3, 5)), jnp.zeros((2, 3), jnp.int32))
+    >>> logits.shape, labels.shape
+    ((6, 5), (6,))
+    """
+    return logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
 
 
 class Loss(NamedTuple):

@@ -14,6 +14,9 @@ Params: TypeAlias = Any
 Images: TypeAlias = UInt8[Array, "batch *spatial channels"]
 Labels: TypeAlias = Integer[Array, "batch"]
 Logits: TypeAlias = Float[Array, "batch classes"]
+BatchLabels: TypeAlias = Integer[Array, "batch *tokens"]
+"""One label an example, or one for each of its tokens."""
+BatchLogits: TypeAlias = Float[Array, "batch *tokens classes"]
 
 Schedule: TypeAlias = Callable[[Any], Any]
 """step -> value; jit-compatible, as in optax."""

@@ -47,6 +47,14 @@ SIDES = {
     "bnn_plus_alexnet": 16,
 }
 
+TEXTS = {"bitnet_lm": (6, 1, 1)}
+"""Networks of texts, and the shape of their images, whose values are tokens."""
+
+
+def image_shape(name: str, side: int = 16) -> tuple[int, int, int]:
+    """Of the images that a small network takes, of a side where it takes any."""
+    return TEXTS.get(name) or (SIDES.get(name, side),) * 2 + (3,)
+
 
 def small(name: str, **quantizers: Any) -> ModelConfig:
     """A small instance of the network `name`, with its published quantizers where no others are given."""

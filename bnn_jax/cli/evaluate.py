@@ -9,7 +9,7 @@ from pathlib import Path
 import tyro
 
 from bnn_jax.cli.options import TrainedOptions, parse_options, refuse_unread
-from bnn_jax.data import in_batches
+from bnn_jax.data import Split, in_batches
 from bnn_jax.errors import UsageError
 from bnn_jax.packed import load
 from bnn_jax.training.config import DataConfig
@@ -38,6 +38,7 @@ def evaluate_trained(arguments: Arguments) -> str:
     refuse_unread(arguments, ("model",), "is for a file; a run names its network")
     found = evaluate_run(arguments.workdir, split=arguments.split, which=arguments.which, data_dir=arguments.data_dir)
     top5 = f", top-5 {100 * found['top5_accuracy']:.2f} %" if "top5_accuracy" in found else ""
+    top5 += f", perplexity {found['perplexity']:.4f}" if "perplexity" in found else ""
     numbers = (
         f"accuracy {100 * found['accuracy']:.2f} %{top5}, loss {found['loss']:.4f} on {found['examples']} examples"
     )
@@ -59,8 +60,12 @@ def evaluate_file(arguments: Arguments) -> str:
             f"`data` (={dataset.name!r}) has images of shape {given[0]} in {given[1]} classes, but {arguments.workdir} "
             f"takes images of shape {wanted[0]} in {wanted[1]}; choose another `--data`"
         )
-    accuracy, examples = network.accuracy(in_batches(getattr(dataset, arguments.split), EVALUATION_BATCH))
-    return f"{arguments.split}: accuracy {100 * accuracy:.2f} % on {examples} examples (packed)"
+    split = getattr(dataset, arguments.split)
+    accuracy, examples = network.accuracy(in_batches(split, EVALUATION_BATCH))
+    numbers = f"accuracy {100 * accuracy:.2f} %"
+    if isinstance(split, Split) and split.labels.ndim > 1:
+        numbers += f", perplexity {network.perplexity(in_batches(split, EVALUATION_BATCH)):.4f}"
+    return f"{arguments.split}: {numbers} on {examples} examples (packed)"
 
 
 def main() -> None:

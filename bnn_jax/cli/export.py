@@ -86,7 +86,7 @@ def account_summary(model: Any, image_shape: tuple[int, int, int]) -> dict[str, 
 
 def data_settings(data: DataConfig) -> dict[str, Any]:
     """What decides the images of a split, wherever they lie."""
-    deciding = ("name", "validation_examples", "split_seed", "stream", "preprocessing", "image_size")
+    deciding = ("name", "validation_examples", "split_seed", "stream", "preprocessing", "image_size", "tokens")
     return {name: getattr(data, name) for name in deciding}
 
 

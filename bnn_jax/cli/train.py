@@ -61,4 +61,6 @@ def main() -> None:
         result = run.result
         print(f"test accuracy {100 * result['test_accuracy_last']:.2f} % at the last epoch, ", end="")
         print(f"{100 * result['test_accuracy_best']:.2f} % at epoch {result['best_epoch']}, the best in validation")
+        if "test_perplexity_best" in result:
+            print(f"test perplexity {result['test_perplexity_last']:.4f} and {result['test_perplexity_best']:.4f}")
         print(f"{workdir}: config.json, metrics.jsonl, checkpoints, result.json")

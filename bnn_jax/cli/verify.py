@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from bnn_jax.analysis.tables import Tables
 from bnn_jax.cli.options import TableOptions, TrainedOptions, parse_options
-from bnn_jax.data import in_batches, normalize
+from bnn_jax.data import images_in_batches, normalize
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.packed import verify
 from bnn_jax.packed.runs import freeze_run
@@ -43,8 +43,7 @@ def main() -> None:
         raise UsageError(f"`batch_size` (={arguments.batch_size}) must be at least 1; leave it out for 250")
     use_compilation_cache()
     run = freeze_run(arguments.workdir, which=arguments.which, data_dir=arguments.data_dir)
-    found = in_batches(getattr(run.dataset, arguments.split), arguments.batch_size)
-    batches = (images[labels >= 0] for images, labels in found)
+    batches = images_in_batches(getattr(run.dataset, arguments.split), arguments.batch_size)
     found = verify(
         run.model,
         run.variables,

@@ -8,7 +8,8 @@ from bnn_jax.data.prefetching import prefetch
 from bnn_jax.data.prepare import prepare_dataset
 from bnn_jax.data.records import Records
 from bnn_jax.data.sources import Dataset, Split, load_dataset
-from bnn_jax.data.stream import ImageStream, in_batches, open_stream
+from bnn_jax.data.stream import ImageStream, images_in_batches, in_batches, open_stream
+from bnn_jax.data.text import text_of, tokens_of
 
 __all__ = [
     "PREPROCESSING",
@@ -19,6 +20,7 @@ __all__ = [
     "as_dataset",
     "augment",
     "batches",
+    "images_in_batches",
     "in_batches",
     "lighting",
     "load_dataset",
@@ -31,4 +33,6 @@ __all__ = [
     "random_area_crop",
     "random_crop",
     "random_flip",
+    "text_of",
+    "tokens_of",
 ]

@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, UInt8
 
+from bnn_jax.checks import require
 from bnn_jax.data.arguments import size_in_memory, whole_number
 from bnn_jax.data.arrays import checked_arrays
 from bnn_jax.data.image_folder import decode_image_folder, find_images, image_folder_named
 from bnn_jax.data.prepare import default_data_dir
 from bnn_jax.data.splits import check_own_validation, in_three, split_off_validation
+from bnn_jax.data.text import BYTES, TOKENS, read_text, windows_of
 from bnn_jax.data.tfds_folder import decode_tfds_folder, files_of, find_tfds_folder
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.files import replacing
@@ -38,7 +40,7 @@ class Split:
     """Images and their labels, in a fixed order."""
 
     images: UInt8[np.ndarray, "examples height width channels"]
-    labels: Int32[np.ndarray, "examples"]
+    labels: Int32[np.ndarray, "examples *tokens"]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -85,6 +87,7 @@ def load_dataset(
     split_seed: int = 0,
     preprocessing: str = "none",
     image_size: int | None = None,
+    tokens: int | None = None,
 ) -> Dataset:
     """Load a whole image classification set, split into training, validation and test.
 
@@ -103,6 +106,9 @@ def load_dataset(
           as digits are.  Optional: `validation_images` and `validation_labels`; `num_classes`, without which every
           class has a training example; `layout` "NHWC" for images that look as if the channels came first;
           `class_names`; `note`.
+        * a path that ends in `.txt`, any text, or `"text"`, the docstrings of this package: bytes, of 256 classes.  An
+          image is a column of `tokens` of them, (tokens, 1, 1), with the mean 0 and the deviation 1; its labels are the
+          bytes behind each, (tokens,).  The last tenth is the test split.
         * a set in `data_dir` that TFDS stored as ArrayRecord, such as `"cifar10"`; read without TensorFlow.
         * a folder, by itself or in `data_dir`, with a folder of images for each class, either in the folders `train`,
           `test` and `val`, or alone, then divided as digits are; see :func:`bnn_jax.data.image_folder.find_images`.
@@ -116,6 +122,7 @@ def load_dataset(
       preprocessing: "none" takes images as they are, which then have one size; "center_crop" resizes the shorter side
         of each to `image_size`, bilinearly, and cuts out the square in the middle.
       image_size: height and width after that; default 224.
+      tokens: bytes of an example of a text; default 64.
 
     Returns:
       A :class:`Dataset`; images uint8 [N,H,W,C], labels int32 [N]; the arrays are read-only.
@@ -137,7 +144,14 @@ def load_dataset(
         validation_examples = whole_number("validation_examples", validation_examples, at_least=1)
     size = size_in_memory(preprocessing, image_size)
     path, split_by = local_path("name", name), (validation_examples, seed)
-    if name == "digits" or name.endswith(".npz"):
+    is_text = name == "text" or name.endswith(".txt")
+    require(
+        "tokens", tokens, tokens is None or is_text, f"is for texts, not {name!r}", "leave it out", error=UsageError
+    )
+    if is_text:
+        _check_arrays_alone(name, data_dir, size)
+        dataset = _load_text(name, path, validation_examples, tokens)
+    elif name == "digits" or name.endswith(".npz"):
         _check_arrays_alone(name, data_dir, size)
         dataset = _load_digits(*split_by) if name == "digits" else _load_npz(name, path, *split_by)
     else:
@@ -147,6 +161,7 @@ def load_dataset(
         split.images.setflags(write=False)
         split.labels.setflags(write=False)
     where = {"name": name, "data_dir": None if data_dir is None else os.fspath(data_dir), "stream": False}
+    where |= {"tokens": tokens} if is_text else {}
     return identified(
         dataset,
         **where,
@@ -317,6 +332,16 @@ def _load_digits(validation_examples: int | None, split_seed: int) -> Dataset:
     splits = {part: _take(whole, indices) for part, indices in parts.items()}
     note = "digits (8x8, scikit-learn's copy of the UCI test set; split 60/20/20 % by seed)"
     return _with_statistics("digits", splits, 10, note)
+
+
+# -- texts
+
+
+def _load_text(name: str, path: Path, validation_examples: int | None, tokens: int | None) -> Dataset:
+    size = TOKENS if tokens is None else whole_number("tokens", tokens, at_least=1)
+    text, note = read_text(name, path)
+    splits = {key: Split(*arrays) for key, arrays in windows_of(text, size, validation_examples).items()}
+    return Dataset(path.stem, **splits, num_classes=BYTES, mean=(0.0,), std=(1.0,), note=note)
 
 
 # -- npz

@@ -136,7 +136,15 @@ def in_batches(split: Split | Records, size: int) -> Iterator[tuple[np.ndarray, 
             yield from found
         return
     for row in order:
-        yield split.images[row], np.where(row < 0, -1, split.labels[row])
+        labels = split.labels[row]
+        labels[row < 0] = -1
+        yield split.images[row], labels
+
+
+def images_in_batches(split: Split | Records, size: int) -> Iterator[np.ndarray]:
+    """The images of a split alone, without those that fill up."""
+    for images, labels in in_batches(split, size):
+        yield images[(labels >= 0).reshape(len(labels), -1).any(axis=1)]
 
 
 class _Opened(NamedTuple):

@@ -20,6 +20,7 @@ from bnn_jax.models.birealnet import (
     ebireal34,
     ftbnn_resnet18,
 )
+from bnn_jax.models.bitnet import BitNetLM, sample
 from bnn_jax.models.bn_free import reactnet18_bn_free
 from bnn_jax.models.bnas import bnas_a, bnas_e
 from bnn_jax.models.bnext import bnext_tiny
@@ -172,7 +173,8 @@ MODELS: dict[str, ModelEntry] = {
     "pokebnn": ModelEntry(pokebnn, "ste_sign", "binary", {"clip_value": 3.0}),
     "bnext_tiny": ModelEntry(bnext_tiny, "rsign", "binary", *_BNEXT),
     "vit_tiny": ModelEntry(ViT, *_SIGNS_SCALED),
+    "bitnet_lm": ModelEntry(BitNetLM, "bitnet", "bitnet_b158"),
 }
 """name -> a network of the literature; its size, options and quantizers can be set one by one."""
 
-__all__ = ["MODELS", "LeNet", "ModelEntry", "ResNet", "resnet6", "resnet20"]
+__all__ = ["MODELS", "LeNet", "ModelEntry", "ResNet", "resnet6", "resnet20", "sample"]

@@ -15,8 +15,9 @@ from bnn_jax.checks import require
 from bnn_jax.data import normalize
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.finite import require_finite
+from bnn_jax.losses import cross_entropy, rows_of
 from bnn_jax.outputs import network_logits
-from bnn_jax.types import Images, Labels, Logits
+from bnn_jax.types import BatchLabels, BatchLogits, Images
 
 DESCRIPTION = "it is {'image_shape': (height, width, channels), 'mean': ..., 'std': ...} of pixels in 0..255"
 
@@ -36,7 +37,7 @@ class PackedModel:
     variables: Any
     metadata: Mapping[str, Any]
 
-    def apply(self, variables: Any, images: Images) -> Logits:
+    def apply(self, variables: Any, images: Images) -> BatchLogits:
         """:meth:`logits` as a function to transform, of variables like `variables`."""
         images = normalize(images, mean=self.metadata["mean"], std=self.metadata["std"])
         return network_logits(self.model, variables, images)
@@ -57,7 +58,7 @@ class PackedModel:
     def _compiled(self):
         return jax.jit(self.apply, compiler_options=WIDE_VECTORS)
 
-    def logits(self, images: Images) -> Logits:
+    def logits(self, images: Images) -> BatchLogits:
         """Of uint8 images (batch, *image_shape), which need no preparation; compiled once for each batch size.
 
         Raises:
@@ -70,8 +71,8 @@ class PackedModel:
             raise ValueError(f"`images` (={dtype} of shape {shape}) must be uint8 of shape (batch, {expected})")
         return self._compiled(self.variables, jnp.asarray(images))
 
-    def predict(self, images: Images) -> Labels:
-        """The class with the largest of the :meth:`logits` of each image.
+    def predict(self, images: Images) -> BatchLabels:
+        """The class with the largest of the :meth:`logits` of each image, or of each token.
 
         Raises:
           ValueError: as :meth:`logits`.
@@ -79,9 +80,9 @@ class PackedModel:
         """
         logits = self.logits(images)
         require_finite("logits", logits, "the network is broken, export its run again", error=RunError)
-        return logits.argmax(axis=1)
+        return logits.argmax(axis=-1)
 
-    def accuracy(self, batches: Iterable[tuple[Images, Labels]]) -> tuple[float, int]:
+    def accuracy(self, batches: Iterable[tuple[Images, BatchLabels]]) -> tuple[float, int]:
         """Share of the images that are predicted as labelled, and how many there are; labels below 0 do not count.
 
         Raises:
@@ -90,16 +91,33 @@ class PackedModel:
         """
         examples = correct = 0
         for images, labels in batches:
-            if np.shape(labels) != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+            predicted = np.asarray(self.predict(images))
+            if np.shape(labels) != predicted.shape or not np.issubdtype(labels.dtype, np.integer):
                 raise ValueError(
                     f"`batches` (with labels {labels.dtype} of shape {np.shape(labels)}) must hold a whole number for "
-                    f"each image, here {len(images)}"
+                    f"each image, here {' x '.join(map(str, predicted.shape))}"
                 )
             examples += int((labels >= 0).sum())
-            correct += int((np.asarray(self.predict(images)) == labels).sum())
+            correct += int((predicted == labels).sum())
         if not examples:
             raise UsageError("`batches` hold no image with a label, so that there is no accuracy; choose others")
         return correct / examples, examples
+
+    def perplexity(self, batches: Iterable[tuple[Images, BatchLabels]]) -> float:
+        """exp of the mean cross-entropy of the labels, or of tokens' labels; those below 0 do not count.
+
+        Raises:
+          UsageError: if there is no label.
+        """
+        total, examples = 0.0, 0
+        for images, labels in batches:
+            logits, own = rows_of(self.logits(images), jnp.asarray(labels))
+            losses = np.asarray(cross_entropy(logits, jnp.maximum(own, 0)), np.float64)
+            total += losses[np.asarray(own) >= 0].sum()
+            examples += int((own >= 0).sum())
+        if not examples:
+            raise UsageError("`batches` hold no label, so that there is no perplexity; choose others")
+        return float(np.exp(total / examples))
 
 
 def require_packed_model(packed: Any) -> None:

@@ -70,6 +70,8 @@ class DataConfig:
     shorter side, or for stream another name in PREPROCESSING, as random_resized_crop."""
     image_size: Annotated[int | None, AT_LEAST_1] = None
     """Height and width after the preprocessing; None takes 224."""
+    tokens: Annotated[int | None, AT_LEAST_1] = None
+    """Bytes of an example of a text; None takes 64."""
     lighting_std: Annotated[float, NOT_NEGATIVE._replace(sentence="must not be negative; 0 switches lighting off")] = (
         0.0
     )

@@ -15,7 +15,7 @@ from bnn_jax.outputs import apply_network, logits_of
 from bnn_jax.training.experiment import Experiment
 from bnn_jax.training.state import TrainState
 from bnn_jax.training.step import augmented_batch, forward, train_step
-from bnn_jax.types import Images, Labels, Params
+from bnn_jax.types import BatchLabels, Images, Params
 
 STATES = {
     "params": "the parameter",
@@ -35,7 +35,7 @@ class Check:
 
 
 def first_non_finite_layer(
-    checks: Callable[..., list[Check]], state: TrainState, images: Images, labels: Labels, *others: Any
+    checks: Callable[..., list[Check]], state: TrainState, images: Images, labels: BatchLabels, *others: Any
 ) -> str | None:
     """The first array of the step after `state` that is not finite, in the order in which they are computed.
 
@@ -74,7 +74,7 @@ def _first(checks: Callable[..., list[Check]], *arguments: Any) -> str | None:
 
 
 def checks_of_step(
-    experiment: Experiment, state: TrainState, images: Images, labels: Labels, teacher: Any | None
+    experiment: Experiment, state: TrainState, images: Images, labels: BatchLabels, teacher: Any | None
 ) -> list[Check]:
     """What is not finite of the layers' outputs, the loss, the gradients and the state after a step, in this order."""
     key, x, targets = augmented_batch(experiment, state, images, labels)

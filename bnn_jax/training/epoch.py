@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Num, UInt8, UInt32
 
 from bnn_jax.data import normalize
 from bnn_jax.finite import all_finite
+from bnn_jax.losses import cross_entropy, rows_of
 from bnn_jax.optim import bound_statistics
 from bnn_jax.outputs import network_logits
 from bnn_jax.training.config import Config
@@ -19,7 +20,7 @@ from bnn_jax.training.devices import data_shards, keep_sharding, shard_batch
 from bnn_jax.training.experiment import Experiment, HyperParameters, ImageInfo, make_experiment
 from bnn_jax.training.state import Best, RunState, TrainState
 from bnn_jax.training.step import init_state, train_step
-from bnn_jax.types import Images, Labels, Logits, Metrics, Params
+from bnn_jax.types import BatchLabels, Images, Labels, Logits, Metrics, Params
 
 EVALUATION_BATCH = 250
 """Rounded up to a multiple of the devices that share a batch."""
@@ -46,7 +47,7 @@ class Batches(NamedTuple):
         """Number of batches."""
         return len(self.labels if self.order is None else self.order)
 
-    def at(self, number: Int[Array, ""]) -> tuple[Images, Labels]:
+    def at(self, number: Int[Array, ""]) -> tuple[Images, BatchLabels]:
         """Return images and labels of one batch."""
         rows = number if self.order is None else self.order[number]
         return self.images[rows], self.labels[rows]
@@ -104,9 +105,11 @@ def train_steps(
 
 
 def evaluate(
-    experiment: Experiment, params: Params, model_state: Any, images: Images, labels: Labels
+    experiment: Experiment, params: Params, model_state: Any, images: Images, labels: BatchLabels
 ) -> dict[str, Float[Array, ""]]:
     """Mean `loss` and `accuracy` over a split, with running batch-norm statistics; every example counts once.
+
+    Of tokens each is an example, and their `perplexity` is there too, exp of the mean cross-entropy.
 
     Where there are as many as :data:`TOP5_CLASSES`, also `top5_accuracy`, of labels among the five largest logits; of
     equal ones the first counts as the larger.  Examples with a label below 0 are padding; `examples` is the number of
@@ -118,23 +121,29 @@ def evaluate(
     size = -(-min(EVALUATION_BATCH, count) // shards) * shards
     order = jnp.arange(-(-count // size) * size).reshape(-1, size)
 
+    losses = {"loss": experiment.loss.monitored} | ({"perplexity": cross_entropy} if labels.ndim > 1 else {})
+
     def body(totals, indices):
-        counted = (indices < count) & (labels[jnp.minimum(indices, count - 1)] >= 0)
+        inside = jnp.broadcast_to((indices < count).reshape(-1, *[1] * (labels.ndim - 1)), (size, *labels.shape[1:]))
         indices = jnp.minimum(indices, count - 1)
         x = normalize(images[indices], mean=experiment.info.mean, std=experiment.info.std)
         x = shard_batch(x, experiment.devices)
         logits = network_logits(experiment.model, {"params": params} | model_state, x)
-        losses = jnp.where(counted, experiment.loss.monitored(logits, labels[indices]), 0)
-        correct = {name: (counted & hit).sum() for name, hit in _hits(logits, labels[indices]).items()}
+        logits, own = rows_of(logits, labels[indices])
+        counted = inside.reshape(-1) & (own >= 0)
+        sums = {name: jnp.where(counted, loss(logits, own), 0).sum() for name, loss in losses.items()}
+        correct = {name: (counted & hit).sum() for name, hit in _hits(logits, own).items()}
         finite = all_finite(jnp.where(counted[:, None], logits, 0))
-        return (totals[0] + losses.sum(), jax.tree.map(jnp.add, totals[1], correct), totals[2] & finite), None
+        return (*jax.tree.map(jnp.add, totals[:2], (sums, correct)), totals[2] & finite), None
 
     none = _hits(jnp.zeros((1, experiment.info.num_classes)), jnp.zeros(1, jnp.int32))
-    totals = (jnp.zeros(()), dict.fromkeys(none, jnp.zeros((), jnp.int32)), jnp.array(True))
-    (loss, correct, finite), _ = lax.scan(body, totals, order)
+    zeros = (dict.fromkeys(losses, jnp.zeros(())), dict.fromkeys(none, jnp.zeros((), jnp.int32)))
+    (sums, correct, finite), _ = lax.scan(body, (*zeros, jnp.array(True)), order)
     examples = jnp.maximum((labels >= 0).sum(), 1)
     accuracies = {name: jnp.where(finite, count / examples, jnp.nan) for name, count in correct.items()}
-    return {"loss": loss / examples.astype(loss.dtype), **accuracies, "examples": (labels >= 0).sum()}
+    means = {name: total / examples.astype(total.dtype) for name, total in sums.items()}
+    means |= {name: jnp.exp(mean) for name, mean in means.items() if name == "perplexity"}
+    return {**means, **accuracies, "examples": (labels >= 0).sum()}
 
 
 def _hits(logits: Logits, labels: Labels) -> dict[str, Bool[Array, "batch"]]:
@@ -219,7 +228,7 @@ def whole_run(config: Config, info: ImageInfo, *, examples: int) -> Callable[...
     """
     total_steps = config.epochs * (examples // config.batch_size)
 
-    def run(seed: UInt32[Array, ""], hyper: HyperParameters, data: dict[str, tuple[Images, Labels]]) -> Outcome:
+    def run(seed: UInt32[Array, ""], hyper: HyperParameters, data: dict[str, tuple[Images, BatchLabels]]) -> Outcome:
         experiment = make_experiment(config, info, total_steps=total_steps, **hyper)
 
         def train(state, number):

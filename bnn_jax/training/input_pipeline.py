@@ -20,7 +20,7 @@ from bnn_jax.data import (
     as_dataset,
     batches,
     batching,
-    in_batches,
+    images_in_batches,
     load_dataset,
     open_stream,
     padded_order,
@@ -70,9 +70,11 @@ def load_data(data: DataConfig) -> Dataset | ImageStream:
         "image_size": data.image_size,
     }
     try:
-        return open_stream(data.name, **where) if data.stream else load_dataset(data.name, **where)
+        if data.stream:
+            return open_stream(data.name, **where)
+        return load_dataset(data.name, **where, tokens=data.tokens)
     except (UsageError, RunError) as error:
-        settings = {name: f"data.{name}" for name in ("name", *where)}
+        settings = {name: f"data.{name}" for name in ("name", *where, "tokens")}
         raise type(error)(renamed(str(error), settings)) from error
 
 
@@ -168,8 +170,8 @@ def _from_memory(programs: Programs, dataset: Dataset) -> InputPipeline:
 def _first_non_finite_output(
     programs: Programs, dataset: Dataset | ImageStream, params: Params, model_state: Any, name: str
 ) -> str | None:
-    found = in_batches(getattr(dataset, name), EVALUATION_BATCH)
-    return programs.first_non_finite_output(params, model_state, (images[labels >= 0] for images, labels in found))
+    batches = images_in_batches(getattr(dataset, name), EVALUATION_BATCH)
+    return programs.first_non_finite_output(params, model_state, batches)
 
 
 def _from_stream(

@@ -60,7 +60,7 @@ from bnn_jax.training.run_folder import last_saved
 from bnn_jax.training.state import Best, RunState, TrainState
 from bnn_jax.training.step_size import warn_if_never_held_back
 from bnn_jax.training.validation import check_teacher, validate
-from bnn_jax.types import Images, Labels
+from bnn_jax.types import BatchLabels, Images
 
 
 def train(
@@ -242,6 +242,10 @@ def _check_same(config: Config) -> None:
         raise UsageError("the config of a process differs from that of process 0; start all with the same files")
 
 
+REPORTED = ("accuracy", "top5_accuracy", "perplexity")
+"""What a result says of the test split, of all that an evaluation finds."""
+
+
 def _run_epochs(job: _Job, run: RunState) -> list[dict[str, Any] | Diverged]:
     """Train to the end of the last epoch, saving on the way; evaluate on the test split; write the results."""
     config, programs = job.config, job.programs
@@ -256,7 +260,7 @@ def _run_epochs(job: _Job, run: RunState) -> list[dict[str, Any] | Diverged]:
     tested = {}
     for which, variables in (("best", run.best), ("last", run.train)):
         found = job.pipeline.evaluate(*variables.evaluated, "test")
-        found = {f"test_{name}_{which}": value for name, value in found.items() if name.endswith("accuracy")}
+        found = {f"test_{name}_{which}": value for name, value in found.items() if name in REPORTED}
         _check_evaluation(job, found, variables, "test", config.epochs)
         tested |= found
     return write_results(job.members, to_host(run), tested)
@@ -338,7 +342,7 @@ def _first_non_finite_layer(job: _Job, index: int, state: TrainState, batches: B
     return job.programs.first_non_finite_layer(state, *batches.at(np.int32(row)), hyper)
 
 
-def _record_diagnostics(job: _Job, state: TrainState, batch: tuple[Images, Labels], number: int) -> TrainState:
+def _record_diagnostics(job: _Job, state: TrainState, batch: tuple[Images, BatchLabels], number: int) -> TrainState:
     """Measure on the batch of the last step, write the record, count flips from zero again."""
     (member,) = job.members
     found = jax.device_get(job.programs.diagnose(state, *batch))

@@ -1,5 +1,6 @@
 """The training step, pure: (state, batch) -> (state, metrics)."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from jaxtyping import Array, Integer
 from bnn_jax.data import augment, mixup, normalize
 from bnn_jax.distillation import distilled, enqueue, initial_keys
 from bnn_jax.layers import widened
-from bnn_jax.losses import augmented_margins
+from bnn_jax.losses import augmented_margins, rows_of
 from bnn_jax.optim import DeepFrankWolfeState
 from bnn_jax.outputs import Outputs, apply_network, init_network, logits_of, outputs_of
 from bnn_jax.training.devices import keep_sharding, shard_batch
@@ -22,7 +23,7 @@ from bnn_jax.training.diagnostics import COLLECTION, count_flips, diagnose, no_f
 from bnn_jax.training.experiment import Experiment
 from bnn_jax.training.one_value import told_of_one_value
 from bnn_jax.training.state import TrainState
-from bnn_jax.types import Images, Labels, Logits, Metrics, Params
+from bnn_jax.types import BatchLabels, BatchLogits, Images, Labels, Logits, Metrics, Params
 
 
 def init_state(experiment: Experiment, seed: int | Integer[Array, ""], warm_start: Any | None = None) -> TrainState:
@@ -88,16 +89,16 @@ class Targets(NamedTuple):
     """The labels of a batch: one an example, or several that share its loss, as of mixed images.
 
     Attributes:
-      labels: arrays of one label an example.
+      labels: arrays of one label an example, or one for each of its tokens.
       shares: of the loss, one for each array; they sum to 1.
     """
 
-    labels: tuple[Labels, ...]
+    labels: tuple[BatchLabels, ...]
     shares: tuple[float | Array, ...]
 
-    def mean_of(self, function: Callable[[Logits, Labels], Array], logits: Logits) -> Array:
-        """The mean over the batch of function(logits, labels), by the shares of the labels."""
-        means = (function(logits, labels).mean() for labels in self.labels)
+    def mean_of(self, function: Callable[[Logits, Labels], Array], logits: BatchLogits) -> Array:
+        """The mean over the batch and its tokens of function(logits, labels), by the shares of the labels."""
+        means = (function(*rows_of(logits, labels)).mean() for labels in self.labels)
         return sum(share * mean for share, mean in zip(self.shares, means))
 
 
@@ -120,24 +121,26 @@ def _linear_oracle(logits: Array, targets: Targets, pullback: Callable) -> Calla
     The Jacobian-vector product is the transpose of the pullback, which is linear: custom gradients have no other.
     """
     _, pushforward = jax.vjp(lambda cotangent: pullback(cotangent)[0], jnp.zeros_like(logits))
-    examples, classes = logits.shape
+    count, classes = math.prod(logits.shape[:-1]), logits.shape[-1]
 
-    def piece(moved: Array, labels: Labels, share: float | Array) -> tuple[Array, Array]:
-        active = augmented_margins(logits + moved, labels).argmax(axis=1)
-        offset = jnp.take_along_axis(augmented_margins(logits, labels), active[:, None], axis=1).mean()
-        return share * (jax.nn.one_hot(active, classes) - jax.nn.one_hot(labels, classes)), share * offset
+    def piece(moved: Array, labels: BatchLabels, share: float | Array) -> tuple[Array, Array]:
+        active = augmented_margins(*rows_of(logits + moved, labels)).argmax(axis=1)
+        margins = augmented_margins(*rows_of(logits, labels))
+        offset = jnp.take_along_axis(margins, active[:, None], axis=1).mean()
+        one_hot = partial(jax.nn.one_hot, num_classes=classes)
+        return share * (one_hot(active) - one_hot(labels.reshape(-1))).reshape(logits.shape), share * offset
 
     def oracle(displacement: Params) -> tuple[Params, Array]:
         (moved,) = pushforward(displacement)
         pieces, offsets = zip(*(piece(moved, *target) for target in zip(*targets)))
-        (gradient,) = pullback(sum(pieces) / examples)
+        (gradient,) = pullback(sum(pieces) / count)
         return gradient, sum(offsets)
 
     return oracle
 
 
 def augmented_batch(
-    experiment: Experiment, state: TrainState, images: Images, labels: Labels
+    experiment: Experiment, state: TrainState, images: Images, labels: BatchLabels
 ) -> tuple[Array, Array, Targets]:
     """The key of a step, its batch, normalized and augmented, and what the batch is to be taken for."""
     key = jax.random.fold_in(jax.random.wrap_key_data(state.seed), state.step)
@@ -177,8 +180,8 @@ class _Pass(NamedTuple):
     parts: dict[str, Array]
     gradient: Params
     model_state: Any
-    logits: Logits
-    taught: Logits | None
+    logits: BatchLogits
+    taught: BatchLogits | None
 
 
 def _pass(
@@ -234,7 +237,7 @@ def _accumulated(
 
 
 def train_step(
-    experiment: Experiment, state: TrainState, images: Images, labels: Labels, teacher: Any | None = None
+    experiment: Experiment, state: TrainState, images: Images, labels: BatchLabels, teacher: Any | None = None
 ) -> tuple[TrainState, Metrics]:
     """One step on a batch of uint8 images; augmentation and normalization inside.
 
@@ -287,7 +290,7 @@ def train_step(
     return keep_sharding(new_state, experiment.devices), metrics
 
 
-def diagnose_step(experiment: Experiment, state: TrainState, images: Images, labels: Labels) -> dict[str, Any]:
+def diagnose_step(experiment: Experiment, state: TrainState, images: Images, labels: BatchLabels) -> dict[str, Any]:
     """What :func:`bnn_jax.training.diagnostics.diagnose` finds on a batch, with the loss of the labels alone.
 
     The batch is augmented, and runs through the network, as in the next training step.

@@ -136,7 +136,11 @@ def _check_model(model: ModelConfig) -> None:
 
 
 def _check_data(data: DataConfig) -> None:
-    loaded_whole = data.name == "digits" or data.name.endswith(".npz")
+    is_text = data.name == "text" or data.name.endswith(".txt")
+    loaded_whole = is_text or data.name == "digits" or data.name.endswith(".npz")
+    for argument in ("crop_padding", "smallest_area", "flip", "mixup_alpha", "lighting_std") if is_text else ():
+        value, unset = getattr(data, argument), getattr(DataConfig(), argument)
+        _require(f"data.{argument}", value, value == unset, f"is for images, and {data.name} is a text; leave it out")
     for argument, value, holds, rule in (
         (
             "stream",
@@ -168,6 +172,7 @@ def _check_data(data: DataConfig) -> None:
             data.image_size is None or data.preprocessing != "none",
             f"needs a `data.preprocessing`: {', '.join(PREPROCESSING)}",
         ),
+        ("tokens", data.tokens, data.tokens is None or is_text, f"is for texts, not {data.name}; leave it out"),
     ):
         _require(f"data.{argument}", value, holds, rule)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small_models import INSTANCES, SIDES, UNREAD, compiled, small
+from small_models import INSTANCES, UNREAD, compiled, image_shape, small
 
 from bnn_jax.losses import cross_entropy
 from bnn_jax.models import MODELS
@@ -77,15 +77,15 @@ def dtypes(tree) -> set[str]:
     return {leaf.dtype.name for leaf in jax.tree.leaves(tree)}
 
 
-OF_ATTENTION = {"vit_tiny": 2}
+OF_ATTENTION = {"vit_tiny": 2, "bitnet_lm": 2}
 
 
 @pytest.mark.parametrize("name", compiled(sorted(INSTANCES.values())))
 def test_bfloat16_images_make_bfloat16_activations(name):
     """By tracing, from images to gradients."""
-    side = SIDES.get(name, 16)
     model = make_model(small(name), num_classes=5)
-    jaxpr, shapes, variables, passed = traced_gradient(model, jax.ShapeDtypeStruct((4, side, side, 3), jnp.bfloat16))
+    images = jax.ShapeDtypeStruct((4, *image_shape(name)), jnp.bfloat16)
+    jaxpr, shapes, variables, passed = traced_gradient(model, images)
     (logits, intermediates), gradient, updated = shapes
 
     assert logits.dtype == jnp.float32 and dtypes(intermediates) == {"bfloat16"}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from networks import SIGNS, count, of_layers, outputs_of, paths_of, shapes_of
-from small_models import INSTANCES, SIDES, UNREAD, compiled, small
+from small_models import INSTANCES, TEXTS, UNREAD, compiled, image_shape, small
 
 from bnn_jax.layers import BinaryConv, BinaryDense
 from bnn_jax.models import MODELS
@@ -85,6 +85,7 @@ CATALOGUE = {
     "PokeBNN": "pokebnn",
     "BNext-T": "bnext_tiny",
     "ViT with BinaryAttention": "vit_tiny",
+    "BitNet b1.58": "bitnet_lm",
 }
 
 
@@ -108,8 +109,10 @@ def test_published_size_builds(name):
     """In evaluation, on 32x32 images where the network takes them, by tracing alone."""
     options = {"stem": "cifar"} if takes(name, "stem") else {}
     model = make_model(ModelConfig(name, options=options), num_classes=7)
-    logits, intermediates = outputs_of(model, 224 if name.startswith(("alexnet", "binary_alexnet")) else 32)
-    assert logits.shape == (1, 7) and logits.dtype == jnp.float32
+    shape = TEXTS.get(name, (224 if name.startswith(("alexnet", "binary_alexnet")) else 32,) * 2 + (3,))
+    logits, intermediates = outputs_of(model, shape)
+    tokens = shape[:1] if name in TEXTS else ()
+    assert logits.shape == (1, *tokens, 7) and logits.dtype == jnp.float32
     assert intermediates["features"].shape[0] == 1
 
 
@@ -117,7 +120,7 @@ def test_published_size_builds(name):
 def small_shapes(name: str, real: bool = False):
     quantizers = {f"{kind}_quantizer": "full_precision" for kind in ("input", "kernel")} if real else {}
     model = make_model(small(name, **quantizers), num_classes=5)
-    return model, shapes_of(model, SIDES.get(name, 16))
+    return model, shapes_of(model, image_shape(name))
 
 
 @pytest.mark.parametrize("name", COMPILED)
@@ -209,7 +212,7 @@ def test_gradients_of_quantized_layers_are_quantized(name):
         return call(*arguments, **options)
 
     def run(variables, train):
-        rngs, images = {"quantizer": jax.random.key(0)}, jnp.zeros((2, *(2 * [SIDES.get(name, 16)]), 3))
+        rngs, images = {"quantizer": jax.random.key(0)}, jnp.zeros((2, *image_shape(name)))
         with nn.intercept_methods(remember):
             return model.apply(variables, images, train=train, mutable=True, rngs=rngs)
 
@@ -224,13 +227,14 @@ def test_gradients_of_quantized_layers_are_quantized(name):
 
 def trainer(name: str, model: ModelConfig):
     """A small network's compiled training step, its first state, images and labels."""
-    side = SIDES.get(name, 16)
-    info = ImageInfo((side, side, 3), 5, (0.5,) * 3, (0.25,) * 3)
+    statistics = ((0.0,), (1.0,)) if name in TEXTS else ((0.5,) * 3, (0.25,) * 3)
+    info = ImageInfo(image_shape(name), 5, *statistics)
     config = Config("test", epochs=1, batch_size=4, loss="cross_entropy", model=model, optim=ADAM)
     experiment = make_experiment(validate(config), info, total_steps=2, learning_rate=0.01)
     rng = np.random.default_rng(0)
-    images = jnp.asarray(rng.integers(0, 256, (4, *info.shape)), jnp.uint8)
-    labels = jnp.asarray(rng.integers(0, 5, 4), jnp.int32)
+    images = jnp.asarray(rng.integers(0, 5 if name in TEXTS else 256, (4, *info.shape)), jnp.uint8)
+    tokens = info.shape[:1] if name in TEXTS else ()
+    labels = jnp.asarray(rng.integers(0, 5, (4, *tokens)), jnp.int32)
     state = jax.jit(partial(init_state, experiment))(jnp.uint32(0))
     return jax.jit(partial(train_step, experiment)), state, images, labels
 

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_models
 from packed_checks import compare, initialized
-from small_models import INSTANCES, LARGE, SIDES, UNREAD, compiled, small
+from small_models import INSTANCES, LARGE, TEXTS, UNREAD, compiled, small
 
 from bnn_jax.analysis.accounting import account_model
 from bnn_jax.packed import freeze, packed_structure
@@ -17,8 +18,7 @@ NETWORKS = sorted(INSTANCES.values())
 
 
 def network(name):
-    side = SIDES.get(name, 16)
-    return make_model(small(name), num_classes=5), (side, side, 3)
+    return make_model(small(name), num_classes=5), small_models.image_shape(name)
 
 
 def trained(name, model, image_shape):
@@ -56,7 +56,9 @@ PACKABLE = [name for name in NETWORKS if name not in NOTHING_TO_PACK]
 def test_a_frozen_network_is_the_trained_one_and_as_small_as_accounting_says(name):
     model, image_shape = network(name)
     variables = trained(name, model, image_shape)
-    images = jnp.asarray(np.random.default_rng(1).normal(size=(1, *image_shape)), jnp.float32)
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(0, 5, (1, *image_shape)) if name in TEXTS else rng.normal(size=(1, *image_shape))
+    images = jnp.asarray(tokens, jnp.float32)
     frozen = freeze(model, variables, image_shape)
     found = compare(model, variables, frozen, images)
     weights_only = model.input_quantizer is None
