@@ -12,7 +12,8 @@ from bnn_jax.sweeps.grid import grid_cells
 from bnn_jax.sweeps.results import CELL, Results, Row
 from bnn_jax.sweeps.tuning import TUNING_SEED, tune_cells
 from bnn_jax.training.config import Config, flatten, to_dict, without_tuning
-from bnn_jax.training.input_pipeline import describe_dataset, load_data, with_data
+from bnn_jax.training.data_record import describe_dataset
+from bnn_jax.training.input_pipeline import load_data, with_data
 from bnn_jax.training.validation import validate
 
 

@@ -17,6 +17,7 @@ from bnn_jax.sweeps.processes import run_in_processes
 from bnn_jax.sweeps.throughput import choose_execution
 from bnn_jax.training.checkpoint import checkpoint_steps
 from bnn_jax.training.config import Config, DataConfig
+from bnn_jax.training.data_record import warn_if_changed
 from bnn_jax.training.input_pipeline import load_data
 from bnn_jax.training.loop import train, train_together
 from bnn_jax.training.members import Diverged, why_alone
@@ -86,6 +87,8 @@ def run_all(
     runs = [run._replace(config=validate(run.config), workdir=local_path("workdir", run.workdir)) for run in runs]
     datasets = {} if datasets is None else datasets
     missing = [run for run in runs if recorded_result(run) is None]
+    for run in (run for run in runs if run not in missing):
+        warn_if_changed(run.workdir, run.config.data)
     if missing:
         if execution == "auto":
             execution, why = _choose(missing, group_size, datasets)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Generator
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -32,7 +31,6 @@ from bnn_jax.training.config import Config, DataConfig
 from bnn_jax.training.devices import data_shards, place_batch, place_batches, process_part, replicate
 from bnn_jax.training.epoch import EVALUATION_BATCH, Batches
 from bnn_jax.training.programs import Programs
-from bnn_jax.training.run_folder import has_begun, read_checksummed, write_checksummed
 from bnn_jax.types import Params
 
 BYTES_AT_ONCE = 2**28
@@ -109,32 +107,6 @@ def data_of_run(config: Config, data: Any | None) -> Dataset | ImageStream:
     if named.data.name != config.data.name:
         raise UsageError(f"`data` is {named.data.name!r}, but the run was trained on {config.data.name!r}; give that")
     return load_data(named.data) if dataset is None else dataset
-
-
-def describe_dataset(dataset: Dataset | ImageStream) -> dict[str, Any]:
-    """What a report says of a data set: name, note, sizes of images and splits."""
-    sizes = {name: len(getattr(dataset, name)) for name in ("train", "validation", "test")}
-    images = {"shape": list(dataset.image_shape), "num_classes": dataset.num_classes}
-    return {"name": dataset.name, "note": dataset.note, **images, **sizes}
-
-
-def record_data(workdir: Path, dataset: Dataset | ImageStream) -> None:
-    """Write into `data.json` what the run in `workdir` is trained on, the names of its classes among it.
-
-    Raises:
-      UsageError: if the run has begun with images or classes of another kind.
-      RunError: if it cannot be written.
-    """
-    names = None if dataset.class_names is None else list(dataset.class_names)
-    described = describe_dataset(dataset) | {"class_names": names}
-    before = (read_checksummed(workdir / "data.json") if has_begun(workdir) else None) or described
-    for key in ("shape", "num_classes", "class_names"):
-        if described[key] != before[key] and None not in (described[key], before[key]):
-            raise UsageError(
-                f"the data of {workdir} have the `{key}` {described[key]} now, but had {before[key]} when the run was "
-                "begun; give those, or choose another `--workdir`"
-            )
-    write_checksummed(workdir / "data.json", described)
 
 
 def make_input_pipeline(

@@ -19,9 +19,9 @@ from bnn_jax.data import Dataset, ImageStream
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.training.callbacks import Callback
 from bnn_jax.training.config import Config
+from bnn_jax.training.data_record import record_data, warn_if_changed
 from bnn_jax.training.devices import on_first_process, to_host
 from bnn_jax.training.experiment import OPTIMIZER_NUMBERS
-from bnn_jax.training.input_pipeline import record_data
 from bnn_jax.training.metrics import append_metrics, read_metrics, unpack_log, write_file
 from bnn_jax.training.programs import program_key
 from bnn_jax.training.run_folder import (
@@ -164,6 +164,7 @@ def finished_results(members: Sequence[Member], *, extend: bool = False) -> list
         return None
     for member in members:
         claim_workdir(member.config, member.workdir, stage=member.stage)  # Its files may have been lost.
+        warn_if_changed(member.workdir, member.config.data)
     return results
 
 
@@ -192,7 +193,7 @@ def claim(
             warnings.warn(f"the run in {member.workdir} is moved to {aside}", MovedAsideWarning, stacklevel=2)
         locks.enter_context(locked(member.workdir))
         claim_workdir(member.config, member.workdir, stage=member.stage, extend=extend)
-        record_data(member.workdir, dataset)
+        record_data(member.workdir, member.config.data, dataset)
 
 
 def resume(members: Sequence[Member], starts: Sequence[RunState]) -> list[RunState]:

@@ -1,18 +1,14 @@
 """Folders of images: splits and classes, formats and modes, sizes, the cache, and what is refused."""
 
-import json
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from PIL import Image
-from small_sets import brightness_set, contents, same_splits
+from small_sets import contents, same_splits
 
 from bnn_jax.data import Split, load_dataset, open_stream
 from bnn_jax.data.arrays import SuspectDataWarning
 from bnn_jax.data.records import read_batch
 from bnn_jax.errors import RunError, UsageError
-from bnn_jax.training.input_pipeline import record_data
 
 NAMES = ("ant", "bee", "cow")
 
@@ -223,15 +219,3 @@ def test_a_folder_of_one_class_is_no_classification(tmp_path):
     write(tmp_path / "pets", 9, names=("ant",))
     with pytest.raises(RunError, match=r"`train_labels` of .*pets has the label 0 alone"):
         load(tmp_path / "pets")
-
-
-def test_a_run_records_its_classes_and_goes_on_with_the_same_alone(tmp_path):
-    dataset = replace(brightness_set(30), class_names=NAMES)
-    record_data(tmp_path, dataset)
-    assert json.loads((tmp_path / "data.json").read_text())["class_names"] == list(NAMES)
-    (tmp_path / "result.json").touch()
-    record_data(tmp_path, dataset)
-    with pytest.raises(
-        UsageError, match=r"have the `class_names` \['ant', 'cow', 'bee'\] now, but had \['ant', 'bee', 'co"
-    ):
-        record_data(tmp_path, replace(dataset, class_names=("ant", "cow", "bee")))

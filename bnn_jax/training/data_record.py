@@ -1,0 +1,77 @@
+"""What a run was trained on, in its `data.json`: sizes, names of the classes, and a hash by which others show."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from bnn_jax.data import Dataset, ImageStream
+from bnn_jax.errors import UsageError
+from bnn_jax.paths import local_path
+from bnn_jax.training.config import DataConfig
+from bnn_jax.training.input_pipeline import load_data
+from bnn_jax.training.run_folder import has_begun, read_checksummed, write_checksummed
+
+FILE = "data.json"
+
+
+class ChangedDataWarning(UserWarning):
+    """The data of a run are not those with which it was begun; the text names its folder."""
+
+
+def describe_dataset(dataset: Dataset | ImageStream) -> dict[str, Any]:
+    """What a report says of a data set: name, note, sizes of images and splits."""
+    sizes = {name: len(getattr(dataset, name)) for name in ("train", "validation", "test")}
+    images = {"shape": list(dataset.image_shape), "num_classes": dataset.num_classes}
+    return {"name": dataset.name, "note": dataset.note, **images, **sizes}
+
+
+def record_data(workdir: Path, data: DataConfig, dataset: Dataset | ImageStream) -> None:
+    """Write what the run in `workdir` is trained on; of one that has begun, see that it goes on with the same.
+
+    Raises:
+      UsageError: if it has begun with images or classes of another kind.
+      RunError: if it cannot be written.
+
+    Warns:
+      ChangedDataWarning: if it has begun with other images or labels of that kind.
+    """
+    described = describe_dataset(dataset)
+    described["class_names"] = None if dataset.class_names is None else list(dataset.class_names)
+    described["arrays"] = dataset.digest if isinstance(dataset, Dataset) else None
+    described["file"] = _size_and_time(data)
+    before = (read_checksummed(workdir / FILE) if has_begun(workdir) else None) or described
+    for key in ("shape", "num_classes", "class_names"):
+        if described[key] != before[key] and None not in (described[key], before[key]):
+            raise UsageError(
+                f"the data of {workdir} have the `{key}` {described[key]} now, but had {before[key]} when the run was "
+                "begun; give those, or choose another `--workdir`"
+            )
+    if described["arrays"] != before["arrays"]:
+        _warn(workdir, data)
+        described = before
+    write_checksummed(workdir / FILE, described)
+
+
+def warn_if_changed(workdir: Path, data: DataConfig) -> None:
+    """Warn where a finished run was trained on an .npz file that has since been written with other arrays."""
+    recorded = read_checksummed(workdir / FILE)
+    file = _size_and_time(data)
+    if recorded is not None and file not in (None, recorded["file"]) and load_data(data).digest != recorded["arrays"]:
+        _warn(workdir, data)
+
+
+def _size_and_time(data: DataConfig) -> list[int] | None:
+    """Of an .npz file that is there."""
+    path = local_path("data.name", data.name)
+    if path.suffix != ".npz" or not path.is_file():
+        return None
+    return [path.stat().st_size, path.stat().st_mtime_ns]
+
+
+def _warn(workdir: Path, data: DataConfig) -> None:
+    warnings.warn(
+        f"the images or labels of `data.name` (={data.name!r}) are not those with which the run in {workdir} was "
+        "begun; give those, or train anew with `--overwrite`",
+        ChangedDataWarning,
+        stacklevel=3,
+    )
