@@ -42,6 +42,7 @@ class Arguments(TableOptions):
     values: int = 10_000_000
     """Size of the input of the estimators."""
     repeats: int = 20
+    """Measurements of each time, of which the median counts."""
     workers: tuple[int, ...] = (0, 1, 2)
     """Numbers of processes that read the input; 0 stands for threads."""
     batch_size: int = 128

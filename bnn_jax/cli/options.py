@@ -140,6 +140,7 @@ class ComparisonOptions(SweepOptions):
     """Rows that are trained with the same seeds and tuning budget."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
+    """Of the runs of each row."""
     tune: bool = False
     """Choose the settings that optim.tune of each row names, on the validation split, with one budget for all rows."""
 

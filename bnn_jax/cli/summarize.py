@@ -40,6 +40,7 @@ class Arguments(TableOptions):
     image_size: int = 32
     """Height and width of the image."""
     channels: int = 3
+    """Of the image."""
     classes: int | None = None
     """None takes 10, or 1000 for images from 64x64 on."""
     stem: Literal["cifar", "imagenet"] | None = None

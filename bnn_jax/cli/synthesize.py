@@ -19,8 +19,11 @@ class Arguments:
     name: str = "imagenet2012"
     """Of the set; another one leaves the place of the real ImageNet free."""
     train_examples: int = 2000
+    """Images of the training split."""
     validation_examples: int = 200
+    """Images of the validation split."""
     classes: int = 1000
+    """Of the labels."""
     corrupt: int = 1
     """Images of each split that are cut short."""
     grey: float = 0.05
@@ -32,6 +35,7 @@ class Arguments:
     aspect: tuple[float, float] = (0.5, 2.0)
     """Least and greatest width / height."""
     seed: int = 0
+    """Decides the images."""
 
 
 def main() -> None:

@@ -1,18 +1,25 @@
 """A command line as a dataclass: tyro, with values shown as one types them."""
 
+import dataclasses
 import re
 import shutil
 import textwrap
 import types
 import typing
 from collections.abc import Sequence
-from typing import TypeVar
+from functools import cache
+from typing import Any, TypeVar
 
+import docstring_parser
 import tyro
 from tyro.constructors import (
+    MISSING_NONPROP,
     ConstructorRegistry,
     PrimitiveConstructorSpec,
     PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
     UnsupportedTypeAnnotationError,
 )
 
@@ -37,8 +44,59 @@ def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | Unsupported
     )
 
 
+def _several(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | UnsupportedTypeAnnotationError | None:
+    """`tuple[X, ...]` of values of one word each is shown as [X ...]."""
+    members = typing.get_args(info.type)
+    if info.type_origin is not tuple or members[1:] != (...,):
+        return None
+    found = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(members[0], info.markers))
+    if isinstance(found, UnsupportedTypeAnnotationError) or found.nargs != 1:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar=f"[{found.metavar} ...]",
+        instance_from_str=lambda words: tuple(found.instance_from_str([word]) for word in words),
+        is_instance=lambda values: isinstance(values, tuple) and all(map(found.is_instance, values)),
+        str_from_instance=lambda values: [word for value in values for word in found.str_from_instance(value)],
+        choices=found.choices,
+    )
+
+
+def _explained(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """A dataclass whose fields are explained by :func:`helps_of`."""
+    if not dataclasses.is_dataclass(info.type):
+        return None
+    types, given = typing.get_type_hints(info.type, include_extras=True), isinstance(info.default, info.type)
+    fields = [
+        StructFieldSpec(
+            field.name,
+            types[field.name],
+            getattr(info.default, field.name) if given else _default_of(field),
+            lambda name=field.name: helps_of(info.type).get(name),
+        )
+        for field in dataclasses.fields(info.type)
+    ]
+    return StructConstructorSpec(info.type, tuple(fields))
+
+
+def _default_of(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return MISSING_NONPROP if field.default is dataclasses.MISSING else field.default
+
+
+@cache
+def helps_of(owner: type) -> dict[str, str]:
+    """The docstrings below the fields of a dataclass and its parents, each as one paragraph."""
+    parents = [parent for parent in reversed(owner.__mro__) if dataclasses.is_dataclass(parent)]
+    documented = [field for parent in parents for field in docstring_parser.parse_from_object(parent).params]
+    return {field.arg_name: " ".join(field.description.split()) for field in documented if field.description}
+
+
 REGISTRY = ConstructorRegistry()
 REGISTRY.primitive_rule(_optional)
+REGISTRY.primitive_rule(_several)
+REGISTRY.struct_rule(_explained)
 
 
 def read_command_line(

@@ -1,14 +1,17 @@
 """--help of every command: readable in a terminal of 80 columns, without type expressions."""
 
+import dataclasses
+import importlib
 import re
 import sys
+import typing
 from dataclasses import dataclass
 
 import pytest
 from run_script import run_script
 
 from bnn_jax.cli import main as command
-from bnn_jax.training.command_line import read_command_line
+from bnn_jax.training.command_line import helps_of, read_command_line
 
 TYPES = re.compile(r"\{None|\|(?! )|Union|Optional|Annotated|Callable|typing|<class|\[\[|lambda")
 
@@ -29,10 +32,27 @@ def test_help_of_every_command(name, monkeypatch, capsys):
     assert ("bnn-jax list" in printed) == ("--optim.name" in printed or name == "list")
 
 
+@pytest.mark.parametrize("name", command.COMMANDS)
+def test_every_option_is_explained(name):
+    def unexplained(owner):
+        types = typing.get_type_hints(owner)
+        for field in dataclasses.fields(owner):
+            if dataclasses.is_dataclass(types[field.name]):
+                yield from unexplained(types[field.name])
+            elif not helps_of(owner).get(field.name) and not hasattr(types[field.name], "_fields"):
+                yield field.name
+
+    module = importlib.import_module(f"bnn_jax.cli.{command.COMMANDS[name].module}")
+    assert list(unexplained(module.Arguments)) == []
+
+
 @dataclass(frozen=True)
 class Arguments:
     size: int | None = None
+    """How large it is,
+    over two lines."""
     box: tuple[float, float] | None = (0.0, 1.0)
+    names: tuple[str, ...] = ("a",)
 
 
 @pytest.mark.parametrize(
@@ -41,9 +61,11 @@ class Arguments:
         ("", Arguments()),
         ("--size 3 --box 1 2", Arguments(3, (1.0, 2.0))),
         ("--size None --box None", Arguments(None, None)),
+        ("--names", Arguments(names=())),
+        ("--names b c --size 1", Arguments(1, names=("b", "c"))),
     ],
 )
-def test_what_may_be_none(line, found):
+def test_what_may_be_none_and_several(line, found):
     assert read_command_line(Arguments, "It.", argv=line.split()) == found
 
 
@@ -52,6 +74,15 @@ def test_what_is_neither(line, capsys):
     with pytest.raises(SystemExit) as ended:
         read_command_line(Arguments, "It.", argv=line.split())
     assert ended.value.code == 2
+
+
+def test_help_is_a_paragraph(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        read_command_line(Arguments, "It.", argv=["--help"])
+    printed = capsys.readouterr().out
+    assert "How large it is, over two lines. (default: None)" in printed
+    assert "--names [STR ...]" in printed and "--box FLOAT FLOAT" in printed
 
 
 @pytest.mark.parametrize("script", ["gpu_suite", "check_tflite"])
