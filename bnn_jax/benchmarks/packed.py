@@ -4,33 +4,29 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bnn_jax.analysis.figures import COLOURS, drawing
 from bnn_jax.analysis.provenance import installed_versions
-from bnn_jax.analysis.tables import TEXT, Tables
 from bnn_jax.bitops.bits import pack
 from bnn_jax.bitops.conv import Geometry
 from bnn_jax.bitops.matmul import WIDE_VECTORS
-from bnn_jax.bitops.planes import PackedBase, conv_product, dense_product, pack_codes
+from bnn_jax.bitops.paths import PATHS, chosen_path
+from bnn_jax.bitops.planes import PackedBase, conv_product, dense_product, pack_codes, unpack_codes
 from bnn_jax.models.build import build_model
 from bnn_jax.outputs import logits_of
-from bnn_jax.packed import PackedModel, freeze, save
-from bnn_jax.paths import local_path
+from bnn_jax.packed import PackedModel, freeze, paths_of, save, take_path
 from bnn_jax.timing import interleaved_seconds, median_ms
 from bnn_jax.training.progress import OnProgress, silent
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 MATMULS = (
     (12544, 576, 64),
@@ -40,8 +36,11 @@ MATMULS = (
     (1024, 4096, 4096),
     (64, 4096, 4096),
     (1, 4096, 4096),
+    (197, 384, 384),
+    (197, 384, 1536),
 )
-"""(M, K, N): the layers of a ResNet-18 at 224x224 with a batch of four, and dense layers for three batches."""
+"""(M, K, N): layers of a ResNet-18 at 224x224 with a batch of four, dense layers for three batches, and those of a
+small vision transformer's 197 tokens."""
 
 
 class Conv(NamedTuple):
@@ -52,6 +51,7 @@ class Conv(NamedTuple):
     channels: int
     features: int
     stride: int
+    groups: int = 1
 
 
 CONVS = (
@@ -63,23 +63,34 @@ CONVS = (
     Conv("VGG-small", 32, 128, 128, 1),
     Conv("VGG-small", 16, 256, 256, 1),
     Conv("VGG-small", 8, 512, 512, 1),
+    Conv("ResNet-20", 32, 16, 16, 1),
+    Conv("ResNet-20", 16, 32, 32, 1),
+    Conv("ResNet-20", 8, 64, 64, 1),
+    Conv("grouped", 28, 128, 128, 1, groups=4),
+    Conv("depthwise", 56, 64, 64, 1, groups=64),
+    Conv("depthwise", 14, 256, 256, 1, groups=256),
 )
-BATCHES = (1, 64)
+BATCHES, SMALL_BATCHES = (1, 64), (1, 128)
 
 
 class Network(NamedTuple):
-    """A network of the catalogue at its published size."""
+    """A network of the catalogue, at its published size if `settings` say no other."""
 
     name: str
     side: int
     num_classes: int
     batches: tuple[int, ...]
+    channels: int = 3
+    settings: Mapping[str, Any] = {}
 
 
 NETWORKS = (
     Network("xnor_resnet18", 224, 1000, (1,)),
     Network("bireal18", 224, 1000, (1,)),
     Network("vgg_small", 32, 10, BATCHES),
+    Network("resnet20", 32, 10, SMALL_BATCHES),
+    Network("lenet", 28, 10, SMALL_BATCHES, 1, {"input_quantizer": "ste_sign", "kernel_quantizer": "xnor"}),
+    Network("resnet6", 8, 10, SMALL_BATCHES, 1, {"width": 32}),
 )
 ROUNDS, PAUSE_SECONDS = 3, 0.3
 LEAST_SECONDS, MOST_CALLS = 0.05, 500
@@ -99,15 +110,18 @@ def benchmark_packed(
 
     All that XLA compiles, peers too, is compiled with `WIDE_VECTORS` of `bnn_jax.bitops.matmul`.
 
-    Matmuls and convolutions: `packed` takes packed inputs, `packed_from_float` packs float32 activations first; peers
-    are XLA's float32 and int8 products, and, where they are installed, PyTorch's float32 and bnn-lab's C kernel on
-    packed inputs.  Networks: the frozen network beside the trained one (`trained`, the same function in float32, its
-    weights quantized in every call) and the same architecture in full precision (`float32`).
+    Matmuls and convolutions: `packed` takes packed inputs, `packed_from_float` packs float32 activations first,
+    `numbers_from_float` multiplies their codes by the unpacked kernel; `chosen` is the time of the one of these two
+    that a frozen layer takes, its `path`.  Peers are XLA's float32 and int8 products, and, where they are installed,
+    PyTorch's float32 and bnn-lab's C kernel on packed inputs.  Networks: the frozen network beside the trained one
+    (`trained`, the same function in float32, its weights quantized in every call), the same architecture in full
+    precision (`float32`), and the frozen one with all layers on one path, where they are not (`on_bits`, `on_float32`).
 
     Returns:
-      ``{"threads", "matmul": [row], "conv": [row], "network": [row], "summary"}``; a row has the shape, ``"ms"``:
-      {who: median}, for products ``"gmacs"``: {who: 10^9 multiply-accumulates a second}, for networks the images a
-      second, the peak memory in bytes and the size of the packed file.
+      ``{"threads", "matmul": [row], "conv": [row], "network": [row], "summary"}``; a row has the shape, its ``"path"``
+      (of a network, how many layers take which), ``"ms"``: {who: median}, for products ``"gmacs"``: {who: 10^9
+      multiply-accumulates a second}, for networks the images a second, the peak memory in bytes and the size of the
+      packed file.
     """
     total = len(matmuls) + len(convs) * len(conv_batches) + sum(len(n.batches) for n in networks)
     found: dict[str, Any] = {"threads": os.cpu_count(), "compiler_options": WIDE_VECTORS}
@@ -131,11 +145,13 @@ def benchmark_packed(
 
 
 def summarize(found: dict[str, Any]) -> dict[str, Any]:
-    """Geometric means and the worst of the ratios by which `packed` is faster than each peer."""
+    """Geometric means and the worst of the ratios by which what a frozen network takes is faster than each peer.
+
+    The other path is a peer too: the worst ratio of that should not be below 0.9.
+    """
     summary = {}
-    for kind in ("matmul", "conv", "network"):
-        peers = dict.fromkeys(who for row in found[kind] for who in row["ms"] if not who.startswith("packed"))
-        ours = "packed_from_float" if kind == "conv" else "packed"
+    for kind, ours in {"matmul": "packed", "conv": "chosen", "network": "packed"}.items():
+        peers = dict.fromkeys(who for row in found[kind] for who in row["ms"] if who not in (ours, "packed"))
         for peer in peers:
             ratios = [row["ms"][peer] / row["ms"][ours] for row in found[kind] if peer in row["ms"]]
             summary[f"{kind}: {ours} over {peer}"] = {
@@ -166,7 +182,7 @@ def _medians(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str,
 def _products(
     x: np.ndarray, base: PackedBase, packed: Callable[..., Any], real: Callable[..., Any], kernel: np.ndarray
 ) -> dict[str, Callable[[], Any]]:
-    """The four products of activations and a kernel in XLA."""
+    """The five products of activations and a kernel in XLA."""
     activations, words = jnp.asarray(x), jax.block_until_ready(jax.jit(lambda x: pack(x >= 0))(jnp.asarray(x)))
     jit = partial(jax.jit, compiler_options=WIDE_VECTORS)
     # Arrays alone as arguments: a dataclass among them costs some tens of microseconds in every call.
@@ -175,9 +191,12 @@ def _products(
     codes, signs = jnp.sign(activations).astype(jnp.int8), jnp.asarray(kernel, jnp.int8)
     weights = jnp.asarray(kernel)
     float32, int8 = jit(real), jit(partial(real, preferred_element_type=jnp.int32))
+    unpacked = lambda words: unpack_codes(PackedBase(words, None, SIGNS), kernel.shape)
+    numbers = jit(lambda x, words: real(jnp.where(x >= 0, 1.0, -1.0), unpacked(words)).astype(jnp.int32))
     return {
         "packed": lambda: run(words, base.words),
         "packed_from_float": lambda: from_float(activations, base.words),
+        "numbers_from_float": lambda: numbers(activations, base.words),
         "float32": lambda: float32(activations, weights),
         "int8": lambda: int8(codes, signs),
     }
@@ -197,7 +216,8 @@ def _matmul(shape: tuple[int, int, int], repeats: int) -> dict[str, Any]:
         bnn_lab.set_num_threads(os.cpu_count())
         rows, columns = (_words64(x > 0), _words64(kernel.T > 0))
         functions["bnn_lab"] = lambda: bnn_lab.binary_gemm_native_prepacked(rows, columns, k)
-    return _row({"shape": [m, k, n]}, _medians(functions, repeats), m * k * n)
+    path = chosen_path(fan_in=k, features=n)
+    return _row({"shape": [m, k, n], "path": path}, _medians(functions, repeats), m * k * n)
 
 
 def _words64(bits: np.ndarray) -> np.ndarray:
@@ -206,15 +226,15 @@ def _words64(bits: np.ndarray) -> np.ndarray:
 
 def _conv(conv: Conv, batch: int, repeats: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
-    shape = (3, 3, conv.channels, conv.features)
+    shape = (3, 3, conv.channels // conv.groups, conv.features)
     x = rng.standard_normal((batch, conv.side, conv.side, conv.channels), np.float32)
     kernel = rng.choice(np.float32([-1, 1]), shape)
     strides, padding = (conv.stride, conv.stride), ((1, 1), (1, 1))
     base = PackedBase(pack_codes(jnp.asarray(kernel), SIGNS), None, SIGNS)
-    geometry = Geometry(strides, padding, (1, 1))
+    geometry = Geometry(strides, padding, (1, 1), conv.groups)
     packed = partial(conv_product, values=SIGNS, shape=shape, geometry=geometry, pad_value=0)
-    dimensions = ("NHWC", "HWIO", "NHWC")
-    real = lambda x, w, **o: lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=dimensions, **o)
+    layout = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": conv.groups}
+    real = lambda x, w, **options: lax.conv_general_dilated(x, w, strides, padding, **layout, **options)
     functions = _products(x, base, packed, real, kernel)
     # XLA's integer convolution on CPU takes seconds.
     del functions["int8"]
@@ -222,11 +242,17 @@ def _conv(conv: Conv, batch: int, repeats: int) -> dict[str, Any]:
     def torch_conv(torch):
         inputs = torch.from_numpy(x).permute(0, 3, 1, 2)  # a view of channels-last memory
         weights = torch.from_numpy(kernel).permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
-        return partial(torch.nn.functional.conv2d, inputs, weights, stride=strides, padding=1)
+        window = {"stride": strides, "padding": 1, "groups": conv.groups}
+        return partial(torch.nn.functional.conv2d, inputs, weights, **window)
 
     functions |= _torch_peer(torch_conv)
-    out = -(-conv.side // conv.stride)
-    return _row({**conv._asdict(), "batch": batch}, _medians(functions, repeats), batch * out**2 * math.prod(shape))
+    out, path = (
+        -(-conv.side // conv.stride),
+        chosen_path(fan_in=math.prod(shape[:3]), features=shape[3], groups=conv.groups),
+    )
+    ms = _medians(functions, repeats)
+    ms["chosen"] = ms[{"bits": "packed_from_float", "float32": "numbers_from_float"}[path]]
+    return _row({**conv._asdict(), "batch": batch, "path": path}, ms, batch * out**2 * math.prod(shape))
 
 
 def _row(shape: dict[str, Any], ms: dict[str, float], macs: int) -> dict[str, Any]:
@@ -234,14 +260,10 @@ def _row(shape: dict[str, Any], ms: dict[str, float], macs: int) -> dict[str, An
 
 
 def _network(network: Network, repeats: int) -> list[dict[str, Any]]:
-    binary = build_model(network.name, num_classes=network.num_classes)
-    real = build_model(
-        network.name,
-        num_classes=network.num_classes,
-        input_quantizer="full_precision",
-        kernel_quantizer="full_precision",
-    )
-    image_shape = (network.side, network.side, 3)
+    build = partial(build_model, network.name, num_classes=network.num_classes)
+    unquantized = dict.fromkeys(("input_quantizer", "kernel_quantizer"), "full_precision")
+    binary, real = build(**network.settings), build(**network.settings | unquantized)
+    image_shape = (network.side, network.side, network.channels)
 
     def initial(model):
         zeros = jnp.zeros((1, *image_shape))
@@ -250,9 +272,12 @@ def _network(network: Network, repeats: int) -> list[dict[str, Any]]:
     trained = dict(initial(binary))
     packed = freeze(binary, trained, image_shape)
     cases = {"packed": (binary, packed), "trained": (binary, trained), "float32": (real, initial(real))}
+    taken = Counter(paths_of(binary, packed, image_shape).values())
+    cases |= {f"on_{path}": (binary, take_path(packed, path)) for path in PATHS if taken.keys() != {path}}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.bnn.safetensors"
-        described = {"model": {"name": network.name}, "image_shape": image_shape, "mean": (0,) * 3, "std": (1,) * 3}
+        described = {"model": {"name": network.name, **network.settings}, "image_shape": image_shape}
+        described |= {"mean": (0,) * network.channels, "std": (1,) * network.channels}
         save(path, PackedModel(binary, packed, described))
         file_bytes = path.stat().st_size
     rows = []
@@ -270,6 +295,7 @@ def _network(network: Network, repeats: int) -> list[dict[str, Any]]:
             {
                 **network._asdict(),
                 "batch": batch,
+                "path": ", ".join(f"{path} {count}" for path, count in sorted(taken.items())),
                 "ms": ms,
                 "images_per_second": {who: 1e3 * batch / value for who, value in ms.items()},
                 "peak_memory": memory,
@@ -299,69 +325,3 @@ def _torch_peer(make: Callable[[ModuleType], Callable[[], Any]]) -> dict[str, Ca
             return np.asarray(function())
 
     return {"torch": run}
-
-
-NAMES = {
-    "packed": "packed bits",
-    "packed_from_float": "packed bits, packing included",
-    "bnn_lab": "bnn-lab (C)",
-    "float32": "XLA float32",
-    "torch": "PyTorch float32",
-    "int8": "XLA int8",
-    "trained": "trained network, float32",
-}
-
-
-def print_packed(found: dict[str, Any], tables: Tables = TEXT) -> None:
-    """Print the tables of :func:`benchmark_packed`, memory, file sizes and the mean ratios."""
-    shapes = {
-        "matmul": lambda row: "x".join(map(str, row["shape"])),
-        "conv": lambda row: f"{row['side']}^2 {row['channels']}->{row['features']}, batch {row['batch']}",
-        "network": lambda row: f"{row['name']} {row['side']}^2, batch {row['batch']}",
-    }
-    for kind, shape_of in shapes.items():
-        measure = "ms" if kind == "network" else "gmacs"
-        who = [name for name in NAMES if any(name in row[measure] for row in found[kind])]
-        rows = [
-            (shape_of(row), *(f"{row[measure][name]:.3g}" if name in row[measure] else "" for name in who))
-            for row in found[kind]
-        ]
-        unit = "ms a batch" if kind == "network" else "10^9 multiply-accumulates a second"
-        tables.print(("shape", *(NAMES[name].replace(" ", "\n", 1) for name in who)), rows, title=f"{kind}: {unit}")
-    for row in found["network"]:
-        memory = ", ".join(f"{NAMES[who]} {size / 1e6:.1f}" for who, size in row["peak_memory"].items())
-        print(f"{row['name']} batch {row['batch']}: file {row['file_bytes'] / 1e6:.3f} MB; peak memory in MB: {memory}")
-    for name, ratios in found["summary"].items():
-        print(f"{name}: geometric mean {ratios['geometric_mean']:.2f}, {ratios['worst']:.2f} to {ratios['best']:.2f}")
-
-
-def plot_packed(found: dict[str, Any], path: str | Path) -> Path:
-    """Draw matmuls and convolutions as multiply-accumulates a second, networks as latency, to a PNG at `path`."""
-    path = local_path("path", path)
-    products = "10$^9$ multiply-accumulates / s"
-    with drawing(path, (9.0, 12.0), count=3, columns=1) as (_, axes):
-        labels = ["x".join(map(str, row["shape"])) for row in found["matmul"]]
-        _bars(axes[0], labels, [row["gmacs"] for row in found["matmul"]], products, "Matrix products (M x K x N)")
-        labels = [f"{r['side']}²·{r['channels']}→{r['features']}, batch {r['batch']}" for r in found["conv"]]
-        _bars(axes[1], labels, [row["gmacs"] for row in found["conv"]], products, "Convolutions 3x3")
-        labels = [f"{row['name']}, {row['side']}²\nbatch {row['batch']}" for row in found["network"]]
-        _bars(axes[2], labels, [row["ms"] for row in found["network"]], "ms a batch (less is better)", "Networks")
-    return path
-
-
-def _bars(axes: "Axes", labels: list[str], rows: list[dict[str, float]], unit: str, title: str) -> None:
-    who = [name for name in NAMES if any(name in row for row in rows)]
-    colours = dict(zip(NAMES, COLOURS))
-    width = 0.85 / max(1, len(who))
-    for place, name in enumerate(who):
-        positions = [i + (place - (len(who) - 1) / 2) * width for i, row in enumerate(rows) if name in row]
-        axes.bar(positions, [row[name] for row in rows if name in row], width, label=NAMES[name], color=colours[name])
-    many = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if len(labels) > 8 else {}
-    axes.grid(False, axis="x")
-    axes.set_xticks(range(len(labels)), labels, fontsize=8, **many)
-    axes.set_yscale("log")
-    # Room for the legend.
-    axes.set_ylim(top=6 * axes.get_ylim()[1])
-    axes.set_ylabel(unit)
-    axes.set_title(title)
-    axes.legend(frameon=False, fontsize=8, ncols=3)

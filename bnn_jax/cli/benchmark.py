@@ -22,7 +22,8 @@ import tyro
 from bnn_jax.analysis.provenance import provenance
 from bnn_jax.benchmarks.estimators import benchmark_estimators, print_estimators
 from bnn_jax.benchmarks.input import GPU, GPU_IMAGES_PER_SECOND, benchmark_input, print_input
-from bnn_jax.benchmarks.packed import benchmark_packed, plot_packed, print_packed
+from bnn_jax.benchmarks.packed import benchmark_packed
+from bnn_jax.benchmarks.packed_tables import plot_packed, print_packed
 from bnn_jax.benchmarks.sweep import benchmark_sweep, print_sweep
 from bnn_jax.benchmarks.training import benchmark_training, print_training
 from bnn_jax.cli.options import TableOptions, command_line, parse_options, refuse_unread

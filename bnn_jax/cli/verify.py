@@ -32,7 +32,7 @@ def print_verification(found: Verification, tables: Tables) -> None:
         for name, layer in found.layers.items()
     ]
     columns = ("layer", "weights", "integers", "activation bits\n(whole words)", "multiplies\non")
-    tables.print(columns, rows, title="differing / compared")
+    tables.print(columns, rows, texts=(0, 4), title="differing / compared")
     print(f"predictions that differ: {found.differing_predictions:,} of {found.examples:,}")
     print(f"largest difference of logits: {found.largest_logit_difference:.3g}")
 

@@ -6,9 +6,10 @@ write and read them.  What needs a training run, `bnn_jax.packed.runs`, is impor
 
 from bnn_jax.packed.artifact import load, save
 from bnn_jax.packed.c_header import write_header
-from bnn_jax.packed.freezing import freeze, packed_structure, take_path
+from bnn_jax.packed.freezing import freeze, packed_structure
 from bnn_jax.packed.model import PackedModel
 from bnn_jax.packed.named_arrays import arrays, write_npz
+from bnn_jax.packed.paths import paths_of, take_path
 from bnn_jax.packed.stablehlo import to_stablehlo
 from bnn_jax.packed.tflite.model import write_tflite
 from bnn_jax.packed.verification import verify
@@ -19,6 +20,7 @@ __all__ = [
     "freeze",
     "load",
     "packed_structure",
+    "paths_of",
     "save",
     "take_path",
     "to_stablehlo",

@@ -36,7 +36,7 @@ from bnn_jax.files import write_atomically
 from bnn_jax.finite import first_non_finite, require_finite
 from bnn_jax.models.build import NetworkLike, build_model, check_extent, entry_of, latent_weights, settings_of
 from bnn_jax.names import import_named, is_import, last_part
-from bnn_jax.packed.freezing import TRAIN_AGAIN, packed_structure, take_path
+from bnn_jax.packed.freezing import TRAIN_AGAIN, packed_structure
 from bnn_jax.packed.header import (
     DTYPES,
     EXPORT,
@@ -57,6 +57,7 @@ from bnn_jax.packed.header import (
     table_of,
 )
 from bnn_jax.packed.model import PackedModel, require_packed_model
+from bnn_jax.packed.paths import take_path
 from bnn_jax.paths import local_path, require_ending
 
 

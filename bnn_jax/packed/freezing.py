@@ -1,7 +1,7 @@
 """From the variables of a trained network to packed ones, with which the same network runs on bits."""
 
 import math
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,13 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import ShapeDtypeStruct
-from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, Bool
 
-from bnn_jax.bitops.paths import PATHS
 from bnn_jax.bitops.planes import PackedBase, PackedKernel
 from bnn_jax.bitops.thresholds import find_thresholds
-from bnn_jax.checks import require
 from bnn_jax.finite import all_finite, require_finite
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense
 from bnn_jax.layers.frozen import PACKED, scale_of
@@ -26,7 +23,9 @@ from bnn_jax.layers.norm import affine
 from bnn_jax.layers.operands import input_channels
 from bnn_jax.outputs import apply_network, init_network, network_logits
 from bnn_jax.packed.chains import Chain, find_chains
+from bnn_jax.packed.paths import take_path
 from bnn_jax.quantizers import bases
+from bnn_jax.tracing.constants import constants_of
 from bnn_jax.tracing.trace import Trace, trace
 from bnn_jax.types import LATENT_KERNEL
 
@@ -71,7 +70,7 @@ def freeze(
       model: takes images and returns logits, or (logits, intermediates); `train` and `progress` where it takes them.
       variables: its trained variables.
       image_shape: (height, width, channels) of its images, or the same of other numbers of spatial axes.
-      path: on which every layer multiplies, see :func:`take_path`; None is the faster, by its shape.
+      path: on which every layer multiplies, see :func:`bnn_jax.packed.take_path`; None is the faster, by its shape.
 
     Returns:
       {"packed": ..., and what stays real of "params", "batch_stats" and "quantizer_state"}.
@@ -96,20 +95,6 @@ def freeze(
                 f"channel {int(np.argmax(channels))}; use one that rises once"
             )
     return take_path(_with_real(plan, packed, variables), path)
-
-
-def take_path(variables: Mapping[str, Any], path: str | None) -> dict[str, Any]:
-    """Packed variables whose layers multiply on one of `PATHS`: "bits", or "float32" numbers, with the same integers.
-
-    With None each layer takes the faster, by a static rule of its shape (:func:`bnn_jax.bitops.paths.chosen_path`).
-    Where no product of bits can be taken, for inputs that are real or of more than two bits, layers multiply numbers.
-
-    Raises:
-      ValueError: for another path.
-    """
-    require("path", path, path in (None, *PATHS), f"must be one of {', '.join(PATHS)} or None")
-    is_kernel = lambda node: isinstance(node, PackedKernel)
-    return jax.tree.map(lambda x: replace(x, path=path) if is_kernel(x) else x, dict(variables), is_leaf=is_kernel)
 
 
 def packed_structure(model: nn.Module, image_shape: ImageShape) -> dict[str, Any]:
@@ -254,7 +239,7 @@ def _constant_scales(model: nn.Module, variables: dict[str, Any], images: Any) -
         kernels = kernels_of(_collect(model, variables, images))
         return {path: [base.scale for base in kernel.bases] for path, kernel in kernels.items()}
 
-    return _constants(scales, variables, images)
+    return constants_of(scales, variables, images)
 
 
 def _constant_input_scale(layer: nn.Module, channels: int, rank: int) -> float | None:
@@ -264,22 +249,7 @@ def _constant_input_scale(layer: nn.Module, channels: int, rank: int) -> float |
         return None
     x = ShapeDtypeStruct((1,) * (rank + 1) + (channels,), layer.dtype)
     parameters = jax.eval_shape(lambda x: quantizer.init(jax.random.key(0), x), x) if quantizer.init else {}
-    return _constants(lambda parameters, x: _quantized(layer, x, parameters).scale, parameters, x)
-
-
-def _constants(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The results of `function` with None for each that depends on an argument, a number for the others."""
-    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
-    leaves, tree = jax.tree.flatten(shapes)
-    found = []
-    for position in range(len(leaves)):
-        jaxpr, used = dce_jaxpr(closed.jaxpr, [i == position for i in range(len(leaves))])
-        if any(used) or leaves[position].shape != ():
-            found.append(None)
-            continue
-        with jax.ensure_compile_time_eval():
-            found.append(float(jax.core.eval_jaxpr(jaxpr, closed.consts)[0]))
-    return tree.unflatten(found)
+    return constants_of(lambda parameters, x: _quantized(layer, x, parameters).scale, parameters, x)
 
 
 def kernels_of(packed: Mapping[str, Any]) -> dict[str, PackedKernel]:

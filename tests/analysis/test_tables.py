@@ -17,7 +17,7 @@ from bnn_jax.analysis.report import print_report
 from bnn_jax.analysis.tables import Tables, print_lines, print_text, text_table
 from bnn_jax.benchmarks.estimators import print_estimators
 from bnn_jax.benchmarks.input import print_input
-from bnn_jax.benchmarks.packed import print_packed
+from bnn_jax.benchmarks.packed_tables import print_packed
 from bnn_jax.benchmarks.sweep import print_sweep
 from bnn_jax.benchmarks.training import print_training
 from bnn_jax.cli.verify import print_verification

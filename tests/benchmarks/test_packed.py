@@ -5,7 +5,8 @@ import math
 import pytest
 
 from bnn_jax.benchmarks import packed
-from bnn_jax.benchmarks.packed import Conv, Network, benchmark_packed, plot_packed, summarize
+from bnn_jax.benchmarks.packed import Conv, Network, benchmark_packed, summarize
+from bnn_jax.benchmarks.packed_tables import plot_packed
 
 
 @pytest.fixture(scope="module")
@@ -15,9 +16,9 @@ def found():
         patch.setattr(packed, "LEAST_SECONDS", 0.0)
         return benchmark_packed(
             matmuls=((3, 64, 5),),
-            convs=(Conv("tiny", 6, 32, 8, 2),),
+            convs=(Conv("tiny", 6, 32, 8, 2), Conv("depthwise", 6, 8, 8, 2, groups=8)),
             conv_batches=(1, 2),
-            networks=(Network("lenet", 16, 10, (1,)),),
+            networks=(Network("lenet", 16, 10, (1,), 1, {"input_quantizer": "ste_sign", "kernel_quantizer": "xnor"}),),
             repeats=2,
         )
 
@@ -26,17 +27,28 @@ def found():
 def test_rows_have_every_peer_that_is_installed(found):
     (matmul,) = found["matmul"]
     assert {"packed", "packed_from_float", "float32", "int8"} <= set(matmul["ms"])
-    assert [row["batch"] for row in found["conv"]] == [1, 2]
+    assert [row["batch"] for row in found["conv"]] == [1, 2] * 2
     for row in (matmul, *found["conv"]):
         for who, gmacs in row["gmacs"].items():
             macs = gmacs * row["ms"][who] * 1e6
-            expected = 3 * 64 * 5 if "shape" in row else row["batch"] * 3 * 3 * (3 * 3 * 32 * 8)
-            assert math.isclose(macs, expected)
+            weights = 3 * 3 * 8 * (1 if row.get("groups") == 8 else 32)
+            assert math.isclose(macs, 3 * 64 * 5 if "shape" in row else row["batch"] * 3 * 3 * weights)
+
+
+def test_every_row_says_its_path_and_the_time_of_it(found):
+    assert found["matmul"][0]["path"] == "bits"
+    assert [row["path"] for row in found["conv"]] == ["bits"] * 2 + ["float32"] * 2
+    for row in found["conv"]:
+        of_path = "packed_from_float" if row["path"] == "bits" else "numbers_from_float"
+        assert row["ms"]["chosen"] == row["ms"][of_path]
+    (network,) = found["network"]
+    assert network["path"] == "bits 1, float32 1" and {"on_bits", "on_float32"} <= network["ms"].keys()
+    assert {"conv: chosen over packed_from_float", "network: packed over on_float32"} <= found["summary"].keys()
 
 
 def test_networks_have_their_memory_and_their_file(found):
     (row,) = found["network"]
-    assert set(row["ms"]) == set(row["peak_memory"]) == {"packed", "trained", "float32"}
+    assert set(row["ms"]) == set(row["peak_memory"]) == {"packed", "trained", "float32", "on_bits", "on_float32"}
     assert 0 < row["file_bytes"] < row["peak_memory"]["float32"]
     assert math.isclose(row["images_per_second"]["packed"] * row["ms"]["packed"], 1e3)
 
