@@ -28,6 +28,7 @@ class LayerQuantizers(Mapping):
     """A network's quantizers as keyword arguments of a layer, and those of the layers whose names match patterns.
 
     Attributes:
+      given: the patterns as they were given.
       own: argument of a layer -> the network's quantizer.
       patterns: shell-style pattern -> argument of a layer -> quantizer.
       activation: what stands before a quantized layer's inputs where they stay real.
@@ -35,7 +36,7 @@ class LayerQuantizers(Mapping):
 
     def __init__(self, own: Mapping[str, Any], patterns: Mapping[str, Any]):
         require("quantizers", patterns, isinstance(patterns, Mapping), "must be a mapping of patterns", FORMS)
-        self.own = dict(own)
+        self.given, self.own = dict(patterns), dict(own)
         self.patterns = {pattern: _settings(pattern, choice) for pattern, choice in patterns.items()}
         self.activation: Callable[[Array], Array] = lambda x: x
         if self.patterns and own["input_quantizer"] is None:
@@ -49,6 +50,12 @@ class LayerQuantizers(Mapping):
 
     def __len__(self) -> int:
         return len(self.own)
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, LayerQuantizers) and (self.own, self.given) == (other.own, other.given)
+
+    def __hash__(self) -> int:
+        return hash((*self.own, *self.given))
 
     def __or__(self, others: Mapping[str, Any]) -> dict[str, Any]:
         return self.own | dict(others)

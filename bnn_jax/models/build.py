@@ -52,7 +52,7 @@ def settings_taken(network: NetworkLike, *, argument: str = "name") -> Collectio
     """The names of the settings that what makes a network takes; none if it is made; None if it takes any.
 
     >>> sorted(settings_taken("lenet") - settings_taken("mnist_mlp"))
-    ['dropout_rate', 'extra_layers']
+    ['extra_layers', 'input_scaling', 'kernel_size']
     """
     constructor = entry_of(network, argument=argument).constructor
     if isinstance(constructor, nn.Module):
@@ -166,14 +166,17 @@ def settings_of(model: nn.Module) -> dict[str, Any] | None:
     >>> settings_of(LeNet(10, width=4)), settings_of(LeNet(10, kernel_quantizer="xnor"))
     ({'name': 'bnn_jax.models:LeNet', 'options': {'width': 4}}, None)
     """
-    name, own = name_of(type(model)), {"parent", "name", "num_classes"}
+    name, own = name_of(type(model)), {"parent", "name", "num_classes", "quantizers"}
     options = {f.name: getattr(model, f.name) for f in fields(model) if f.init and f.name not in own}
     given = {option: value for option, value in options.items() if getattr(type(model), option, ...) is not value}
-    plain = all(isinstance(value, int | float | str | tuple | None) for value in given.values())
+    plain = all(value is None or type(value) in (bool, int, float, str, tuple) for value in given.values())
+    patterns = getattr(getattr(model, "quantizers", None), "given", {})
+    plain = plain and all(isinstance(choice, str | None) for choice in patterns.values())
+    settings = {"options": given} | ({"quantizers": patterns} if patterns else {})
     num_classes = getattr(model, "num_classes", 1)
-    if name is None or not plain or build_model(name, num_classes=num_classes, options=given) != model:
+    if name is None or not plain or build_model(name, num_classes=num_classes, **settings) != model:
         return None
-    return {"name": name, "options": given}
+    return {"name": name, **settings}
 
 
 def latent_weights(model: nn.Module, image_shape: Sequence[int]) -> int:

@@ -63,7 +63,7 @@ class Network(nn.Module):
         for argument, value in counts.items():
             setattr(self, argument, tuple(value) if isinstance(value, list) else value)
         make_quantizers(self)
-        patterns = self.quantizers.patterns if isinstance(self.quantizers, LayerQuantizers) else self.quantizers
+        patterns = self.quantizers.given if isinstance(self.quantizers, LayerQuantizers) else self.quantizers
         patterns = {} if patterns is None else patterns
         self.quantizers = LayerQuantizers({kind: getattr(self, kind) for kind in QUANTIZERS}, patterns)
         self.input_quantizer = self.quantizers["input_quantizer"]

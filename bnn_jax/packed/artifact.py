@@ -20,7 +20,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -139,10 +139,18 @@ def _is_safe(settings: Mapping[str, Any]) -> bool:
 
     A file's author must not choose what is run here.
     """
-    values = [value for setting, value in settings.items() if setting != "name"]
-    inner = [value for options in values if isinstance(options, Mapping) for value in options.values()]
-    name, imports = settings.get("name"), any(is_import(value) or callable(value) for value in (*values, *inner))
+    name, others = settings.get("name"), [value for setting, value in settings.items() if setting != "name"]
+    imports = any(is_import(value) or callable(value) for value in _inner(others))
     return not imports and (_is_class_to_import(name) if is_import(name) else isinstance(name, str))
+
+
+def _inner(value: Any) -> Iterator[Any]:
+    """All that is neither a mapping nor a sequence in nested ones."""
+    if isinstance(value, Mapping | list | tuple):
+        for one in value.values() if isinstance(value, Mapping) else value:
+            yield from _inner(one)
+    else:
+        yield value
 
 
 def _is_class_to_import(name: Any) -> bool:

@@ -9,7 +9,7 @@ from packed_checks import initialized
 from bnn_jax.analysis.accounting import account_model
 from bnn_jax.errors import UsageError
 from bnn_jax.models.build import build_model
-from bnn_jax.packed import freeze, load, save, verify
+from bnn_jax.packed import PackedModel, freeze, load, save, verify
 
 SHAPE = (8, 8, 3)
 SETTINGS = {"name": "resnet20", "width": 4, "options": {"stage_sizes": (1, 1)}}
@@ -66,8 +66,8 @@ def test_a_mixed_network_is_frozen_saved_and_loaded(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (4, *SHAPE), dtype=np.uint8)
     found = verify(model, variables, packed, [jnp.asarray(images, jnp.float32) / 128 - 1])
     assert found.passed and found.layers["head"].path == "float32"
-    settings = {**SETTINGS, "quantizers": quantizers}
-    save(tmp_path / "net", settings, packed, num_classes=10, image_shape=SHAPE, mean=(128,) * 3, std=(128,) * 3)
+    described = {"model": SETTINGS | {"quantizers": quantizers}, "image_shape": SHAPE}
+    save(tmp_path / "net", PackedModel(model, packed, described | {"mean": (128,) * 3, "std": (128,) * 3}))
     loaded = load(tmp_path / "net")
     assert loaded.metadata["model"]["quantizers"] == quantizers
     np.testing.assert_array_equal(
