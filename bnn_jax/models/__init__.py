@@ -138,6 +138,8 @@ MODELS: dict[str, ModelEntry] = {
     "irnet_resnet18": ModelEntry(irnet_resnet18, *_IR_NET),
     "irnet_resnet20": ModelEntry(irnet_resnet20, *_IR_NET_20),
     "irnet_resnet34": ModelEntry(irnet_resnet34, *_IR_NET),
+    "rbnn_resnet20": ModelEntry(irnet_resnet20, "rbnn", "rbnn"),
+    "rbnn_resnet18": ModelEntry(irnet_resnet18, "rbnn", "rbnn"),
     "reactnet18": ModelEntry(reactnet18, *_REACT),
     "reactnet_resnet20": ModelEntry(reactnet_resnet20, *_REACT),
     "reactnet18_bn_free": ModelEntry(reactnet18_bn_free, "rsign", "bn_free"),

@@ -32,6 +32,7 @@ from bnn_jax.quantizers.multibit import (
     wrpn_weights,
 )
 from bnn_jax.quantizers.periodic import biper
+from bnn_jax.quantizers.progressive import progressive
 from bnn_jax.quantizers.quantizer import (
     Quantizer,
     check_option_names,
@@ -71,6 +72,7 @@ WEIGHT_QUANTIZERS: QuantizerTable = {
     "recu": recu,
     "adabin": partial(with_estimator, adabin_weights, estimator="ede_sign", code_set=CODES),
     "biper": biper,
+    "progressive": progressive,
     "fda": fda,
     "ovsw": partial(with_estimator, ovsw, estimator="identity_sign"),
     "abc_net": partial(stateless, abc_net),
@@ -97,6 +99,7 @@ ACTIVATION_QUANTIZERS: QuantizerTable = {
     "recu": partial(with_input_estimator, scaled_inputs, estimator="approx_sign", wants=("train",)),
     "adabin": adabin_activations,
     "fda": fda_activations,
+    "progressive": progressive,
     "rsign": rsign,
     "unbalanced": unbalanced,
     "sparse": sparse,

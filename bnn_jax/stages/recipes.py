@@ -11,24 +11,11 @@ that of the config.  `docs/recipes.md` has every number beside its source.
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from bnn_jax.models.build import entry_of
+from bnn_jax.stages.parts import ADAM, REAL, at_epochs, network_of, real_network, stage_of, stem_of, taught_by_real
 from bnn_jax.stages.stage import Stage
-from bnn_jax.training.config import Config, DistillationConfig, ModelConfig, OptimConfig
-
-
-def _at_epochs(epochs: int, *milestones: int, factor: float = 0.1) -> dict[str, Any]:
-    """A stage's schedule: the rate times `factor` at the start of these of its `epochs`, counted from 0."""
-    shares = tuple(milestone / epochs for milestone in milestones)
-    return {"schedule": "milestones", "schedule_options": {"at_shares": shares, "factor": factor}}
-
-
-REAL = OptimConfig("sgd", 0.1, weight_decay=1e-4, latent_box=None, **_at_epochs(64, 32, 48))
-"""He et al.'s settings for full precision (2016, section 4.2): 64,000 steps, all parameters decayed."""
-
-ADAM = OptimConfig("adam", options={"decoupled": False}, latent_box=None)
-"""That of PyTorch and Keras, whose weight decay is in the gradient."""
+from bnn_jax.training.config import Config, DistillationConfig, OptimConfig
 
 BI_REAL = ("bireal", "ebireal", "ftbnn")
 """Beginnings of the names of Bi-Real Net's family, whose networks have the option `activation`."""
@@ -50,17 +37,17 @@ def bireal(base: Config) -> list[Stage]:
     """
 
     def real(activation):
-        return _network(base, "bireal_resnet20", family=BI_REAL, activation=activation)
+        return network_of(base, "bireal_resnet20", family=BI_REAL, activation=activation)
 
-    binary = _network(base, "bireal_resnet20", family=BI_REAL, inputs="approx_sign", kernels="magnitude_aware")
+    binary = network_of(base, "bireal_resnet20", family=BI_REAL, inputs="approx_sign", kernels="magnitude_aware")
     rate = 0.08 if "34" in binary.name else 0.01
-    fine = OptimConfig("sgd", rate, latent_box=None, **_at_epochs(20, 10, 15))
+    fine = OptimConfig("sgd", rate, latent_box=None, **at_epochs(20, 10, 15))
     return [
-        _stage(base, "relu", real("relu"), REAL),
-        _stage(base, "leaky_clip", real("leaky_clip"), fine, initialise_from="relu"),
-        _stage(base, "clip", real("clip"), fine, initialise_from="leaky_clip"),
-        _stage(base, "binary", binary, fine, initialise_from="clip"),
-        _stage(
+        stage_of(base, "relu", real("relu"), REAL),
+        stage_of(base, "leaky_clip", real("leaky_clip"), fine, initialise_from="relu"),
+        stage_of(base, "clip", real("clip"), fine, initialise_from="leaky_clip"),
+        stage_of(base, "binary", binary, fine, initialise_from="clip"),
+        stage_of(
             base,
             "norm",
             replace(binary, kernel_quantizer="binary"),
@@ -86,20 +73,20 @@ def reactnet(base: Config) -> list[Stage]:
     """
     taught = DistillationConfig({"distribution": 1.0}, label_weight=0.0)
     kernels = "bn_free" if base.model.name.endswith("bn_free") else "magnitude_aware"
-    binary = _network(base, "reactnet_resnet20", family="reactnet", inputs="rsign", kernels=kernels)
+    binary = network_of(base, "reactnet_resnet20", family="reactnet", inputs="rsign", kernels=kernels)
     if binary.name == "reactnet_resnet20":
-        teacher = _network(base, "resnet20", family="resnet")
+        teacher = network_of(base, "resnet20", family="resnet")
     else:
-        teacher = _network(base, "resnet34", family="resnet34", stem=_stem(binary))
+        teacher = network_of(base, "resnet34", family="resnet34", stem=stem_of(binary))
     rate, clipping = (5e-4, 0.02) if kernels == "bn_free" else (2.5e-3, None)
     rate = 1.25e-3 if binary.name == "reactnet_a" else rate
     adam = replace(ADAM, learning_rate=rate, schedule="linear", adaptive_clipping=clipping)
     decayed = replace(adam, weight_decay=1e-5, decay_only=("st*kernel", "*shift"))
     inputs = replace(binary, kernel_quantizer="full_precision")
     return [
-        _stage(base, "teacher", teacher, REAL),
-        _stage(base, "inputs", inputs, decayed, taught=taught, teacher="teacher"),
-        _stage(base, "binary", binary, adam, taught=taught, teacher="teacher", initialise_from="inputs"),
+        stage_of(base, "teacher", teacher, REAL),
+        stage_of(base, "inputs", inputs, decayed, taught=taught, teacher="teacher"),
+        stage_of(base, "binary", binary, adam, taught=taught, teacher="teacher", initialise_from="inputs"),
     ]
 
 
@@ -119,8 +106,8 @@ def real_to_binary(base: Config) -> list[Stage]:
     arXiv:2003.11535; settings of larq zoo.
     """
     default = "real_to_binary_resnet18"
-    binary = _network(base, default, family="real_to_binary", inputs="ste_sign", kernels="binary")
-    real = _network(base, "resnet18", family="resnet18", stem=_stem(binary))
+    binary = network_of(base, default, family="real_to_binary", inputs="ste_sign", kernels="binary")
+    real = network_of(base, "resnet18", family="resnet18", stem=stem_of(binary))
     inputs = replace(binary, kernel_quantizer="full_precision")
     tanh = replace(inputs, input_quantizer="full_precision")
     matching = DistillationConfig({"attention_mse": 30.0, "knowledge": 3.0})
@@ -130,14 +117,14 @@ def real_to_binary(base: Config) -> list[Stage]:
         learning_rate=2e-4,
         warmup_share=5 / 75,
         latent_box=(-1.0, 1.0),
-        **_at_epochs(75, 40, 60, 70, factor=0.3),
+        **at_epochs(75, 40, 60, 70, factor=0.3),
     )
     adam = replace(slower, learning_rate=1e-3, weight_decay=2e-5, decay_only=("st*kernel",), latent_box=None)
     return [
-        _stage(base, "real", real, REAL),
-        _stage(base, "tanh", tanh, adam, epochs=0.75, taught=matching, teacher="real"),
-        _stage(base, "inputs", inputs, adam, epochs=0.75, taught=matching, teacher="tanh"),
-        _stage(base, "binary", binary, slower, epochs=0.75, taught=last, teacher="inputs", initialise_from="inputs"),
+        stage_of(base, "real", real, REAL),
+        stage_of(base, "tanh", tanh, adam, epochs=0.75, taught=matching, teacher="real"),
+        stage_of(base, "inputs", inputs, adam, epochs=0.75, taught=matching, teacher="tanh"),
+        stage_of(base, "binary", binary, slower, epochs=0.75, taught=last, teacher="inputs", initialise_from="inputs"),
     ]
 
 
@@ -153,9 +140,9 @@ def dir_net(base: Config) -> list[Stage]:
     Reference: Qin et al., Distribution-sensitive Information Retention for Accurate Binary Neural Network, 2022,
     arXiv:2109.12338.
     """
-    binary = _network(base, "irnet_resnet20", family="irnet", inputs="ede_sign", kernels="dir_net")
+    binary = network_of(base, "irnet_resnet20", family="irnet", inputs="ede_sign", kernels="dir_net")
     sgd = OptimConfig("sgd", 0.1, weight_decay=1e-4, latent_weight_decay=1e-4, schedule="cosine", latent_box=None)
-    return _taught(base, _real(binary), binary, sgd, DistillationConfig({"standardized": 1.0}))
+    return taught_by_real(base, real_network(binary), binary, sgd, DistillationConfig({"standardized": 1.0}))
 
 
 def dgrl(base: Config) -> list[Stage]:
@@ -169,9 +156,9 @@ def dgrl(base: Config) -> list[Stage]:
     Reference: Ye, Zhang, Wang, Distillation Guided Residual Learning for Binary Convolutional Neural Networks, 2020,
     arXiv:2007.05223.
     """
-    binary = _network(base, "dgrl_resnet18", family="dgrl", inputs="approx_sign", kernels="magnitude_aware")
-    real = _network(base, "bireal18", family="bireal18", stem=_stem(binary))
-    return _taught(base, real, binary, REAL, DistillationConfig({"features": 1.0}))
+    binary = network_of(base, "dgrl_resnet18", family="dgrl", inputs="approx_sign", kernels="magnitude_aware")
+    real = network_of(base, "bireal18", family="bireal18", stem=stem_of(binary))
+    return taught_by_real(base, real, binary, REAL, DistillationConfig({"features": 1.0}))
 
 
 def ttq(base: Config) -> list[Stage]:
@@ -184,12 +171,12 @@ def ttq(base: Config) -> list[Stage]:
     Reference: Zhu et al., Trained Ternary Quantization, 2017, arXiv:1612.01064.
     """
     decays = {"weight_decay": 2e-4, "latent_weight_decay": 2e-4, "decay_only": ("*kernel",)}
-    sgd = OptimConfig("sgd", 0.1, latent_box=None, **decays, **_at_epochs(400, 82, 123, 150))
+    sgd = OptimConfig("sgd", 0.1, latent_box=None, **decays, **at_epochs(400, 82, 123, 150))
     levels = replace(sgd, decay_only=("*kernel", "*positive_scale", "*negative_scale"))
-    ternary = replace(_real(base.model), kernel_quantizer="ttq")
+    ternary = replace(real_network(base.model), kernel_quantizer="ttq")
     return [
-        _stage(base, "real", _real(base.model), sgd),
-        _stage(base, "ternary", ternary, levels, initialise_from="real", transfer="normalized"),
+        stage_of(base, "real", real_network(base.model), sgd),
+        stage_of(base, "ternary", ternary, levels, initialise_from="real", transfer="normalized"),
     ]
 
 
@@ -208,10 +195,10 @@ def inq(base: Config) -> list[Stage]:
     each = [((number + at / 63) / 4, factor) for number in range(4) for at, factor in quarter.items()][1:]
     shares, factors = zip(*each)
     sgd = replace(sgd, schedule_options={"at_shares": shares, "factor": factors})
-    powers = replace(_real(base.model), kernel_quantizer="inq")
+    powers = replace(real_network(base.model), kernel_quantizer="inq")
     return [
-        _stage(base, "real", _real(base.model), REAL),
-        _stage(base, "powers", powers, sgd, initialise_from="real"),
+        stage_of(base, "real", real_network(base.model), REAL),
+        stage_of(base, "powers", powers, sgd, initialise_from="real"),
     ]
 
 
@@ -227,18 +214,18 @@ def bnn_plus(base: Config, *, regularizer: str = "manhattan") -> list[Stage]:
 
     Reference: Darabi et al., BNN+: Improved Binary Network Training, 2018, arXiv:1812.11800.
     """
-    binary = _network(base, "bireal_resnet20", family=BI_REAL, inputs="swish_sign", kernels="bnn_plus")
+    binary = network_of(base, "bireal_resnet20", family=BI_REAL, inputs="swish_sign", kernels="bnn_plus")
     binary = replace(
         binary,
         input_quantizer_options={"beta": 5.0},
         kernel_quantizer_options={"beta": 5.0, "initial": "median" if regularizer == "manhattan" else "mean"},
     )
-    real = _network(base, "bireal_resnet20", family=BI_REAL, activation="clip")
-    adam = replace(ADAM, learning_rate=1e-3, **_at_epochs(50, 10, 20, 30, 40))
+    real = network_of(base, "bireal_resnet20", family=BI_REAL, activation="clip")
+    adam = replace(ADAM, learning_rate=1e-3, **at_epochs(50, 10, 20, 30, 40))
     drawn = {"regularizer": regularizer, "regularizer_strength": 1e-6}
     return [
-        _stage(base, "real", real, replace(REAL, **_at_epochs(120, 30, 60, 90))),
-        _stage(base, "binary", binary, adam, epochs=50 / 120, initialise_from="real", changes=drawn),
+        stage_of(base, "real", real, replace(REAL, **at_epochs(120, 30, 60, 90))),
+        stage_of(base, "binary", binary, adam, epochs=50 / 120, initialise_from="real", changes=drawn),
     ]
 
 
@@ -257,16 +244,16 @@ def s2_bnn(base: Config) -> list[Stage]:
     Distribution Calibration, 2021, arXiv:2102.08946.
     """
     taught = DistillationConfig({"embedding": 1.0}, label_weight=0.0, temperature=0.2)
-    binary = _network(base, "bireal_resnet20", family=BI_REAL, inputs="approx_sign", kernels="magnitude_aware")
+    binary = network_of(base, "bireal_resnet20", family=BI_REAL, inputs="approx_sign", kernels="magnitude_aware")
     inputs = replace(binary, kernel_quantizer="full_precision")
     adam = replace(ADAM, learning_rate=3e-4, schedule="linear")
-    probe = OptimConfig("sgd", 0.1, latent_box=None, train_only=("head/*",), **_at_epochs(100, 60, 80))
+    probe = OptimConfig("sgd", 0.1, latent_box=None, train_only=("head/*",), **at_epochs(100, 60, 80))
     last = {"teacher": "teacher", "which": "last"}
     return [
-        _stage(base, "teacher", _real(binary), REAL),
-        _stage(base, "inputs", inputs, adam, taught=taught, **last),
-        _stage(base, "binary", binary, adam, taught=taught, initialise_from="inputs", **last),
-        _stage(
+        stage_of(base, "teacher", real_network(binary), REAL),
+        stage_of(base, "inputs", inputs, adam, taught=taught, **last),
+        stage_of(base, "binary", binary, adam, taught=taught, initialise_from="inputs", **last),
+        stage_of(
             base, "probe", binary, probe, epochs=0.5, initialise_from="binary", transfer="without_head", which="last"
         ),
     ]
@@ -285,15 +272,101 @@ def binaryduo(base: Config) -> list[Stage]:
     """
     real_weights = base.model.name == "binaryduo_vgg7"
     kernels = {} if real_weights else {"kernels": "dorefa", "kernel_options": {"bits": 1}}
-    first = _network(base, "binaryduo_resnet18", family="binaryduo", inputs="coupled", coupled=True, **kernels)
-    second = _network(base, "binaryduo_resnet18", family="binaryduo", inputs="decoupled", coupled=False, **kernels)
+    first = network_of(base, "binaryduo_resnet18", family="binaryduo", inputs="coupled", coupled=True, **kernels)
+    second = network_of(base, "binaryduo_resnet18", family="binaryduo", inputs="decoupled", coupled=False, **kernels)
     decays = {"weight_decay": 1e-4, "latent_weight_decay": 1e-4}
-    sgd = OptimConfig("sgd", 0.1, options={"nesterov": True}, latent_box=None, **decays, **_at_epochs(120, 70, 90, 110))
-    fine = replace(sgd, learning_rate=0.01, **_at_epochs(40, 20, 30, 35))
+    sgd = OptimConfig("sgd", 0.1, options={"nesterov": True}, latent_box=None, **decays, **at_epochs(120, 70, 90, 110))
+    fine = replace(sgd, learning_rate=0.01, **at_epochs(40, 20, 30, 35))
     return [
-        _stage(base, "coupled", first, sgd),
-        _stage(base, "decoupled", second, fine, epochs=1 / 3, initialise_from="coupled", transfer="decoupled"),
+        stage_of(base, "coupled", first, sgd),
+        stage_of(base, "decoupled", second, fine, epochs=1 / 3, initialise_from="coupled", transfer="decoupled"),
     ]
+
+
+IR_NET = ("irnet", "rbnn")
+"""Beginnings of the names of the networks with hard tanh behind every convolution."""
+
+
+def _warmed_up(rate: float, epochs: int, decay: float) -> OptimConfig:
+    """RBNN's, ReCU's and BiPer's schedule: a fifth to all of the rate in four of the epochs, then a cosine."""
+    warm_up = {"warmup_share": 4 / epochs, "warmup_start_share": 0.2, "schedule": "cosine"}
+    return OptimConfig("sgd", rate, weight_decay=decay, latent_weight_decay=decay, latent_box=None, **warm_up)
+
+
+def rbnn(base: Config) -> list[Stage]:
+    """RBNN: rotated weights, and activations standardized for each example.
+
+    binary  rbnn weights and activations: SGD 0.1, 4 epochs of warm-up from a fifth, then cosine, weight decay 1e-4 of
+            all parameters, the latent weights and the angles too; 1000 epochs
+
+    Reference: Lin et al., Rotated Binary Neural Network, 2020, arXiv:2009.13055; lmbxmu/RBNN.
+    """
+    binary = network_of(base, "rbnn_resnet20", family=IR_NET, inputs="rbnn", kernels="rbnn")
+    return [stage_of(base, "binary", binary, _warmed_up(0.1, 1000, 1e-4))]
+
+
+def biper(base: Config, *, frequency: float = 20.0) -> list[Stage]:
+    """BiPer: activations are binary first, with a sine of the weights in their place, then its sign.
+
+    periodic  the sine of the latent weights, real, and binary activations: SGD 0.021, 4 epochs of warm-up from a fifth,
+              then cosine, weight decay 1.6e-3 of all parameters; 600 epochs
+    binary    the sign of the sine: the same from 3.7e-3, weight decay 1.6e-4; 300 epochs
+
+    The numbers are those of the authors' example for ResNet-18 on CIFAR-10, which adds to the loss 0.037 and 0.0468
+    times the mean of sin^2(frequency w) of each layer; here it is left out.
+
+    Args:
+      frequency: of the sine.
+
+    Reference: Vargas et al., BiPer: Binary Neural Networks using a Periodic Function, CVPR 2024, arXiv:2404.01278;
+    edmav4/BiPer.
+    """
+    networks = [
+        network_of(
+            base,
+            "irnet_resnet20",
+            family=IR_NET,
+            inputs="recu",
+            kernels="biper",
+            kernel_options={"frequency": frequency, "stage": stage},
+        )
+        for stage in (1, 2)
+    ]
+    binary = {"epochs": 300 / 600, "initialise_from": "periodic"}
+    return [
+        stage_of(base, "periodic", networks[0], _warmed_up(0.021, 600, 1.6e-3)),
+        stage_of(base, "binary", networks[1], _warmed_up(3.7e-3, 300, 1.6e-4), **binary),
+    ]
+
+
+def stompp(base: Config) -> list[Stage]:
+    """StoMPP: from the input to the output, clipped weights and activations turn into their signs, at random.
+
+    stage1, ...  as many as the network has: those before it are committed, signs without a gradient; in it the share of
+                 signs rises from 0 to 1, without an estimator; those behind it are clipped: SGD 0.1, cosine
+
+    The paper goes layer by layer within one training; that a stage of the network is the unit here, each with a
+    schedule and the epochs of its own, and the optimizer are a reading.
+
+    Reference: Smith, Islam, Layerwise Progressive Freezing Enables STE-Free Training of Deep Binary Neural Networks,
+    2026, arXiv:2601.22660.
+    """
+    network = network_of(base, "bireal_resnet20", family=BI_REAL, inputs="progressive", kernels="progressive")
+    usual = inspect.signature(entry_of(network.name).constructor).parameters["stage_sizes"].default
+    names = [f"stage{number}" for number in range(1, len(network.options.get("stage_sizes", usual)) + 1)]
+    sgd = OptimConfig("sgd", 0.1, schedule="cosine", latent_box=None)
+    stages: list[Stage] = []
+    for number, name in enumerate(names):
+        others = {f"{other}_*": _both("committed") for other in names[:number]}
+        others |= {f"{other}_*": _both("clipped") for other in names[number + 1 :]}
+        before = {"initialise_from": names[number - 1], "which": "last"} if number else {}
+        stages.append(stage_of(base, name, replace(network, quantizers=others), sgd, **before))
+    return stages
+
+
+def _both(quantizer: str) -> dict[str, str]:
+    """Quantizers of a layer, by the name of one in :mod:`bnn_jax.quantizers.progressive`."""
+    return dict.fromkeys(("input_quantizer", "kernel_quantizer"), f"bnn_jax.quantizers.progressive:{quantizer}")
 
 
 RECIPES: dict[str, Callable[..., list[Stage]]] = {
@@ -307,83 +380,8 @@ RECIPES: dict[str, Callable[..., list[Stage]]] = {
     "bnn_plus": bnn_plus,
     "s2_bnn": s2_bnn,
     "binaryduo": binaryduo,
+    "rbnn": rbnn,
+    "biper": biper,
+    "stompp": stompp,
 }
 """name -> function of a config that makes the list of stages."""
-
-
-def _network(
-    base: Config,
-    default: str,
-    *,
-    family: str | tuple[str, ...],
-    inputs: str = "full_precision",
-    kernels: str = "full_precision",
-    kernel_options: dict[str, Any] | None = None,
-    **options: Any,
-) -> ModelConfig:
-    """The network of `base` if its name begins with `family`, else `default` in its width, stage sizes and stem."""
-    model = base.model
-    own = model.name.startswith(family)
-    name = model.name if own else default
-    known = inspect.signature(entry_of(name).constructor).parameters
-    taken = {key: value for key, value in model.options.items() if own or key in {"stage_sizes", "stem"} & set(known)}
-    return ModelConfig(
-        name,
-        model.width,
-        input_quantizer=inputs,
-        kernel_quantizer=kernels,
-        kernel_quantizer_options=kernel_options or {},
-        options=taken | options,
-    )
-
-
-def _stem(model: ModelConfig) -> str:
-    """The stem of a network, for its teacher: stages that are matched have to be of the same size."""
-    return model.options.get("stem", inspect.signature(entry_of(model.name).constructor).parameters["stem"].default)
-
-
-def _real(model: ModelConfig) -> ModelConfig:
-    return replace(
-        model,
-        input_quantizer="full_precision",
-        kernel_quantizer="full_precision",
-        input_quantizer_options={},
-        kernel_quantizer_options={},
-        input_scaling=False,
-    )
-
-
-def _taught(
-    base: Config, real: ModelConfig, binary: ModelConfig, optim: OptimConfig, taught: DistillationConfig
-) -> list[Stage]:
-    return [
-        _stage(base, "real", real, optim),
-        _stage(base, "binary", binary, optim, taught=taught, teacher="real"),
-    ]
-
-
-def _stage(
-    base: Config,
-    name: str,
-    model: ModelConfig,
-    optim: OptimConfig,
-    *,
-    epochs: float = 1.0,
-    taught: DistillationConfig | None = None,
-    changes: dict[str, Any] | None = None,
-    **relations: Any,
-) -> Stage:
-    """A stage with `epochs` as a share of those of `base`, and what else `changes` in its config."""
-    config = replace(
-        base,
-        name=f"{base.name}_{name}",
-        epochs=max(1, round(base.epochs * epochs)),
-        loss="cross_entropy",
-        loss_options={},
-        regularizer="none",
-        model=model,
-        optim=optim,
-        distillation=taught or DistillationConfig(),
-        optimizers=(),
-    )
-    return Stage(name, replace(config, **(changes or {})), **relations)

@@ -49,6 +49,8 @@ CATALOGUE = {
     "EBi-Real Net 18": "ebireal18",
     "EBi-Real Net 34": "ebireal34",
     "IR-Net ResNet-20": "irnet_resnet20",
+    "RBNN ResNet-20": "rbnn_resnet20",
+    "RBNN ResNet-18": "rbnn_resnet18",
     "TBN ResNet-18": "tbn_resnet18",
     "TBN ResNet-34": "tbn_resnet34",
     "ReActNet-18": "reactnet18",

@@ -130,6 +130,13 @@ def fda_inputs_twin(t, x, squeeze, expand):
     return t.sign(x, fourier) + noise(x.reshape(-1, 5), squeeze, expand).reshape(SHAPE)
 
 
+def progressive_twin(t, x, straight_through=False):
+    frozen = np.asarray(jax.random.uniform(jax.random.key(0), SHAPE) < 0.5)
+    clipped = np.clip(x, -1, 1)
+    signs = t.sign(x, lambda z: np.clip(z, -1, 1) if straight_through else 0 * z)
+    return np.where(frozen, signs, clipped)
+
+
 def lsq_twin(t, x, step, lowest=-2, highest=1, count=180):
     s, ratio = t.held(step), t.held(x / step)
     inside = (ratio > lowest) & (ratio < highest)
@@ -168,6 +175,10 @@ CASES = [
     Case(WEIGHT_QUANTIZERS, "biper", biper_twin, {"frequency": 2.0}),
     Case(WEIGHT_QUANTIZERS, "biper", partial(biper_twin, stage=1), {"frequency": 2.0, "stage": 1}),
     Case(WEIGHT_QUANTIZERS, "fda", fda_twin),
+    Case(ACTIVATION_QUANTIZERS, "progressive", progressive_twin),
+    Case(
+        WEIGHT_QUANTIZERS, "progressive", partial(progressive_twin, straight_through=True), {"straight_through": True}
+    ),
     Case(ACTIVATION_QUANTIZERS, "fda", fda_inputs_twin),
     Case(WEIGHT_QUANTIZERS, "lsq", lsq_twin),
     Case(ACTIVATION_QUANTIZERS, "lsq", partial(lsq_twin, lowest=0, highest=3, count=60)),

@@ -27,6 +27,7 @@ OPTIONS = [
     (WEIGHT_QUANTIZERS, "proxy", {"mixing": "features"}),
     (WEIGHT_QUANTIZERS, "rbnn", {"detach_rotation": True}),
     (WEIGHT_QUANTIZERS, "biper", {"stage": 1}),
+    (WEIGHT_QUANTIZERS, "progressive", {"straight_through": True}),
     (WEIGHT_QUANTIZERS, "dsq", {"bits": 1}),
     (WEIGHT_QUANTIZERS, "twn", {"per_channel": True, "clip_value": 1.0}),
     (WEIGHT_QUANTIZERS, "wrpn", {"bits": 1}),
@@ -48,7 +49,7 @@ def over(cases):
     return pytest.mark.parametrize(("table", "name", "options"), cases, ids=ids)
 
 
-REAL_IN_TRAINING = ("post_training", "inq", "fda", "biper")
+REAL_IN_TRAINING = ("post_training", "inq", "fda", "biper", "progressive")
 SHAPE = (3, 3, 4, 6)
 KEY = jax.random.key(0)
 

@@ -1,5 +1,6 @@
 """Every entry of the tables in a layer: codes, states, gradients; and the catalogue of methods they must hold."""
 
+import inspect
 from functools import partial
 
 import chex
@@ -11,7 +12,7 @@ import pytest
 from bnn_jax import regularizers
 from bnn_jax.estimators import ESTIMATORS, Estimator, ede_sign, make_sign, swish_sign
 from bnn_jax.layers import BinaryConv, OutputScale
-from bnn_jax.optim import OPTIMIZERS, scale_latent_updates
+from bnn_jax.optim import OPTIMIZERS, make_optimizer, scale_latent_updates
 from bnn_jax.quantizers import (
     ACTIVATION_QUANTIZERS,
     GRADIENT_QUANTIZERS,
@@ -49,6 +50,7 @@ WEIGHT_CODES = {
     "recu": SIGN,
     "adabin": ADAPTIVE,
     "biper": SIGN,
+    "progressive": SIGN,
     "fda": SIGN,
     "ovsw": SIGN,
     "abc_net": SIGN,
@@ -69,6 +71,7 @@ ACTIVATION_CODES = {
     "recu": SIGN,
     "adabin": ADAPTIVE,
     "fda": SIGN,
+    "progressive": SIGN,
     "rsign": SIGN,
     "unbalanced": SIGN,
     "sparse": (0, 1),
@@ -324,6 +327,7 @@ CATALOGUE = {
             "ReCU": "recu",
             "AdaBin": "adabin",
             "BiPer": "biper",
+            "StoMPP": "progressive",
             "FDA": "fda",
             "OvSW": "ovsw",
             "LSQ": "lsq",
@@ -342,6 +346,7 @@ CATALOGUE = {
             "ReCU": "recu",
             "AdaBin": "adabin",
             "FDA": "fda",
+            "StoMPP": "progressive",
             "LSQ": "lsq",
             "DSQ": "dsq",
             "ABC-Net": "abc_net",
@@ -387,3 +392,5 @@ def test_methods_that_are_no_entry_of_a_table():
     """FULW's two branches, BinaryDuo's switch, XNOR-Net++'s output scales, PACT's decay, BinaryConnect's step scale."""
     found = (full_latent, decouple, OutputScale, regularizers.clipping_penalty, scale_latent_updates)
     assert all(callable(function) and function.__doc__ for function in found)
+    # Adaptive gradient clipping (Brock et al.), with which networks without batch normalization are trained.
+    assert "adaptive_clipping" in inspect.signature(make_optimizer).parameters

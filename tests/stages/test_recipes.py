@@ -25,8 +25,9 @@ from bnn_jax.training.programs import initial_state, programs_of
 from bnn_jax.training.step import init_state, train_step
 
 TINY = ModelConfig("resnet6", width=4, options={"stage_sizes": (1,)})
-OWN_NETWORK = {  # where a width of 4 needs another option
-    "real_to_binary": ModelConfig("real_to_binary_resnet18", width=4, options={"stage_sizes": (1,), "reduction": 2})
+OWN_NETWORK = {  # where a width of 4 needs another option, or the recipe more stages
+    "real_to_binary": ModelConfig("real_to_binary_resnet18", width=4, options={"stage_sizes": (1,), "reduction": 2}),
+    "stompp": ModelConfig("resnet6", width=4, options={"stage_sizes": (1, 1)}),
 }
 INFO = ImageInfo((8, 8, 1), 3, (120.0,), (60.0,))
 REAL, SIGN = "full_precision", "approx_sign"
@@ -80,6 +81,15 @@ EXPECTED = {
         "coupled": ("coupled", "dorefa", None, None, 120),
         "decoupled": ("decoupled", "dorefa", "coupled", None, 40),
     },
+    "rbnn": {"binary": ("rbnn", "rbnn", None, None, 120)},
+    "biper": {
+        "periodic": ("recu", "biper", None, None, 120),
+        "binary": ("recu", "biper", "periodic", None, 60),
+    },
+    "stompp": {
+        "stage1": ("progressive", "progressive", None, None, 120),
+        "stage2": ("progressive", "progressive", "stage1", None, 120),
+    },
 }
 
 
@@ -97,6 +107,11 @@ def inq_solver(epoch):
     return 0.003 * 0.2 ** np.floor(epoch % 63 / 15)
 
 
+def warmed_up(rate, epochs):
+    """`lr * (epoch + 1) / 5` before epoch 4, `CosineAnnealingLR` with `T_max` four less behind it."""
+    return lambda e: rate * (0.2 + 0.2 * e if e < 4 else (1 + np.cos(np.pi * (e - 4) / (epochs - 4))) / 2)
+
+
 COUPLED, NESTEROV = {"decoupled": False}, {"nesterov": True}
 RESNET = (64, steps(0.1, 32, 48), ("sgd", {}), (1e-4, 0, ()))  # He et al., 2016, section 4.2
 FINE = (20, steps(0.01, 10, 15), ("sgd", {}), (0, 0, ()))
@@ -104,6 +119,7 @@ R2B_DECAY = (2e-5, 0, ("st*kernel",))
 TTQ_LEVELS = ("*kernel", "*positive_scale", "*negative_scale")
 IR_NET = (400, lambda e: 0.05 * (1 + np.cos(np.pi * e / 400)), ("sgd", {}), (1e-4, 1e-4, ()))
 REACTNET = (128, lambda e: 2.5e-3 * (1 - e / 128), ("adam", COUPLED))
+STOMPP = (10, lambda e: 0.05 * (1 + np.cos(np.pi * e / 10)), ("sgd", {}), (0, 0, ()))
 S2_BNN = (200, lambda e: 3e-4 * (1 - e / 200), ("adam", COUPLED), (0, 0, ()))
 SOURCES = {
     # epochs there, rate by epoch, optimizer, decay of real and latent weights and of which; sources in docs/recipes.md
@@ -134,6 +150,11 @@ SOURCES = {
     "s2_bnn/binary": S2_BNN,
     "s2_bnn/probe": (100, steps(0.1, 60, 80), ("sgd", {}), (0, 0, ())),
     "binaryduo/coupled": (120, steps(0.1, 70, 90, 110), ("sgd", NESTEROV), (1e-4, 1e-4, ())),
+    "rbnn/binary": (1000, warmed_up(0.1, 1000), ("sgd", {}), (1e-4, 1e-4, ())),
+    "biper/periodic": (600, warmed_up(0.021, 600), ("sgd", {}), (1.6e-3, 1.6e-3, ())),
+    "biper/binary": (300, warmed_up(3.7e-3, 300), ("sgd", {}), (1.6e-4, 1.6e-4, ())),
+    "stompp/stage1": STOMPP,
+    "stompp/stage2": STOMPP,
     "binaryduo/decoupled": (40, steps(0.01, 20, 30, 35), ("sgd", NESTEROV), (1e-4, 1e-4, ())),
 }
 DISTILLED = {
@@ -259,6 +280,17 @@ def test_what_else_a_stage_is_known_by():
     assert drawn.model.kernel_quantizer_options == {"beta": 5.0, "initial": "median"}
     second = bnn_plus(base("bnn_plus", 2), regularizer="euclidean")[1].config
     assert (second.regularizer, second.model.kernel_quantizer_options["initial"]) == ("euclidean", "mean")
+
+
+def test_stompp_goes_from_the_input_to_the_output():
+    stages = RECIPES["stompp"](replace(base("stompp", 2), model=ModelConfig("bireal18", width=4)))
+    turns = [
+        {pattern: own["kernel_quantizer"].split(":")[1] for pattern, own in stage.config.model.quantizers.items()}
+        for stage in stages
+    ]
+    assert turns[0] == dict.fromkeys(("stage2_*", "stage3_*", "stage4_*"), "clipped")
+    assert turns[2] == {"stage1_*": "committed", "stage2_*": "committed", "stage4_*": "clipped"}
+    assert [(stage.initialise_from, stage.which) for stage in stages[1:]] == [(f"stage{n}", "last") for n in (1, 2, 3)]
 
 
 def test_a_network_of_the_recipes_family_is_taken_as_it_is():
