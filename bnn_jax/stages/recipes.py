@@ -13,6 +13,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from bnn_jax.models.build import entry_of
+from bnn_jax.names import name_of
+from bnn_jax.quantizers import Quantizer
+from bnn_jax.quantizers.progressive import clipped, committed
 from bnn_jax.stages.parts import ADAM, REAL, at_epochs, network_of, real_network, stage_of, stem_of, taught_by_real
 from bnn_jax.stages.stage import Stage
 from bnn_jax.training.config import Config, DistillationConfig, OptimConfig
@@ -357,16 +360,16 @@ def stompp(base: Config) -> list[Stage]:
     sgd = OptimConfig("sgd", 0.1, schedule="cosine", latent_box=None)
     stages: list[Stage] = []
     for number, name in enumerate(names):
-        others = {f"{other}_*": _both("committed") for other in names[:number]}
-        others |= {f"{other}_*": _both("clipped") for other in names[number + 1 :]}
+        others = {f"{other}_*": _both(committed) for other in names[:number]}
+        others |= {f"{other}_*": _both(clipped) for other in names[number + 1 :]}
         before = {"initialise_from": names[number - 1], "which": "last"} if number else {}
         stages.append(stage_of(base, name, replace(network, quantizers=others), sgd, **before))
     return stages
 
 
-def _both(quantizer: str) -> dict[str, str]:
-    """Quantizers of a layer, by the name of one in :mod:`bnn_jax.quantizers.progressive`."""
-    return dict.fromkeys(("input_quantizer", "kernel_quantizer"), f"bnn_jax.quantizers.progressive:{quantizer}")
+def _both(quantizer: Callable[[], Quantizer]) -> dict[str, str]:
+    """The quantizers of a layer, both made by the same function."""
+    return dict.fromkeys(("input_quantizer", "kernel_quantizer"), name_of(quantizer))
 
 
 RECIPES: dict[str, Callable[..., list[Stage]]] = {
