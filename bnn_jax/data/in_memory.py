@@ -54,8 +54,7 @@ def as_dataset(
       UsageError: for anything else; for a number of validation examples that there cannot be.
       RunError: for arrays that are no image set, as :func:`bnn_jax.data.arrays.checked_arrays`.
 
-    >>> images, labels = np.arange(80).reshape(20, 2, 2), np.arange(20) % 2
-    >>> import warnings; warnings.simplefilter("ignore")
+    >>> images, labels = np.arange(80, dtype=np.uint8).reshape(20, 2, 2), np.arange(20) % 2
     >>> found = as_dataset((images, labels))
     >>> found.identity["name"], len(found.train), len(found.test)
     ('arrays in memory, sha256 ...', 12, 4)
