@@ -93,22 +93,21 @@ def find_images(folder: Path) -> ImageFolder:
     Warns:
       SuspectDataWarning: for files that are left out.
     """
-    subfolders = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and path.name[0] != "."}
-    roots = {SPLITS[name.lower()]: path for name, path in subfolders.items() if name.lower() in SPLITS}
+    roots = {SPLITS[name.lower()]: folder / name for name in _folders_in(folder) if name.lower() in SPLITS}
     roots = roots if "train" in roots else {"train": folder}
-    class_names = tuple(sorted(path.name for path in roots["train"].iterdir() if path.is_dir() and path.name[0] != "."))
+    class_names = _folders_in(roots["train"])
     if not class_names:
         raise UsageError(
             f"{roots['train']} has no folder for each class; give the folder in which these, or train, lie"
         )
-    inside = {path.name for name in class_names for path in (roots["train"] / name).iterdir() if path.is_dir()}
-    if inside & {"train", "test"}:
-        raise UsageError(f"{folder} is a folder too high: give {roots['train'] / class_names[0]}, in which train lies")
+    for name in class_names:
+        if "train" in _folders_in(roots["train"] / name):
+            raise UsageError(f"{folder} is a folder too high: give {roots['train'] / name}, in which train lies")
     found, left_out = {}, []
     for split, root in sorted(roots.items(), key=lambda item: item[0] != "train"):
-        unknown = {path.name for path in root.iterdir() if path.is_dir() and path.name[0] != "."} - {*class_names}
-        if unknown:
-            raise UsageError(f"{root} has the class {min(unknown)!r}, which {roots['train']} has not; remove it")
+        for name in _folders_in(root):
+            if name not in class_names:
+                raise UsageError(f"{root} has the class {name!r}, which {roots['train']} has not; remove it")
         paths, labels = [], []
         for label, name in enumerate(class_names):
             images, others = _images_in(root / name) if (root / name).is_dir() else ([], [])
@@ -123,6 +122,11 @@ def find_images(folder: Path) -> ImageFolder:
         found[split] = FileSplit(where, _version(folder, paths), tuple(paths), np.array(labels, np.int32))
     _warn_of_left_out(folder, left_out)
     return ImageFolder(folder, found, class_names)
+
+
+def _folders_in(folder: Path) -> tuple[str, ...]:
+    """The names of the folders in a folder, sorted, without hidden ones."""
+    return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
 
 
 def _images_in(folder: Path) -> tuple[list[str], list[str]]:

@@ -75,9 +75,18 @@ def as_dataset(
 
 
 def _checked(dataset: Dataset) -> Dataset:
-    """A set that was made by hand, if it is one."""
-    splits = ("train", "validation", "test")
-    arrays = _arrays_of({name: getattr(dataset, name) for name in splits})
+    """A set that was made by hand, if it is one; of tokens, with a label each, one of numbers that are classes."""
+    splits = {name: getattr(dataset, name) for name in ("train", "validation", "test")}
+    if all(split.labels.ndim == 2 and split.images.shape == (*split.labels.shape, 1, 1) for split in splits.values()):
+        for name, split in splits.items():
+            low, high = split.labels.min(initial=0), split.labels.max(initial=0)
+            if low < 0 or high >= dataset.num_classes:
+                raise UsageError(
+                    f"`{name}_labels` of `data` ({dataset.name}) has labels from {low} to {high}; they are 0 to "
+                    f"{dataset.num_classes - 1}"
+                )
+        return dataset
+    arrays = _arrays_of(splits)
     found, _ = checked_arrays(arrays | {"num_classes": np.asarray(dataset.num_classes)}, f"`data` ({dataset.name})")
     channels = found["train"].images.shape[-1]
     for name, holds in (("mean", np.isfinite), ("std", lambda std: np.isfinite(std) & (std > 0))):

@@ -53,7 +53,7 @@ def record_data(workdir: Path, data: DataConfig, dataset: Dataset | ImageStream)
 
 
 def warn_if_changed(workdir: Path, data: DataConfig) -> None:
-    """Warn where a finished run was trained on an .npz file that has since been written with other arrays."""
+    """Warn where a finished run was trained on a file that has since been written with other contents."""
     recorded = read_checksummed(workdir / FILE)
     file = _size_and_time(data)
     if recorded is not None and file not in (None, recorded["file"]) and load_data(data).digest != recorded["arrays"]:
@@ -61,11 +61,9 @@ def warn_if_changed(workdir: Path, data: DataConfig) -> None:
 
 
 def _size_and_time(data: DataConfig) -> list[int] | None:
-    """Of an .npz file that is there."""
+    """Of a set in one file, if it is there."""
     path = local_path("data.name", data.name)
-    if path.suffix != ".npz" or not path.is_file():
-        return None
-    return [path.stat().st_size, path.stat().st_mtime_ns]
+    return [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else None
 
 
 def _warn(workdir: Path, data: DataConfig) -> None:

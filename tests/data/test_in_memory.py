@@ -161,6 +161,16 @@ def test_a_set_made_by_hand_is_checked_like_the_rest():
         as_dataset(replace(mine, std=(0, 1, 1)))
 
 
+def test_a_set_of_tokens_made_by_hand(tmp_path):
+    (tmp_path / "mine.txt").write_text("a text of many words, " * 9)
+    mine = replace(load_dataset(str(tmp_path / "mine.txt"), tokens=8), name="mine")
+    assert as_dataset(mine).identity["name"].startswith("mine in memory, sha256")
+    with pytest.raises(
+        UsageError, match=r"`train_labels` of `data` \(mine\) has labels from 0 to 121; they are 0 to 9"
+    ):
+        as_dataset(replace(mine, num_classes=10))
+
+
 def test_a_loaded_set_keeps_its_name_and_a_changed_one_loses_it():
     digits = load_dataset("digits", split_seed=3)
     config, dataset = with_data(CONFIG, digits)
