@@ -27,19 +27,24 @@ def test_the_command_and_python_m_are_one(wheel, tmp_path):
     assert done.stdout.startswith(str(wheel.folder))
 
 
-def test_every_command_is_there(wheel, tmp_path):
+def test_every_command_is_there_and_lists_what_a_config_can_name(wheel, tmp_path):
     code = """
 import sys
 from bnn_jax.cli.main import COMMANDS, main
-for name in COMMANDS:
-    sys.argv = ["bnn-jax", *name.split(), "--help"]
+for line in [f"{name} --help" for name in COMMANDS] + ["list optimizers", "train --config digits"]:
+    sys.argv = ["bnn-jax", *line.split()]
     try:
-        main()
-    except SystemExit as ended:
-        assert not ended.code
+        ended = main()
+    except SystemExit as help_shown:
+        ended = help_shown.code
+    print(f"{line}: {ended or 0}")
 """
-    printed = wheel.python("-c", code, cwd=tmp_path).stdout
-    assert all(f"usage: bnn-jax {name} " in printed for name in COMMANDS)
+    done = wheel.python("-c", code, cwd=tmp_path)
+    for name in COMMANDS:
+        assert f"usage: bnn-jax {name} " in done.stdout and f"\n{name} --help: 0\n" in done.stdout
+    assert "Deep Frank-Wolfe" in done.stdout and "Helwegen et al." in done.stdout
+    assert "list optimizers: 0\n" in done.stdout and "train --config digits: 2\n" in done.stdout
+    assert "`--config` (=digits) does not exist" in done.stderr and "digits_xnor" in done.stderr
 
 
 def test_importing_it_is_quick_and_light(wheel, tmp_path):
@@ -63,16 +68,6 @@ def test_a_comparison_with_a_config_by_its_name(wheel, tmp_path):
     accuracy = json.loads((tmp_path / "mine" / "adam" / "seed0" / "result.json").read_text())["test_accuracy_last"]
     done = wheel.python("-m", "bnn_jax", "evaluate", "mine/adam/seed0", "--which", "last", cwd=tmp_path)
     assert done.stdout.startswith(f"test: accuracy {100 * accuracy:.2f} %")
-
-
-def test_a_config_that_is_not_there(wheel, tmp_path):
-    done = wheel.run("train", "--config", "digits", cwd=tmp_path, code=2)
-    assert "`--config` (=digits) does not exist" in done.stderr and "digits_xnor" in done.stderr
-
-
-def test_what_a_config_can_name(wheel, tmp_path):
-    printed = wheel.run("list", "optimizers", cwd=tmp_path).stdout
-    assert all(name in printed for name in ("dfw", "Deep Frank-Wolfe", "bop", "Helwegen et al."))
 
 
 def test_training_in_memory_without_any_extra_and_without_posix(wheel, tmp_path):
