@@ -32,7 +32,7 @@ SETTINGS += ("kernel_quantizer", "kernel_quantizer_options", "quantizers")
 @dataclass(frozen=True)
 class Arguments(TableOptions):
     model: tyro.conf.Positional[str | None] = None
-    """Name of a network."""
+    """A network of `bnn-jax list models`."""
     table: Literal["igp"] | None = None
     """A published table instead of a network."""
     width: int | None = None

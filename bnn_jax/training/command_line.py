@@ -1,8 +1,10 @@
 """A command line as a dataclass: tyro, with values shown as one types them."""
 
 import dataclasses
+import os
 import re
 import shutil
+import sys
 import textwrap
 import types
 import typing
@@ -117,7 +119,11 @@ def read_command_line(
     """
     given = {} if default is None else {"default": default}
     shown = description and _filled(description)
-    return tyro.cli(arguments_type, description=shown, args=argv, registry=REGISTRY, **given)
+    try:
+        return tyro.cli(arguments_type, description=shown, args=argv, registry=REGISTRY, **given)
+    except BrokenPipeError:  # Who reads the help has seen enough, as `| head`; nothing is left to be written.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
 
 
 def _filled(text: str) -> str:
