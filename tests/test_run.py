@@ -56,7 +56,7 @@ def test_a_loaded_run_is_the_one_that_was_trained(trained):
         bnn_jax.load_run(run.workdir.parent)
 
 
-def test_a_run_evaluates_packs_and_draws_itself(trained, tmp_path):
+def test_a_run_evaluates_and_packs_itself(trained):
     _, run = trained
     test = run.dataset.test
     images = normalize(test.images, mean=run.dataset.mean, std=run.dataset.std)
@@ -69,12 +69,11 @@ def test_a_run_evaluates_packs_and_draws_itself(trained, tmp_path):
     assert packed.metadata["num_classes"] == 3
     np.testing.assert_array_equal(packed.predict(test.images), labels)
     np.testing.assert_array_equal(run.predict(test.images), labels)
-    assert run.plot(tmp_path) == [tmp_path / "curves.png"] and (tmp_path / "curves.png").stat().st_size > 1000
 
 
 def test_a_run_on_arrays_is_told_them_again(tmp_path, trained):
     whole = trained[1].dataset
-    config = Config("test", 1, 8, loss="cross_entropy", model=MODEL, optim=SGD)
+    config = Config("test", 2, 8, loss="cross_entropy", model=MODEL, optim=SGD)
     data = {
         name: (getattr(whole, name).images, getattr(whole, name).labels) for name in ("train", "validation", "test")
     }

@@ -15,10 +15,10 @@ from bnn_jax.training.members import MovedAsideWarning
 from bnn_jax.training.metrics import read_metrics
 from bnn_jax.training.programs import programs_of, state_shapes
 from bnn_jax.training.resuming import differing_key, what_spans_the_run
-from bnn_jax.training.run_folder import read_config, restore_run
+from bnn_jax.training.run_folder import check_workdir, claim_workdir, read_config, restore_run, write_checksummed
 
 SGD = OptimConfig("sgd", 0.1)
-CONFIG = Config("test", 3, 8, loss="cross_entropy", model=ModelConfig("mnist_mlp", 4), optim=SGD, scan_steps=2)
+CONFIG = Config("test", 2, 8, loss="cross_entropy", model=ModelConfig("mnist_mlp", 4), optim=SGD, scan_steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_a_longer_run_with_other_logs_is_the_run_that_was_longer_from_the_start(
     folder, expected = whole
     parts = (
         replace(CONFIG, epochs=1, name="other", checkpoint_every_epochs=5),
-        replace(CONFIG, epochs=2, scan_steps=1, diagnostics=DiagnosticsConfig(2)),
+        replace(CONFIG, scan_steps=1, diagnostics=DiagnosticsConfig(2)),
         replace(CONFIG, optimizers=(SGD,), tune_trials=2, optim=replace(SGD, tune={"learning_rate": (0.1, 1.0)})),
     )
     for part in parts:
@@ -56,8 +56,8 @@ def test_a_longer_run_with_other_logs_is_the_run_that_was_longer_from_the_start(
     assert timeless(result) == timeless(expected)
     for a, b in zip(saved(tmp_path / "run", dataset), saved(folder, dataset), strict=True):
         assert a.tobytes() == b.tobytes()
-    with pytest.raises(UsageError, match=r"`epochs` is 2 now, but .* holds a run with 3; choose another `--workdir`"):
-        train(parts[1], tmp_path / "run", data=dataset)
+    with pytest.raises(UsageError, match=r"`epochs` is 1 now, but .* holds a run with 2; choose another `--workdir`"):
+        train(parts[0], tmp_path / "run", data=dataset)
 
 
 def test_a_longer_run_does_not_end_before_it_is_finished(tmp_path, dataset):
@@ -70,19 +70,31 @@ def test_a_longer_run_does_not_end_before_it_is_finished(tmp_path, dataset):
     with pytest.raises(KeyboardInterrupt):
         train(CONFIG, tmp_path, data=dataset, callbacks=[Stop()])
     assert not (tmp_path / "result.json").exists()
-    assert read_config(tmp_path).epochs == 3
+    assert read_config(tmp_path).epochs == 2
 
 
-def test_a_schedule_over_the_run_needs_the_word_to_extend_it(tmp_path, dataset):
-    config = replace(CONFIG, epochs=1, optim=replace(SGD, schedule="cosine"))
-    train(config, tmp_path, data=dataset)
-    longer = replace(config, epochs=2)
+COSINE = replace(CONFIG, epochs=1, optim=replace(SGD, schedule="cosine"))
+
+
+def test_a_schedule_over_the_run_needs_the_word_to_extend_it(tmp_path):
+    claim_workdir(COSINE, tmp_path)
+    write_checksummed(tmp_path / "result.json", {"epochs": 1})
     with pytest.raises(
         UsageError,
         match=r"^`epochs` is 2 now, but .* holds a run with 1, and its learning rate follows a curve over the whole "
         r"run, whose schedule is cosine: after 1 epochs it is 0 on the curve over 1 and 0.05 on that over 2; train "
         r"with `--extend` to go on with that change, or choose another `--workdir`$",
     ):
+        check_workdir(replace(COSINE, epochs=2), tmp_path)
+    check_workdir(replace(COSINE, epochs=2), tmp_path, extend=True)
+    check_workdir(replace(CONFIG, epochs=1), tmp_path / "other")
+
+
+@pytest.mark.full
+def test_an_extended_run_goes_on_along_the_longer_curve(tmp_path, dataset):
+    train(COSINE, tmp_path, data=dataset)
+    longer = replace(COSINE, epochs=2)
+    with pytest.raises(UsageError, match="train with `--extend` to go on"):
         train(longer, tmp_path, data=dataset)
     assert train(longer, tmp_path, data=dataset, extend=True)["epochs"] == 2
     rates = [r["learning_rate"] for r in read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "train"]
@@ -93,7 +105,7 @@ def test_a_schedule_over_the_run_needs_the_word_to_extend_it(tmp_path, dataset):
     ("changes", "words"),
     [
         ({}, None),
-        ({"optim": replace(SGD, warmup_share=0.5)}, "constant after a warm-up over 0.5 of the run: after 3 epochs it"),
+        ({"optim": replace(SGD, warmup_share=0.5)}, "constant after a warm-up over 0.5 of the run: after 2 epochs it"),
         ({"regularizer": "manhattan", "regularizer_schedule": "linear"}, "its strength of the regularizer follows"),
         ({"regularizer_schedule": "linear"}, None),
         ({"optim": OptimConfig("bnew", 0.1)}, "bnew reaches the bounds at the end of them"),
@@ -103,7 +115,7 @@ def test_a_schedule_over_the_run_needs_the_word_to_extend_it(tmp_path, dataset):
     ],
 )
 def test_what_spans_the_run(changes, words):
-    found = what_spans_the_run(replace(CONFIG, **changes), 6)
+    found = what_spans_the_run(replace(CONFIG, **changes), 4)
     if words is None:
         assert found is None
     else:
