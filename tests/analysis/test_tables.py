@@ -47,7 +47,7 @@ class Recorded(Tables):
 
 
 def account(tables):
-    account = account_model(network_named("resnet6", num_classes=10), (32, 32, 3))
+    account = account_model(network_named("lenet", num_classes=10), (32, 32, 3))
     print_account("a network with a name", account, EVERYTHING, tables)
 
 
@@ -73,7 +73,9 @@ def benchmark(name):
 
 
 @pytest.mark.parametrize("columns", [80, 50])
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.full) if "--table" in name else name for name in TABLES]
+)
 def test_a_narrow_terminal_shows_every_number(name, columns, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))
     tables = Recorded()

@@ -43,11 +43,12 @@ def timeless(result):
     return {name: value for name, value in result.items() if "time" not in name and "flip" not in name}
 
 
-def test_a_longer_run_with_other_logs_is_the_run_that_was_longer_from_the_start(tmp_path, dataset, whole):
+@pytest.mark.parametrize("every_steps", [0, pytest.param(2, marks=pytest.mark.full)])
+def test_a_longer_run_with_other_logs_is_the_run_that_was_longer(tmp_path, dataset, whole, every_steps):
     folder, expected = whole
     parts = (
         replace(CONFIG, epochs=1, name="other", checkpoint_every_epochs=5),
-        replace(CONFIG, scan_steps=1, diagnostics=DiagnosticsConfig(2)),
+        replace(CONFIG, scan_steps=1, diagnostics=DiagnosticsConfig(every_steps)),
         replace(CONFIG, optimizers=(SGD,), tune_trials=2, optim=replace(SGD, tune={"learning_rate": (0.1, 1.0)})),
     )
     for part in parts:
