@@ -19,10 +19,11 @@ from bnn_jax.stages.teachers import load_network
 from bnn_jax.training import loop
 from bnn_jax.training.callbacks import Callback
 from bnn_jax.training.config import Config
+from bnn_jax.training.data_record import data_of_run
 from bnn_jax.training.devices import is_first_process
 from bnn_jax.training.evaluation import evaluate_run
 from bnn_jax.training.experiment import make_model
-from bnn_jax.training.input_pipeline import data_of_run, with_data
+from bnn_jax.training.input_pipeline import with_data
 from bnn_jax.training.metrics import read_metrics
 from bnn_jax.training.programs import Teacher
 from bnn_jax.training.progress import OnProgress, progress_display, silent
@@ -75,7 +76,7 @@ class Run:
     @cached_property
     def dataset(self) -> Dataset | ImageStream:
         """The data, loaded."""
-        return data_of_run(self.config, self.data)
+        return data_of_run(self.workdir, self.config, self.data)
 
     @cached_property
     def model(self) -> Any:

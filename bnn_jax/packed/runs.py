@@ -12,8 +12,8 @@ from bnn_jax.packed.freezing import freeze
 from bnn_jax.paths import local_path
 from bnn_jax.stages.teachers import load_network
 from bnn_jax.training.config import Config, ModelConfig
+from bnn_jax.training.data_record import data_of_run
 from bnn_jax.training.experiment import make_model
-from bnn_jax.training.input_pipeline import data_of_run
 from bnn_jax.training.run_folder import read_config
 
 
@@ -46,10 +46,11 @@ def freeze_run(
     Raises:
       UsageError: if there is no run or checkpoint, or the network cannot be packed.
     """
-    config = read_config(local_path("workdir", workdir))
+    workdir = local_path("workdir", workdir)
+    config = read_config(workdir)
     if data_dir is not None:
         config = replace(config, data=replace(config.data, data_dir=data_dir))
-    dataset = data_of_run(config, data)
+    dataset = data_of_run(workdir, config, data)
     settings, variables = load_network(workdir, dataset, which=which)
     model = make_model(settings, num_classes=dataset.num_classes)
     try:

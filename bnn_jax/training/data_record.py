@@ -7,8 +7,8 @@ from typing import Any
 from bnn_jax.data import Dataset, ImageStream
 from bnn_jax.errors import UsageError
 from bnn_jax.paths import local_path
-from bnn_jax.training.config import DataConfig
-from bnn_jax.training.input_pipeline import load_data
+from bnn_jax.training.config import Config, DataConfig
+from bnn_jax.training.input_pipeline import load_data, with_data
 from bnn_jax.training.run_folder import has_begun, read_checksummed, write_checksummed
 
 FILE = "data.json"
@@ -23,6 +23,23 @@ def describe_dataset(dataset: Dataset | ImageStream) -> dict[str, Any]:
     sizes = {name: len(getattr(dataset, name)) for name in ("train", "validation", "test")}
     images = {"shape": list(dataset.image_shape), "num_classes": dataset.num_classes}
     return {"name": dataset.name, "note": dataset.note, **images, **sizes}
+
+
+def data_of_run(workdir: Path, config: Config, data: Any | None) -> Dataset | ImageStream:
+    """The data of a run that has begun: loaded, or those that it was given.
+
+    Raises:
+      UsageError: for other data than the run's own.
+
+    Warns:
+      ChangedDataWarning: if what its config names has other images or labels now.
+    """
+    named, dataset = with_data(config, data)
+    if named.data.name != config.data.name:
+        raise UsageError(f"`data` is {named.data.name!r}, but the run was trained on {config.data.name!r}; give that")
+    dataset = load_data(named.data) if dataset is None else dataset
+    _warn_if_other(workdir, config.data, dataset)
+    return dataset
 
 
 def record_data(workdir: Path, data: DataConfig, dataset: Dataset | ImageStream) -> None:
@@ -54,9 +71,14 @@ def record_data(workdir: Path, data: DataConfig, dataset: Dataset | ImageStream)
 
 def warn_if_changed(workdir: Path, data: DataConfig) -> None:
     """Warn where a finished run was trained on a file that has since been written with other contents."""
+    recorded, file = read_checksummed(workdir / FILE), _size_and_time(data)
+    if recorded is not None and file not in (None, recorded["file"]):
+        _warn_if_other(workdir, data, load_data(data))
+
+
+def _warn_if_other(workdir: Path, data: DataConfig, dataset: Dataset | ImageStream) -> None:
     recorded = read_checksummed(workdir / FILE)
-    file = _size_and_time(data)
-    if recorded is not None and file not in (None, recorded["file"]) and load_data(data).digest != recorded["arrays"]:
+    if recorded is not None and isinstance(dataset, Dataset) and dataset.digest != recorded["arrays"]:
         _warn(workdir, data)
 
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.paths import local_path
-from bnn_jax.training.input_pipeline import data_of_run, make_input_pipeline
+from bnn_jax.training.data_record import data_of_run
+from bnn_jax.training.input_pipeline import make_input_pipeline
 from bnn_jax.training.programs import programs_of, state_shapes
 from bnn_jax.training.run_folder import read_config, restore_run
 
@@ -41,7 +42,7 @@ def evaluate_run(
     config = read_config(workdir)
     if data_dir is not None:
         config = replace(config, data=replace(config.data, data_dir=data_dir))
-    dataset = data_of_run(config, data)
+    dataset = data_of_run(workdir, config, data)
     programs = programs_of(config, dataset)
     restored = restore_run(config, workdir, state_shapes(programs))
     if restored is None:

@@ -97,18 +97,6 @@ def with_data(config: Config, data: Any | None) -> tuple[Config, Dataset | Image
     return replace(config, data=replace(config.data, **dataset.identity)), dataset
 
 
-def data_of_run(config: Config, data: Any | None) -> Dataset | ImageStream:
-    """The data of a run that has begun: loaded, or those that it was given.
-
-    Raises:
-      UsageError: for other data than the run's own.
-    """
-    named, dataset = with_data(config, data)
-    if named.data.name != config.data.name:
-        raise UsageError(f"`data` is {named.data.name!r}, but the run was trained on {config.data.name!r}; give that")
-    return load_data(named.data) if dataset is None else dataset
-
-
 def make_input_pipeline(
     config: Config, programs: Programs, dataset: Dataset | ImageStream, *, workers: int = 0, strict: bool = False
 ) -> InputPipeline:

@@ -14,7 +14,8 @@ from bnn_jax.errors import RunError, UsageError
 from bnn_jax.sweeps.comparison import compare, sweep
 from bnn_jax.sweeps.engine import Run, run_all
 from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
-from bnn_jax.training.input_pipeline import data_of_run, load_data, with_data
+from bnn_jax.training.data_record import data_of_run
+from bnn_jax.training.input_pipeline import load_data, with_data
 from bnn_jax.training.loop import train, train_together
 from bnn_jax.training.run_folder import check_workdir, claim_workdir
 
@@ -202,15 +203,15 @@ def test_a_later_call_without_them_or_with_others_is_refused(tmp_path):
         ):
             check_workdir(asked, tmp_path)
     check_workdir(with_data(CONFIG, (X, Y))[0], tmp_path)
-    assert len(data_of_run(config, (X, Y)).test) == 10
+    assert len(data_of_run(tmp_path, config, (X, Y)).test) == 10
     with pytest.raises(
         UsageError, match=r"`data` is 'arrays in memory, .*', but the run was trained on 'arrays in mem"
     ):
-        data_of_run(config, (255 - X, Y))
+        data_of_run(tmp_path, config, (255 - X, Y))
     with pytest.raises(
         UsageError, match=r"`data.name` \(='arrays in memory, .*'\) stands for arrays that a run was given; give them"
     ):
-        data_of_run(config, None)
+        data_of_run(tmp_path, config, None)
 
 
 @pytest.fixture

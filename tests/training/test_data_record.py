@@ -10,8 +10,8 @@ import pytest
 from small_sets import brightness_set, write_npz
 
 from bnn_jax.errors import UsageError
-from bnn_jax.training.config import DataConfig
-from bnn_jax.training.data_record import ChangedDataWarning, record_data, warn_if_changed
+from bnn_jax.training.config import Config, DataConfig
+from bnn_jax.training.data_record import ChangedDataWarning, data_of_run, record_data, warn_if_changed
 from bnn_jax.training.input_pipeline import load_data
 
 NAMES = ("ant", "bee", "cow")
@@ -53,6 +53,8 @@ def test_a_file_that_was_written_with_other_arrays_is_noticed(begun):
             warn_if_changed(workdir, data)
         with pytest.warns(ChangedDataWarning, match="are not those with which the run"):
             record_data(workdir, data, load_data(data))
+    with pytest.warns(ChangedDataWarning, match="are not those with which the run"):
+        data_of_run(workdir, Config("mine", 1, 8, data=data), None)
 
 
 @pytest.mark.parametrize("change", [lambda path: os.utime(path, (0, 0)), os.unlink, lambda path: None])
