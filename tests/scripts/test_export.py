@@ -67,6 +67,7 @@ def test_a_run_is_exported_and_evaluated(workdir, exported):
             "stream": False,
             "preprocessing": "none",
             "image_size": None,
+            "tokens": None,
         },
     }
     line = f"test: accuracy {100 * trained:.2f} % on 301 examples"
