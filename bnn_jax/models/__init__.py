@@ -15,6 +15,7 @@ from bnn_jax.models.binaryduo import binaryduo_resnet18, binaryduo_vgg7
 from bnn_jax.models.birealnet import (
     bireal18,
     bireal34,
+    bireal50,
     bireal_resnet20,
     ebireal18,
     ebireal34,
@@ -42,7 +43,7 @@ from bnn_jax.models.irnet import irnet_resnet18, irnet_resnet20, irnet_resnet34
 from bnn_jax.models.lenet import LeNet
 from bnn_jax.models.meliusnet import meliusnet22
 from bnn_jax.models.mobilenet import reactnet_a
-from bnn_jax.models.pokebnn import bireal50, pokebnn
+from bnn_jax.models.pokebnn import pokebnn
 from bnn_jax.models.quicknet import quicknet, quicknet_large, quicknet_small
 from bnn_jax.models.reactnet import reactnet18, reactnet_resnet20
 from bnn_jax.models.real_to_binary import real_to_binary_baseline_resnet18, real_to_binary_resnet18

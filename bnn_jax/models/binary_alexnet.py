@@ -12,7 +12,7 @@ from bnn_jax.precision import widened
 
 
 class BinaryAlexNet(Network):
-    r"""AlexNet with binary kernels in all layers and binary inputs in all but the first.
+    r"""BinaryAlexNet: binary kernels in all layers and binary inputs in all but the first.
 
     [conv (-> max pool 3/2) -> BN]: 11x11/4 w with pool, of the image; 5x5 3w with pool, 3x3 6w, 3x3 6w, 3x3 4w with
     pool -> flatten -> [dense -> BN]: 64w, 64w, one unit a class.
@@ -60,8 +60,8 @@ class BinaryAlexNet(Network):
             x = BinaryDense(64 * self.width, name=f"dense{number}", **self.quantizers)(activation(x), **phase)
             x = norm(name=f"norm{number}")(x, train=train)
         intermediates["features"] = x = activation(x)
-        logits = BinaryDense(self.num_classes, name="head", **self.quantizers)(x, **phase)
-        return norm(name="head_norm")(widened(logits), train=train), intermediates
+        logits = BinaryDense(self.num_classes, name="head", **self.quantizers)(widened(x), **phase)
+        return norm(name="head_norm")(logits, train=train), intermediates
 
 
 binary_alexnet = partial(BinaryAlexNet, width=64)

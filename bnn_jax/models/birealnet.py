@@ -1,4 +1,4 @@
-r"""Bi-Real Net, one binary convolution a shortcut, and its small variants EBi-Real and FTBNN."""
+r"""Bi-Real Net, one binary convolution a shortcut, its bottlenecks and its small variants EBi-Real and FTBNN."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,7 +7,8 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from bnn_jax.errors import unknown_name
-from bnn_jax.layers import BatchNorm, PReLU
+from bnn_jax.layers import BatchNorm, PReLU, avg_pool_2x2
+from bnn_jax.models.network import stem_layers
 from bnn_jax.models.residual import Block, ResidualNetwork, pool_and_project
 
 
@@ -57,6 +58,11 @@ class BiRealBlock(Block):
         return x + shortcut if self.outer_shortcut else x
 
 
+def _check_activation(network: ResidualNetwork) -> None:
+    if network.activation not in REAL_ACTIVATIONS:
+        raise unknown_name(f"{type(network).__name__}.activation", network.activation, REAL_ACTIVATIONS)
+
+
 class BiRealNet(ResidualNetwork):
     r"""Residual network with a shortcut around every binary convolution.
 
@@ -100,8 +106,7 @@ class BiRealNet(ResidualNetwork):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.activation not in REAL_ACTIVATIONS:
-            raise unknown_name(f"{type(self).__name__}.activation", self.activation, REAL_ACTIVATIONS)
+        _check_activation(self)
         holds = not self.outer_shortcut or all(units % 2 == 0 for units in self.stage_sizes)
         rule = "must be even with `outer_shortcut`, which spans two units"
         self.require("stage_sizes", holds, rule, "turn it off for odd stages")
@@ -116,11 +121,74 @@ class BiRealNet(ResidualNetwork):
         )
 
 
+class BiRealBottleneck(Block):
+    r"""conv 1x1 -> BN, conv 3x3 -> BN plus its own shortcut, conv 1x1 -> BN plus the shortcut around the three.
+
+    The inner shortcut is parameter-free, where the 3x3 convolution has a stride an average pool 2; the outer one is x,
+    or where the shape changes  average pool 2 -> conv 1x1 in full precision -> BN.
+    """
+
+    activation: Callable[[Array], Array]
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch h w channels"], *, train: bool, progress: Array | float):
+        def unit(number, y, features, **geometry):
+            conv = self.conv(features, name=f"conv{number}", **geometry)
+            y = conv(self.activation(y), train=train, progress=progress)
+            return BatchNorm(name=f"norm{number}")(y, train=train)
+
+        inner, pointwise = max(1, self.features // 4), {"kernel_size": (1, 1), "padding": 0}
+        y = unit(1, x, inner, **pointwise)
+        shortcut = avg_pool_2x2(y) if self.stride > 1 else y
+        y = unit(2, y, inner, strides=(self.stride, self.stride)) + shortcut
+        return unit(3, y, self.features, **pointwise) + pool_and_project(x, self.features, self.stride, train=train)
+
+
+class BiRealBottleneckNet(ResidualNetwork):
+    r"""Bi-Real Net of bottlenecks.
+
+    stem -> stages of blocks, widths w, 2w, 4w, ..., stride 2 between them -> global mean -> dense.  Block: see
+    :class:`BiRealBottleneck`; its 1x1 convolutions are binary too.  The stem, of w/4 filters without ReLU, the 1x1
+    convolutions on the shortcuts and the dense layer are in full precision; an activation takes the quantizer's place
+    where inputs stay real.  Which of a bottleneck's convolutions have shortcuts of their own could not be confirmed;
+    this is a reading.
+
+    Attributes:
+      stage_sizes: blocks in each stage, three convolutions a block.
+      width: channels of the first stage, four times the filters of its 3x3 convolutions.
+      activation: takes the input quantizer's place where that is None, as that of :class:`BiRealNet`.
+      input_quantizer, kernel_quantizer: of the convolutions in the blocks.
+      others: see :class:`bnn_jax.models.residual.ResidualNetwork`.
+
+    Reference: Liu et al., Bi-Real Net: Binarizing Deep Network Towards Real-Network Performance, IJCV 2020,
+    arXiv:1811.01335.
+    """
+
+    stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
+    width: int = 256
+    activation: str = "relu"
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_activation(self)
+
+    @nn.nowrap
+    def begin(self, images, train):
+        return stem_layers(images, max(1, self.width // 4), self.stem, train=train)
+
+    @nn.nowrap
+    def block(self, **place):
+        return BiRealBottleneck(activation=self.unless_quantized(REAL_ACTIVATIONS[self.activation]), **place)
+
+
 bireal18 = partial(BiRealNet, stage_sizes=(4, 4, 4, 4))
 """Bi-Real Net with 18 layers."""
 
 bireal34 = partial(BiRealNet, stage_sizes=(6, 8, 12, 6))
 """Bi-Real Net with 34 layers."""
+
+bireal50 = partial(BiRealBottleneckNet, stage_sizes=(3, 4, 6, 3), width=256)
+"""Bi-Real Net with 50 layers."""
 
 bireal_resnet20 = partial(BiRealNet, stage_sizes=(6, 6, 6), width=16, stem="cifar")
 """ResNet-20 for 32x32 images with Bi-Real Net's units."""

@@ -60,11 +60,11 @@ class BNextBlock(Block):
 
 
 class BNext(ReActNetA):
-    r"""stem conv 3x3 -> BN -> stages of blocks, widths 2w, 4w, ... -> PReLU -> global mean -> dense.
+    r"""BNext: binary convolutions with gates that see input and output, on the plan of ReActNet-A.
 
-    Each stage but the first has stride 2 at its start; a stage's first block doubles the channels.  Block: see
-    :class:`BNextBlock`.  Stem, gates and dense layer are in full precision.  Without `input_quantizer` nothing takes
-    RSign's place.
+    stem conv 3x3 -> BN -> stages of blocks, widths 2w, 4w, ... -> PReLU -> global mean -> dense.  Each stage but the
+    first has stride 2 at its start; a stage's first block doubles the channels.  Block: see :class:`BNextBlock`.  Stem,
+    gates and dense layer are in full precision.  Without `input_quantizer` nothing takes RSign's place.
 
     Attributes:
       stage_sizes: blocks in each stage, a 3x3 and one or two 1x1 convolutions a block.

@@ -32,11 +32,12 @@ class BottleneckLayer(nn.Module):
 
 
 class DenseNet(Network):
-    r"""DenseNet-BC: stem -> dense stages with transitions between them -> BN -> ReLU -> global mean -> dense.
+    r"""DenseNet with bottlenecks (DenseNet-BC): each layer's outputs are kept and concatenated.
 
-    stem conv 3x3, 2k filters.  A layer is x -> concat[x, conv3x3(ReLU(BN(conv1x1(ReLU(BN(x))))))] with 4k and k
-    filters; a transition BN -> ReLU -> conv 1x1, half the channels -> mean pool 2.  Quantizers take the place of the
-    ReLUs in the layers; stem, transitions and the last layer, which has no bias, are in full precision.
+    stem conv 3x3, 2k filters -> dense stages with transitions between them -> BN -> ReLU -> global mean -> dense.  A
+    layer is x -> concat[x, conv3x3(ReLU(BN(conv1x1(ReLU(BN(x))))))] with 4k and k filters; a transition BN -> ReLU ->
+    conv 1x1, half the channels -> mean pool 2.  Quantizers take the place of the ReLUs in the layers; stem, transitions
+    and the last layer, which has no bias, are in full precision.
 
     This is what the program of Deep Frank-Wolfe calls DenseNet 40-40: of its 40 layers each stage has twelve, in six
     pairs of a 1x1 and a 3x3 convolution.

@@ -36,7 +36,9 @@ class MeliusBlock(nn.Module):
 
 
 class MeliusNet(Network):
-    r"""Grouped stem -> stages of blocks with transitions between them -> BN -> ReLU -> global mean -> dense.
+    r"""MeliusNet: dense blocks that add channels, each followed by one that improves them.
+
+    Grouped stem -> stages of blocks with transitions between them -> BN -> ReLU -> global mean -> dense.
 
     stem: conv 3x3/2, w/2 filters -> BN -> ReLU -> conv 3x3 in 4 groups, w/2 -> BN -> ReLU -> conv 3x3 in 8 groups, w
     -> BN -> ReLU -> max pool 2;  block: see :class:`MeliusBlock`

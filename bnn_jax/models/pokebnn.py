@@ -1,4 +1,4 @@
-r"""Bottleneck networks of binary convolutions: Bi-Real Net with 50 layers, and PokeBNN."""
+r"""PokeBNN: bottlenecks of binary convolutions with many parameter-free shortcuts, gates and learned activations."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,62 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.layers import BatchNorm, BinaryConv, ChannelGate, RPReLU, avg_pool_2x2, mean_pool
-from bnn_jax.models.network import stem_layers
-from bnn_jax.models.residual import Block, ResidualNetwork, pool_and_project
-
-
-class BiRealBottleneck(Block):
-    r"""conv 1x1 -> BN, conv 3x3 -> BN plus its own shortcut, conv 1x1 -> BN plus the shortcut around the three.
-
-    The inner shortcut is parameter-free, where the 3x3 convolution has a stride an average pool 2; the outer one is x,
-    or where the shape changes  average pool 2 -> conv 1x1 in full precision -> BN.
-    """
-
-    activation: Callable[[Array], Array]
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "batch h w channels"], *, train: bool, progress: Array | float):
-        def unit(number, y, features, **geometry):
-            conv = self.conv(features, name=f"conv{number}", **geometry)
-            y = conv(self.activation(y), train=train, progress=progress)
-            return BatchNorm(name=f"norm{number}")(y, train=train)
-
-        inner, pointwise = max(1, self.features // 4), {"kernel_size": (1, 1), "padding": 0}
-        y = unit(1, x, inner, **pointwise)
-        shortcut = avg_pool_2x2(y) if self.stride > 1 else y
-        y = unit(2, y, inner, strides=(self.stride, self.stride)) + shortcut
-        return unit(3, y, self.features, **pointwise) + pool_and_project(x, self.features, self.stride, train=train)
-
-
-class BiRealBottleneckNet(ResidualNetwork):
-    r"""Bi-Real Net of bottlenecks: stem -> stages of blocks, widths w, 2w, 4w, ... -> global mean -> dense.
-
-    Block: see :class:`BiRealBottleneck`; its 1x1 convolutions are binary too.  The stem, of w/4 filters without ReLU,
-    the 1x1 convolutions on the shortcuts and the dense layer are in full precision; a ReLU takes the quantizer's place
-    where inputs stay real.  Which of a bottleneck's convolutions have shortcuts of their own could not be confirmed;
-    this is a reading.
-
-    Attributes:
-      stage_sizes: blocks in each stage, three convolutions a block.
-      width: channels of the first stage, four times the filters of its 3x3 convolutions.
-      input_quantizer, kernel_quantizer: of the convolutions in the blocks.
-      others: see :class:`bnn_jax.models.residual.ResidualNetwork`.
-
-    Reference: Liu et al., Bi-Real Net: Binarizing Deep Network Towards Real-Network Performance, IJCV 2020,
-    arXiv:1811.01335.
-    """
-
-    stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
-    width: int = 256
-
-    @nn.nowrap
-    def begin(self, images, train):
-        return stem_layers(images, max(1, self.width // 4), self.stem, train=train)
-
-    @nn.nowrap
-    def block(self, **place):
-        return BiRealBottleneck(activation=self.unless_quantized(nn.relu), **place)
+from bnn_jax.layers import BatchNorm, BinaryConv, ChannelGate, RPReLU, mean_pool
+from bnn_jax.models.residual import Block, ResidualNetwork
 
 
 def reshape_add(y: Float[Array, "batch h w features"], x: Float[Array, "batch rows columns channels"], tile: bool):
@@ -174,9 +120,6 @@ class PokeBNN(ResidualNetwork):
         own = {"zero_scale": self.zero_scale, "gate_reduction": self.gate_reduction}
         return PokeBlock(activation=self.unless_quantized(nn.relu), **own, **place)
 
-
-bireal50 = partial(BiRealBottleneckNet, stage_sizes=(3, 4, 6, 3), width=256)
-"""Bi-Real Net with 50 layers."""
 
 pokebnn = partial(PokeBNN, stage_sizes=(3, 4, 6, 3), width=256)
 """PokeBNN-1.0x: the stages of ResNet-50."""

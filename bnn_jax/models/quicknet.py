@@ -26,7 +26,7 @@ def blur_pool(x: Float[Array, "batch h w channels"]) -> Float[Array, "batch rows
 
 
 class QuickNet(Network):
-    r"""Binary 3x3 convolutions, each with a shortcut and a ReLU behind it, between transitions in full precision.
+    r"""QuickNet: binary 3x3 convolutions, each with a shortcut and a ReLU behind it, for fast inference.
 
     stem: conv 3x3/2, w/4 filters -> BN -> ReLU -> depthwise 3x3/2 -> BN without scale and bias -> conv 1x1, w -> BN
     -> stages of units  u(x) = BN(ReLU(conv 3x3(sign x))) + x,  padded with +1

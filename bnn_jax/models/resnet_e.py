@@ -11,7 +11,7 @@ from bnn_jax.models.residual import ResidualNetwork
 
 
 class ResNetE(ResidualNetwork):
-    r"""Bi-Real Net's units between a stem with ReLU and a ReLU in front of the global mean.
+    r"""ResNetE: Bi-Real Net's units between a stem with ReLU and a ReLU in front of the global mean.
 
     stem conv -> BN -> ReLU [-> max pool] -> BN -> stages of units, widths w, 2w, 4w, ..., stride 2 between them
     -> ReLU -> global mean -> dense

@@ -32,7 +32,7 @@ class WideBlock(Block):
 
 
 class WideResNet(ResidualNetwork):
-    r"""Pre-activation residual network of 6n + 4 layers that is wide and not very deep.
+    r"""Wide ResNet: a pre-activation residual network of 6n + 4 layers, wide and not very deep.
 
     stem conv 3x3, 16 filters -> stages of blocks, widths w, 2w, 4w, ..., stride 2 between them -> BN -> ReLU -> global
     mean -> dense.  The stem, the 1x1 convolutions on the shortcuts and the dense layer are in full precision.

@@ -90,7 +90,9 @@ def fda_inputs(
     progress: float | Array = 1.0,
     estimator: EstimatorFunction = fda_sign,
 ) -> Quantized:
-    r"""That of :func:`fda_weights` for activations: eta of the channels of a pixel; scale 1.
+    r"""Sign with a Fourier series' gradient and, in training, a learned noise of each pixel (FDA-BNN); scale 1.
+
+    With eta and epsilon of :func:`fda_weights`, eta of the channels of a pixel:
 
     Forward   training:  sign(x) + epsilon eta(x), real;  evaluation:  codes = sign(x)
     Backward  (chosen)  dsign(x)/dx := e'(x);  else exact

@@ -8,12 +8,13 @@ from numpy_layers import correlate, magnitude_aware, means_of_2x2, normalize, pr
 
 from bnn_jax.analysis.accounting import account_model
 from bnn_jax.models import MODELS
+from bnn_jax.models.birealnet import BiRealBottleneck
 from bnn_jax.models.bnext import Processor
 from bnn_jax.models.build import build_model
 from bnn_jax.models.densenet_bc import BottleneckLayer
 from bnn_jax.models.meliusnet import MeliusBlock
 from bnn_jax.models.network import identity
-from bnn_jax.models.pokebnn import BiRealBottleneck, PokeBlock
+from bnn_jax.models.pokebnn import PokeBlock
 from bnn_jax.models.quicknet import blur_pool
 from bnn_jax.models.wide_resnet import WideBlock
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS

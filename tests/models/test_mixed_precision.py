@@ -95,7 +95,8 @@ def test_bfloat16_images_make_bfloat16_activations(name):
     assert {path: kinds for path, kinds in passed.items() if path not in LAST and kinds != {"bfloat16"}} == {}
 
     wide = [product for product in products(jaxpr) if product[1] == ("float32", "float32")]
-    assert len(wide) == 3 and all(any(5 in shape for shape in shapes) for *_, shapes in wide)  # the last layer's
+    of_head = [product for product in wide if any(5 in shape for shape in product[-1])]
+    assert len(of_head) == 3 and (of_head == wide or name.startswith("rbnn"))  # which rotates its weights
     narrow = [product for product in products(jaxpr) if product not in wide]
     assert {operands for _, operands, _, _ in narrow} == {("bfloat16", "bfloat16")}
     # Sums are float32, in layers and gradients of kernels; the gradient of each layer's inputs comes out bfloat16.

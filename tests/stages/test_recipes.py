@@ -294,6 +294,7 @@ def test_stompp_goes_from_the_input_to_the_output():
 
 
 def test_a_network_of_the_recipes_family_is_taken_as_it_is():
+    activations = ["relu", "leaky_clip", "clip"]
     model = ModelConfig("bireal18", width=4, options={"stage_sizes": (2, 2), "stem": "cifar", "trainable_slopes": True})
     stages = RECIPES["bireal"](replace(base("bireal", 2), model=model))
     assert {stage.config.model.name for stage in stages} == {"bireal18"}
@@ -309,6 +310,8 @@ def test_a_network_of_the_recipes_family_is_taken_as_it_is():
         ("reactnet18_bn_free", "bn_free"),
     ]
     assert {stage.config.model.options["stem"] for stage in stages} == {"imagenet"}
+    bottlenecks = RECIPES["bireal"](replace(base("bireal", 2), model=ModelConfig("bireal50", width=8)))
+    assert [make_model(stage.config.model, num_classes=3).activation for stage in bottlenecks[:3]] == activations
     extended = RECIPES["bnn_plus"](replace(base("bnn_plus", 2), model=ModelConfig("ebireal18", width=4)))
     assert {stage.config.model.name for stage in extended} == {"ebireal18"}
 
