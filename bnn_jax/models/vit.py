@@ -37,10 +37,11 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens features"], *, train: bool = False, progress: Array | float = 1.0):
         dense = partial(BinaryDense, **{kind: getattr(self, kind) for kind in QUANTIZERS})
-        two_valued = len(code_sets(self.input_quantizer, 1)[0]) == 2
-        hidden = dense(self.hidden, name="expand")(x, train=train, progress=progress)
+        expand, project = dense(self.hidden, name="expand"), dense(x.shape[-1], name="project")
+        hidden = expand(x, train=train, progress=progress)
+        two_valued = len(code_sets(project.input_quantizer, 1)[0]) == 2
         hidden = Normalized(name="norm")(hidden if two_valued else nn.gelu(hidden))
-        return dense(x.shape[-1], name="project")(hidden, train=train, progress=progress)
+        return project(hidden, train=train, progress=progress)
 
 
 class ViT(Network):
