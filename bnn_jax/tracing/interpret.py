@@ -38,12 +38,21 @@ def interpret(
         inside = "/".join(filter(None, (path, str(equation.source_info.name_stack))))
         given = [read(atom) for atom in equation.invars]
         function = None if equation.params.get("name") in whole else _called(equation, len(given))
-        if function is None:
+        if equation.primitive.name == "platform_index":
+            results = [np.int32(0)]
+        elif function is None:
             results = rule(equation, given, inside)
         else:
-            results = interpret(function, given, rule, whole=whole, path=inside)
+            operands = given[1:] if equation.primitive.name == "cond" else given
+            results = interpret(function, operands, rule, whole=whole, path=inside)
         values.update(zip(equation.outvars, results))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def default_branch(equation: JaxprEqn) -> ClosedJaxpr | None:
+    """The function of `jax.lax.platform_dependent` for all other platforms, where an operation is one."""
+    platforms = equation.params.get("branches_platforms") or ()
+    return equation.params["branches"][platforms.index(None)] if None in platforms else None
 
 
 def evaluate(equation: JaxprEqn, inputs: list[Any]) -> list[Any]:
@@ -65,7 +74,7 @@ def _as_array(value: Any) -> np.ndarray | jax.Array:
 def _called(equation: JaxprEqn, inputs: int) -> Jaxpr | ClosedJaxpr | None:
     """The function that a jit, a remat or a call with a chosen derivative calls."""
     if equation.primitive.name in _WHOLE:
-        return None
+        return default_branch(equation)
     functions = [value for value in equation.params.values() if isinstance(value, Jaxpr | ClosedJaxpr)]
     count = lambda f: len((f.jaxpr if isinstance(f, ClosedJaxpr) else f).invars)
     return next((function for function in functions if count(function) == inputs), None)

@@ -13,6 +13,7 @@ from jax import ShapeDtypeStruct
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from bnn_jax.quantizers.codes import Mark, read_mark
+from bnn_jax.tracing.interpret import default_branch
 
 SCAN_SLICE, SCAN_STACK, BRANCH_JOIN = "scan_slice", "scan_stack", "branch_join"
 """Primitives of a :class:`Trace` alone: x[i] of a scanned x, the stack of a scan's outputs, the end of a cond."""
@@ -135,8 +136,9 @@ class _Graph:
 def trace(function: Callable[..., Any], *arguments: Any, unroll: bool = False) -> Trace:
     """The graph of ``function(*arguments)`` with every nested call inlined.
 
-    Calls (jit, remat, custom derivatives) are replaced by their insides; all branches of a cond stand side by side; the
-    body of a scan stands once with `repeats` times its length, that of a while loop, whose length is not known, once.
+    Calls (jit, remat, custom derivatives) are replaced by their insides; all branches of a cond stand side by side, of
+    one that chooses by the platform the default alone; the body of a scan stands once with `repeats` times its length,
+    that of a while loop, whose length is not known, once.
 
     Args:
       function: of pytrees of arrays.
@@ -210,6 +212,9 @@ def _fits(graph: _Graph, equation: JaxprEqn, inputs: list[int], function: Jaxpr 
 
 def _add_cond(graph: _Graph, equation: JaxprEqn, inputs: list[int], scope: _Scope) -> list[int]:
     _, *operands = inputs
+    default = default_branch(equation)
+    if default is not None:
+        return _inline(graph, default, operands, scope)
     results = [_inline(graph, branch, operands, scope) for branch in equation.params["branches"]]
     avals = [variable.aval for variable in equation.outvars]
     return [graph.operation(BRANCH_JOIN, ends, [aval], scope, {})[0] for ends, aval in zip(zip(*results), avals)]

@@ -293,3 +293,31 @@ def test_the_integers_trained_frozen_and_in_numpy_are_the_same(case, seed):
 @given(cases(), st.integers(0, 2**16))
 def test_five_hundred_convolutions(case, seed):
     check(case, seed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shape"),
+    [
+        ({"kernel_size": (3,), "feature_group_count": 2, "padding": "CAUSAL"}, (2, 9, 6)),
+        ({"kernel_size": (3, 3), "feature_group_count": 6, "strides": 2}, (1, 2, 5, 5, 6)),
+        ({"kernel_size": (2, 2, 2), "input_dilation": 2, "padding": 1}, (2, 3, 3, 2, 6)),
+    ],
+    ids=str,
+)
+def test_bfloat16_inputs_give_the_integers_of_float32_and_their_gradients_rounded(arguments, shape):
+    layer = BinaryConv(6, input_quantizer="ste_sign", kernel_quantizer="binary", **arguments)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.bfloat16).astype(jnp.float32)
+    variables = layer.init(KEY, x)
+
+    @jax.jit
+    def run(variables, x):
+        y, pullback = jax.vjp(layer.apply, variables, x)
+        return y, *pullback(jnp.ones_like(y))
+
+    (y, of_kernel, of_x), (narrow, of_kernel_too, of_narrow) = run(variables, x), run(variables, x.astype(jnp.bfloat16))
+    assert (narrow.dtype, of_narrow.dtype) == (jnp.bfloat16, jnp.bfloat16)
+    np.testing.assert_array_equal(narrow.astype(jnp.float32), y.astype(jnp.bfloat16).astype(jnp.float32))
+    np.testing.assert_array_equal(of_narrow.astype(jnp.float32), of_x.astype(jnp.bfloat16).astype(jnp.float32))
+    for a, b in zip(jax.tree.leaves(of_kernel_too), jax.tree.leaves(of_kernel), strict=True):
+        assert a.dtype == jnp.float32
+        np.testing.assert_array_equal(a, b)

@@ -79,10 +79,14 @@ def test_scaled_conv_value_and_gradients(scale_shape):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
-def test_the_gradient_contains_canonical_convolutions_only(strides):
-    x, k = jnp.ones((2, 6, 6, 3)), jnp.ones((3, 3, 3, 4))
-    gradient = jax.grad(lambda x, k: conv(x, k, strides, ((1, 1), (1, 1)), (1, 1)).sum(), argnums=(0, 1))
+@pytest.mark.parametrize(
+    ("rank", "stride", "groups"), [(2, 1, 1), (2, 2, 1), (1, 1, 1), (3, 2, 1), (2, 1, 2), (1, 2, 4), (3, 1, 4)]
+)
+def test_the_gradient_contains_canonical_convolutions_only(rank, stride, groups):
+    x, k = jnp.ones((2, *[6] * rank, 4)), jnp.ones((*[3] * rank, 4 // groups, 4))
+    gradient = jax.grad(lambda x, k: conv(x, k, stride, 1, groups=groups).sum(), argnums=(0, 1))
+    last = rank + 1
+    channels_last = (0, last, *range(1, last))
     second = jax.grad(lambda x, k: sum(g.sum() for g in gradient(x, k * k)), argnums=(0, 1))
     for function in (gradient, second):
         convs = [
@@ -91,17 +95,19 @@ def test_the_gradient_contains_canonical_convolutions_only(strides):
         assert convs
         for equation in convs:
             numbers = equation.params["dimension_numbers"]
-            assert (numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec) == ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
-            assert equation.params["lhs_dilation"] == (1, 1)
+            kernel_last = (last, last - 1, *range(rank))
+            assert (numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec) == (channels_last, kernel_last, channels_last)
+            assert set(equation.params["lhs_dilation"]) == {1} and equation.params["batch_group_count"] == 1
 
 
 def _equations(jaxpr):
     for equation in jaxpr.eqns:
         yield equation
         for value in equation.params.values():
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from _equations(inner)
+            for one in value if isinstance(value, tuple) else (value,):
+                inner = getattr(one, "jaxpr", one)
+                if hasattr(inner, "eqns"):
+                    yield from _equations(inner)
 
 
 @pytest.mark.parametrize(
