@@ -249,7 +249,7 @@ def look_up(argument: str, named: Any, table: Mapping[str, Any]) -> Any:
         return table[named]
     if is_import(named):
         return import_named(argument, named)
-    raise unknown_name(argument, named, table)
+    raise UsageError(f"{unknown_name(argument, named, table)}, or package.module:Name of your own")
 
 
 def check_options(argument: str, function: Callable, options: Mapping[str, Any]) -> None:

@@ -103,7 +103,7 @@ class Run:
         Raises:
           UsageError: if there is no checkpoint yet.
         """
-        return load_network(self.workdir, self.dataset, which=which).variables
+        return load_network(self.workdir, self.dataset, which=which, config=self.config).variables
 
     def evaluate(
         self, split: Literal["train", "validation", "test"] = "test", *, which: Which = "best"
@@ -114,7 +114,7 @@ class Run:
           UsageError: if there is no checkpoint yet.
           RunError: if the logits are not finite.
         """
-        return evaluate_run(self.workdir, split=split, which=which, data=self.dataset)
+        return evaluate_run(self.workdir, split=split, which=which, data=self.dataset, config=self.config)
 
     def freeze(self, *, which: Which = "best") -> PackedModel:
         """The network on packed bits: ``run.freeze().predict(images)`` with uint8 images.
@@ -122,7 +122,7 @@ class Run:
         Raises:
           UsageError: if there is no checkpoint yet, or the network cannot be packed.
         """
-        return self._on_images(freeze_run(self.workdir, which=which, data=self.dataset).packed)
+        return self._on_images(freeze_run(self.workdir, which=which, data=self.dataset, config=self.config).packed)
 
     def predict(self, images: Images) -> Labels:
         """The class that the network as it was trained, at its best epoch, gives to each of some uint8 images.

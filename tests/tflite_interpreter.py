@@ -14,6 +14,7 @@ from flatbuffers.table import Table
 NAMES = {0: "ADD", 1: "AVERAGE_POOL_2D", 3: "CONV_2D", 9: "FULLY_CONNECTED", 17: "MAX_POOL_2D", 18: "MUL", 19: "RELU"}
 NAMES |= {22: "RESHAPE", 34: "PAD", 36: "GATHER", 41: "SUB", 42: "DIV", 45: "STRIDED_SLICE", 54: "PRELU", 59: "NEG"}
 NAMES |= {55: "MAXIMUM", 57: "MINIMUM", 60: "PADV2", 61: "GREATER", 74: "SUM", 101: "ABS", 123: "SELECT_V2"}
+NAMES |= {76: "RSQRT", 92: "SQUARE", 130: "BROADCAST_TO"}
 CONV = ("padding", "stride_w", "stride_h", None, "dilation_w", "dilation_h")
 POOL = ("padding", "stride_w", "stride_h", "filter_w", "filter_h")
 OPTIONS = {"CONV_2D": CONV, "MAX_POOL_2D": POOL, "AVERAGE_POOL_2D": POOL, "GATHER": ("axis",)}
@@ -64,7 +65,7 @@ def constant(tensor, buffers, shape):
 def read_step(operator, codes):
     code = codes[scalar(operator, 0, Uint32Flags)]
     number = scalar(code, 3, Int32Flags)
-    assert scalar(code, 0, Int8Flags) == number
+    assert scalar(code, 0, Int8Flags) == min(number, 127)  # the field of the first schema
     kind = text(code, 1) if number == 32 else NAMES[number]
     inputs, (output,) = vector(operator, 1, np.int32).tolist(), vector(operator, 2, np.int32).tolist()
     options = {}
@@ -160,6 +161,9 @@ INTERPRETER = {
     "DIV": lambda o, a, b: a / b,
     "NEG": lambda o, a: -a,
     "ABS": lambda o, a: np.abs(a),
+    "SQUARE": lambda o, a: a * a,
+    "RSQRT": lambda o, a: np.float32(1) / np.sqrt(a),
+    "BROADCAST_TO": lambda o, a, shape: np.broadcast_to(a, shape),
     "MAXIMUM": lambda o, a, b: np.maximum(a, b),
     "MINIMUM": lambda o, a, b: np.minimum(a, b),
     "RELU": lambda o, a: np.maximum(a, 0),

@@ -131,7 +131,12 @@ def main() -> None:
         ending = ENDINGS[form]
         raise UsageError(f"`float16` (=True) is not for {ending} files; leave it out, or name another ending")
     network, variables = pack(arguments)
-    said = write(form, output, network, variables, arguments.float16)
+    try:
+        said = write(form, output, network, variables, arguments.float16)
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"`output` (={output}) cannot be written: {error}") from None
     joint = "," if form == "safetensors" else ";"
     print(f"{output}: {output.stat().st_size:,} bytes{joint} {said}")
     trained = (variables["params"], variables.get("batch_stats", {}))

@@ -71,7 +71,8 @@ def as_estimator(estimator: EstimatorLike) -> Estimator:
     if isinstance(estimator, Estimator):
         return estimator
     require("estimator", estimator, callable(estimator), "must be a name, an Estimator or a function x -> codes")
-    return next((record for record in ESTIMATORS.values() if record.apply is estimator), Estimator(estimator))
+    records = (record for record in ESTIMATORS.values() if getattr(record, "apply", None) is estimator)
+    return next(records, Estimator(estimator))
 
 
 def of_inputs(estimator: EstimatorLike) -> Estimator:

@@ -34,6 +34,7 @@ def freeze_run(
     which: Literal["best", "last"] = "best",
     data_dir: str | None = None,
     data: Any | None = None,
+    config: Config | None = None,
 ) -> FrozenRun:
     """Load a run's network and freeze it.
 
@@ -42,16 +43,17 @@ def freeze_run(
       which: the variables of the best validation epoch, or of the newest checkpoint.
       data_dir: where the data set lies now; None is where the run found it.
       data: the arrays that the run was given, as :func:`bnn_jax.training.loop.train` took them.
+      config: of the run, as this process has it; None reads it, which cannot have what no name finds again.
 
     Raises:
       UsageError: if there is no run or checkpoint, or the network cannot be packed.
     """
     workdir = local_path("workdir", workdir)
-    config = read_config(workdir)
+    config = read_config(workdir) if config is None else config
     if data_dir is not None:
         config = replace(config, data=replace(config.data, data_dir=data_dir))
     dataset = data_of_run(workdir, config, data)
-    settings, variables = load_network(workdir, dataset, which=which)
+    settings, variables = load_network(workdir, dataset, which=which, config=config)
     model = make_model(settings, num_classes=dataset.num_classes)
     try:
         packed = freeze(model, variables, dataset.image_shape)

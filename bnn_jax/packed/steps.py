@@ -216,8 +216,13 @@ class Steps:
         before = tuple(size for size in x.shape if size != 1)
         if x.name in self._named and _without_leading_ones(shape) == x.shape:
             return Ref(x.name, x.shape)
-        if before != tuple(size for size in shape if size != 1) and x.shape != _shape(equation.invars[0].aval):
-            raise Unsupported("of values that are the same along an axis")
+        full = _shape(equation.invars[0].aval)
+        if before != tuple(size for size in shape if size != 1) and x.shape != full:
+            if len(x.shape) != len(full) or x.shape[0] != full[0]:
+                raise Unsupported("of values that are the same along an axis")
+            # Written out, as the mean of a group for each of its channels.
+            ones = np.ones([size if own == 1 else 1 for own, size in zip(x.shape, full)], np.float32)
+            x = self._step("multiply", [x, self._whole(ones)], full)
         if path.split("/")[-1] == "max_pool" and len(shape) == 6:
             return _Tiles(x, (shape[2], shape[4]))
         if x.shape == shape:

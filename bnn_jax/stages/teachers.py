@@ -11,12 +11,17 @@ from bnn_jax.data import Dataset, ImageStream
 from bnn_jax.errors import UsageError
 from bnn_jax.paths import local_path
 from bnn_jax.stages.warm_start import Variables
+from bnn_jax.training.config import Config
 from bnn_jax.training.programs import Teacher, programs_of, state_shapes
 from bnn_jax.training.run_folder import read_config, restore_run
 
 
 def load_network(
-    folder: str | Path, dataset: Dataset | ImageStream, *, which: Literal["best", "last"] = "best"
+    folder: str | Path,
+    dataset: Dataset | ImageStream,
+    *,
+    which: Literal["best", "last"] = "best",
+    config: Config | None = None,
 ) -> Teacher:
     """The network of a run: its settings and variables.
 
@@ -24,12 +29,13 @@ def load_network(
       folder: of the run.
       dataset: with the image shape and classes that it was trained for.
       which: the variables of the best validation epoch, or those of the newest checkpoint.
+      config: of the run, as this process has it; None reads it, which cannot have what no name finds again.
 
     Raises:
       UsageError: if there is no run, no checkpoint, or it was trained for images or classes of another kind.
     """
     folder = local_path("folder", folder)
-    config = read_config(folder)
+    config = read_config(folder) if config is None else config
     restored = restore_run(config, folder, state_shapes(programs_of(config, dataset)))
     if restored is None:
         raise UsageError(f"`folder` (={folder}) holds no checkpoint yet; train it first")

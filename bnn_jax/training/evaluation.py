@@ -8,6 +8,7 @@ import numpy as np
 
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.paths import local_path
+from bnn_jax.training.config import Config
 from bnn_jax.training.data_record import data_of_run
 from bnn_jax.training.input_pipeline import make_input_pipeline
 from bnn_jax.training.programs import programs_of, state_shapes
@@ -21,6 +22,7 @@ def evaluate_run(
     which: str = "best",
     data_dir: str | None = None,
     data: Any | None = None,
+    config: Config | None = None,
 ) -> dict[str, Any]:
     """Loss and accuracy of a run's newest good checkpoint on one split.
 
@@ -30,6 +32,7 @@ def evaluate_run(
       which: "best", the variables of the best validation epoch, or "last", those of the checkpoint's step.
       data_dir: where the data set lies now; None takes the run's own.
       data: the arrays that the run was given, as :func:`bnn_jax.training.loop.train` took them.
+      config: of the run, as this process has it; None reads it, which cannot have what no name finds again.
 
     Returns:
       What :func:`bnn_jax.training.epoch.evaluate` finds, and the `step` of the checkpoint.
@@ -39,7 +42,7 @@ def evaluate_run(
       RunError: if its checkpoints, or the logits, are not finite; names the layer.
     """
     workdir = local_path("workdir", workdir)
-    config = read_config(workdir)
+    config = read_config(workdir) if config is None else config
     if data_dir is not None:
         config = replace(config, data=replace(config.data, data_dir=data_dir))
     dataset = data_of_run(workdir, config, data)

@@ -26,6 +26,7 @@ from bnn_jax.training.config import Config, DataConfig, DistillationConfig, Mode
 
 def with_published_quantizers(model: ModelConfig) -> ModelConfig:
     """`model` with a name for each quantizer; options that are given go before the published ones."""
+    entry_of(model.name, argument="model.name")
     given = {key: value for key, value in vars(model).items() if "_quantizer" in key}
     return replace(model, **quantizer_settings(model.name, **given))
 
