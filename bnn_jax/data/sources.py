@@ -4,11 +4,9 @@ A TFDS folder is decoded once and kept as an .npz file, in the very format a use
 """
 
 import hashlib
-import logging
 import os
 import re
-import zipfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,15 +19,13 @@ from bnn_jax.checks import require
 from bnn_jax.data.arguments import size_in_memory, whole_number
 from bnn_jax.data.arrays import checked_arrays
 from bnn_jax.data.image_folder import decode_image_folder, find_images, image_folder_named
+from bnn_jax.data.npz import read_npz, read_through_cache
 from bnn_jax.data.prepare import default_data_dir
 from bnn_jax.data.splits import check_own_validation, in_three, split_off_validation
 from bnn_jax.data.text import BYTES, TOKENS, read_text, windows_of
 from bnn_jax.data.tfds_folder import decode_tfds_folder, files_of, find_tfds_folder
 from bnn_jax.errors import RunError, UsageError
-from bnn_jax.files import replacing
 from bnn_jax.paths import cache_folder, local_path
-
-logger = logging.getLogger(__name__)
 
 IN_MEMORY = re.compile(r" in memory, sha256 [0-9a-f]{16}$")
 """The end of the name of arrays that a run was given, in its config."""
@@ -216,12 +212,12 @@ def _load_files(
         place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
         file, short = cache / f"{folder.name}-{place}{prepared}.npz", folder.name
         decode = partial(decode_image_folder, images, preprocessing, size)
-        arrays = _read_through_cache(folder, images.version, file, decode, images.splits)
+        arrays = read_through_cache(folder, images.version, file, decode, images.splits)
     else:
         folder = find_tfds_folder(name, local_path("data_dir", data_dir or default_data_dir()))
         file, short = cache / f"{name.replace('/', '-')}-{folder.name}{prepared}.npz", name
         decode = partial(decode_tfds_folder, name, folder, preprocessing, size)
-        arrays = _read_through_cache(folder, files_of(folder), file, decode, ("train", "test"))
+        arrays = read_through_cache(folder, files_of(folder), file, decode, ("train", "test"))
     return assemble(short, arrays, str(folder), "", validation_examples, seed)
 
 
@@ -361,48 +357,4 @@ def _load_npz(name: str, path: Path, validation_examples: int | None, split_seed
     if not path.is_file():
         raise UsageError(f"`name` (={name!r}) is not a file; give 'digits', the path of an .npz file or a TFDS set")
     note = f"{path.name} (.npz file)"
-    return assemble(path.stem, _read_npz(path), str(path), note, validation_examples, split_seed)
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an .npz file, their CRCs checked; objects (pickles) are refused."""
-    try:
-        with path.open("rb") as stream:
-            if not zipfile.is_zipfile(stream):
-                raise RunError(f"{path} is not an .npz file or was cut short; write it again with numpy.savez")
-            with np.load(stream, allow_pickle=False) as file:
-                return {key: file[key] for key in file.files}
-    except RunError:
-        raise
-    except Exception as error:  # Damage shows as a dozen types, from zipfile, zlib, struct, ast and NumPy.
-        if "allow_pickle" in str(error):
-            raise RunError(
-                f"{path} holds Python objects, which are not loaded because they can run code; "
-                "write it again with arrays of numbers"
-            ) from error
-        raise RunError(f"{path} cannot be read ({error}); write it again with numpy.savez") from error
-
-
-# -- cache
-
-
-def _read_through_cache(
-    folder: Path, source: str, cache: Path, decode: Callable[[], dict[str, np.ndarray]], splits: Collection[str]
-) -> dict[str, np.ndarray]:
-    """The arrays of a set of files: from `cache` if made from these very files, else decoded anew."""
-    if cache.exists():
-        try:
-            arrays = _read_npz(cache)
-            needed = {f"{split}_{kind}" for split in splits for kind in ("images", "labels")}
-            if str(arrays.get("source")) == source and arrays.keys() >= needed:
-                return arrays
-            logger.warning("%s was not made from the files in %s; making it anew", cache, folder)
-        except RunError:
-            logger.warning("%s is damaged; making it anew", cache)
-    arrays = decode() | {"source": np.array(source)}
-    try:
-        with replacing(cache) as draft, draft.open("wb") as file:
-            np.savez(file, **arrays)
-    except OSError as error:
-        logger.warning("%s cannot be written (%s); %s will be decoded anew each time", cache, error, folder)
-    return arrays
+    return assemble(path.stem, read_npz(path), str(path), note, validation_examples, split_seed)
