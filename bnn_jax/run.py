@@ -56,8 +56,8 @@ class Run:
 
     @property
     def paths(self) -> dict[str, Path]:
-        """What there is in the folder: "config", "metrics", "checkpoints" and "result"."""
-        names = {name: f"{name}.json" for name in ("config", "result")}
+        """What there is in the folder: "config", "data", "metrics", "checkpoints" and "result"."""
+        names = {name: f"{name}.json" for name in ("config", "data", "result")}
         names |= {"metrics": "metrics.jsonl", "checkpoints": "checkpoints"}
         return {name: path for name, file in names.items() if (path := self.workdir / file).exists()}
 
@@ -117,7 +117,7 @@ class Run:
         return evaluate_run(self.workdir, split=split, which=which, data=self.dataset, config=self.config)
 
     def freeze(self, *, which: Which = "best") -> PackedModel:
-        """The network on packed bits: ``run.freeze().predict(images)`` with uint8 images.
+        """The network on packed bits: ``run.freeze().predict(images)`` with uint8 images, or for `packed.save`.
 
         Raises:
           UsageError: if there is no checkpoint yet, or the network cannot be packed.

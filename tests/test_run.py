@@ -11,6 +11,7 @@ import bnn_jax
 from bnn_jax.data import normalize
 from bnn_jax.errors import UsageError
 from bnn_jax.outputs import network_logits
+from bnn_jax.packed import load, save
 from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
 from bnn_jax.training.progress import silent
 
@@ -29,6 +30,7 @@ def test_a_run_holds_its_network_and_its_history(trained):
     _, run = trained
     assert run.paths == {
         "config": run.workdir / "config.json",
+        "data": run.workdir / "data.json",
         "metrics": run.workdir / "metrics.jsonl",
         "checkpoints": run.workdir / "checkpoints",
         "result": run.workdir / "result.json",
@@ -56,7 +58,7 @@ def test_a_loaded_run_is_the_one_that_was_trained(trained):
         bnn_jax.load_run(run.workdir.parent)
 
 
-def test_a_run_evaluates_and_packs_itself(trained):
+def test_a_run_evaluates_and_packs_itself(trained, tmp_path):
     _, run = trained
     test = run.dataset.test
     images = normalize(test.images, mean=run.dataset.mean, std=run.dataset.std)
@@ -69,6 +71,8 @@ def test_a_run_evaluates_and_packs_itself(trained):
     assert packed.metadata["num_classes"] == 3
     np.testing.assert_array_equal(packed.predict(test.images), labels)
     np.testing.assert_array_equal(run.predict(test.images), labels)
+    save(tmp_path / "mine.bnn.safetensors", packed)
+    np.testing.assert_array_equal(load(tmp_path / "mine.bnn.safetensors").predict(test.images), labels)
 
 
 def test_a_run_on_arrays_is_told_them_again(tmp_path, trained):

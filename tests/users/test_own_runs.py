@@ -114,7 +114,7 @@ def test_a_run_in_a_notebook(wheel, tmp_path):
     done = wheel.python("-c", NOTEBOOK, cwd=tmp_path)
     assert re.match(
         r"Run\(run: mnist_mlp, adam, test accuracy \S+ %\) pictures/curves.png "
-        r"\['checkpoints', 'config', 'metrics', 'result'\] True$",
+        r"\['checkpoints', 'config', 'data', 'metrics', 'result'\] True$",
         done.stdout.strip(),
     )
     assert "mine adam: 10/10 epoch 2/2  loss" in done.stderr or "epoch 2/2  loss" in done.stderr
