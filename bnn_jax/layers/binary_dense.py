@@ -12,10 +12,10 @@ from bnn_jax.bitops.planes import PackedBase, dense_product
 from bnn_jax.checks import check_arrays, is_whole
 from bnn_jax.layers.arguments import make_quantizers, require_features, require_of_layer
 from bnn_jax.layers.by_layer import take_quantizers
-from bnn_jax.layers.frozen import packed_kernel, record
+from bnn_jax.layers.frozen import code_sets, packed_kernel, record
 from bnn_jax.layers.operands import InputBase, Phase, finish, operands, require_inputs
-from bnn_jax.layers.packed_call import packed_call
-from bnn_jax.layers.precision import dot
+from bnn_jax.layers.packed_call import LARGEST_EXACT, packed_call
+from bnn_jax.layers.precision import byte_dot, dot
 from bnn_jax.quantizers import Quantized, QuantizerLike
 
 
@@ -74,14 +74,22 @@ class BinaryDense(nn.Module):
     @nn.nowrap
     def product(self, x: InputBase, kernel: Quantized) -> Num[Array, "batch features"]:
         """Multiply one base of the inputs with one of the kernel: scale_x scale_w (codes_x @ codes_w)."""
-        y = dot(x.codes, kernel.codes)
+        y = self.sums(x.codes, kernel.codes)
         record(self, x.codes, x.values, lambda: y)
         return self.scaled(y, x.scale, kernel.scale)
 
     @nn.nowrap
     def sums(self, codes: Array, kernel: Array) -> Num[Array, "batch features"]:
-        """Multiply the codes of one base of the inputs with those of one of the kernel, as numbers."""
-        return dot(codes, kernel)
+        """Multiply the codes of one base of the inputs with those of one of the kernel, as numbers; frozen as bytes."""
+        are_bytes = packed_kernel(self) is not None and self._sums_of_bytes(codes.shape[-1])
+        return byte_dot(codes, kernel) if are_bytes else dot(codes, kernel)
+
+    @nn.nowrap
+    def _sums_of_bytes(self, inputs: int) -> bool:
+        """Whether all codes are in -128 to 127, and float32 holds their sums."""
+        sets = [s for quantizer in (self.input_quantizer, self.kernel_quantizer) for s in code_sets(quantizer, 1)]
+        bytes_alone = all(s and min(s) >= -128 and max(s) <= 127 for s in sets)
+        return bytes_alone and inputs * math.prod(max(map(abs, s)) for s in sets) <= LARGEST_EXACT
 
     @nn.nowrap
     def product_on_bits(

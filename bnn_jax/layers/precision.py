@@ -9,6 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
 from bnn_jax.precision import promoted, sum_dtype
@@ -55,6 +56,24 @@ def dot(
     Array([[1000.]], dtype=float32)
     """
     return x @ kernel if x.dtype == sum_dtype(x, kernel) == kernel.dtype else _mixed_dot(x, kernel, None)
+
+
+def byte_dot(
+    x: Float[Array, "batch inputs"], kernel: Float[Array, "inputs features"]
+) -> Float[Array, "batch features"]:
+    """x @ kernel of integers from -128 to 127 with sums up to 2^24: as int8 with int32 sums, on CPU as float32.
+
+    Both are exact.  There is no gradient but on CPU: it is for frozen layers.
+
+    >>> byte_dot(jnp.array([[127.0, -3.0]]), jnp.array([[1.0], [-1.0]]))
+    Array([[130.]], dtype=float32)
+    """
+
+    def of_bytes(x, kernel):
+        x, kernel = (operand.astype(jnp.int8) for operand in (x, kernel))
+        return jnp.matmul(x, kernel, preferred_element_type=jnp.int32).astype(jnp.float32)
+
+    return lax.platform_dependent(x, kernel, cpu=dot, default=of_bytes)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

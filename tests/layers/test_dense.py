@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from long_tests import every_other
 
 from bnn_jax.analysis.accounting import account
 from bnn_jax.layers import BinaryDense, BinaryDenseGeneral
 from bnn_jax.packed import freeze, verify
-from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
+from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, make_quantizer
 
 KEY = jax.random.key(0)
 PAIRS = {
@@ -103,7 +102,9 @@ class Heads(nn.Module):
         return dense(5, axis=(-2, -1), use_bias=True, name="out")(heads, train=train).mean(1)
 
 
-@pytest.mark.parametrize(("inputs", "kernel"), every_other([("bitnet", "bitnet_b158"), ("ste_sign", "xnor")]))
+@pytest.mark.parametrize(
+    ("inputs", "kernel"), [("bitnet", "bitnet_b158"), pytest.param("ste_sign", "xnor", marks=pytest.mark.full)]
+)
 def test_heads_freeze_and_take_the_bytes_that_are_counted(inputs, kernel):
     """Two bits a weight of three values, one of a sign; 8-bit inputs are multiplied as integers."""
     model, images = Heads(inputs, kernel), jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 16)), jnp.float32)
@@ -118,6 +119,17 @@ def test_heads_freeze_and_take_the_bytes_that_are_counted(inputs, kernel):
     assert counted.payload_bytes() == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(packed))
     words = sum(base.words.size for kernel in packed["packed"].values() for base in kernel["dense"]["kernel"].bases)
     assert words * 32 == bits * (64 * 64 + 64 * 5)
+
+
+def test_codes_of_bytes_are_multiplied_as_int8_where_there_are_matrix_units():
+    """On CPU as float32; a layer whose sums float32 does not hold, and one in training, never."""
+    layer, x = BinaryDense(5, "bitnet", "bitnet_b158"), jnp.ones((3, 64))
+    frozen = layer.apply(layer.init(KEY, x), x, mutable=["packed"])[1]
+    lowered = lambda v, platform: jax.jit(layer.apply).trace(v, x).lower(lowering_platforms=(platform,)).as_text()
+    assert "xi8>" in lowered(frozen, "cuda") and "xi32>" in lowered(frozen, "cuda")
+    assert "xi8>" not in lowered(frozen, "cpu") and "xi8>" not in lowered(layer.init(KEY, x), "cuda")
+    wide = layer.clone(kernel_quantizer=make_quantizer(WEIGHT_QUANTIZERS, "wrpn", bits=8))
+    assert wide._sums_of_bytes(1040) and not wide._sums_of_bytes(1041) and layer._sums_of_bytes(2**24 // 127)
 
 
 @pytest.mark.parametrize(
