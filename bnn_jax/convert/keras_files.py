@@ -4,10 +4,12 @@ Kernels are HWIO and (inputs, features), and images have the channels last, as h
 unless the file holds the model's config, goes into its variance; one without scale or center has ones and zeros here.
 """
 
+import fnmatch
 import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -49,14 +51,21 @@ def from_keras(
     image_shape: Sequence[int],
     *,
     names: Mapping[str, str] | None = None,
+    in_order: bool = False,
+    ignored: Sequence[str] = (),
     fresh: Sequence[str] = (),
-    epsilon: float = EPSILON,
+    epsilon: float | Mapping[str, float] = EPSILON,
 ) -> dict[str, Any]:
     """The variables of a network from a file of Keras's or larq's.
 
-    Without `names` layers are told by their order: the quantized kernels (of layers named quant_...), the others and
-    the batch norms, each kind by itself, as both programs make them.  A network whose branches meet again has no such
-    order, and needs `names`.
+    Without `names` layers are told by their order: convolutions, depthwise ones, dense layers and batch norms, each
+    kind by itself and, where both are there, the quantized (named quant_...) apart from the others.  In a network whose
+    branches meet again the order in which a program makes layers may be another one than that of their calls here: it
+    needs `names`, or the word that it is the same, `in_order`, as for QuickNet of larq's zoo:
+
+        from_keras(path, build_model("quicknet", num_classes=1000), (224, 224, 3), in_order=True,
+                   ignored=["depthwise_conv2d*"],
+                   epsilon={"batch_normalization": 1e-3, "batch_normalization_[12]": 1e-3, "*": 1e-5})
 
     Args:
       path: an .h5 file, with or without the model, or a .weights.h5 file.
@@ -64,8 +73,11 @@ def from_keras(
         its "magnitude_aware_sign" `magnitude_aware`.
       image_shape: (height, width, channels) of its images.
       names: path of a module here -> name of the layer there, as {"conv1": "quant_conv2d_3"}.
+      in_order: both programs make the layers of each kind in the same order, also where branches meet.
+      ignored: patterns of layers there that are not wanted.
       fresh: patterns of variables here, as params/head/*, that are left out, to be initialised.
-      epsilon: of batch norms there, where the file does not hold the model.
+      epsilon: of batch norms there, where the file does not hold the model; or by patterns of their names, of which the
+        first that fits holds.
 
     Raises:
       UsageError: listing what is missing, unknown or of another shape; for a file that is none of these; if the package
@@ -73,32 +85,46 @@ def from_keras(
 
     Strides with padding "same" are not what `padding=1` is here: Keras pads more at the end. Give layers "SAME".
     """
-    found, target = read_keras(path), describe(model, image_shape)
-    names = _by_order(found, target) if names is None else dict(names)
+    found, target = read_keras(path, ignored), describe(model, image_shape)
+    names = _by_order(found, target, in_order) if names is None else dict(names)
     modules = {module_and_leaf(name)[0] for name in target.variables}
     wrong = [f"`names` has {here}, which the network does not have" for here in sorted(names.keys() - modules)]
     arrays = {f"{layer}/{leaf}": array for layer, leaves in found.layers.items() for leaf, array in leaves.items()}
     sources = {}
-    for name in target.variables:
+    for name, like in target.variables.items():
         module, leaf = module_and_leaf(name)
-        if module not in names:
-            continue
-        layer, is_norm = names[module], module in target.norms
-        theirs = (_NORM_LEAVES if is_norm else _LEAVES).get(leaf, leaf)
-        source = f"{layer}/{theirs}"
-        if is_norm and theirs in _USUAL and layer in found.layers and source not in arrays:
-            like = target.variables[name]
-            sources[name] = Source((), lambda like=like, value=_USUAL[theirs]: np.full(like.shape, value))
-        elif leaf == "var" and is_norm:
-            shift = found.epsilons.get(layer, epsilon) - target.norms[module]
-            sources[name] = Source((source,), lambda x, shift=shift: x.astype(np.float64) + shift)
-        else:
-            sources[name] = Source((source,), lambda x: x)
+        if module in names:
+            layer, is_norm = names[module], module in target.norms
+            theirs = (_NORM_LEAVES if is_norm else _LEAVES).get(leaf, leaf)
+            if theirs == "kernel" and module in target.grouped:
+                theirs = "depthwise_kernel"
+            shift = _epsilon_of(layer, found, epsilon) - target.norms[module] if is_norm and leaf == "var" else 0.0
+            sources[name] = Source((f"{layer}/{theirs}",), partial(_made, like=like, shift=shift))
+            if is_norm and theirs in _USUAL and layer in found.layers and f"{layer}/{theirs}" not in arrays:
+                sources[name] = Source((), partial(np.full, like.shape, _USUAL[theirs]))
     return assemble(arrays, target, sources, fresh=fresh, wrong=wrong)
 
 
-def read_keras(path: str | os.PathLike[str]) -> KerasWeights:
-    """The layers and arrays of an .h5 or .weights.h5 file.
+def _made(array: np.ndarray, *, like: Any, shift: float) -> np.ndarray:
+    """A variable from an array there: a depthwise kernel (h, w, inputs, multiple), a 1x1 kernel of a dense layer."""
+    if array.ndim == len(like.shape) == 4 and like.shape[2] == 1 and array.shape[3] == 1:
+        return array.reshape(*array.shape[:2], 1, -1)
+    if array.ndim == 4 and len(like.shape) == 2 and array.shape[:2] == (1, 1):
+        return array[0, 0]
+    return array.astype(np.float64) + shift if shift else array
+
+
+def _epsilon_of(layer: str, found: KerasWeights, epsilon: float | Mapping[str, float]) -> float:
+    if layer in found.epsilons or not isinstance(epsilon, Mapping):
+        return found.epsilons.get(layer, epsilon)
+    fitting = [value for pattern, value in epsilon.items() if fnmatch.fnmatchcase(layer, pattern)]
+    if not fitting:
+        raise UsageError(f"`epsilon` (={dict(epsilon)}) has none for {layer}; add one for '*'")
+    return fitting[0]
+
+
+def read_keras(path: str | os.PathLike[str], ignored: Sequence[str] = ()) -> KerasWeights:
+    """The layers and arrays of an .h5 or .weights.h5 file, but the ignored ones.
 
     Raises:
       UsageError: as :func:`from_keras`.
@@ -111,13 +137,16 @@ def read_keras(path: str | os.PathLike[str]) -> KerasWeights:
         file = h5py.File(path, "r")
     except OSError as error:
         raise UsageError(f"`path` (={path}) is no HDF5 file ({error}); give an .h5 or .weights.h5 file") from None
+    wanted = lambda layers: {
+        name: leaves for name, leaves in layers.items() if not any(fnmatch.fnmatchcase(name, p) for p in ignored)
+    }
     with file:
         root = file.get("model_weights", file)
         if "layer_names" in root.attrs:
-            return KerasWeights(_legacy_layers(root), _epsilons(file), ordered=True)
+            return KerasWeights(wanted(_legacy_layers(root)), _epsilons(file), ordered=True)
         for group in ("layers", "_layer_checkpoint_dependencies"):
             if group in file:
-                return KerasWeights(_numbered_layers(file[group]), {}, ordered=False)
+                return KerasWeights(wanted(_numbered_layers(file[group])), {}, ordered=False)
         held = ", ".join(file) or "nothing"
     raise UsageError(f"`path` (={path}) holds no layers of Keras's, but {held}; save them: model.save_weights(...)")
 
@@ -152,7 +181,8 @@ def _numbered_layers(group: Any) -> dict[str, dict[str, np.ndarray]]:
         if not arrays:
             continue
         vectors = all(array.ndim == 1 for array in arrays)
-        leaves = ["gamma", "beta", "moving_mean", "moving_variance"][-len(arrays) :] if vectors else ["kernel", "bias"]
+        kernel = "depthwise_kernel" if "depthwise" in name else "kernel"
+        leaves = ["gamma", "beta", "moving_mean", "moving_variance"][-len(arrays) :] if vectors else [kernel, "bias"]
         if len(arrays) > len(leaves):
             raise UsageError(f"`path` has the layer {name} of {len(arrays)} variables, which is none of those known")
         layers[name] = dict(zip(leaves, arrays))
@@ -165,28 +195,41 @@ def _natural(name: str) -> tuple[str, int]:
     return match[1], int(match[2] or 0)
 
 
-def _by_order(found: KerasWeights, target: Target) -> dict[str, str]:
+def _by_order(found: KerasWeights, target: Target, in_order: bool) -> dict[str, str]:
     """Modules here -> layers there, each kind in its order."""
-    if target.branches:
+    if target.branches and not in_order:
         raise UsageError(
             "`names` (=None) must say which layer is which, as {'stem': 'conv2d'}, for branches of this network meet; "
             f"its modules are {', '.join((*target.layers, *target.norms))}, the file's layers {', '.join(found.layers)}"
         )
-    quantized = {module_and_leaf(name)[0] for name in target.variables if name.endswith(f"/{LATENT_KERNEL}")}
-    ranks = {module_and_leaf(n)[0]: len(v.shape) for n, v in target.variables.items() if n.endswith("kernel")}
-    ours: dict[Any, list[str]] = {}
-    for path in target.layers:
-        ours.setdefault((path in quantized, ranks[path]), []).append(path)
-    ours["norms"] = list(target.norms)
-    theirs: dict[Any, list[str]] = {}
+    theirs: dict[str, list[str]] = {"conv": [], "depthwise": [], "dense": [], "norm": []}
     for layer, leaves in found.layers.items():
-        kind = (layer.startswith("quant"), leaves["kernel"].ndim) if "kernel" in leaves else "norms"
-        theirs.setdefault(kind, []).append(layer)
+        weights = "dense" if "kernel" in leaves and leaves["kernel"].ndim == 2 else "conv"
+        kind = weights if "kernel" in leaves else "depthwise" if "depthwise_kernel" in leaves else "norm"
+        theirs[kind].append(layer)
+    ranks = {module_and_leaf(n)[0]: len(v.shape) for n, v in target.variables.items() if n.endswith("kernel")}
+    ours: dict[str, list[str]] = {"conv": [], "depthwise": [], "dense": [], "norm": list(target.norms)}
+    for path in target.layers:
+        # Without dense layers there, a 1x1 convolution of a flattened image is one.
+        weights = "dense" if ranks[path] == 2 and theirs["dense"] else "conv"
+        ours["depthwise" if path in target.grouped else weights].append(path)
+    quantized = {module_and_leaf(name)[0] for name in target.variables if name.endswith(f"/{LATENT_KERNEL}")}
     names = {}
     for kind, layers in theirs.items():
-        automatic = len({_natural(layer)[0] for layer in layers}) == 1
-        if not automatic and not found.ordered:
-            listed = ", ".join(layers)
-            raise UsageError(f"`names` (=None) must say which layer is which: the file has no order of {listed}")
-        names |= dict(zip(ours.get(kind, []), sorted(layers, key=_natural) if automatic else layers))
+        named = [layer.startswith("quant") for layer in layers]
+        for is_quantized in (True, False):
+            some = [layer for layer, is_named in zip(layers, named) if is_named == is_quantized]
+            apart = any(named) and not all(named)
+            paths = [path for path in ours[kind] if not apart or (path in quantized) == is_quantized]
+            names |= dict(zip(paths, _in_order(some, found.ordered))) if some else {}
     return names
+
+
+def _in_order(layers: list[str], ordered: bool) -> list[str]:
+    """Layers with names that Keras gave, which count them, by their numbers; others as the file has them."""
+    if len({_natural(layer)[0] for layer in layers}) == 1:
+        return sorted(layers, key=_natural)
+    if not ordered:
+        listed = ", ".join(layers)
+        raise UsageError(f"`names` (=None) must say which layer is which: the file has no order of {listed}")
+    return layers

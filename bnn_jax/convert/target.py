@@ -21,6 +21,7 @@ class Target(NamedTuple):
     Attributes:
       variables: name, as params/conv1/latent_kernel, -> shape and dtype.
       layers: paths of the layers with a kernel, in the order of their calls.
+      grouped: those among them that convolve in groups.
       norms: path of a batch norm -> its epsilon, in that order.
       flattened: sizes of images that are flattened: product -> (height, width, channels).
       branches: whether results of two layers meet, so that the order of calls does not say which layer is which.
@@ -28,6 +29,7 @@ class Target(NamedTuple):
 
     variables: dict[str, ShapeDtypeStruct]
     layers: tuple[str, ...]
+    grouped: frozenset[str]
     norms: dict[str, float]
     flattened: dict[int, tuple[int, int, int]]
     branches: bool
@@ -35,7 +37,7 @@ class Target(NamedTuple):
 
 def describe(model: nn.Module, image_shape: Sequence[int]) -> Target:
     """The :class:`Target` that a network for images (height, width, channels) is; nothing is computed."""
-    layers: dict[str, None] = {}
+    layers: dict[str, bool] = {}
     norms: dict[str, float] = {}
 
     def remember(call, arguments, options, context):
@@ -43,7 +45,7 @@ def describe(model: nn.Module, image_shape: Sequence[int]) -> Target:
         if context.method_name == "__call__":
             path = "/".join(module.path)
             if isinstance(module, BinaryConv | BinaryDense | nn.Conv | nn.Dense):
-                layers[path] = None
+                layers[path] = getattr(module, "feature_group_count", 1) > 1
             elif isinstance(module, BatchNorm | nn.BatchNorm):
                 norms[path] = module.epsilon
         return call(*arguments, **options)
@@ -54,7 +56,8 @@ def describe(model: nn.Module, image_shape: Sequence[int]) -> Target:
     variables = {name: variables[name] for name in variables if name not in ("intermediates", "packed")}
     traced = trace(partial(network_logits, model), variables, images)
     found = flatten_dict(variables, sep="/")
-    return Target(found, tuple(layers), norms, _flattened(traced), _branches(traced, {*layers, *norms}))
+    grouped = frozenset(path for path, in_groups in layers.items() if in_groups)
+    return Target(found, tuple(layers), grouped, norms, _flattened(traced), _branches(traced, {*layers, *norms}))
 
 
 def _flattened(traced: Trace) -> dict[int, tuple[int, int, int]]:

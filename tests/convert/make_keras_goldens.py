@@ -1,11 +1,13 @@
-"""Writes goldens/binarynet.h5 and .weights.h5: a network as larq's BinaryNet, by Keras, and goldens/binarynet.npz.
+"""Writes goldens/binarynet.h5, .weights.h5, quicknet.weights.h5: networks as larq's, by Keras; and their logits.
 
 KERAS_BACKEND=jax python tests/convert/make_keras_goldens.py   (needs Keras 3; the tests do not)
 
-The layers have the names and the arithmetic of larq's: Hubara et al., Binarized Neural Networks, 2016.
+The layers have the names and the arithmetic of larq's: Hubara et al., Binarized Neural Networks, 2016; Bannink et al.,
+Larq Compute Engine, 2021.
 """
 
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -21,21 +23,29 @@ def sign(x):
 
 
 class QuantConv2D(layers.Conv2D):
-    first = False
+    binary_inputs, binary_kernel, pad = True, True, 0
 
     def call(self, x):
-        return ops.conv(x if self.first else sign(x), sign(self.kernel), padding="same")
+        kernel = sign(self.kernel) if self.binary_kernel else self.kernel
+        x = sign(x) if self.binary_inputs else x
+        if self.pad:
+            x = ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=self.pad)
+        return self.activation(ops.conv(x, kernel, self.strides, padding="valid" if self.pad else "same"))
+
+
+class QuantDepthwiseConv2D(layers.DepthwiseConv2D):
+    """A depthwise layer of larq's without quantizers."""
 
 
 class QuantDense(layers.Dense):
     def call(self, x):
-        return ops.matmul(sign(x), sign(self.kernel))
+        return ops.matmul(sign(x), sign(self.kernel)) if not self.use_bias else super().call(x)
 
 
 def binarynet():
     norm = lambda: layers.BatchNormalization(scale=False)
     first = QuantConv2D(4, 3, padding="same", use_bias=False)
-    first.first = True
+    first.binary_inputs = False
     return keras.Sequential(
         [
             keras.Input((8, 8, 3)),
@@ -45,6 +55,36 @@ def binarynet():
             layers.BatchNormalization(scale=False, center=False, epsilon=2e-3),
         ]
     )
+
+
+def quicknet():
+    def conv(*arguments, binary=False, **options):
+        layer = QuantConv2D(*arguments, padding="same", use_bias=False, **options)
+        layer.binary_inputs, layer.binary_kernel, layer.pad = binary, binary, int(binary)
+        return layer
+
+    norm = partial(layers.BatchNormalization, epsilon=1e-5)
+    x = images = keras.Input((16, 16, 3))
+    x = ops.relu(layers.BatchNormalization()(conv(2, 3, strides=2)(x)))
+    x = QuantDepthwiseConv2D(3, strides=2, padding="same", use_bias=False)(x)
+    x = layers.BatchNormalization(scale=False, center=False)(x)
+    x = layers.BatchNormalization()(conv(8, 1)(x))
+    x = x + norm()(conv(8, 3, binary=True, activation="relu")(x))
+    x = layers.MaxPool2D(2, strides=1)(ops.relu(x))
+    blur = np.outer([1, 2, 1], [1, 2, 1]).reshape(3, 3, 1, 1) / 16
+    blurred = layers.DepthwiseConv2D(3, strides=2, padding="same", use_bias=False, trainable=False)
+    x = blurred(x)
+    blurred.set_weights([np.repeat(blur, 8, 2)])
+    x = norm()(conv(16, 1)(x))
+    x = x + norm()(conv(16, 3, binary=True, activation="relu")(x))
+    return keras.Model(images, QuantDense(7)(ops.mean(ops.relu(x), (1, 2))))
+
+
+def randomize(model):
+    rng = np.random.default_rng(0)
+    for variable in model.trainable_weights + [w for w in model.weights if "moving" in w.name]:
+        low, high = {"moving_variance": (0.1, 2), "gamma": (0.5, 1.5)}.get(variable.name, (-1, 1))
+        variable.assign(rng.uniform(low, high, variable.shape).round(2))
 
 
 def repack(source, target):
@@ -61,14 +101,12 @@ def repack(source, target):
 
 
 if __name__ == "__main__":
-    keras.utils.set_random_seed(0)
-    model, rng = binarynet(), np.random.default_rng(0)
-    for variable in model.weights:
-        low, high = {"moving_variance": (0.1, 2), "gamma": (0.5, 1.5)}.get(variable.name, (-1, 1))
-        variable.assign(rng.uniform(low, high, variable.shape).round(2))
-    images = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype(np.float32)
-    np.savez(FOLDER / "binarynet.npz", logits=np.asarray(model(images, training=False)))
-    for name, save in (("binarynet.h5", model.save), ("binarynet.weights.h5", model.save_weights)):
-        with tempfile.TemporaryDirectory() as folder:
-            save(Path(folder, name))
-            repack(Path(folder, name), FOLDER / name)
+    for name, model in (("binarynet", binarynet()), ("quicknet", quicknet())):
+        randomize(model)
+        images = np.random.default_rng(0).normal(size=(3, *model.input_shape[1:])).astype(np.float32)
+        np.savez(FOLDER / f"{name}.npz", logits=np.asarray(model(images, training=False)))
+        for file, save in ((f"{name}.h5", model.save), (f"{name}.weights.h5", model.save_weights)):
+            with tempfile.TemporaryDirectory() as folder:
+                if file != "quicknet.h5":
+                    save(Path(folder, file))
+                    repack(Path(folder, file), FOLDER / file)

@@ -59,6 +59,26 @@ def test_every_form_of_the_file_has_the_same_weights(converted, tmp_path):
     assert converted["params"]["norm2"]["scale"].std() > 0
 
 
+QUICKNET = build_model("quicknet", num_classes=7, width=8, options={"stage_sizes": (1, 1)})
+EPSILONS = {"batch_normalization": 1e-3, "batch_normalization_[12]": 1e-3, "*": 1e-5}
+
+
+@pytest.mark.full
+def test_a_network_with_branches_whose_layers_are_in_order():
+    """QuickNet: convolutions without quantizers that larq names so, depthwise kernels, epsilons of two kinds."""
+    given = {"in_order": True, "ignored": ["depthwise_conv2d*"]}
+    path, shape = GOLDENS / "quicknet.weights.h5", (16, 16, 3)
+    variables = from_keras(path, QUICKNET, shape, epsilon=EPSILONS, **given)
+    images = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
+    with np.load(GOLDENS / "quicknet.npz") as file:
+        logits = file["logits"]
+    ours = jax.jit(lambda variables, images: network_logits(QUICKNET, variables, images))(variables, images)
+    assert logits.std() > 0.1
+    np.testing.assert_allclose(ours, logits, rtol=1e-5, atol=1e-5)
+    with pytest.raises(UsageError, match=r"`epsilon` \(={'x': 0.1}\) has none for batch_norm.*; add one for '\*'"):
+        from_keras(path, QUICKNET, shape, epsilon={"x": 0.1}, **given)
+
+
 def test_what_does_not_fit_is_listed(tmp_path):
     path = as_keras_2(tmp_path / "old.h5")
     deeper = build_model("bnn_convnet", num_classes=7, width=4, options={"stage_sizes": (2, 1), "dense_layers": 1})

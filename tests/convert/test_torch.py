@@ -35,8 +35,7 @@ def golden(name):
 
 def network(name):
     settings, options = NETWORKS[name]
-    width = 2 if name in ("reactnet_a", "irnet_resnet20") else 4
-    return build_model(settings, num_classes=7, width=width, options=options)
+    return build_model(settings, num_classes=7, width=2, options=options)
 
 
 def assert_same(model, variables, logits):
@@ -82,7 +81,7 @@ def test_flat_and_shaped_kernels_are_the_same():
     model = network("bireal")
     shaped = {key.replace(".weights", ".weight"): a for key, a in state.items()}
     unit = "layer2.1.binary_conv.weight"
-    shaped[unit] = shaped[unit].reshape(8, 8, 3, 3)
+    shaped[unit] = shaped[unit].reshape(4, 4, 3, 3)
     one, two = (from_torch(s, model, SHAPE, layout="bireal") for s in (state, shaped))
     assert jax.tree.all(jax.tree.map(np.array_equal, one, two))
     kernel = one["params"]["stage2_block1"]["conv2"]["latent_kernel"]
@@ -100,14 +99,14 @@ def test_epsilon_goes_into_the_variance():
 def test_what_does_not_fit_is_listed():
     state, _ = golden("bireal")
     model = network("bireal")
-    changed = state | {"extra.weight": np.ones(3), "fc.weight": np.ones((9, 8), np.float32)}
+    changed = state | {"extra.weight": np.ones(3), "fc.weight": np.ones((9, 4), np.float32)}
     del changed["layer1.1.bn1.bias"]
     with pytest.raises(UsageError) as refused:
         from_torch(changed, model, SHAPE, layout="bireal")
     text = str(refused.value)
     assert "missing: layer1.1.bn1.bias;" in text
     assert "unknown: extra.weight;" in text
-    assert "of another shape: fc.weight (9, 8) for params/head/kernel (8, 7);" in text
+    assert "of another shape: fc.weight (9, 4) for params/head/kernel (4, 7);" in text
     with pytest.raises(
         UsageError, match=r"for none of bireal, .* fits; bireal is nearest: .*missing: layer1\.1\.bn1\.bias"
     ):
@@ -116,9 +115,9 @@ def test_what_does_not_fit_is_listed():
     fresh = from_torch(state, model, SHAPE, fresh=("params/head/*",))
     assert "head" not in fresh["params"]
     with pytest.raises(UsageError, match=r"not finite: bn1\.weight"):
-        from_torch(state | {"bn1.weight": np.full(4, np.nan)}, model, SHAPE, fresh=("params/head/*",))
+        from_torch(state | {"bn1.weight": np.full(2, np.nan)}, model, SHAPE, fresh=("params/head/*",))
     with pytest.raises(UsageError, match=r"of another shape: layer1\.0\.binary_conv\.weights"):
-        from_torch(state | {"layer1.0.binary_conv.weights": np.ones((3, 3, 4, 4))}, model, SHAPE, fresh=("*/head/*",))
+        from_torch(state | {"layer1.0.binary_conv.weights": np.ones((3, 3, 2, 2))}, model, SHAPE, fresh=("*/head/*",))
 
 
 def test_names_that_the_network_does_not_have():

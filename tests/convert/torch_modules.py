@@ -190,11 +190,11 @@ class LeNet(nn.Module):
 
 
 MODULES = {
-    "bireal": lambda: BiReal((4, 8), (2, 3), 7),
-    "reactnet_resnet": lambda: BiReal((4, 8), (3, 2), 7, react=True),
+    "bireal": lambda: BiReal((2, 4), (2, 3), 7),
+    "reactnet_resnet": lambda: BiReal((2, 4), (3, 2), 7, react=True),
     "reactnet_a": lambda: ReActNetA(2, [(4, 1), (8, 2), (8, 1)], 7),
     "irnet_resnet20": lambda: IRNet((2, 4, 8), (1, 2, 1), 7, cifar=True),
-    "irnet_resnet18": lambda: IRNet((4, 8), (1, 2), 7, cifar=False),
+    "irnet_resnet18": lambda: IRNet((2, 4), (1, 2), 7, cifar=False),
     "lenet": LeNet,
 }
 
@@ -216,7 +216,7 @@ def seeded(name, seed=0):
             nn.init.uniform_(part.weight, 0.05, 0.4)
         elif isinstance(part, nn.Linear) and part.in_features > 64:
             # Short numbers, for a small file.
-            part.weight.data = (part.weight.data * 64).round() / 64
+            part.weight.data = (part.weight.data * 16).round() / 16
     return module
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from bnn_jax import convert
 from bnn_jax.models.build import build_model
 
-model = build_model("bireal18", num_classes=7, width=4, options={{"stage_sizes": (2, 3)}})
+model = build_model("bireal18", num_classes=7, width=2, options={{"stage_sizes": (2, 3)}})
 variables = convert.load_weights("{folder}/bireal.npz", model, (32, 32, 3), ignored=("logits",))
 images = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
 logits, _ = model.apply(variables, images, train=False)
