@@ -93,6 +93,7 @@ def test_what_does_not_fit_is_listed(tmp_path):
         from_keras(path, MODEL, SHAPE, names={"conv9": "quant_conv2d"})
 
 
+@pytest.mark.full
 def test_branches_need_names():
     model = build_model("bireal_resnet20", num_classes=7, width=4, options={"stage_sizes": (1,)})
     with pytest.raises(UsageError, match=r"`names` \(=None\) must say which layer is which, .* for branches"):

@@ -53,6 +53,7 @@ def test_the_logits_are_those_of_the_module(name):
     assert_same(model, from_torch(state, model, SHAPE), logits)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_layout_takes_every_array_exactly_once(name):
     """Also as a checkpoint of DataParallel; each number of the state is in the variables, but those it does not use."""
@@ -76,6 +77,7 @@ def test_another_module_by_a_map_of_names():
     assert_same(model, from_torch(state, model, SHAPE, names=LENET), logits)
 
 
+@pytest.mark.full
 def test_flat_and_shaped_kernels_are_the_same():
     state, _ = golden("bireal")
     model = network("bireal")
@@ -88,6 +90,7 @@ def test_flat_and_shaped_kernels_are_the_same():
     np.testing.assert_array_equal(kernel.transpose(3, 2, 0, 1), shaped[unit])
 
 
+@pytest.mark.full
 def test_epsilon_goes_into_the_variance():
     state, _ = golden("bireal")
     model = network("bireal")
@@ -114,6 +117,12 @@ def test_what_does_not_fit_is_listed():
     del state["fc.bias"]
     fresh = from_torch(state, model, SHAPE, fresh=("params/head/*",))
     assert "head" not in fresh["params"]
+
+
+@pytest.mark.full
+def test_numbers_that_are_not_finite_and_kernels_of_another_layout():
+    state, _ = golden("bireal")
+    model = network("bireal")
     with pytest.raises(UsageError, match=r"not finite: bn1\.weight"):
         from_torch(state | {"bn1.weight": np.full(2, np.nan)}, model, SHAPE, fresh=("params/head/*",))
     with pytest.raises(UsageError, match=r"of another shape: layer1\.0\.binary_conv\.weights"):

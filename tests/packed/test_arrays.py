@@ -64,6 +64,7 @@ def found(everything):
     return arrays(everything[0])
 
 
+@pytest.mark.full
 def test_numpy_alone_computes_the_logits(everything, found):
     images = images_of(SHAPE)
     wanted = np.asarray(everything[0].logits(images))
@@ -71,6 +72,7 @@ def test_numpy_alone_computes_the_logits(everything, found):
     np.testing.assert_allclose(numpy_program.logits(found, images), wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
 
 
+@pytest.mark.full
 def test_what_the_arrays_are(everything, found):
     """The names, shapes and dtypes that the documentation states; codes and scales of the latent weights."""
     params = everything[1]["params"]
@@ -132,6 +134,7 @@ int main(void) {  /* The integer sums of conv1 where every input is +1 but those
 """
 
 
+@pytest.mark.full
 def test_a_c_program_sums_a_layer(everything, found, tmp_path):
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
@@ -177,7 +180,7 @@ def test_a_trained_network_has_the_same_accuracy(model, tmp_path):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", ["binary_densenet28", "reactnet18", "tbn_resnet18", "vgg_small", "alexnet_dorefa"])
+@pytest.mark.parametrize("name", ["binary_densenet28", "reactnet18", "tbn_resnet18", "vgg_small"])
 def test_networks_of_the_catalogue(name):
     side = SIDES.get(name, 8)
     packed, _ = packed_of(make_model(small(name), num_classes=5), (side, side, 3))

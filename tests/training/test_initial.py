@@ -62,6 +62,7 @@ def test_the_variables_of_a_run_are_its_network_s(first, dataset):
         assert all(np.array_equal(found[name], expected[name]) for name in found)
 
 
+@pytest.mark.full
 def test_another_file_is_another_run(first, dataset, tmp_path):
     _, variables = first
     path, config = tmp_path / "weights.npz", replace(CONFIG, init_from=str(tmp_path / "weights.npz"))
@@ -74,6 +75,7 @@ def test_another_file_is_another_run(first, dataset, tmp_path):
         train(CONFIG, tmp_path / "run", data=dataset)
 
 
+@pytest.mark.full
 def test_what_does_not_fit_is_listed_and_what_is_fresh_is_not(first, dataset):
     folder, _ = first
     wider = validate(replace(CONFIG, model=ModelConfig("mnist_mlp", 4, options={"hidden_layers": 4})))
@@ -117,6 +119,7 @@ def test_it_is_one_start_or_the_other(first, dataset, tmp_path):
         train(config, tmp_path, data=dataset, warm_start=first[1])
 
 
+@pytest.mark.full
 def test_the_first_stage_starts_from_it(first, dataset, tmp_path):
     config = replace(CONFIG, init_from=str(first[0]))
     run_stages([Stage("a", config), Stage("b", config, initialise_from="a")], tmp_path, data=dataset)
