@@ -13,8 +13,8 @@ from typing import Annotated
 
 import tyro
 
+from bnn_jax.checks import look_up
 from bnn_jax.cli.options import TrainingOptions
-from bnn_jax.errors import unknown_name
 from bnn_jax.names import last_part
 from bnn_jax.stages.recipes import RECIPES
 from bnn_jax.stages.stage import replace_stage, run_stages
@@ -36,19 +36,18 @@ class Arguments(TrainingOptions):
 def main() -> None:
     arguments = parse(Arguments, __doc__)
     config, recipe = arguments.settings, arguments.recipe
-    if recipe not in RECIPES:
-        raise unknown_name("recipe", recipe, RECIPES)
-    workdir = arguments.workdir or Path("runs") / f"{config.name}_{recipe}_seed{config.seed}"
-    check_applied(load_config(arguments.config), config, RECIPES[recipe], f"the recipe {recipe}")
+    make_stages = look_up("recipe", recipe, RECIPES)
+    workdir = arguments.workdir or Path("runs") / f"{config.name}_{last_part(recipe)}_seed{config.seed}"
+    check_applied(load_config(arguments.config), config, make_stages, f"the recipe {recipe}")
     use_compilation_cache()
-    stages = RECIPES[recipe](config)
+    stages = make_stages(config)
     for name, folder in arguments.finished.items():
         stages = replace_stage(stages, name, folder)
     for stage in stages:
         model, optim = stage.config.model, stage.config.optim
         quantizers = f"inputs {model.input_quantizer}, kernels {model.kernel_quantizer}"
         print(f"{stage.name}: {last_part(model.name)}, {quantizers}, ", end="")
-        print(f"{optim.name} {optim.learning_rate:g}, {stage.config.epochs} epochs")
+        print(f"{last_part(optim.name)} {optim.learning_rate:g}, {stage.config.epochs} epochs")
     training = arguments.reading() | {"devices": make_devices(arguments.devices)}
     with progress_display(f"{config.name} {recipe}") as on_progress:
         results = run_stages(stages, workdir, on_progress=on_progress, announce=print, **training)

@@ -199,13 +199,16 @@ def as_optimizer(optimizer: OptimizerLike, *, argument: str = "optimizer") -> Op
         argument, optimizer, callable(found) or isinstance(found, optax.GradientTransformation), rule, error=UsageError
     )
     if isinstance(found, optax.GradientTransformation):
-        return Optimizer(lambda settings: boxed(settings, added_decay(settings), found), takes_scale_latent=True)
+        return _OF_OPTAX._replace(make=lambda settings: boxed(settings, added_decay(settings), found))
 
     @wraps(found)  # whose options these are
     def make(settings, **options):
         return boxed(settings, added_decay(settings), found(settings.learning_rate, **options))
 
-    return Optimizer(make, takes_scale_latent=True)
+    return _OF_OPTAX._replace(make=make)
+
+
+_OF_OPTAX = Optimizer(None, takes_scale_latent=True, takes_momentum=False)
 
 
 def make_optimizer(

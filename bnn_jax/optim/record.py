@@ -37,6 +37,7 @@ class Optimizer(NamedTuple):
       takes_inner_steps: whether several steps can be made on each linearised problem.
       exact_step: whether its step size is exact for a piecewise linear loss, which then is all that it can minimize.
       latent_box: the rule for the bounds of the latent weights, (lower, upper) or None.
+      takes_momentum: whether it reads the momentum of the settings; one that does not has its own among its options.
       spans_the_run: whether its steps depend on how many there are in all.
     """
 
@@ -47,6 +48,7 @@ class Optimizer(NamedTuple):
     takes_inner_steps: bool = False
     exact_step: bool = False
     latent_box: Rule | None = None
+    takes_momentum: bool = True
     spans_the_run: bool = False
 
 

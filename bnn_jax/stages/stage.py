@@ -62,8 +62,7 @@ def check_stages(stages: Sequence[Stage]) -> None:
         where = f"of stage {stage.name!r}"
         if not re.fullmatch(r"\w[\w.-]*", stage.name) or stage.name in earlier:
             raise UsageError(f"`name` (={stage.name!r}) must be new and made of letters, digits, _, - and .")
-        if isinstance(stage.transfer, str) and stage.transfer not in TRANSFERS:
-            raise unknown_name(f"transfer {where}", stage.transfer, TRANSFERS)
+        look_up(f"transfer {where}", stage.transfer, TRANSFERS)
         if stage.which not in ("best", "last"):
             raise UsageError(f"`which` (={stage.which!r}) {where} must be best or last")
         for argument, name in (("initialise_from", stage.initialise_from), ("teacher", stage.teacher)):

@@ -198,6 +198,8 @@ def _check_optimizer(optim: OptimConfig, optimizer: Optimizer) -> None:
     _require("optim.inner_steps", optim.inner_steps, one, f"is for {_listed(inner_steps)}")
     unscaled = not optim.scale_latent or optimizer.takes_scale_latent
     _require("optim.scale_latent", optim.scale_latent, unscaled, f"is for {_listed(scale_latent)}")
+    usual = optim.momentum == OptimConfig.momentum or optimizer.takes_momentum
+    _require("optim.momentum", optim.momentum, usual, "is for the table's; give its own among the `optim.options`")
     separate_decay = [name for name, other in OPTIMIZERS.items() if other.separate_decay]
     for argument, value in (("latent_weight_decay", optim.latent_weight_decay), ("decay_only", optim.decay_only)):
         decayed = not value or optimizer.separate_decay

@@ -104,6 +104,7 @@ def test_another_network_than_the_one_of_the_file_is_refused(path):
         {"name": "antigravity:Net"},
         {"name": NAME, "options": {"width": 6, "kernel_quantizer": "FILE:quantizer"}},
         {"name": "lenet", "kernel_quantizer": "FILE:quantizer"},
+        {"name": "lenet", "quantizers": {"head": ["ste_sign", "FILE:quantizer"]}},
         {"name": "lenet", "kernel_quantizer": "xnor", "kernel_quantizer_options": {"estimator": "FILE:estimator"}},
     ],
     ids=lambda model: json.dumps(model)[:70],

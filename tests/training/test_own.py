@@ -173,6 +173,8 @@ def test_an_optimizer_of_ones_own_needs_a_learning_rate():
     after = replace(before, optim=replace(before.optim, name="optax:lion"))
     with pytest.raises(UsageError, match=r"`optim.name` \(='optax:lion'\) has no settings in the config"):
         settled(before, after, {"optim.name"})
+    with pytest.raises(UsageError, match=r"`optim.momentum` \(=0.5\) is for the table's; give its own among the"):
+        validate(replace(after, optim=replace(after.optim, momentum=0.5)))
     options = replace(after.optim, options={"b3": 0.9})
     with pytest.raises(UsageError, match=r"`optim.options` \(='b3'\) is not known; did you mean 'b[12]'"):
         validate(replace(after, optim=options))
