@@ -3,19 +3,20 @@ r"""IR-Net's residual networks: hard tanh after every binary convolution and its
 from functools import partial
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from bnn_jax.errors import unknown_name
-from bnn_jax.layers import BatchNorm, BinaryConv
+from bnn_jax.layers import BatchNorm, BinaryConv, avg_pool_2x2
 from bnn_jax.models.residual import Block, ResidualNetwork, subsample_and_pad
 
-SHORTCUTS = ("pad", "conv")
+SHORTCUTS = ("pad", "conv", "pool")
 
 
 class IRBlock(Block):
     """One or two units hardtanh(BN(conv 3x3(x)) + S(x)).
 
-    S where the shape changes: subsample and pad, or conv 1x1 -> BN.
+    S where the shape changes: subsample and pad, conv 1x1 -> BN, or average pool 2 and pad on both sides.
     """
 
     units: int
@@ -31,6 +32,9 @@ class IRBlock(Block):
                 geometry = {"kernel_size": (1, 1), "strides": (stride, stride), "padding": 0}
                 x = BinaryConv(self.features, name="downsample", **geometry)(x)
                 x = BatchNorm(name="downsample_norm")(x, train=train)
+            elif x.shape != y.shape and self.shortcut == "pool":
+                x, more = avg_pool_2x2(x) if stride > 1 else x, self.features - x.shape[-1]
+                x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (more // 2, more - more // 2)))
             elif x.shape != y.shape:
                 x = subsample_and_pad(x, self.features, stride)
             x = nn.hard_tanh(x + y)
@@ -42,7 +46,8 @@ class IRNet(ResidualNetwork):
 
     stem with hard tanh -> stages of units, widths w, 2w, 4w, ..., stride 2 between them -> global mean -> BN -> dense
     unit:  hardtanh(BN(conv 3x3(q(x))) + S(x)),  S(x) = x; where the shape changes every second pixel, new channels zero
-      ("pad"), or conv 1x1, stride 2 -> BN in full precision ("conv")
+      ("pad"), conv 1x1, stride 2 -> BN in full precision ("conv"), or average pool 2, half of the new channels, which
+      are zero, in front ("pool", as ReCU, BiPer and OvSW)
 
     The stem, the 1x1 convolutions and the dense layer are in full precision.  The full-precision network has the same
     hard tanh.  IR-Net's quantizers: `ede_sign` for the inputs, `libra_pb` for the kernels.
@@ -50,7 +55,7 @@ class IRNet(ResidualNetwork):
     Attributes:
       stage_sizes: units in each stage, one convolution a unit.
       input_quantizer, kernel_quantizer: of the convolutions in the units.
-      shortcut: "pad" or "conv".
+      shortcut: "pad", "conv" or "pool".
       others: see :class:`bnn_jax.models.residual.ResidualNetwork`.
 
     Returns:

@@ -324,6 +324,7 @@ def biper(base: Config, *, frequency: float = 20.0) -> list[Stage]:
     Reference: Vargas et al., BiPer: Binary Neural Networks using a Periodic Function, CVPR 2024, arXiv:2404.01278;
     edmav4/BiPer.
     """
+    shortcut = {} if base.model.name.startswith(IR_NET) else {"shortcut": "pool"}
     networks = [
         network_of(
             base,
@@ -332,6 +333,7 @@ def biper(base: Config, *, frequency: float = 20.0) -> list[Stage]:
             inputs="recu",
             kernels="biper",
             kernel_options={"frequency": frequency, "stage": stage},
+            **shortcut,
         )
         for stage in (1, 2)
     ]

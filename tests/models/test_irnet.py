@@ -18,7 +18,7 @@ from networks import (
     shapes_of,
     without_gradient,
 )
-from numpy_layers import correlate, normalize, signs, stem_of
+from numpy_layers import correlate, means_of_2x2, normalize, signs, stem_of
 
 from bnn_jax.models.irnet import IRBlock, IRNet, irnet_resnet18, irnet_resnet20, irnet_resnet34
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
@@ -49,7 +49,13 @@ def test_large_networks_have_the_weights_of_the_published_table(constructor, lay
 
 @pytest.mark.parametrize(
     ("stride", "features", "units", "shortcut", "quantizers"),
-    [(1, 3, 1, "pad", SIGNS), (2, 6, 2, "pad", SIGNS), (2, 6, 1, "conv", SIGNS), (2, 6, 2, "conv", REAL)],
+    [
+        (1, 3, 1, "pad", SIGNS),
+        (2, 6, 2, "pad", SIGNS),
+        (2, 6, 1, "conv", SIGNS),
+        (2, 6, 2, "conv", REAL),
+        (2, 6, 2, "pool", SIGNS),
+    ],
 )
 def test_a_block_equals_numpy(stride, features, units, shortcut, quantizers):
     block = IRBlock(features, stride, conv_of(**quantizers), units, shortcut)
@@ -61,11 +67,12 @@ def test_a_block_equals_numpy(stride, features, units, shortcut, quantizers):
         inputs, kernel = (expected, kernel) if quantizers is REAL else (signs(expected), signs(kernel))
         y = normalize(correlate(inputs, kernel, stride, padding=1), variables, f"norm{unit}")
         if unit == 1:
-            expected = expected[:, ::stride, ::stride]
+            expected = means_of_2x2(expected) if shortcut == "pool" else expected[:, ::stride, ::stride]
             if shortcut == "conv":
                 expected = normalize(expected @ params["downsample"]["kernel"][0, 0], variables, "downsample_norm")
             else:
-                expected = np.pad(expected, ((0, 0), (0, 0), (0, 0), (0, features - 3)))
+                front = (features - 3) // 2 if shortcut == "pool" else 0
+                expected = np.pad(expected, ((0, 0), (0, 0), (0, 0), (front, features - 3 - front)))
         expected, stride = np.clip(y + expected, -1, 1), 1
     np.testing.assert_allclose(apply(block, variables, x, progress=1.0), expected, rtol=1e-4, atol=1e-4)
     assert 0.05 < (np.abs(expected) == 1).mean() < 0.95
@@ -104,5 +111,5 @@ def test_training_in_full_precision_reaches_every_parameter():
 
 
 def test_another_shortcut_is_refused():
-    with pytest.raises(ValueError, match=r"`IRNet.shortcut` \(='pool'\) is not known; .* one of: conv, pad"):
-        IRNet(num_classes=10, shortcut="pool")
+    with pytest.raises(ValueError, match=r"`IRNet.shortcut` \(='project'\) is not known; .* one of: conv, pad, pool"):
+        IRNet(num_classes=10, shortcut="project")
