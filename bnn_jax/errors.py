@@ -40,7 +40,7 @@ def exit_code_of(main: Callable[[], None], flags: Mapping[str, str] = {}) -> int
     """
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = partial(_show_warning, warnings.showwarning)
+            warnings.showwarning = partial(_show_warning, warnings.showwarning, flags)
             main()
     except UsageError as error:
         print(f"error: {renamed(str(error), flags)}", file=sys.stderr)
@@ -57,9 +57,11 @@ def exit_code_of(main: Callable[[], None], flags: Mapping[str, str] = {}) -> int
     return 0
 
 
-def _show_warning(others: Callable[..., None], message: Warning, category: type[Warning], *where: Any) -> None:
+def _show_warning(
+    others: Callable[..., None], flags: Mapping[str, str], message: Warning, category: type[Warning], *where: Any
+) -> None:
     if category.__module__.startswith("bnn_jax."):
-        print(f"warning: {message}", file=sys.stderr)
+        print(f"warning: {renamed(str(message), flags)}", file=sys.stderr)
     else:
         others(message, category, *where)
 

@@ -24,20 +24,23 @@ def progress_display(title: str) -> Iterator[OnProgress]:
     Of the texts that do not stay a log has one every thirty seconds, and none between two lines that stay.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _line_printer(title)
         return
     texts = (TextColumn("{task.description}", markup=False), TextColumn("{task.fields[text]}", markup=False))
-    with Progress(texts[0], BarColumn(), TaskProgressColumn(), texts[1], console=console) as bars:
+    columns = (texts[0], BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), texts[1])
+    with Progress(*columns, console=console) as bars:
         task = bars.add_task(title, total=None, text="starting")
 
         def show(done: int, total: int, text: str) -> None:
+            shown = text
             if text.endswith("\n"):
                 bars.console.print(f"{title}: {text.rstrip()}", markup=False, highlight=False, soft_wrap=True)
-            bars.update(task, completed=done, total=total, text=text.rstrip())
+                shown = text.partition("  ")[0].rstrip()
+            bars.update(task, completed=done, total=total, text=shown)
 
         yield show
 
