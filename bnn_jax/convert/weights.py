@@ -61,8 +61,8 @@ def from_arrays(
     for name in target.variables:
         module, leaf = module_and_leaf(name)
         theirs = names.get(name, f"{names[module]}/{leaf}" if module in names else name)
-        if theirs not in arrays and leaf in _KERNELS:
-            theirs = f"{theirs.removesuffix(leaf)}{_KERNELS[leaf]}"
+        other = f"{theirs.removesuffix(leaf)}{_KERNELS.get(leaf, leaf)}"
+        theirs = theirs if theirs in arrays or other not in arrays else other
         sources[name] = Source((theirs,), lambda array: array)
     return assemble(arrays, target, sources, ignored=ignored, fresh=fresh)
 

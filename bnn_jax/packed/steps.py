@@ -24,6 +24,8 @@ _SAME = {"convert_element_type", "stop_gradient", "copy", "copy_p", "optimizatio
 _REDUCTIONS = {"reduce_sum": "sum", "reduce_max": "max", "reduce_min": "min"}
 _POOLS = {"reduce_window_max": "max_pool", "reduce_window_sum": "sum_pool"}
 _NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1}
+_WHOLE = {"sign", "threshold", "trunc", "rint", "floor", "ceil"}
+_KEEPS_WHOLE = {"reshape", "slice", "pad", "concatenate", "transpose", "max_pool", "matmul", "conv", "multiply", "add"}
 _TO_EVEN = 1
 _AMONG_IMAGES = "that chooses among the images"
 
@@ -67,6 +69,8 @@ class Steps:
         self._known: dict[str, Ref] = {}
         inputs = [Ref(name, _shape(v.aval)) for name, v in zip(names, jaxpr.jaxpr.invars, strict=True)]
         self._named, self._batch = set(names), batch
+        whole = [np.issubdtype(v.aval.dtype, np.integer) for v in jaxpr.jaxpr.invars]
+        self._whole_numbers = {name for name, is_whole in zip(names, whole) if is_whole}
         (result,) = interpret(jaxpr, inputs, self._results, whole=(THRESHOLD,))
         self._finish(result, output)
 
@@ -108,9 +112,8 @@ class Steps:
         if params.get("name") == THRESHOLD:
             return self._step("threshold", inputs, shape)
         if name in _SAME:
-            if name == "convert_element_type" and np.issubdtype(params["new_dtype"], np.integer):
-                raise Unsupported("to whole numbers")
-            return inputs[0]
+            to_whole = name == "convert_element_type" and np.issubdtype(params["new_dtype"], np.integer)
+            return self._step("trunc", inputs, shape) if to_whole and not self._is_whole(inputs[0]) else inputs[0]
         if name in _UFUNCS:
             return self._elementwise(name, inputs, shape)
         if name in ("select_n", "clamp"):
@@ -138,7 +141,13 @@ class Steps:
             self._known[key] = Ref(f" {len(self._known)}", tuple(shape))
             step = {"output": self._known[key].name, "op": op, "inputs": given, "options": options}
             self.steps.append(step | {"layer": self._layer})
+            if op in _WHOLE or (op in _KEEPS_WHOLE and all(map(self._is_whole, inputs))):
+                self._whole_numbers.add(step["output"])
         return self._known[key]
+
+    def _is_whole(self, value: Any) -> bool:
+        """Whether a value is known to hold whole numbers."""
+        return value.name in self._whole_numbers if isinstance(value, Ref) else bool(np.all(value % 1 == 0))
 
     def _input(self, value: Any) -> str | float:
         """The name of a value, or a number where a constant is the same everywhere."""
