@@ -22,6 +22,7 @@ from bnn_jax.bitops.conv import Geometry
 from bnn_jax.bitops.matmul import WIDE_VECTORS
 from bnn_jax.bitops.paths import PATHS, chosen_path
 from bnn_jax.bitops.planes import PackedBase, conv_product, dense_product, pack_codes, unpack_codes
+from bnn_jax.layers import conv as layer_conv
 from bnn_jax.models.build import build_model
 from bnn_jax.outputs import logits_of
 from bnn_jax.packed import PackedModel, freeze, paths_of, save, take_path
@@ -180,9 +181,15 @@ def _medians(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str,
 
 
 def _products(
-    x: np.ndarray, base: PackedBase, packed: Callable[..., Any], real: Callable[..., Any], kernel: np.ndarray
+    x: np.ndarray,
+    base: PackedBase,
+    packed: Callable[..., Any],
+    real: Callable[..., Any],
+    kernel: np.ndarray,
+    *,
+    of_layer: Callable[..., Any],
 ) -> dict[str, Callable[[], Any]]:
-    """The five products of activations and a kernel in XLA."""
+    """The five products of activations and a kernel in XLA; `of_layer` is that of numbers in a layer."""
     activations, words = jnp.asarray(x), jax.block_until_ready(jax.jit(lambda x: pack(x >= 0))(jnp.asarray(x)))
     jit = partial(jax.jit, compiler_options=WIDE_VECTORS)
     # Arrays alone as arguments: a dataclass among them costs some tens of microseconds in every call.
@@ -192,7 +199,7 @@ def _products(
     weights = jnp.asarray(kernel)
     float32, int8 = jit(real), jit(partial(real, preferred_element_type=jnp.int32))
     unpacked = lambda words: unpack_codes(PackedBase(words, None, SIGNS), kernel.shape)
-    numbers = jit(lambda x, words: real(jnp.where(x >= 0, 1.0, -1.0), unpacked(words)).astype(jnp.int32))
+    numbers = jit(lambda x, words: of_layer(jnp.where(x >= 0, 1.0, -1.0), unpacked(words)).astype(jnp.int32))
     return {
         "packed": lambda: run(words, base.words),
         "packed_from_float": lambda: from_float(activations, base.words),
@@ -209,14 +216,14 @@ def _matmul(shape: tuple[int, int, int], repeats: int) -> dict[str, Any]:
     base = PackedBase(pack_codes(jnp.asarray(kernel), SIGNS), None, SIGNS)
     packed = partial(dense_product, values=SIGNS, shape=(k, n))
     real = lambda x, w, **options: lax.dot_general(x, w, (((1,), (0,)), ((), ())), **options)
-    functions = _products(x, base, packed, real, kernel)
+    functions = _products(x, base, packed, real, kernel, of_layer=real)
     functions |= _torch_peer(lambda torch: partial(torch.matmul, torch.from_numpy(x), torch.from_numpy(kernel)))
     bnn_lab = _installed("bnn.kernels.packed")
     if bnn_lab is not None and k % 64 == 0:
         bnn_lab.set_num_threads(os.cpu_count())
         rows, columns = (_words64(x > 0), _words64(kernel.T > 0))
         functions["bnn_lab"] = lambda: bnn_lab.binary_gemm_native_prepacked(rows, columns, k)
-    path = chosen_path(fan_in=k, features=n)
+    path = chosen_path(channels=k, fan_in=k, features=n)
     return _row({"shape": [m, k, n], "path": path}, _medians(functions, repeats), m * k * n)
 
 
@@ -235,7 +242,8 @@ def _conv(conv: Conv, batch: int, repeats: int) -> dict[str, Any]:
     packed = partial(conv_product, values=SIGNS, shape=shape, geometry=geometry, pad_value=0)
     layout = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": conv.groups}
     real = lambda x, w, **options: lax.conv_general_dilated(x, w, strides, padding, **layout, **options)
-    functions = _products(x, base, packed, real, kernel)
+    of_layer = partial(layer_conv, strides=strides, padding=padding, groups=conv.groups)
+    functions = _products(x, base, packed, real, kernel, of_layer=of_layer)
     # XLA's integer convolution on CPU takes seconds.
     del functions["int8"]
 
@@ -246,10 +254,8 @@ def _conv(conv: Conv, batch: int, repeats: int) -> dict[str, Any]:
         return partial(torch.nn.functional.conv2d, inputs, weights, **window)
 
     functions |= _torch_peer(torch_conv)
-    out, path = (
-        -(-conv.side // conv.stride),
-        chosen_path(fan_in=math.prod(shape[:3]), features=shape[3], groups=conv.groups),
-    )
+    out, fan_in = -(-conv.side // conv.stride), math.prod(shape[:3])
+    path = chosen_path(channels=shape[2], fan_in=fan_in, features=shape[3], groups=conv.groups)
     ms = _medians(functions, repeats)
     ms["chosen"] = ms[{"bits": "packed_from_float", "float32": "numbers_from_float"}[path]]
     return _row({**conv._asdict(), "batch": batch, "path": path}, ms, batch * out**2 * math.prod(shape))

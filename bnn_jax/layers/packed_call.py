@@ -68,7 +68,8 @@ def _path(layer: nn.Module, packed: PackedKernel, pairs: Sequence[tuple[InputBas
     if fan_in * largest > LARGEST_EXACT:
         return ON_BITS
     groups = getattr(layer, "feature_group_count", 1)
-    return packed.path or chosen_path(fan_in=fan_in, features=packed.shape[-1], groups=groups)
+    channels, features = packed.shape[-2:]
+    return packed.path or chosen_path(channels=channels, fan_in=fan_in, features=features, groups=groups)
 
 
 def _codes(layer: nn.Module, base: InputBase, packed: PackedKernel) -> Array:

@@ -10,6 +10,7 @@ from bnn_jax.analysis.accounting import account_model
 from bnn_jax.errors import UsageError
 from bnn_jax.models.build import build_model
 from bnn_jax.packed import PackedModel, freeze, load, save, verify
+from bnn_jax.packed.artifact import _is_safe
 
 SHAPE = (8, 8, 3)
 SETTINGS = {"name": "resnet20", "width": 4, "options": {"stage_sizes": (1, 1)}}
@@ -73,6 +74,13 @@ def test_a_mixed_network_is_frozen_saved_and_loaded(tmp_path):
     np.testing.assert_array_equal(
         jax.jit(loaded.apply)(packed, images), jax.jit(loaded.apply)(loaded.variables, images)
     )
+
+
+@pytest.mark.parametrize("choice", ["os:system", ("ste_sign", "os:system"), {"kernel_quantizer": "os:system"}], ids=str)
+def test_a_file_may_not_import_what_its_settings_nest(choice):
+    assert not _is_safe({"name": "lenet", "quantizers": {"head": choice}})
+    assert not _is_safe({"name": "lenet", "options": {"quantizers": {"head": choice}}})
+    assert _is_safe({"name": "lenet", "quantizers": {"head": ("ste_sign", "xnor"), "conv1": "8-bit"}})
 
 
 @pytest.mark.parametrize(

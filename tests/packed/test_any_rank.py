@@ -71,12 +71,7 @@ def frozen(request):
 def test_the_packed_network_is_the_trained_one_on_either_path(frozen):
     layers = frozen.packed["packed"]
     assert {"threshold"} == layers["norm1"].keys() == layers["norm2"].keys() == layers["norm3"].keys()
-    paths = {
-        "grouped": "bits" if frozen.model.rank == 3 else "float32",
-        "strided": "bits",
-        "depthwise": "float32",
-        "up": "bits",
-    }
+    paths = {"grouped": "bits", "strided": "bits", "depthwise": "float32", "up": "bits"}
     for path in (None, "bits", "float32")[: frozen.model.rank]:
         found = verify(frozen.model, frozen.variables, take_path(frozen.packed, path), [frozen.normalized])
         assert found.passed
