@@ -71,8 +71,14 @@ def import_named(argument: str, name: str) -> Any:
             near = difflib.get_close_matches(step, dir(found), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise UsageError(f"`{argument}` (={name!r}) cannot be imported: {where} has no {step!r}{hint}") from None
-        found = found() if calls else found
+        found = _called(found) if calls else found
     return found
+
+
+@cache
+def _called(function: Any) -> Any:
+    """What a function without arguments returns, the same thing each time."""
+    return function()
 
 
 def _part(found: Any, step: str) -> Any:

@@ -57,7 +57,10 @@ def settings_taken(network: NetworkLike, *, argument: str = "name") -> Collectio
     constructor = entry_of(network, argument=argument).constructor
     if isinstance(constructor, nn.Module):
         return set()
-    taken = inspect.signature(constructor).parameters
+    try:
+        taken = inspect.signature(constructor).parameters
+    except ValueError:  # Some of Python's own say nothing of their arguments.
+        return None
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
     return None if takes_any else taken.keys() - {"parent"}
 

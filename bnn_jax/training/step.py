@@ -22,6 +22,7 @@ from bnn_jax.training.devices import keep_sharding, shard_batch
 from bnn_jax.training.diagnostics import COLLECTION, count_flips, diagnose, no_flips, tap_quantizers
 from bnn_jax.training.experiment import Experiment
 from bnn_jax.training.one_value import told_of_one_value
+from bnn_jax.training.phase_check import phase_is_told
 from bnn_jax.training.state import TrainState
 from bnn_jax.types import BatchLabels, BatchLogits, Images, Labels, Logits, Metrics, Params
 
@@ -36,11 +37,12 @@ def init_state(experiment: Experiment, seed: int | Integer[Array, ""], warm_star
     """
     init_key, run_key = jax.random.split(jax.random.key(seed))
     images = jnp.zeros((1, *experiment.info.shape))
-    if warm_start is None:
-        returned, variables = init_network(experiment.model, init_key, images)
-    else:
-        kept = {"mutable": DenyList("intermediates"), "rngs": {"params": init_key}}
-        returned, variables = apply_network(experiment.model, warm_start, images, **kept)
+    with phase_is_told():
+        if warm_start is None:
+            returned, variables = init_network(experiment.model, init_key, images)
+        else:
+            kept = {"mutable": DenyList("intermediates"), "rngs": {"params": init_key}}
+            returned, variables = apply_network(experiment.model, warm_start, images, **kept)
     _check_classes(experiment, logits_of(returned).shape[-1])
     model_state = dict(variables)
     params = model_state.pop("params")

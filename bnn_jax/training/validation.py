@@ -133,7 +133,16 @@ def _check_model(model: ModelConfig) -> None:
         quantized = model.input_quantizer != "full_precision"
         _require("model.input_scaling", True, quantized, "needs quantized inputs; choose a `model.input_quantizer`")
     if not shipped:
+        _require("model.name", label, _is_hashable(network), "must have tuples in the place of lists and dicts")
         _check_made(label, partial(build_model, num_classes=10, **vars(model)))
+
+
+def _is_hashable(thing: Any) -> bool:
+    try:
+        hash(thing)
+    except TypeError:
+        return False
+    return True
 
 
 def _check_data(data: DataConfig) -> None:

@@ -90,6 +90,7 @@ def test_a_network_gets_what_is_set_and_keeps_what_is_its_own():
             {"name": Own(7), "width": 8},
             r"`model.width` \(=8\) is for what makes a network, and this Own is made; leave",
         ),
+        ({"name": Own(7, blocks=[1])}, r"`model.name` \(='Own'\) must have tuples in the place of lists and dicts"),
         ({"name": 3}, r"`model.name` \(=3\) must be a name, a Flax module, its class or a function that makes one"),
         ({"name": "optax:adam"}, r"adam cannot be made: adam\(\) missing 1 required positional argument"),
         (

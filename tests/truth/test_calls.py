@@ -109,6 +109,32 @@ def test_a_step_an_evaluation_and_the_packed_network(model):
     assert account_model(model, SHAPE).binary_weights >= 3 * 3 * 3 * 8
 
 
+@pytest.mark.parametrize(
+    ("quantizer", "options", "needed"),
+    [
+        ({"input_quantizer": "ede_sign"}, {}, "progress"),
+        ({"input_quantizer": "ede_sign"}, {"train": True}, "progress"),
+        ({"kernel_quantizer": "rbnn"}, {"progress": 0.5}, "train"),
+        ({"input_quantizer": "gumbel_sign"}, {"progress": 0.5}, "train"),
+        ({"gradient_quantizer": "dorefa"}, {}, "train"),
+    ],
+)
+def test_a_layer_that_is_not_told_what_it_needs_is_refused(quantizer, options, needed):
+    """It would take every step for an evaluation."""
+
+    class Silent(nn.Module):
+        @nn.compact
+        def __call__(self, x, **flags):
+            x = BinaryConv(4, **SIGNS, name="plain")(x)
+            return nn.Dense(CLASSES)(BinaryConv(4, **SIGNS | quantizer, name="second")(x, **options).mean((1, 2)))
+
+    config = Config("test", epochs=1, batch_size=6, model=ModelConfig("resnet6"))
+    info = ImageInfo(SHAPE, CLASSES, (120.0,) * 3, (60.0,) * 3)
+    experiment = make_experiment(config, info, total_steps=1)._replace(model=Silent())
+    with pytest.raises(ValueError, match=rf"layer 'second' has quantizers that need `{needed}`, and is called without"):
+        jax.eval_shape(lambda: init_state(experiment, 0))
+
+
 def test_a_network_of_another_number_of_classes_is_refused():
     info = ImageInfo(SHAPE, 7, (120.0,) * 3, (60.0,) * 3)
     config = Config("test", epochs=1, batch_size=6, model=ModelConfig("resnet6"))
