@@ -24,6 +24,8 @@ from bnn_jax.layers.frozen import is_frozen, record, record_path
 from bnn_jax.layers.precision import dot
 from bnn_jax.precision import widened
 from bnn_jax.quantizers import QuantizerLike, mark
+from bnn_jax.quantizers.elastic import elastic_binary
+from bnn_jax.quantizers.learned_step import NORMAL_MAGNITUDE
 
 SIGNS = (-1, 1)
 
@@ -80,8 +82,8 @@ def rotary(
     Raises:
       ValueError: if `size` is odd.
 
-    >>> rotary(jnp.ones((1, 2, 1, 2)), jnp.arange(2)).ravel().round(3)
-    Array([ 1.   ,  1.   , -0.301,  1.382], dtype=float32)
+    >>> np.round(np.asarray(rotary(jnp.ones((1, 2, 1, 2)), jnp.arange(2)).ravel(), float), 3)
+    array([ 1.   ,  1.   , -0.301,  1.382])
 
     Reference: Su et al., RoFormer: Enhanced Transformer with Rotary Position Embedding, 2021, arXiv:2104.09864.
     """
@@ -131,8 +133,12 @@ class SelfAttention(nn.Module):
     Binary ones  s_q s_k / sqrt(size) sum_c sign(q_ic) sign(k_jc) + b_{p(i) - p(j)},  s_x = mean|x| over the tokens and
                  numbers of a head;  (chosen) dsign(x)/dx := 1{|x| <= 1}, the rest of the backward pass is exact
 
-    p is the place of a token on a grid, row by row.  The sum of signs is XNOR and popcount in a frozen network, with
-    the same integers, see :func:`sign_products`.
+    p is the place of a token on a grid, row by row.
+
+    Binary values  A v becomes a b sum_j 1{A_ij > a/2} sign(v_jc), a and b learned: elastic binarization from zero of
+                   the shares A and signed of the values, :func:`bnn_jax.quantizers.elastic.elastic_binary`
+
+    The sums of signs are XNOR and popcount in a frozen network, with the same integers, see :func:`sign_products`.
 
     Attributes:
       heads: how many.
@@ -142,6 +148,8 @@ class SelfAttention(nn.Module):
       binary_scores: queries and keys of one bit, as in BinaryAttention.
       grid: (height, width) of the tokens, for the bias of binary scores: the parameter `bias_table`, a value for each
         of (2 height - 1)(2 width - 1) differences and each head.  None has no bias.
+      binary_values: shares and values of one bit, as in BiT; a starts at 4 / tokens, the parameter `share_scale`, and b
+        at the value for standard normal v, `value_scale`.
       causal: a token attends to none behind it.
       rotary_base: turn queries and keys by their positions, see :func:`rotary`; None does not.
       center_norm: whether the normalization before W_o takes the mean off, see :class:`Normalized`.
@@ -157,8 +165,9 @@ class SelfAttention(nn.Module):
 
     Reference: Vaswani et al., Attention Is All You Need, 2017, arXiv:1706.03762.  Binary scores: Xiao, Zhang, Zhang,
     BinaryAttention: One-Bit QK-Attention for Vision and Diffusion Transformers, 2026, arXiv:2603.09582, with the bias
-    of its program, that of Liu et al., Swin Transformer, 2021, arXiv:2103.14030.  The normalization before W_o is that
-    of Wang et al., BitNet, 2023, arXiv:2310.11453.
+    of its program, that of Liu et al., Swin Transformer, 2021, arXiv:2103.14030.  Binary values: Liu et al., BiT:
+    Robustly Binarized Multi-distilled Transformer, 2022, arXiv:2205.13016, with one scale a layer.  The normalization
+    before W_o is that of Wang et al., BitNet, 2023, arXiv:2310.11453.
     """
 
     heads: int
@@ -168,6 +177,7 @@ class SelfAttention(nn.Module):
     gradient_quantizer: QuantizerLike = None
     binary_scores: bool = False
     grid: Pair | None = None
+    binary_values: bool = False
     causal: bool = False
     rotary_base: float | None = None
     center_norm: bool = True
@@ -210,7 +220,8 @@ class SelfAttention(nn.Module):
         if self.causal:
             later = jnp.arange(k.shape[2])[None, :] > (first + jnp.arange(x.shape[1]))[:, None]
             scores = jnp.where(later[None, None], -jnp.inf, scores)
-        y = dot(nn.softmax(scores).astype(v.dtype), v).swapaxes(1, 2).astype(x.dtype)
+        shares = nn.softmax(scores).astype(v.dtype)
+        y = (self._binary_values(shares, v) if self.binary_values else dot(shares, v)).swapaxes(1, 2).astype(x.dtype)
         y = Normalized(self.center_norm, name="out_norm")(y.reshape(*x.shape[:2], -1))
         return BinaryDenseGeneral(x.shape[-1], name="out", **quantizers)(y, **phase)
 
@@ -235,6 +246,28 @@ class SelfAttention(nn.Module):
         shape = (math.prod(2 * n - 1 for n in self.grid), self.heads)
         table = self.param("bias_table", nn.initializers.truncated_normal(0.02), shape, self.param_dtype)
         return scores + widened(table)[_relative_places(*self.grid)].transpose(2, 0, 1)[None]
+
+    @nn.nowrap
+    def _binary_values(self, shares: Array, v: Array) -> Float[Array, "batch heads queries size"]:
+        """The sums over tokens of v by its `shares`, both of one bit."""
+        starts = {"share_scale": 4 / shares.shape[-1], "value_scale": 2 * NORMAL_MAGNITUDE}
+        a, b = (
+            widened(self.param(name, nn.initializers.constant(start), (), self.param_dtype))
+            for name, start in starts.items()
+        )
+        bits, signs = (
+            elastic_binary(x, scale, signed=signed, gradient_scale=1 / math.sqrt(math.prod(x.shape[1:])))
+            for x, scale, signed in ((shares, a, False), (v, b, True))
+        )
+        p, s = (mark(quantized.codes, "input_quantizer", values=2) for quantized in (bits, signs))
+        if is_frozen(self):
+            ones = s.sum(2, keepdims=True).astype(jnp.int32)
+            integers = (sign_products(2 * p - 1, s.mT, on_bits=True) + ones) // 2
+            record_path(self, PATHS[0])
+        else:
+            integers = dot(p, s)
+        record(self, p, (0, 1), lambda: integers)
+        return integers.astype(jnp.float32) * (widened(bits.scale) * widened(signs.scale))
 
     @nn.nowrap
     def _first_position(self, tokens: int) -> Int[Array, ""]:

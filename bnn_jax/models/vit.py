@@ -60,7 +60,8 @@ class ViT(Network):
       patch_size: side of a patch in pixels; pixels that fill none are left out.
       mlp_ratio: hidden units of a block's perceptron, in widths.
       binary_scores: scores of BinaryAttention with its bias for relative positions, see
-        :class:`bnn_jax.layers.BinaryScores`, or real ones.
+        :class:`bnn_jax.layers.SelfAttention`, or real ones.
+      binary_values: shares and values of an attention of one bit too, as in BiT: every product of a block is binary.
       others: see :class:`bnn_jax.models.network.Network`.
 
     Returns:
@@ -81,6 +82,7 @@ class ViT(Network):
     patch_size: int = 4
     mlp_ratio: int = 4
     binary_scores: bool = True
+    binary_values: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -100,7 +102,8 @@ class ViT(Network):
         shape = (1, math.prod(grid), self.width)
         position = self.param("position", nn.initializers.normal(0.02), shape, jnp.float32)
         x = patches.reshape(-1, *shape[1:]) + position.astype(patches.dtype)
-        attention = partial(SelfAttention, self.heads, **self.quantizers, binary_scores=self.binary_scores, grid=grid)
+        binary = {"binary_scores": self.binary_scores, "binary_values": self.binary_values}
+        attention = partial(SelfAttention, self.heads, **self.quantizers, **binary, grid=grid)
         mlp = partial(MLP, self.mlp_ratio * self.width, **self.quantizers)
         intermediates = {}
         for block in range(1, self.depth + 1):

@@ -13,6 +13,7 @@ from bnn_jax.quantizers.binary import binary, binary_connect, full_latent, magni
 from bnn_jax.quantizers.bitnet import bitnet_activations, bitnet_b158_weights, bitnet_weights
 from bnn_jax.quantizers.certainty import c_sign
 from bnn_jax.quantizers.codes import Bases, Mark, Quantized, bases, dequantize, mark, read_mark, validate
+from bnn_jax.quantizers.elastic import elastic
 from bnn_jax.quantizers.fourier import fda, fda_activations
 from bnn_jax.quantizers.gradients import GRADIENT_QUANTIZERS, GradientQuantizer, dorefa_gradient
 from bnn_jax.quantizers.incremental import inq
@@ -117,6 +118,7 @@ ACTIVATION_QUANTIZERS: QuantizerTable = {
     "lsq": lsq_activations,
     "dsq": partial(dsq, of_weights=False),
     "bitnet": partial(of_bits, bitnet_activations, signed_codes, bits=8),
+    "elastic": elastic,
 }
 
 

@@ -32,7 +32,11 @@ def binary_attention(x, params, grid, heads):
                 (a, b), (c, d) = divmod(i, grid[1]), divmod(j, grid[1])
                 place = (a - c + grid[0] - 1) * (2 * grid[1] - 1) + (b - d + grid[1] - 1)
                 scores[i, j] += params["bias_table"][place, head]
-            parts.append(softmax(scores) @ v)
+            shares = softmax(scores)
+            if "share_scale" in params:
+                a, b = params["share_scale"], params["value_scale"]
+                shares, v = a * (shares > a / 2), b * np.where(v < 0, -1, 1)
+            parts.append(shares @ v)
         y = np.concatenate(parts, -1)
         y = y - y.mean(-1, keepdims=True)
         y = y / np.sqrt((y**2).mean(-1, keepdims=True) + 1e-6)
@@ -40,9 +44,14 @@ def binary_attention(x, params, grid, heads):
     return np.stack(outputs)
 
 
-def test_binary_attention_is_the_papers_formula():
-    attention, x = SelfAttention(heads=2, binary_scores=True, grid=(2, 3)), normal(2, 6, 8)
+@pytest.mark.parametrize("binary_values", [False, True])
+def test_binary_attention_is_the_papers_formula(binary_values):
+    """BinaryAttention's scores; and BiT's shares and values of one bit."""
+    attention, x = SelfAttention(2, binary_scores=True, grid=(2, 3), binary_values=binary_values), normal(2, 6, 8)
     variables = random_variables(attention, x)
+    if binary_values:
+        assert attention.init(KEY, x)["params"]["share_scale"] == np.float32(4 / 6)
+        variables["params"] |= {"share_scale": np.float32(0.4), "value_scale": np.float32(0.7)}
     found = attention.apply(variables, x)
     expected = binary_attention(exact(x), exact(variables["params"]), (2, 3), 2)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

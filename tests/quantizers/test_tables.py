@@ -89,6 +89,7 @@ ACTIVATION_CODES = {
     "lsq": TWO_BITS,
     "dsq": ((-3, -1, 1, 3), (1,)),
     "bitnet": tuple(range(-127, 128)),
+    "elastic": SIGN,
 }
 ENTRIES = [(WEIGHT_QUANTIZERS, name) for name in WEIGHT_CODES] + [(ACTIVATION_QUANTIZERS, n) for n in ACTIVATION_CODES]
 IDS = [f"{'weight' if table is WEIGHT_QUANTIZERS else 'activation'}-{name}" for table, name in ENTRIES]
@@ -363,6 +364,7 @@ CATALOGUE = {
             "BinaryDuo, coupled": "coupled",
             "BinaryDuo, decoupled": "decoupled",
             "BitNet": "bitnet",
+            "BiT": "elastic",
         },
     ),
     "gradients": (GRADIENT_QUANTIZERS, {"DoReFa-Net": "dorefa"}),
