@@ -3,10 +3,12 @@
 import inspect
 from typing import Any
 
+from bnn_jax.layers.arguments import QUANTIZERS
+from bnn_jax.layers.by_layer import LayerQuantizers
 from bnn_jax.models import MODELS
 from bnn_jax.models.build import entry_of
-from bnn_jax.optim import OPTIMIZERS
-from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, GRADIENT_QUANTIZERS, WEIGHT_QUANTIZERS, make_quantizer
+from bnn_jax.optim import as_optimizer
+from bnn_jax.quantizers import make_quantizer
 from bnn_jax.schedules import make_schedule
 from bnn_jax.training.config import Config, flatten, to_dict
 from bnn_jax.training.validation import with_published_quantizers
@@ -67,7 +69,7 @@ def what_spans_the_run(config: Config, epochs: int) -> str | None:
                 f"its {what} follows a curve over the whole run, whose {name}: after {config.epochs} epochs it is "
                 f"{float(old):.3g} on the curve over {config.epochs} and {float(new):.3g} on that over {epochs}"
             )
-    if OPTIMIZERS[optim.name].spans_the_run:
+    if as_optimizer(optim.name).spans_the_run:
         return f"{optim.name} reaches the bounds at the end of them"
     follower = _follows_the_run(config)
     return follower and f"{follower} follows the share of the run that is done"
@@ -75,17 +77,20 @@ def what_spans_the_run(config: Config, epochs: int) -> str | None:
 
 def _follows_the_run(config: Config) -> str | None:
     model = with_published_quantizers(config.model)
-    for table, kind in (
-        (ACTIVATION_QUANTIZERS, "input_quantizer"),
-        (WEIGHT_QUANTIZERS, "kernel_quantizer"),
-        (GRADIENT_QUANTIZERS, "gradient_quantizer"),
-    ):
+    for kind, table in QUANTIZERS.items():
         named, options = getattr(model, kind), getattr(model, f"{kind}_options")
-        if "progress" in getattr(make_quantizer(table, named, **options), "wants", ()):
+        if _wants_progress(make_quantizer(table, named, **options)):
             return f"`model.{kind}` (={named})"
+    for pattern, of_layers in LayerQuantizers(dict.fromkeys(QUANTIZERS), model.quantizers).patterns.items():
+        if any(map(_wants_progress, of_layers.values())):
+            return f"`model.quantizers` of {pattern}"
     if isinstance(model.name, str) and model.name in MODELS:
         return None
     # Quantizers inside of a network of the user's own are not seen from here.
     network = entry_of(model.name).constructor
     blind = isinstance(network, type) and "progress" not in inspect.signature(network.__call__).parameters
     return None if blind else f"`model.name` (={model.name}), for all that is known,"
+
+
+def _wants_progress(quantizer: Any) -> bool:
+    return "progress" in getattr(quantizer, "wants", ())

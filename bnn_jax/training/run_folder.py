@@ -8,6 +8,7 @@ import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,8 @@ def check_workdir(config: Config, workdir: Path, *, extend: bool = False) -> Non
             "choose another `--workdir`, or train with `--overwrite`"
         )
     old = recorded[differing.index(None)]
-    if config.epochs > old.epochs and not extend and (reason := what_spans_the_run(old, config.epochs)):
+    shorter = replace(config, epochs=old.epochs)
+    if config.epochs > old.epochs and not extend and (reason := what_spans_the_run(shorter, config.epochs)):
         raise UsageError(
             f"`epochs` is {config.epochs} now, but {workdir} holds a run with {old.epochs}, and {reason}; "
             "train with `--extend` to go on with that change, or choose another `--workdir`"

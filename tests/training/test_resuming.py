@@ -113,6 +113,14 @@ def test_an_extended_run_goes_on_along_the_longer_curve(tmp_path, dataset):
         ({"model": ModelConfig("irnet_resnet20", 4)}, "`model.input_quantizer` "),
         ({"model": ModelConfig("mnist_mlp", 4, kernel_quantizer="inq")}, r"`model.kernel_quantizer` \(=inq\) follows"),
         ({"model": ModelConfig("resnet20", 4)}, None),
+        ({"model": ModelConfig("resnet20", 4, quantizers={"stage3_*": "real"})}, None),
+        (
+            {"model": ModelConfig("resnet20", 4, quantizers={"stage3_*": (None, "inq")})},
+            r"`model.quantizers` of stage3_",
+        ),
+        ({"optim": OptimConfig("optax:lion", 0.1)}, None),
+        ({"model": ModelConfig("flax.linen:Dense")}, None),
+        ({"model": ModelConfig("bnn_jax.layers:BinaryDense")}, r"`model.name` .*, for all that is known, follows the"),
     ],
 )
 def test_what_spans_the_run(changes, words):
