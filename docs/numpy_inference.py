@@ -23,7 +23,7 @@ def conv(x, kernel, groups, **geometry):
 
 
 OPERATIONS = {name: function for name, function in vars(np).items() if isinstance(function, np.ufunc)}
-OPERATIONS |= {function.__name__: function for function in (conv, np.where, np.pad, np.transpose, np.reshape)}
+OPERATIONS |= {function.__name__: function for function in (conv, np.where, np.pad, np.transpose, np.reshape, np.tile)}
 OPERATIONS |= {
     "sign": lambda x: np.where(x < 0, np.float32(-1), np.float32(1)),
     "threshold": lambda x, threshold, direction: np.where(x >= threshold, direction, -direction),

@@ -250,6 +250,12 @@ class Steps:
     def _transpose(self, inputs, params, shape):
         return self._step("transpose", inputs, shape, axes=[int(axis) for axis in params["permutation"]])
 
+    def _tile(self, inputs, params, shape):
+        reps = [int(n) for n in params["reps"]]
+        if reps[0] != 1:
+            raise Unsupported(_AMONG_IMAGES)
+        return self._step("tile", inputs, shape, reps=reps)
+
     def _concatenate(self, inputs, params, shape):
         return self._step("concatenate", list(map(self._whole, inputs)), shape, axis=int(params["dimension"]))
 

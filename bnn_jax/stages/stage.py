@@ -181,7 +181,7 @@ def _warm_start(stage: Stage, source: Variables, dataset: Dataset | ImageStream)
 
 def _describe(stage: Stage, start: WarmStart | None) -> str:
     if start is None:
-        said = "starts from random weights"
+        said = f"starts from {stage.config.init_from or 'random weights'}"
     else:
         said = f"takes {len(start.names)} variables from {stage.initialise_from}"
         said += f", {len(start.initialised)} are initialised" if start.initialised else ""

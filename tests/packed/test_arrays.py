@@ -1,6 +1,7 @@
 """The arrays of a packed network, and programs that know nothing of this package and compute with them."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -150,6 +151,17 @@ def test_a_c_program_sums_a_layer(everything, found, tmp_path):
     shown = np.array([line.split() for line in printed.splitlines()], float)
     np.testing.assert_array_equal(shown[:, :2], np.stack([sums, codes], 1))
     np.testing.assert_array_equal(shown[:, 2].astype(np.float32), found["head/bias"][np.arange(32) % 5])
+
+
+@pytest.mark.full
+def test_the_programs_of_the_documentation_run(everything, found, capsys):
+    text = (numpy_program.PATH.parent / "weights.md").read_text()
+    names = {"network": everything[0]}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, names)
+    assert f"conv1/kernel int8 {found['conv1/kernel'].shape}" in capsys.readouterr().out
+    unpacked = np.unpackbits(names["bits"], axis=1, count=72).reshape(32, 3, 3, 8).transpose(1, 2, 3, 0)
+    np.testing.assert_array_equal(2.0 * unpacked - 1, found["conv1/kernel"])
 
 
 def test_the_program_is_short():

@@ -122,5 +122,7 @@ def test_it_is_one_start_or_the_other(first, dataset, tmp_path):
 @pytest.mark.full
 def test_the_first_stage_starts_from_it(first, dataset, tmp_path):
     config = replace(CONFIG, init_from=str(first[0]))
-    run_stages([Stage("a", config), Stage("b", config, initialise_from="a")], tmp_path, data=dataset)
+    said, stages = [], [Stage("a", config), Stage("b", config, initialise_from="a")]
+    run_stages(stages, tmp_path, data=dataset, announce=said.append)
+    assert said[0] == f"stage 1/2 a: starts from {first[0]}"
     assert [read_config(tmp_path / name).init_from for name in ("a", "b")] == [str(first[0]), None]
