@@ -29,7 +29,7 @@ from bnn_jax.training.programs import Teacher
 from bnn_jax.training.progress import OnProgress, progress_display, silent
 from bnn_jax.training.run_folder import finished_result, read_config
 from bnn_jax.training.validation import validate
-from bnn_jax.types import Images, Labels
+from bnn_jax.types import BatchLabels, Images
 
 Which = Literal["best", "last"]
 """The variables of the best validation epoch, or of the newest checkpoint."""
@@ -124,7 +124,7 @@ class Run:
         """
         return self._on_images(freeze_run(self.workdir, which=which, data=self.dataset, config=self.config).packed)
 
-    def predict(self, images: Images) -> Labels:
+    def predict(self, images: Images) -> BatchLabels:
         """The class that the network as it was trained, at its best epoch, gives to each of some uint8 images.
 
         Raises:
