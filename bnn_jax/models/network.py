@@ -39,8 +39,9 @@ class Network(nn.Module):
         :class:`bnn_jax.layers.BinaryConv` takes them; None is full precision.
       quantizers: those of single layers, as ``{"stage3_*": "real", "head": "8-bit"}``: shell-style pattern of the name
         of a layer, or of a block that it is in -> "real", "binary", "8-bit", a pair (input_quantizer, kernel_quantizer)
-        or a dict of arguments.  The first that matches counts.  Layers whose inputs stay real have the activation
-        that a network in full precision has there.  As a mapping it is the keyword arguments of a quantized layer.
+        or a dict of arguments.  The first that matches counts.  Of the layers that the network quantizes, those whose
+        inputs stay real have the activation of a network in full precision before them.  As a mapping it is the
+        keyword arguments of a quantized layer.
 
     Returns:
       (logits, intermediates): float32 (batch, num_classes), and a dict with each stage's output and the `features` that

@@ -1,16 +1,22 @@
 """Quantizers of single layers by patterns: built, accounted, trained, frozen, saved; refused where none match."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from packed_checks import initialized
+from small_models import image_shape, small
 
 from bnn_jax.analysis.accounting import account_model
 from bnn_jax.errors import UsageError
+from bnn_jax.models import MODELS
 from bnn_jax.models.build import build_model
+from bnn_jax.outputs import init_network
 from bnn_jax.packed import PackedModel, freeze, load, save, verify
 from bnn_jax.packed.artifact import _is_safe
+from bnn_jax.training.experiment import make_model
 
 SHAPE = (8, 8, 3)
 SETTINGS = {"name": "resnet20", "width": 4, "options": {"stage_sizes": (1, 1)}}
@@ -56,6 +62,18 @@ def test_real_layers_have_their_activation_and_a_real_network_takes_binary_layer
         np.testing.assert_allclose(found, logits, rtol=1e-5, atol=1e-5)
     mixed = network({"stage2_*": "binary"}, input_quantizer="full_precision", kernel_quantizer="full_precision")
     assert bits_of(mixed) == {name: 1 if name.startswith("stage2") else 32 for name in bits_of(mixed)}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in ("lenet", "binary_densenet28") else pytest.mark.full) for name in MODELS],
+)
+def test_every_network_takes_patterns(name):
+    model = make_model(replace(small(name), quantizers={"*": "real"}), num_classes=10)
+    images = jax.ShapeDtypeStruct((1, *image_shape(name, 32)), "float32")
+    _, variables = jax.eval_shape(lambda key, x: init_network(model, key, x), jax.random.key(0), images)
+    kernels = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(variables["params"])}
+    assert "kernel" in kernels and "latent_kernel" not in kernels
 
 
 @pytest.mark.full
