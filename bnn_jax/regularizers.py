@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.tree_util import DictKey
 from jaxtyping import Array, Float
 
-from bnn_jax.checks import require_floating
+from bnn_jax.checks import look_up, require_floating
 from bnn_jax.estimators import sign
 from bnn_jax.precision import widened
 from bnn_jax.types import LATENT_KERNEL, Params
@@ -170,7 +170,7 @@ def _total(terms: list[Array]) -> Float[Array, ""]:
     return sum(map(widened, terms), start=jnp.zeros((), jnp.float32))
 
 
-def penalty(params: Params, regularizer: Regularizer) -> Float[Array, ""]:
+def penalty(params: Params, regularizer: str | Regularizer) -> Float[Array, ""]:
     r"""A regularizer summed over all latent weights of a network.
 
     R = sum over parameters w named `latent_kernel` of regularizer(w, scale), where the scale is the learned one of the
@@ -178,7 +178,7 @@ def penalty(params: Params, regularizer: Regularizer) -> Float[Array, ""]:
 
     Args:
       params: nested dicts of parameters.
-      regularizer: of the table REGULARIZERS, or one's own.
+      regularizer: a name in REGULARIZERS, or a function of weights and a scale.
 
     Returns:
       A float32 scalar, 0 without latent weights.
@@ -186,11 +186,12 @@ def penalty(params: Params, regularizer: Regularizer) -> Float[Array, ""]:
     Raises: as the regularizer.
 
     >>> layer = {"latent_kernel": jnp.array([[0.5], [-2.0]]), "kernel_quantizer": {"scale": jnp.array([[1.5]])}}
-    >>> print(penalty({"conv": layer, "head": {"kernel": jnp.ones((2, 2))}}, manhattan))
+    >>> print(penalty({"conv": layer, "head": {"kernel": jnp.ones((2, 2))}}, "manhattan"))
     1.5
 
     Reference: Darabi et al., BNN+: Improved Binary Network Training, 2018, arXiv:1812.11800.
     """
+    regularizer = look_up("regularizer", regularizer, REGULARIZERS)
     leaves = dict(jax.tree_util.tree_leaves_with_path(params))
 
     def scale_of(path):

@@ -244,11 +244,11 @@ def account(function: Callable[..., Any], variables: Any, x: Any) -> Account:
     return Account(tuple(layers), batch_norm, other)
 
 
-def network_named(name: str, *, num_classes: int = 10, **settings: Any) -> Any:
-    """The Flax module of a network in MODELS, as published where the settings do not say otherwise.
+def network_named(name: str | type, *, num_classes: int = 10, **settings: Any) -> Any:
+    """The Flax module of a network, as published where the settings do not say otherwise.
 
     Args:
-      name: in MODELS.
+      name: in MODELS, package.module:Name, or a class of modules.
       num_classes: of the logits.
       **settings: what else :class:`bnn_jax.training.config.ModelConfig` has.
 
@@ -267,7 +267,7 @@ def account_model(model: Any, image_shape: tuple[int, int, int], *, num_classes:
     """:func:`account` of a network for one image, evaluated: ``model.apply(variables, images, train=False)``.
 
     Args:
-      model: a Flax module, or a name in MODELS.
+      model: a Flax module; or its class, a name in MODELS or package.module:Name, which make one.
       image_shape: (height, width, channels).
       num_classes, **settings: of a network by name, see :func:`network_named`.
 
@@ -277,7 +277,7 @@ def account_model(model: Any, image_shape: tuple[int, int, int], *, num_classes:
     >>> account_model("lenet", (32, 32, 3), kernel_quantizer="binary").binary_weights
     2850
     """
-    if isinstance(model, str):
+    if isinstance(model, str | type):
         model = network_named(model, num_classes=num_classes, **settings)
     images = ShapeDtypeStruct((1, *image_shape), "float32")
     rngs = {"params": jax.random.key(0)}

@@ -51,7 +51,7 @@ def optimizer_rows(config: Config, optimizers: Iterable[str], losses: Mapping[st
     for loss, options in losses.items():
         for optim in (select_optimizer(config, name) for name in optimizers):
             if loss == first or not as_optimizer(optim.name).exact_step or as_loss(loss).piecewise_linear:
-                label = optim.name if loss == first else f"{optim.name}-{loss}"
+                label = last_part(optim.name) if loss == first else f"{last_part(optim.name)}-{last_part(loss)}"
                 rows[label] = (replace(config, optim=optim, loss=loss, loss_options=options), {})
     return rows
 

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from bnn_jax.cli.comparisons import architecture_rows, costs_and_paths, estimator_rows, optimizer_rows, rows_of_config
+from bnn_jax.cli.comparisons import (
+    architecture_rows,
+    costs_and_paths,
+    estimator_rows,
+    optimizer_rows,
+    rows_of_config,
+    sign_estimators,
+)
 from bnn_jax.cli.options import ComparisonOptions
 from bnn_jax.errors import UsageError
 from bnn_jax.training.config import load_config
@@ -126,6 +133,22 @@ def test_rows_that_do_not_exist():
         architecture_rows(options_of("digits_xnor"), [])
     with pytest.raises(UsageError, match=r"`estimators` \(='ste_sing'\) is not known; did you mean 'ste_sign'\?"):
         estimator_rows(load_config(CONFIGS / "digits_xnor.py"), ["ste_sing"], "inputs")
+
+
+def test_rows_of_ones_own():
+    """An estimator and an optimizer by their names to import; a row, and its folder, has the last part."""
+    config = load_config(CONFIGS / "digits_xnor.py")
+    rows = estimator_rows(config, ["ste_sign", "bnn_jax.estimators:tanh_sign"], "both")
+    model = rows["tanh_sign"][0].model
+    assert model.input_quantizer == model.kernel_quantizer_options["estimator"] == "bnn_jax.estimators:tanh_sign"
+    assert sign_estimators(rows) == ["ste_sign", "bnn_jax.estimators:tanh_sign"]
+    with pytest.raises(UsageError, match=r"`estimators` \(='bnn_jax:LOSSES'\) is not known"):
+        estimator_rows(config, ["bnn_jax:LOSSES"], "both")
+    own = replace(config, optim=replace(config.optim, name="optax:lion"))
+    assert list(optimizer_rows(own, ["optax:lion"], {"cross_entropy": {}, "bnn_jax:multiclass_hinge": {}})) == [
+        "lion",
+        "lion-multiclass_hinge",
+    ]
 
 
 def test_rows_share_the_quantizers_that_the_command_names():
