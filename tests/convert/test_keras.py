@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from networks import random_variables
 
 from bnn_jax.convert import from_keras
 from bnn_jax.errors import UsageError
@@ -77,6 +78,30 @@ def test_a_network_with_branches_whose_layers_are_in_order():
     np.testing.assert_allclose(ours, logits, rtol=1e-5, atol=1e-5)
     with pytest.raises(UsageError, match=r"`epsilon` \(={'x': 0.1}\) has none for batch_norm.*; add one for '\*'"):
         from_keras(path, QUICKNET, shape, epsilon={"x": 0.1}, **given)
+
+
+@pytest.mark.full
+def test_one_by_one_convolutions_of_a_flattened_image_are_dense_layers(tmp_path):
+    """BinaryAlexNet of larq's zoo; its batch norms have no scale."""
+    model = build_model("binary_alexnet", num_classes=5, width=2)
+    variables = random_variables(model, (64, 64, 3))
+    order = ("conv1", "conv2", "conv3", "conv4", "conv5", "dense6", "dense7", "head")
+    with h5py.File(tmp_path / "net.h5", "w") as file:
+        layers = {}
+        for number, layer in enumerate(order):
+            kernel = variables["params"][layer]["latent_kernel"]
+            layers[f"quant_conv2d_{number + 3}"] = {"kernel": kernel if kernel.ndim == 4 else kernel[None, None]}
+            norm = "head_norm" if layer == "head" else f"norm{layer[-1]}"
+            statistics = variables["batch_stats"][norm]
+            arrays = {"beta": variables["params"][norm]["bias"], "moving_mean": statistics["mean"]}
+            layers[f"batch_normalization_{number + 8}"] = arrays | {"moving_variance": statistics["var"]}
+        for layer, arrays in layers.items():
+            for name, array in arrays.items():
+                file[f"{layer}/{layer}/{name}:0"] = array
+            file[layer].attrs["weight_names"] = [f"{layer}/{name}:0".encode() for name in arrays]
+        file.attrs["layer_names"] = [layer.encode() for layer in layers]
+    found = from_keras(tmp_path / "net.h5", model, (64, 64, 3), epsilon=1e-5)
+    assert jax.tree.all(jax.tree.map(np.array_equal, found, variables))
 
 
 def test_what_does_not_fit_is_listed(tmp_path):

@@ -1,0 +1,76 @@
+"""Files of weights: which they are is told by their endings and by the names in them."""
+
+import sys
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from networks import random_variables
+
+from bnn_jax.convert import from_arrays, load_weights
+from bnn_jax.errors import UsageError
+from bnn_jax.models.build import build_model
+
+SHAPE = (4, 4, 1)
+MODEL = build_model("mnist_mlp", num_classes=3, width=4, options={"hidden_layers": 1})
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return random_variables(MODEL, SHAPE)
+
+
+def test_arrays_by_their_names_here_or_by_others(variables, tmp_path):
+    flat = flatten_dict(variables, sep="/")
+    np.savez(tmp_path / "weights.npz", **flat)
+    found = load_weights(tmp_path / "weights.npz", MODEL, SHAPE)
+    assert jax.tree.all(jax.tree.map(np.array_equal, found, variables))
+    # Kernels of a network in full precision; a module and a variable of other names.
+    other = {name.replace("latent_kernel", "kernel").replace("params/dense1", "a"): x for name, x in flat.items()}
+    other["mean"] = other.pop("batch_stats/norm1/mean")
+    found = from_arrays(other, MODEL, SHAPE, names={"dense1": "a", "batch_stats/norm1/mean": "mean"})
+    assert jax.tree.all(jax.tree.map(np.array_equal, found, variables))
+    with pytest.raises(UsageError, match=r"missing: params/dense1/latent_kernel; unknown: a/kernel; give"):
+        from_arrays(other, MODEL, SHAPE, names={"batch_stats/norm1/mean": "mean"})
+    with pytest.raises(UsageError, match="`names` has dense7, which the network does not have; it has batch_stats/"):
+        from_arrays(other, MODEL, SHAPE, names={"dense7": "a"})
+
+
+def test_an_npz_of_a_state_dict(variables, tmp_path):
+    params, statistics = variables["params"], variables["batch_stats"]
+    state = {f"{layer}.weight": params[layer]["latent_kernel"].T for layer in ("dense1", "head")}
+    for norm in ("norm1", "head_norm"):
+        state |= {f"{norm}.weight": params[norm]["scale"], f"{norm}.bias": params[norm]["bias"]}
+        state |= {f"{norm}.running_mean": statistics[norm]["mean"], f"{norm}.running_var": statistics[norm]["var"]}
+    np.savez(tmp_path / "state.npz", **state)
+    names = {name: name for name in ("dense1", "head", "norm1", "head_norm")}
+    # dense1 sees a flattened image of one channel, whose order is the same in both.
+    found = load_weights(tmp_path / "state.npz", MODEL, SHAPE, names=names, epsilon=1e-4)
+    assert jax.tree.all(jax.tree.map(np.array_equal, found, variables))
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("x.onnx", r"must end in \.npz, \.pth, \.pt, \.bin, \.tar, \.h5, \.hdf5; save the arrays: numpy\.savez"),
+        ("none.npz", "is not a file; give one that ends in"),
+        ("text.npz", r"is no file of named arrays \(.*\); write one: numpy\.savez"),
+        ("text.pth", r"is read by the Python package torch, which is not installed; .*: pip install torch; or save it"),
+        ("text.h5", r"reading a file of Keras's needs the Python package h5py, .*pip install 'bnn_jax\[keras\]'"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, monkeypatch, name, rule):
+    for package in ("torch", "h5py"):
+        monkeypatch.setitem(sys.modules, package, None)
+    path = tmp_path / name
+    if path.stem == "text":
+        path.write_text("text")
+    with pytest.raises(UsageError, match=rule):
+        load_weights(path, MODEL, SHAPE)
+
+
+def test_an_option_that_a_file_does_not_have(variables, tmp_path):
+    np.savez(tmp_path / "weights.npz", **flatten_dict(variables, sep="/"))
+    with pytest.raises(UsageError, match=r"`options` \(='layout'\) is not known"):
+        load_weights(tmp_path / "weights.npz", MODEL, SHAPE, layout="bireal")
