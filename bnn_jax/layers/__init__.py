@@ -8,6 +8,7 @@ from bnn_jax.layers.convolution import conv, scaled_conv
 from bnn_jax.layers.gates import ChannelGate, ChannelInteractions
 from bnn_jax.layers.norm import BatchNorm, batch_norm
 from bnn_jax.layers.pooling import avg_pool_2x2, max_pool, mean_pool
+from bnn_jax.layers.recurrent import BinaryGRU, BinaryLSTM
 from bnn_jax.layers.scaling import OutputScale
 from bnn_jax.precision import widened
 
@@ -17,6 +18,8 @@ __all__ = [
     "BinaryConvTranspose",
     "BinaryDense",
     "BinaryDenseGeneral",
+    "BinaryGRU",
+    "BinaryLSTM",
     "ChannelGate",
     "ChannelInteractions",
     "Normalized",
