@@ -295,7 +295,9 @@ def _marks(traced: Trace) -> dict[int, Mark]:
 def multiply_accumulates(operation: Operation, values: dict[int, ShapeDtypeStruct]) -> int:
     r"""Multiply-accumulates of one run of an operation of `PRODUCTS`, over the whole batch.
 
-    convolution: batch * H_out W_out * k_h k_w * C_in C_out / groups;  dot: the outputs times the contracted sizes.
+    convolution: batch * H_out W_out * k_h k_w * C_in C_out / groups, for any spatial axes;  dot: the outputs times the
+    contracted sizes.  Zeros count as they are multiplied: those of a padding, and those that spread the inputs of a
+    transposed convolution.
     """
     left, right = (values[value].shape for value in operation.inputs)
     outputs = math.prod(values[operation.outputs[0]].shape)

@@ -299,8 +299,12 @@ def test_five_hundred_convolutions(case, seed):
     ("arguments", "shape"),
     [
         ({"kernel_size": (3,), "feature_group_count": 2, "padding": "CAUSAL"}, (2, 9, 6)),
-        ({"kernel_size": (3, 3), "feature_group_count": 6, "strides": 2}, (1, 2, 5, 5, 6)),
-        ({"kernel_size": (2, 2, 2), "input_dilation": 2, "padding": 1}, (2, 3, 3, 2, 6)),
+        pytest.param(
+            {"kernel_size": (3, 3), "feature_group_count": 6, "strides": 2}, (1, 2, 5, 5, 6), marks=pytest.mark.full
+        ),
+        pytest.param(
+            {"kernel_size": (2, 2, 2), "input_dilation": 2, "padding": 1}, (2, 3, 3, 2, 6), marks=pytest.mark.full
+        ),
     ],
     ids=str,
 )
@@ -321,3 +325,17 @@ def test_bfloat16_inputs_give_the_integers_of_float32_and_their_gradients_rounde
     for a, b in zip(jax.tree.leaves(of_kernel_too), jax.tree.leaves(of_kernel), strict=True):
         assert a.dtype == jnp.float32
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("padding", [1, "CIRCULAR"])
+def test_the_map_of_input_scales_has_the_rank_of_the_convolution(padding):
+    x = np.random.default_rng(0).normal(size=(2, 9, 5)).astype(np.float32)
+    arguments = {"kernel_size": (3,), "padding": padding, "input_quantizer": "ste_sign", "kernel_quantizer": "binary"}
+    layers = [BinaryConv(4, **arguments, input_scaling=scaling) for scaling in (True, False)]
+    variables = layers[0].init(KEY, x)
+    scaled, y = (np.asarray(layer.apply(variables, x)) for layer in layers)
+    edges = {"mode": "wrap"} if padding == "CIRCULAR" else {}
+    magnitude = np.pad(np.abs(x).mean(-1), ((0, 0), (1, 1)), **edges)
+    means = np.stack([magnitude[:, i : i + 3].mean(-1) for i in range(9)], 1)
+    np.testing.assert_allclose(scaled, y * means[..., None], rtol=1e-5)

@@ -12,7 +12,7 @@ from packed_checks import initialized
 
 from bnn_jax.analysis.accounting import account_model
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryConvTranspose, BinaryDense
-from bnn_jax.packed import PackedModel, freeze, take_path, to_stablehlo, verify, write_tflite
+from bnn_jax.packed import PackedModel, freeze, paths_of, take_path, to_stablehlo, verify, write_tflite
 
 CLASSES = 5
 
@@ -78,6 +78,12 @@ def test_the_packed_network_is_the_trained_one_on_either_path(frozen):
         taken = {name: layer.path for name, layer in found.layers.items()}
         assert taken == (paths if path is None else dict.fromkeys(paths, path))
         assert all(layer.integers for layer in found.layers.values())
+
+
+def test_another_path_is_refused(frozen):
+    with pytest.raises(ValueError, match=r"^`path` \(='fast'\) must be one of bits, float32 or None"):
+        take_path(frozen.packed, "fast")
+    assert paths_of(frozen.model, take_path(frozen.packed, "bits"), frozen.images.shape[1:])["depthwise"] == "bits"
 
 
 def test_it_is_counted_as_it_computes(frozen):
