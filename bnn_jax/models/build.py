@@ -38,13 +38,9 @@ def entry_of(network: NetworkLike, *, argument: str = "name") -> ModelEntry:
     found = look_up(argument, network, MODELS)
     if isinstance(found, ModelEntry):
         return found
-    require(
-        argument,
-        network,
-        callable(found),
-        "must be a name, a Flax module, its class or a function that makes one",
-        error=UsageError,
-    )
+    rule = "must be a name, a module of flax.linen, its class or a function that makes one"
+    holds = issubclass(found, nn.Module) if isinstance(found, type) else callable(found)
+    require(argument, last_part(network), holds, rule, "nnx has `flax.nnx.bridge.ToLinen`", error=UsageError)
     return ModelEntry(found, None, None)
 
 

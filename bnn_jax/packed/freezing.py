@@ -177,8 +177,10 @@ def _traced(model: nn.Module, variables: dict[str, Any], image_shape: ImageShape
 
 def _latent_shapes(modules: Mapping[str, nn.Module], variables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """path of a layer with quantized weights -> the shape of its kernel."""
-    quantized = (path for path, module in modules.items() if getattr(module, "kernel_quantizer", None) is not None)
-    return {path: _of_module(variables["params"], path)[LATENT_KERNEL].shape for path in quantized}
+    quantized = [path for path, module in modules.items() if getattr(module, "kernel_quantizer", None) is not None]
+    parameters = {path: _of_module(variables["params"], path) for path in quantized}
+    require_seen(quantized, [path for path in quantized if LATENT_KERNEL in parameters[path]])
+    return {path: parameters[path][LATENT_KERNEL].shape for path in quantized}
 
 
 def _usable(

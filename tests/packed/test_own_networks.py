@@ -89,7 +89,7 @@ def test_a_network_that_has_no_name_is_given(packed, tmp_path):
 def test_another_network_than_the_one_of_the_file_is_refused(path):
     with pytest.raises(UsageError, match=r"`model` \(=Plain\) is not the network that .* was written of: its tensors"):
         load(path, model=Plain(4, width=8))
-    with pytest.raises(UsageError, match=r"`model` \(=3\) must be a name, a Flax module, its class or a function"):
+    with pytest.raises(UsageError, match=r"`model` \(='int'\) must be a name, a module of flax.linen, its class"):
         load(path, model=3)
 
 
