@@ -29,7 +29,7 @@ def reshape_add(y: Float[Array, "batch h w features"], x: Float[Array, "batch ro
         x = x[..., : channels // features * features]
         x = x.reshape(*x.shape[:-1], features, channels // features).mean(-1)
     elif tile and channels < features:
-        x = jnp.tile(x, (1, 1, 1, features // channels))
+        x = jnp.concatenate([x] * (features // channels), -1)
     x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
     return y + (mean_pool(x, 3, 2, "SAME") if x.shape[1:3] != y.shape[1:3] else x)
 

@@ -5,11 +5,11 @@ and codes that are 1 everywhere with the scale b.  The second takes no bits.
 """
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from bnn_jax.checks import require_floating
 from bnn_jax.estimators import EstimatorLike, approx_sign, ste_sign
-from bnn_jax.finite import keep_nan
 from bnn_jax.precision import widened
 from bnn_jax.quantizers.codes import Quantized
 from bnn_jax.quantizers.quantizer import Quantizer, with_input_estimator
@@ -26,9 +26,16 @@ def around(
     wide, middle, half_width = widened(x), widened(middle), widened(half_width)
     centered = (wide - middle) / jnp.where(half_width == 0, 1, half_width)
     codes = estimator(centered.astype(x.dtype))
-    return Quantized(codes, half_width.astype(x.dtype)), Quantized(
-        keep_nan(x, jnp.ones_like(x)), middle.astype(x.dtype)
-    )
+    return Quantized(codes, half_width.astype(x.dtype)), Quantized(ones_of(codes), middle.astype(x.dtype))
+
+
+def ones_of(codes: Float[Array, "..."]) -> Float[Array, "..."]:
+    """1 for every code, none of which is 0, and NaN for NaN: computed from them, so that the base is known for theirs.
+
+    >>> ones_of(jnp.array([-3.0, 1.0]))
+    Array([1., 1.], dtype=float32)
+    """
+    return jnp.minimum(jnp.abs(lax.stop_gradient(codes)), 1)
 
 
 def adabin_weights(

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from bnn_jax.checks import require
 from bnn_jax.precision import widened
+from bnn_jax.quantizers.adaptive import ones_of
 from bnn_jax.quantizers.codes import Quantized
 from bnn_jax.quantizers.multibit import odd_codes, require_bits, require_codes, straight_through, unsigned_codes
 from bnn_jax.quantizers.quantizer import Quantizer
@@ -152,7 +153,7 @@ def dsq_levels(
     between = lower + step * (interval + (nearer + 1) / 2)
     surrogate = jnp.where(wide < lower, lower, jnp.where(wide > upper, upper, between))
     codes = jnp.where(wide < lower, -n, jnp.where(wide > upper, n, 2 * interval - n + jnp.where(wide < middle, 0, 2)))
-    levels = (Quantized(codes, step / 2), Quantized(jnp.ones_like(wide), lower + n * step / 2))
+    levels = (Quantized(codes, step / 2), Quantized(ones_of(codes), lower + n * step / 2))
     return straight_through(surrogate, levels, dtype=x.dtype)
 
 

@@ -192,7 +192,20 @@ def test_a_trained_network_has_the_same_accuracy(model, tmp_path):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", ["binary_densenet28", "reactnet18", "tbn_resnet18", "vgg_small"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "binary_densenet28",
+        "reactnet18",
+        "tbn_resnet18",
+        "vgg_small",
+        "quicknet",
+        "meliusnet22",
+        "bnext_tiny",
+        "pokebnn",
+        "bireal50",
+    ],
+)
 def test_networks_of_the_catalogue(name):
     side = SIDES.get(name, 8)
     packed, _ = packed_of(make_model(small(name), num_classes=5), (side, side, 3))
