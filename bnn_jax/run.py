@@ -27,7 +27,7 @@ from bnn_jax.training.input_pipeline import with_data
 from bnn_jax.training.metrics import read_metrics
 from bnn_jax.training.programs import Teacher
 from bnn_jax.training.progress import OnProgress, progress_display, silent
-from bnn_jax.training.run_folder import finished_result, read_config
+from bnn_jax.training.run_folder import check_workdir, finished_result, read_config
 from bnn_jax.training.validation import validate
 from bnn_jax.types import BatchLabels, Images
 
@@ -182,19 +182,27 @@ def train(
     return Run(workdir, validate(config), dataset)
 
 
-def load_run(folder: str | Path, *, data: Any | None = None, data_dir: str | None = None) -> Run:
+def load_run(
+    folder: str | Path, *, data: Any | None = None, data_dir: str | None = None, config: Config | None = None
+) -> Run:
     """The run in a folder, finished or not.
 
     Args:
       folder: of the run.
       data: the arrays that the run was given, as :func:`train` took them; None loads what its config names.
       data_dir: where the data set lies now; None is where the run found it.
+      config: of the run, where it has what no name finds again, as a network that was defined in a notebook; None reads
+        it.
 
     Raises:
-      UsageError: if `folder` holds no run.
+      UsageError: if `folder` holds no run, or that of another config.
     """
     folder = local_path("folder", folder)
-    config = read_config(folder)
+    recorded = read_config(folder)
+    if config is not None:
+        config = validate(with_data(config, data)[0])
+        check_workdir(config, folder)
+    config = recorded if config is None else config
     if data_dir is not None:
         config = replace(config, data=replace(config.data, data_dir=data_dir))
     return Run(folder, config, data)

@@ -1,10 +1,12 @@
 """A run as one object: what it holds, what it can do, and that it is the same when it is loaded."""
 
 import json
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 from small_sets import brightness_set, write_npz
 
 import bnn_jax
@@ -88,6 +90,25 @@ def test_a_run_on_arrays_is_told_them_again(tmp_path, trained):
         bnn_jax.load_run(tmp_path).evaluate()
     with pytest.raises(UsageError, match="data"):
         bnn_jax.load_run(tmp_path, data=data | {"test": data["validation"]}).evaluate()
+
+
+def test_a_network_that_no_name_finds_again_is_loaded_with_its_config(tmp_path, trained):
+    class Own(nn.Module):
+        num_classes: int = 3
+
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(self.num_classes)(x.reshape(len(x), -1))
+
+    config = Config("test", 2, 8, loss="cross_entropy", model=ModelConfig(Own), optim=SGD)
+    data = trained[1].dataset
+    run = bnn_jax.train(config, tmp_path, data=data, on_progress=silent)
+    loaded = bnn_jax.load_run(tmp_path, data=data, config=config)
+    np.testing.assert_array_equal(loaded.predict(data.test.images), run.predict(data.test.images))
+    with pytest.raises(UsageError, match="no import finds again; define it in a file"):
+        bnn_jax.load_run(tmp_path, data=data).predict(data.test.images)
+    with pytest.raises(UsageError, match=r"`batch_size` is 4 now, but .* holds a run with 8"):
+        bnn_jax.load_run(tmp_path, data=data, config=replace(config, batch_size=4))
 
 
 def test_progress_is_shown_by_default(tmp_path, trained, capsys):
