@@ -97,7 +97,7 @@ def run_stages(
       data: of all stages, as :func:`bnn_jax.training.loop.train` takes them; None loads what their configs name.
       on_progress: as that of :func:`bnn_jax.training.loop.train`, of the stage under way.
       announce: told in one sentence what each stage starts from.
-      **training: `devices`, `workers` and `strict` of :func:`bnn_jax.training.loop.train`, for every stage.
+      **training: `callbacks`, `devices`, `workers` and `strict` of :func:`bnn_jax.training.loop.train`, for all stages.
 
     Returns:
       The result of each stage, by its name.

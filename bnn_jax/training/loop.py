@@ -112,8 +112,8 @@ def train(
       stage: what a checkpoint keeps of the stage that the run is, see `bnn_jax.stages.stage`.
 
     Returns:
-      The result: test accuracy at the best validation epoch and at the last, curves, step time; see `result.json`.
-      Of a run of Deep Frank-Wolfe in which gamma was 1 throughout a warning says so.
+      The result: test accuracy at the best validation epoch and at the last, curves, step time; see `result.json`, and
+      :func:`bnn_jax.run.train` for a Run.  Of Deep Frank-Wolfe with gamma 1 throughout a warning says so.
 
     Raises:
       UsageError: for a config that cannot run, there or on `devices`, or a `workdir` that holds a run of another, or
