@@ -62,6 +62,7 @@ class ViT(Network):
       binary_scores: scores of BinaryAttention with its bias for relative positions, see
         :class:`bnn_jax.layers.SelfAttention`, or real ones.
       binary_values: shares and values of an attention of one bit too, as in BiT: every product of a block is binary.
+        From scratch, without BiT's distillation, it learns much less.
       others: see :class:`bnn_jax.models.network.Network`.
 
     Returns:

@@ -30,6 +30,7 @@ def test_labels_are_the_bytes_behind_each_and_no_windows_overlap(text):
     assert len(load_dataset(str(text), tokens=10, validation_examples=7).train) == 39
 
 
+@pytest.mark.full
 def test_the_packages_own_text_is_the_same_every_time_and_is_its_docstrings():
     text = package_text()
     assert text == package_text() and bnn_jax.BinaryConv.__doc__.splitlines()[0].encode() in text

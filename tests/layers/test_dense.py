@@ -102,9 +102,8 @@ class Heads(nn.Module):
         return dense(5, axis=(-2, -1), use_bias=True, name="out")(heads, train=train).mean(1)
 
 
-@pytest.mark.parametrize(
-    ("inputs", "kernel"), [("bitnet", "bitnet_b158"), pytest.param("ste_sign", "xnor", marks=pytest.mark.full)]
-)
+@pytest.mark.full
+@pytest.mark.parametrize(("inputs", "kernel"), [("bitnet", "bitnet_b158"), ("ste_sign", "xnor")])
 def test_heads_freeze_and_take_the_bytes_that_are_counted(inputs, kernel):
     """Two bits a weight of three values, one of a sign; 8-bit inputs are multiplied as integers."""
     model, images = Heads(inputs, kernel), jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 16)), jnp.float32)
@@ -121,6 +120,7 @@ def test_heads_freeze_and_take_the_bytes_that_are_counted(inputs, kernel):
     assert words * 32 == bits * (64 * 64 + 64 * 5)
 
 
+@pytest.mark.full
 def test_codes_of_bytes_are_multiplied_as_int8_where_there_are_matrix_units():
     """On CPU as float32; a layer whose sums float32 does not hold, and one in training, never."""
     layer, x = BinaryDense(5, "bitnet", "bitnet_b158"), jnp.ones((3, 64))
@@ -137,8 +137,8 @@ def test_codes_of_bytes_are_multiplied_as_int8_where_there_are_matrix_units():
     [
         ((2, 3, 4), (-2, -1), (2, 3), "float32"),
         ((3, 4), -1, 5, "bfloat16"),
-        ((2, 3, 4), (2, 0), 3, "float32"),
-        ((4,), 0, 2, "float32"),
+        pytest.param((2, 3, 4), (2, 0), 3, "float32", marks=pytest.mark.full),
+        pytest.param((4,), 0, 2, "float32", marks=pytest.mark.full),
     ],
 )
 def test_dense_over_axes_is_flaxs_with_quantizers_off(shape, axis, features, dtype):
