@@ -85,8 +85,6 @@ def test_scaled_conv_value_and_gradients(scale_shape):
 def test_the_gradient_contains_canonical_convolutions_only(rank, stride, groups):
     x, k = jnp.ones((2, *[6] * rank, 4)), jnp.ones((*[3] * rank, 4 // groups, 4))
     gradient = jax.grad(lambda x, k: conv(x, k, stride, 1, groups=groups).sum(), argnums=(0, 1))
-    last = rank + 1
-    channels_last = (0, last, *range(1, last))
     second = jax.grad(lambda x, k: sum(g.sum() for g in gradient(x, k * k)), argnums=(0, 1))
     for function in (gradient, second):
         convs = [
@@ -95,7 +93,8 @@ def test_the_gradient_contains_canonical_convolutions_only(rank, stride, groups)
         assert convs
         for equation in convs:
             numbers = equation.params["dimension_numbers"]
-            kernel_last = (last, last - 1, *range(rank))
+            last = len(numbers.lhs_spec) - 1
+            channels_last, kernel_last = (0, last, *range(1, last)), (last, last - 1, *range(last - 1))
             assert (numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec) == (channels_last, kernel_last, channels_last)
             assert set(equation.params["lhs_dilation"]) == {1} and equation.params["batch_group_count"] == 1
 
@@ -126,3 +125,15 @@ def test_resolve_padding(padding, expected):
 def test_unknown_padding():
     with pytest.raises(ValueError, match=r"`padding` \(='full'\) must be a whole number from 0 on, .*, SAME or VALID"):
         resolve_padding("full", shape=(8, 8), kernel_size=(3, 3), strides=(1, 1), dilation=(1, 1))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("rank", "groups"), [(1, 1), (2, 1), (2, 3), (3, 1), (3, 3)])
+def test_no_pixels_left_and_no_images_give_empty_results_and_gradients_of_zero(rank, groups):
+    kernel = jnp.ones((*[3] * rank, 3 // groups, 3))
+    for shape in ((2, *[2] * rank, 3), (0, *[4] * rank, 3)):
+        value, gradients = jax.value_and_grad(lambda x, k: conv(x, k, 2, groups=groups).sum(), argnums=(0, 1))(
+            jnp.ones(shape), kernel
+        )
+        assert value == 0 and [g.shape for g in gradients] == [shape, kernel.shape]
+        assert not any(g.any() for g in gradients)
