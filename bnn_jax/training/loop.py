@@ -55,7 +55,7 @@ from bnn_jax.training.members import (
 from bnn_jax.training.metrics import diagnostics_record, first_diverged, step_records
 from bnn_jax.training.pace import Pace
 from bnn_jax.training.programs import Programs, Teacher, initial_state, over_members, programs_of
-from bnn_jax.training.progress import OnProgress, epoch_text, silent
+from bnn_jax.training.progress import OnProgress, silent
 from bnn_jax.training.run_folder import last_saved
 from bnn_jax.training.state import Best, RunState, TrainState
 from bnn_jax.training.step_size import warn_if_never_held_back
@@ -249,7 +249,7 @@ REPORTED = ("accuracy", "top5_accuracy", "perplexity")
 def _run_epochs(job: _Job, run: RunState) -> list[dict[str, Any] | Diverged]:
     """Train to the end of the last epoch, saving on the way; evaluate on the test split; write the results."""
     config, programs = job.config, job.programs
-    parts = {"evaluate": partial(_validate, job), "end": programs.end_epoch}
+    parts = {"evaluate": job.pace.timed(partial(job.pipeline.evaluate, name="validation")), "end": programs.end_epoch}
     for number in range(steps_done(run.train) // programs.steps_per_epoch + 1, config.epochs + 1):
         run, _, evaluation = epoch(run, number, train=partial(_train_epoch, job, run.best), **parts)
         _check_evaluation(job, evaluation, run.train, "validation", number)
@@ -364,26 +364,14 @@ def _show_progress(job: _Job, state: TrainState, number: int) -> None:
 
 def _show_epoch(job: _Job, run: RunState, number: int) -> None:
     """Show the line of an epoch; of several runs the means."""
-    left, pace = job.config.epochs - number, job.pace
+    config, left = job.config, job.config.epochs - number
     accuracy, epoch = np.mean(to_host(run.best.accuracy)), np.ravel(to_host(run.best.epoch))
     shown = [member.evaluation for member in job.members if member.diverged is None]
-    text = epoch_text(
-        f"{number}/{job.config.epochs}",
-        loss=np.mean([found["train_loss"] for found in shown]),
-        validation=np.mean([found["validation_accuracy"] for found in shown]),
-        best=f"{100 * accuracy:.2f} %" + (f" (epoch {epoch[0]})" if len(epoch) == 1 else ""),
-        images_per_second=1e3 * job.config.batch_size / pace.median if pace.median else None,
-        seconds_left=pace.seconds_left(steps=left * job.programs.steps_per_epoch, evaluations=left) if left else None,
-    )
-    _tell(job, run.train, f"{text}\n")
-
-
-def _validate(job: _Job, *variables: Any) -> dict[str, np.ndarray]:
-    """Evaluate on the validation split, and keep how long it took."""
-    began = time.perf_counter()
-    found = job.pipeline.evaluate(*variables, "validation")
-    job.pace.evaluations.append(time.perf_counter() - began)
-    return found
+    parts = [f"epoch {number}/{config.epochs}", f"loss {np.mean([found['train_loss'] for found in shown]):.3f}"]
+    parts += [f"validation {100 * np.mean([found['validation_accuracy'] for found in shown]):.2f} %"]
+    parts += [f"best {100 * accuracy:.2f} %" + (f" (epoch {epoch[0]})" if len(epoch) == 1 else "")]
+    parts += job.pace.told(config.batch_size, steps=left * job.programs.steps_per_epoch, evaluations=left)
+    _tell(job, run.train, "  ".join(parts) + "\n")
 
 
 def _check_evaluation(job: _Job, found: dict[str, Any], variables: TrainState | Best, split: str, number: int) -> None:

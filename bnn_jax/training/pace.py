@@ -1,6 +1,9 @@
 """How the steps of an epoch are cut into jitted calls, and how long a run takes."""
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from typing import Any
 
 import numpy as np
 
@@ -36,10 +39,30 @@ class Pace:
         """Milliseconds that a step of one run takes."""
         return float(np.median(self.milliseconds or [0.0]))
 
-    def seconds_left(self, *, steps: int, evaluations: int) -> float:
-        """Seconds that so many steps and evaluations of all members take; the first evaluation compiles."""
-        each = np.median(self.evaluations[1:] or self.evaluations or [0.0])
-        return 1e-3 * steps * self.members * self.median + evaluations * float(each)
+    def timed(self, evaluate: Callable[..., Any]) -> Callable[..., Any]:
+        """The evaluation of all members, each call kept count of."""
+
+        def timed_evaluate(*arguments: Any) -> Any:
+            began = time.perf_counter()
+            found = evaluate(*arguments)
+            self.evaluations.append(time.perf_counter() - began)
+            return found
+
+        return timed_evaluate
+
+    def told(self, batch_size: int, *, steps: int, evaluations: int) -> list[str]:
+        """How many images are trained on in a second, and how long so many steps and evaluations of a run will take.
+
+        >>> pace = Pace(most=10)
+        >>> pace.took(0.5, steps=5)
+        >>> pace.told(32, steps=420, evaluations=0), pace.told(32, steps=0, evaluations=0)
+        (['320 images/s', '0:00:42 left'], ['320 images/s'])
+        """
+        if not self.median:
+            return []
+        each = np.median(self.evaluations[1:] or self.evaluations or [0.0])  # the first one compiles
+        left = timedelta(seconds=round(1e-3 * steps * self.members * self.median + evaluations * float(each)))
+        return [f"{1e3 * batch_size / self.median:,.0f} images/s", *([f"{left} left"] if steps or evaluations else [])]
 
     def calls(
         self, parts: Iterable[tuple[Batches, range]], *, done: int, every_steps: int

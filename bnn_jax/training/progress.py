@@ -4,7 +4,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import TypeAlias
 
 OnProgress: TypeAlias = Callable[[int, int, str], None]
@@ -55,25 +54,3 @@ def _line_printer(title: str) -> OnProgress:
             print(f"{title}: {done}/{total} {text.rstrip()}", file=sys.stderr, flush=True)
 
     return show
-
-
-def epoch_text(
-    number: str,
-    *,
-    loss: float,
-    validation: float,
-    best: str,
-    images_per_second: float | None = None,
-    seconds_left: float | None = None,
-) -> str:
-    """The line of an epoch, shares in per cent; what is None is left out.
-
-    >>> epoch_text("3/20", loss=0.51, validation=0.9, best="92.00 % (epoch 2)", images_per_second=1e4, seconds_left=62)
-    'epoch 3/20  loss 0.510  validation 90.00 %  best 92.00 % (epoch 2)  10,000 images/s  0:01:02 left'
-    """
-    parts = [f"epoch {number}", f"loss {loss:.3f}", f"validation {100 * validation:.2f} %", f"best {best}"]
-    if images_per_second is not None:
-        parts.append(f"{images_per_second:,.0f} images/s")
-    if seconds_left is not None:
-        parts.append(f"{timedelta(seconds=round(seconds_left))} left")
-    return "  ".join(parts)
