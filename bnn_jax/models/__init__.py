@@ -61,6 +61,7 @@ from bnn_jax.models.resnet_large import (
 from bnn_jax.models.vgg import bnn_plus_vgg, vgg_small
 from bnn_jax.models.vit import ViT
 from bnn_jax.models.wide_resnet import wide_resnet40_4
+from bnn_jax.quantizers import QuantizerLike
 
 
 class ModelEntry(NamedTuple):
@@ -68,19 +69,19 @@ class ModelEntry(NamedTuple):
 
     Attributes:
       constructor: makes the network, in its published size unless told otherwise.
-      input_quantizer, kernel_quantizer: by their names in ACTIVATION_QUANTIZERS and WEIGHT_QUANTIZERS; None leaves them
-        to the constructor.
+      input_quantizer, kernel_quantizer: by their names in ACTIVATION_QUANTIZERS and WEIGHT_QUANTIZERS, or what
+        :func:`bnn_jax.quantizers.make_quantizer` takes else; None leaves them to the constructor.
       input_quantizer_options, kernel_quantizer_options: of their functions.
       gradient_quantizer, gradient_quantizer_options: the same of GRADIENT_QUANTIZERS; None leaves gradients real.
       paper: where the docstring of the constructor has those of its whole family.
     """
 
     constructor: Callable[..., nn.Module]
-    input_quantizer: str | None = "full_precision"
-    kernel_quantizer: str | None = "full_precision"
+    input_quantizer: QuantizerLike = "full_precision"
+    kernel_quantizer: QuantizerLike = "full_precision"
     input_quantizer_options: Mapping[str, Any] = {}
     kernel_quantizer_options: Mapping[str, Any] = {}
-    gradient_quantizer: str | None = None
+    gradient_quantizer: QuantizerLike = None
     gradient_quantizer_options: Mapping[str, Any] = {}
     paper: str = ""
 

@@ -15,7 +15,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from bnn_jax.checks import Rule
 from bnn_jax.errors import UsageError, unknown_name
-from bnn_jax.names import absolute, module_of_file, name_of, record_of, why_not_run
+from bnn_jax.names import absolute, last_part, module_of_file, name_of, record_of, why_not_run
 from bnn_jax.paths import local_path
 from bnn_jax.training.options import Options
 
@@ -331,7 +331,7 @@ def with_names(config: Any, name: Callable[[str, Any], Any], prefix: str = "") -
         changed = {key: with_names(value, name, f"{prefix}{key}.") for key, value in vars(config).items()}
         return dataclasses.replace(config, **changed)
     if type(config) is dict:
-        return {key: with_names(value, name, f"{prefix}{key}.") for key, value in config.items()}
+        return {absolute(key): with_names(value, name, f"{prefix}{key}.") for key, value in config.items()}
     if type(config) in (tuple, list):
         return type(config)(with_names(value, name, f"{prefix}{index}.") for index, value in enumerate(config))
     if config is None or isinstance(config, str | int | float | np.generic):
@@ -340,12 +340,13 @@ def with_names(config: Any, name: Callable[[str, Any], Any], prefix: str = "") -
 
 
 def select_optimizer(config: Config, name: str) -> OptimConfig:
-    """The settings that `config` keeps for the optimizer `name`.
+    """The settings that `config` keeps for the optimizer `name`; the last part of one to import will do.
 
     Raises:
       UsageError: if it has none; names the nearest.
     """
-    settings = {optim.name: optim for optim in (*config.optimizers, config.optim)}
+    kept = (*config.optimizers, config.optim)
+    settings = {form: optim for optim in kept for form in (last_part(optim.name), optim.name)}
     if name not in settings:
         raise unknown_name("optimizer", name, settings)
     return settings[name]

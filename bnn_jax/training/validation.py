@@ -53,7 +53,7 @@ def validate(config: Config) -> Config:
     """
     config = with_names(config, _name_or_thing)
     _check_names(config)
-    config = replace(config, model=with_published_quantizers(config.model))
+    config = with_names(replace(config, model=with_published_quantizers(config.model)), _name_or_thing)
     for argument, value, rule in _ruled_fields(config):
         _require(argument, value, rule.holds(value), rule.sentence)
     _check_model(config.model)

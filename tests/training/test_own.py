@@ -17,7 +17,7 @@ from bnn_jax.models.build import build_model, settings_taken
 from bnn_jax.names import IN_MEMORY
 from bnn_jax.optim import OPTIMIZERS, as_optimizer, latent_box, make_optimizer
 from bnn_jax.schedules import constant
-from bnn_jax.training.config import Config, ModelConfig, OptimConfig, from_dict, load_config, to_dict
+from bnn_jax.training.config import Config, ModelConfig, OptimConfig, from_dict, load_config, select_optimizer, to_dict
 from bnn_jax.training.experiment import ImageInfo
 from bnn_jax.training.overrides import settled
 from bnn_jax.training.programs import make_programs
@@ -64,6 +64,14 @@ def test_things_become_names_that_find_them():
     assert validate(replace(found, loss=multiclass_hinge)).loss == "bnn_jax:multiclass_hinge"
     with_option = config_of(name="resnet6", kernel_quantizer="xnor", kernel_quantizer_options={"estimator": gauss_sign})
     assert validate(with_option).model.kernel_quantizer_options == {"estimator": f"{HERE}gauss_sign"}
+
+
+def test_an_entry_of_ones_own_has_its_published_quantizers():
+    entry = ModelEntry(Own, None, gauss_sign)
+    found = validate(config_of(name=entry))
+    assert found.model.kernel_quantizer == f"{HERE}gauss_sign" and found.model.name is entry
+    kept = replace(found, optimizers=(replace(ADAM, name=optax.lion), ADAM))
+    assert select_optimizer(validate(kept), "lion").name == "optax:lion"
 
 
 def test_a_network_gets_what_is_set_and_keeps_what_is_its_own():
