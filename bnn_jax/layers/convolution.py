@@ -90,7 +90,7 @@ MOST_PARTS = 8
 
 
 def _convolved(x, kernel, geometry, dtype):
-    """The convolution, on CPUs in the form that takes least time where XLA's own takes 2 to 1000 times as long."""
+    """The convolution, in groups and over volumes in a form of its own on CPUs, where XLA has slow ones."""
     if _cpu_form(kernel, geometry) is _canonical:
         return _canonical(x, kernel, geometry, dtype)
     functions = (partial(function, geometry=geometry, dtype=dtype) for function in (_on_cpu, _canonical))

@@ -16,7 +16,10 @@ from bnn_jax.models.build import build_model
 from bnn_jax.outputs import init_network
 from bnn_jax.packed import PackedModel, freeze, load, save, verify
 from bnn_jax.packed.artifact import _is_safe
+from bnn_jax.training.config import Config, ModelConfig
 from bnn_jax.training.experiment import make_model
+from bnn_jax.training.options import options_from_words
+from bnn_jax.training.validation import validate
 
 SHAPE = (8, 8, 3)
 SETTINGS = {"name": "resnet20", "width": 4, "options": {"stage_sizes": (1, 1)}}
@@ -92,6 +95,15 @@ def test_a_mixed_network_is_frozen_saved_and_loaded(tmp_path):
     np.testing.assert_array_equal(
         jax.jit(loaded.apply)(packed, images), jax.jit(loaded.apply)(loaded.variables, images)
     )
+
+
+def test_a_config_and_a_command_line_take_them():
+    quantizers = options_from_words(["stage2_*", "real", "head", "8-bit", "stem", "full_precision,xnor"])
+    config = Config("patterns", epochs=1, batch_size=1, model=ModelConfig("resnet6", quantizers=quantizers))
+    assert make_model(validate(config).model, num_classes=10).quantizers.given == quantizers
+    wrong = replace(config, model=ModelConfig("resnet6", quantizers={"head": "real_"}))
+    with pytest.raises(UsageError, match=r"model.quantizers.*`quantizers\['head'\]` \(='real_'\).*did you mean 'real'"):
+        validate(wrong)
 
 
 @pytest.mark.parametrize("choice", ["os:system", ("ste_sign", "os:system"), {"kernel_quantizer": "os:system"}], ids=str)
