@@ -21,6 +21,9 @@ IN_MEMORY = "in memory: "
 """How a record begins that stands for a thing which no import finds again."""
 
 
+_INSTALLED = tuple(sysconfig.get_paths().values())
+
+
 def is_import(name: Any) -> bool:
     """Whether a name is one to import, and none of a table.
 
@@ -166,7 +169,8 @@ def why_not_run(error: BaseException) -> str:
         return f"there is no module {error.name!r}; install it, start in its folder, or name that in PYTHONPATH"
     if isinstance(error, FileNotFoundError):
         return f"there is no file {error.filename}"
-    frames = traceback.extract_tb(error.__traceback__)
+    every = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in every if not frame.filename.startswith((*_INSTALLED, __file__))] or every
     line = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {error}{line}"
 
@@ -176,13 +180,14 @@ def _path_of(path: str | Path) -> Path:
 
 
 def _imported(where: str) -> ModuleType:
-    if importlib.util.find_spec(where.partition(".")[0]) is None:
-        sys.path.append(os.getcwd())
+    here = os.getcwd()
+    if importlib.util.find_spec(where.partition(".")[0]) is None and here not in sys.path:
+        sys.path.append(here)
     return importlib.import_module(where)
 
 
 def _origin(module: ModuleType) -> str:
     """The name of a module; of one that is a single file and not installed, the file, which is found from anywhere."""
-    file, installed = getattr(module, "__file__", None) or "", tuple(sysconfig.get_paths().values())
+    file = getattr(module, "__file__", None) or ""
     alone = "." not in module.__name__ and file.endswith(".py") and not file.endswith("__init__.py")
-    return str(_path_of(file)) if alone and not file.startswith(installed) else module.__name__
+    return str(_path_of(file)) if alone and not file.startswith(_INSTALLED) else module.__name__
