@@ -12,7 +12,7 @@ from packed_checks import initialized
 
 from bnn_jax.analysis.accounting import account_model
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryConvTranspose, BinaryDense
-from bnn_jax.packed import PackedModel, freeze, paths_of, take_path, to_stablehlo, verify, write_tflite
+from bnn_jax.packed import PackedModel, freeze, load, paths_of, save, take_path, to_stablehlo, verify, write_tflite
 
 CLASSES = 5
 
@@ -101,6 +101,15 @@ def test_it_is_counted_as_it_computes(frozen):
     assert all(counted[name].macs.binary and counted[name].weight_bits == 1 for name in binary)
     fan_in = {name: weights[name] // counted[name].shape[-1] for name in binary}
     assert all(counted[name].words == -(-fan_in[name] // 32) * counted[name].shape[-1] for name in binary)
+
+
+@pytest.mark.full
+def test_it_is_saved_in_the_bytes_that_are_counted_and_loaded(frozen, tmp_path):
+    _, tensors = save(tmp_path / "net", frozen.exported)
+    assert tensors == account_model(frozen.model, frozen.images.shape[1:]).payload_bytes()
+    loaded = load(tmp_path / "net", model=frozen.model)
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), loaded.variables, frozen.packed)
+    assert all(jax.tree.leaves(same))
 
 
 def test_it_is_exported_to_stablehlo_and_not_to_tflite(frozen, tmp_path):
