@@ -163,10 +163,10 @@ def test_finished_cells_are_not_run_again(grid):
     [
         (("--seeds", "0"), "error: `--seeds` (=0) must be at least 1"),
         (("--seed", "0", "1"), "error: `--seed` (=0 1) is the first seed"),
-        (("--optim.learning_rate", "0.1", "-1"), "error: `optim.learning_rate` (=-1.0) must be positive"),
+        (("--optim.learning_rate", "0.1", "-1"), "error: `--optim.learning-rate` (=-1.0) must be positive"),
         (("--optim.momentum", "0", "half"), "could not convert string to float: 'half'"),
         (("--optim.learning_rat", "0.1", "1"), "--optim.learning-rate"),
-        (("--optimizer", "adamm"), "error: `optimizer` (='adamm') is not known; did you mean 'adam'?"),
+        (("--optimizer", "adamm"), "error: `--optimizer` (='adamm') is not known; did you mean 'adam'?"),
     ],
 )
 def test_usage_errors_exit_2_before_anything_runs(arguments, message, tmp_path):
