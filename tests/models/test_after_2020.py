@@ -53,7 +53,9 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "quicknet" else pytest.mark.full) for name in PARAMETERS]
+)
 def test_parameters_are_as_many_as_published(name):
     side, classes = (32, 10) if name in ("wide_resnet40_4", "densenet40_40") else (224, 1000)
     params = shapes_of(build_model(name, num_classes=classes), side)["params"]

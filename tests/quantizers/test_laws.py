@@ -43,10 +43,16 @@ TABLES = (WEIGHT_QUANTIZERS, ACTIVATION_QUANTIZERS)
 CASES = [(table, name, {}) for table in TABLES for name in table if name != "full_precision"] + OPTIONS
 
 
+LATER = ("recu", "ovsw", "biper", "fda", "progressive", "lsq", "dsq")
+"""Of which make test knows the formulas alone, by tests/quantizers/test_after_2020.py."""
+
+
 def over(cases):
     """Parametrize a test; "w" is for weights, "a" for activations."""
     ids = ["-".join([("w", "a")[t is ACTIVATION_QUANTIZERS], n, *map(str, o.values())]) for t, n, o in cases]
-    return pytest.mark.parametrize(("table", "name", "options"), cases, ids=ids)
+    marks = [pytest.mark.full if name in LATER else () for _, name, _ in cases]
+    params = [pytest.param(*case, id=name, marks=own) for case, name, own in zip(cases, ids, marks, strict=True)]
+    return pytest.mark.parametrize(("table", "name", "options"), params)
 
 
 REAL_IN_TRAINING = ("post_training", "inq", "fda", "biper", "progressive")
