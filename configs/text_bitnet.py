@@ -8,9 +8,7 @@ Data: the docstrings of this package; nothing is downloaded.
 Expected: a perplexity of 4.8 a byte on the last tenth of the text, 54 % of its bytes predicted (0.46 MB of docstrings;
 another version has others), after five minutes on two busy CPU cores.  The packed network, of 163 kB, has the same
 perplexity to the last digit; bnn-jax verify finds none of its integers and codes to differ, on the whole test text.
-Sampling: network = bnn_jax.packed.load(FILE.bnn.safetensors) of bnn-jax export, then
-bnn_jax.models.sample(network.model, network.variables, tokens_of("The "), 200, key=jax.random.key(0)) and text_of, both
-of bnn_jax.data.
+Sampling: bnn-jax sample runs/text_bitnet --prompt "The " --count 200
 """
 
 from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig

@@ -34,6 +34,7 @@ COMMANDS: dict[str, Command] = {
     "summarize": Command("summarize", "bits, operations and gradient paths of a network"),
     "verify": Command("verify", "prove that a run's packed network is the trained one"),
     "export": Command("export", "write a run's packed network into one file"),
+    "sample": Command("sample", "continue a text by a language model, packed"),
     "prepare": Command("prepare", "download a data set and store it for training"),
     "synthesize": Command("synthesize", "write made-up images in ImageNet's format"),
     "list": Command("tables", "what a config can name, a line and the paper of each"),

@@ -7,17 +7,13 @@ import pytest
 pytestmark = pytest.mark.full
 
 ASK = """
-import jax
 import bnn_jax
-from bnn_jax.data import in_batches, text_of, tokens_of
-from bnn_jax.models import sample
+from bnn_jax.data import in_batches
 
 run = bnn_jax.load_run("run")
 packed = run.freeze()
 print("trained", run.result["test_perplexity_best"])
 print("packed", packed.perplexity(in_batches(run.dataset.test, 100)))
-text = sample(packed.model, packed.variables, tokens_of("the quick "), 20, temperature=0)
-print("text", text_of(text[0]))
 """
 
 
@@ -27,6 +23,8 @@ def test_a_language_model_of_ones_own_text(wheel, tmp_path):
     options = ["--config", "text_bitnet", "--data.name", "mine.txt", "--data.tokens", 32, *small]
     done = wheel.run("train", *options, "--workdir", "run", cwd=tmp_path)
     assert re.search(r"test perplexity [\d.]+ and [\d.]+", done.stdout)
+    asked = ["--prompt", "the quick ", "--count", 20, "--temperature", 0]
+    assert wheel.run("sample", "run", *asked, cwd=tmp_path).stdout.startswith("the quick brown fox")
     told = dict(line.split(" ", 1) for line in wheel.python("-c", ASK, cwd=tmp_path).stdout.splitlines())
     assert float(told["trained"]) == pytest.approx(float(told["packed"]), rel=1e-6)
-    assert float(told["trained"]) < 1.6 and "brown fox" in told["text"]
+    assert float(told["trained"]) < 1.6
