@@ -49,7 +49,7 @@ def main() -> None:
         print(f"{stage.name}: {last_part(model.name)}, {quantizers}, ", end="")
         print(f"{last_part(optim.name)} {optim.learning_rate:g}, {stage.config.epochs} epochs")
     training = arguments.reading() | {"devices": make_devices(arguments.devices)}
-    with progress_display(f"{config.name} {recipe}") as on_progress:
+    with progress_display(f"{config.name} {last_part(recipe)}") as on_progress:
         results = run_stages(stages, workdir, on_progress=on_progress, announce=print, **training)
     for name, result in results.items():
         print(f"{name}: test accuracy {100 * result['test_accuracy_last']:.2f} % at the last epoch, ", end="")
