@@ -145,10 +145,12 @@ def build_model(
         for setting, value in (given | dict(options)).items():
             require(setting, value, False, f"is for what makes a network; this {type(constructor).__name__} is made")
         return constructor
-    taken = settings_taken(name)
+    taken, parameters = settings_taken(name), inspect.signature(constructor).parameters
     given |= {"num_classes": num_classes} if taken is None or "num_classes" in taken else {}
+    needed = {kind for kind in QUANTIZERS if kind in parameters and parameters[kind].default is inspect.Parameter.empty}
+    given = dict.fromkeys(needed - given.keys()) | given
     for option, value in options.items():
-        usual = inspect.signature(constructor).parameters.get(option)
+        usual = parameters.get(option)
         several = usual is not None and isinstance(usual.default, tuple) and not isinstance(value, tuple | list)
         given[option] = (value,) if several else value
     network = constructor(**given)
