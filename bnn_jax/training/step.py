@@ -112,6 +112,8 @@ def _objective(
     if taught is None:
         return loss, {}
     settings = experiment.distillation
+    rows = lambda of: of._replace(logits=of.logits.reshape(-1, of.logits.shape[-1]))
+    outputs, taught = rows(outputs), rows(taught)
     weights = {"label_weight": settings.label_weight, "temperature": settings.temperature}
     return distilled(loss, outputs, taught, losses=settings.losses, keys=keys, **weights)
 

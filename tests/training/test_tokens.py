@@ -15,12 +15,12 @@ from bnn_jax.data import in_batches, load_dataset
 from bnn_jax.errors import UsageError
 from bnn_jax.packed import PackedModel, verify
 from bnn_jax.packed.runs import freeze_run
-from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
+from bnn_jax.training.config import Config, DataConfig, DistillationConfig, ModelConfig, OptimConfig
 from bnn_jax.training.epoch import evaluate
 from bnn_jax.training.experiment import ImageInfo, make_experiment
 from bnn_jax.training.loop import train
 from bnn_jax.training.step import init_state, train_step
-from bnn_jax.training.validation import validate
+from bnn_jax.training.validation import validate, with_published_quantizers
 
 MODEL = ModelConfig("bitnet_lm", width=8, options={"depth": 1})
 ADAM = OptimConfig("adam", learning_rate=0.01, latent_box=None)
@@ -52,6 +52,26 @@ def test_an_evaluation_and_a_step_are_means_over_tokens():
     expected = numbers_of(experiment.model, variables, images, labels)
     assert found.keys() == expected.keys()
     np.testing.assert_allclose([found[name] for name in expected], list(expected.values()), rtol=1e-5)
+
+
+@pytest.mark.full
+def test_a_teacher_of_texts_teaches_each_token():
+    """By the divergence of its predictions, in float64: the mean over all tokens."""
+    taught = DistillationConfig(losses={"knowledge": 1.0}, label_weight=0.0)
+    model = with_published_quantizers(MODEL)
+    config = Config("test", epochs=1, batch_size=3, loss="cross_entropy", model=model, optim=ADAM, distillation=taught)
+    experiment = make_experiment(config, ImageInfo((4, 1, 1), 7, (0.0,), (1.0,)), total_steps=2, teacher=model)
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 7, (3, 4, 1, 1)).astype(np.uint8), rng.integers(0, 7, (3, 4)).astype(np.int32)
+    state, teacher = (jax.jit(partial(init_state, experiment))(jnp.uint32(seed)) for seed in (0, 1))
+    arguments = (jnp.asarray(images), jnp.asarray(labels), {"params": teacher.params})
+    _, metrics = jax.jit(partial(train_step, experiment))(state, *arguments)
+    own, wanted = (
+        log_softmax(np.asarray(apply(experiment.model, {"params": s.params}, jnp.asarray(images, jnp.float32))[0]), -1)
+        for s in (state, teacher)
+    )
+    divergence = (np.exp(wanted) * (wanted - own)).sum(-1).mean()
+    np.testing.assert_allclose(metrics["distillation_knowledge"], divergence, rtol=1e-4)
 
 
 @pytest.mark.parametrize("argument", ["crop_padding", "flip", "mixup_alpha"])
