@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import numpy as np
@@ -51,7 +51,7 @@ def from_keras(
     image_shape: Sequence[int],
     *,
     names: Mapping[str, str] | None = None,
-    in_order: bool = False,
+    branches: Literal["in_order", "shortcut_first"] | None = None,
     ignored: Sequence[str] = (),
     fresh: Sequence[str] = (),
     epsilon: float | Mapping[str, float] = EPSILON,
@@ -59,13 +59,15 @@ def from_keras(
     """The variables of a network from a file of Keras's or larq's.
 
     Without `names` layers are told by their order: convolutions, depthwise ones, dense layers and batch norms, each
-    kind by itself and, where both are there, the quantized (named quant_...) apart from the others.  In a network whose
-    branches meet again the order in which a program makes layers may be another one than that of their calls here: it
-    needs `names`, or the word that it is the same, `in_order`, as for QuickNet of larq's zoo:
+    kind by itself and, where both are there, the quantized (named quant_...) apart from the others.  Where branches
+    meet again the order in which a program makes layers may be another one than that of their calls here: it needs
+    `names`, or `branches`, as for larq's zoo:
 
-        from_keras(path, build_model("quicknet", num_classes=1000), (224, 224, 3), in_order=True,
+        from_keras(path, build_model("quicknet", num_classes=1000), (224, 224, 3), branches="in_order",
                    ignored=["depthwise_conv2d*"],
                    epsilon={"batch_normalization": 1e-3, "batch_normalization_[12]": 1e-3, "*": 1e-5})
+        from_keras(path, build_model("bireal18", num_classes=1000, options={"same_padding": True}), (224, 224, 3),
+                   branches="shortcut_first")
 
     Args:
       path: an .h5 file, with or without the model, or a .weights.h5 file.
@@ -73,7 +75,8 @@ def from_keras(
         its "magnitude_aware_sign" `magnitude_aware`.
       image_shape: (height, width, channels) of its images.
       names: path of a module here -> name of the layer there, as {"conv1": "quant_conv2d_3"}.
-      in_order: both programs make the layers of each kind in the same order, also where branches meet.
+      branches: how layers are made there: "in_order" of their calls here, or "shortcut_first", but a block's shortcut
+        (downsample) before its convolution.
       ignored: patterns of layers there that are not wanted.
       fresh: patterns of variables here, as params/head/*, that are left out, to be initialised.
       epsilon: of batch norms there, where the file does not hold the model; or by patterns of their names, of which the
@@ -83,10 +86,11 @@ def from_keras(
       UsageError: listing what is missing, unknown or of another shape; for a file that is none of these; if the package
         h5py is not installed.
 
-    Strides with padding "same" are not what `padding=1` is here: Keras pads more at the end. Give layers "SAME".
+    Keras's padding "same" of strided windows is not `padding=1`, it is more at the end: layers here need "SAME",
+    :class:`bnn_jax.models.birealnet.BiRealNet` and ResNetE `same_padding`.
     """
     found, target = read_keras(path, ignored), describe(model, image_shape)
-    names = _by_order(found, target, in_order) if names is None else dict(names)
+    names = _by_order(found, target, branches) if names is None else dict(names)
     modules = {module_and_leaf(name)[0] for name in target.variables}
     wrong = [f"`names` has {here}, which the network does not have" for here in sorted(names.keys() - modules)]
     arrays = {f"{layer}/{leaf}": array for layer, leaves in found.layers.items() for leaf, array in leaves.items()}
@@ -173,7 +177,10 @@ def _epsilons(file: Any) -> dict[str, float]:
 
 
 def _numbered_layers(group: Any) -> dict[str, dict[str, np.ndarray]]:
-    """Variables have numbers; those of a batch norm are vectors.  Three of them are less gamma, two less beta too."""
+    """Variables have numbers; those of a batch norm are vectors.  Three of them are less gamma, two less beta too.
+
+    Layers are stored by their places in the model; their own names, which count them as they were made, stand beside.
+    """
     layers = {}
     for name in sorted(group, key=_natural):
         variables = group[name].get("vars", {})
@@ -185,7 +192,7 @@ def _numbered_layers(group: Any) -> dict[str, dict[str, np.ndarray]]:
         leaves = ["gamma", "beta", "moving_mean", "moving_variance"][-len(arrays) :] if vectors else [kernel, "bias"]
         if len(arrays) > len(leaves):
             raise UsageError(f"`path` has the layer {name} of {len(arrays)} variables, which is none of those known")
-        layers[name] = dict(zip(leaves, arrays))
+        layers[_text(variables.attrs.get("name", name))] = dict(zip(leaves, arrays))
     return layers
 
 
@@ -195,11 +202,14 @@ def _natural(name: str) -> tuple[str, int]:
     return match[1], int(match[2] or 0)
 
 
-def _by_order(found: KerasWeights, target: Target, in_order: bool) -> dict[str, str]:
+def _by_order(found: KerasWeights, target: Target, branches: str | None) -> dict[str, str]:
     """Modules here -> layers there, each kind in its order."""
-    if target.branches and not in_order:
+    if branches not in (None, "in_order", "shortcut_first"):
+        raise UsageError(f"`branches` (={branches!r}) must be in_order or shortcut_first, or left out")
+    if target.branches and branches is None:
         raise UsageError(
-            "`names` (=None) must say which layer is which, as {'stem': 'conv2d'}, for branches of this network meet; "
+            "`names` (=None) must say which layer is which, as {'stem': 'conv2d'}, for branches of this network meet, "
+            "or `branches` in which order they are made; "
             f"its modules are {', '.join((*target.layers, *target.norms))}, the file's layers {', '.join(found.layers)}"
         )
     theirs: dict[str, list[str]] = {"conv": [], "depthwise": [], "dense": [], "norm": []}
@@ -208,7 +218,11 @@ def _by_order(found: KerasWeights, target: Target, in_order: bool) -> dict[str, 
         kind = weights if "kernel" in leaves else "depthwise" if "depthwise_kernel" in leaves else "norm"
         theirs[kind].append(layer)
     ranks = {module_and_leaf(n)[0]: len(v.shape) for n, v in target.variables.items() if n.endswith("kernel")}
-    ours: dict[str, list[str]] = {"conv": [], "depthwise": [], "dense": [], "norm": list(target.norms)}
+    norms: list[str] = []
+    for path in target.norms:
+        first = branches == "shortcut_first" and path.endswith("downsample_norm")
+        norms.insert(len(norms) - first, path)
+    ours: dict[str, list[str]] = {"conv": [], "depthwise": [], "dense": [], "norm": norms}
     for path in target.layers:
         # Without dense layers there, a 1x1 convolution of a flattened image is one.
         weights = "dense" if ranks[path] == 2 and theirs["dense"] else "conv"

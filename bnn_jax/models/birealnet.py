@@ -58,6 +58,11 @@ class BiRealBlock(Block):
         return x + shortcut if self.outer_shortcut else x
 
 
+def with_same_padding(conv: Callable[..., nn.Module], same_padding: bool) -> Callable[..., nn.Module]:
+    """The constructor `conv`, padded as TensorFlow's "same" if wanted."""
+    return partial(conv, padding="SAME") if same_padding else conv
+
+
 def _check_activation(network: ResidualNetwork) -> None:
     if network.activation not in REAL_ACTIVATIONS:
         raise unknown_name(f"{type(network).__name__}.activation", network.activation, REAL_ACTIVATIONS)
@@ -83,6 +88,7 @@ class BiRealNet(ResidualNetwork):
         steps of training in stages; not used otherwise.
       outer_shortcut: add S(x) once more after every second unit.
       trainable_slopes: end every unit with a PReLU.
+      same_padding: pad as TensorFlow's "same", as Larq Zoo's weights need it; PyTorch's pad both sides.
       others: see :class:`bnn_jax.models.residual.ResidualNetwork`.
 
     Returns:
@@ -101,6 +107,7 @@ class BiRealNet(ResidualNetwork):
     activation: str = "relu"
     outer_shortcut: bool = False
     trainable_slopes: bool = False
+    same_padding: bool = False
 
     counts_units = True
 
@@ -110,6 +117,14 @@ class BiRealNet(ResidualNetwork):
         holds = not self.outer_shortcut or all(units % 2 == 0 for units in self.stage_sizes)
         rule = "must be even with `outer_shortcut`, which spans two units"
         self.require("stage_sizes", holds, rule, "turn it off for odd stages")
+
+    @property
+    def quantized_conv(self):
+        return with_same_padding(super().quantized_conv, self.same_padding)
+
+    @nn.nowrap
+    def begin(self, images, train):
+        return stem_layers(images, self.width, self.stem, train=train, same_padding=self.same_padding)
 
     @nn.nowrap
     def block(self, **place):

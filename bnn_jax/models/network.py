@@ -13,6 +13,7 @@ from bnn_jax.errors import unknown_name
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool
 from bnn_jax.layers.arguments import QUANTIZERS, make_quantizers
 from bnn_jax.layers.by_layer import LayerQuantizers
+from bnn_jax.layers.convolution import Padding
 from bnn_jax.precision import widened
 from bnn_jax.quantizers import QuantizerLike
 
@@ -152,6 +153,7 @@ def stem_layers(
     *,
     train: bool,
     activation: Callable[[Array], Array] = identity,
+    same_padding: bool = False,
 ) -> Float[Array, "batch h w features"]:
     """conv -> BN -> activation in full precision, the layers `stem` and `stem_norm` of the network that calls this.
 
@@ -164,16 +166,21 @@ def stem_layers(
       kind: "cifar" or "imagenet".
       train: use the statistics of the batch.
       activation: between batch norm and pool.
+      same_padding: pad as TensorFlow's "same", strided windows of an even image at the end alone.
 
     Reference: He et al., Deep Residual Learning, 2016, arXiv:1512.03385.
     """
-    x = BinaryConv(features, name="stem", **STEMS[kind])(images)
-    return stem_pool(activation(BatchNorm(name="stem_norm")(x, train=train)), kind)
+    geometry = STEMS[kind] | ({"padding": "SAME"} if same_padding else {})
+    x = BinaryConv(features, name="stem", **geometry)(images)
+    x = activation(BatchNorm(name="stem_norm")(x, train=train))
+    return stem_pool(x, kind, padding="SAME" if same_padding else 1)
 
 
-def stem_pool(x: Float[Array, "batch h w features"], kind: str) -> Float[Array, "batch rows columns features"]:
+def stem_pool(
+    x: Float[Array, "batch h w features"], kind: str, *, padding: Padding = 1
+) -> Float[Array, "batch rows columns features"]:
     """The max pool at the end of an imagenet stem."""
-    return max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1))) if kind == "imagenet" else x
+    return max_pool(x, (3, 3), strides=(2, 2), padding=padding) if kind == "imagenet" else x
 
 
 def check_image_size(images: Float[Array, "batch height width channels"], smallest: int, network: str) -> None:

@@ -5,7 +5,7 @@ from functools import partial
 import flax.linen as nn
 
 from bnn_jax.layers import BatchNorm
-from bnn_jax.models.birealnet import BiRealBlock
+from bnn_jax.models.birealnet import BiRealBlock, with_same_padding
 from bnn_jax.models.network import stem_layers
 from bnn_jax.models.residual import ResidualNetwork
 
@@ -23,6 +23,7 @@ class ResNetE(ResidualNetwork):
     Attributes:
       stage_sizes: units in each stage, one convolution a unit.
       input_quantizer, kernel_quantizer: of the convolutions in the units.
+      same_padding: pad as TensorFlow's "same", as Larq Zoo's weights need it.
       others: see :class:`bnn_jax.models.residual.ResidualNetwork`.
 
     Reference: Bethge et al., Back to Simplicity: How to Train Accurate BNNs from Scratch?, 2019, arXiv:1906.08637; with
@@ -30,12 +31,18 @@ class ResNetE(ResidualNetwork):
     """
 
     stage_sizes: tuple[int, ...] = (4, 4, 4, 4)
+    same_padding: bool = False
 
     counts_units = True
 
+    @property
+    def quantized_conv(self):
+        return with_same_padding(super().quantized_conv, self.same_padding)
+
     @nn.nowrap
     def begin(self, images, train):
-        x = stem_layers(images, self.width, self.stem, train=train, activation=nn.relu)
+        options = {"activation": nn.relu, "same_padding": self.same_padding}
+        x = stem_layers(images, self.width, self.stem, train=train, **options)
         return BatchNorm(name="pool_norm")(x, train=train)
 
     @nn.nowrap

@@ -1,4 +1,4 @@
-"""Writes goldens/binarynet.h5, .weights.h5, quicknet.weights.h5: networks as larq's, by Keras; and their logits.
+"""Writes goldens/binarynet.h5, quicknet.weights.h5 and bireal_same.weights.h5: networks as larq's, and their logits.
 
 KERAS_BACKEND=jax python tests/convert/make_keras_goldens.py   (needs Keras 3; the tests do not)
 
@@ -23,10 +23,12 @@ def sign(x):
 
 
 class QuantConv2D(layers.Conv2D):
-    binary_inputs, binary_kernel, pad = True, True, 0
+    binary_inputs, binary_kernel, magnitude, pad = True, True, False, 0
 
     def call(self, x):
         kernel = sign(self.kernel) if self.binary_kernel else self.kernel
+        if self.magnitude:
+            kernel = ops.mean(ops.abs(self.kernel), (0, 1, 2)) * kernel
         x = sign(x) if self.binary_inputs else x
         if self.pad:
             x = ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=self.pad)
@@ -80,6 +82,25 @@ def quicknet():
     return keras.Model(images, QuantDense(7)(ops.mean(ops.relu(x), (1, 2))))
 
 
+def bireal():
+    def unit(x, filters, stride):
+        shortcut = x
+        if x.shape[-1] != filters:
+            shortcut = layers.AvgPool2D(2, strides=2, padding="same")(shortcut)
+            shortcut = layers.Conv2D(filters, 1, use_bias=False)(shortcut)
+            shortcut = layers.BatchNormalization()(shortcut)
+        conv = QuantConv2D(filters, 3, strides=stride, padding="same", use_bias=False)
+        conv.magnitude = True
+        return layers.add([layers.BatchNormalization()(conv(x)), shortcut])
+
+    images = keras.Input((32, 32, 3))
+    x = layers.Conv2D(2, 7, strides=2, padding="same", use_bias=False)(images)
+    x = layers.MaxPool2D(3, strides=2, padding="same")(layers.BatchNormalization()(x))
+    for filters, stride in ((2, 1), (4, 2), (4, 1)):
+        x = unit(x, filters, stride)
+    return keras.Model(images, layers.Dense(7)(ops.mean(x, (1, 2))))
+
+
 def randomize(model):
     rng = np.random.default_rng(0)
     for variable in model.trainable_weights + [w for w in model.weights if "moving" in w.name]:
@@ -101,12 +122,16 @@ def repack(source, target):
 
 
 if __name__ == "__main__":
-    for name, model in (("binarynet", binarynet()), ("quicknet", quicknet())):
+    for file, build in (
+        ("binarynet.h5", binarynet),
+        ("quicknet.weights.h5", quicknet),
+        ("bireal_same.weights.h5", bireal),
+    ):
+        keras.backend.clear_session()  # Layers are counted from 0 again.
+        model = build()
         randomize(model)
         images = np.random.default_rng(0).normal(size=(3, *model.input_shape[1:])).astype(np.float32)
-        np.savez(FOLDER / f"{name}.npz", logits=np.asarray(model(images, training=False)))
-        for file, save in ((f"{name}.h5", model.save), (f"{name}.weights.h5", model.save_weights)):
-            with tempfile.TemporaryDirectory() as folder:
-                if file != "quicknet.h5":
-                    save(Path(folder, file))
-                    repack(Path(folder, file), FOLDER / file)
+        np.savez(FOLDER / f"{file.partition('.')[0]}.npz", logits=np.asarray(model(images, training=False)))
+        with tempfile.TemporaryDirectory() as folder:
+            (model.save_weights if "weights" in file else model.save)(Path(folder, file))
+            repack(Path(folder, file), FOLDER / file)

@@ -33,6 +33,17 @@ def as_keras_2(path):
     return path
 
 
+def as_numbers(path):
+    """The same weights in the form of .weights.h5, as `model.save_weights` of Keras 3 writes them."""
+    with h5py.File(GOLDENS / "binarynet.h5") as old, h5py.File(path, "w") as new:
+        for name in old["model_weights"].attrs["layer_names"]:
+            group = old["model_weights"][name]
+            variables = new.create_group(f"layers/{name}/vars")
+            for number, weight in enumerate(group.attrs["weight_names"]):
+                variables[str(number)] = group[weight][()]
+    return path
+
+
 @pytest.fixture(scope="module")
 def converted():
     return from_keras(GOLDENS / "binarynet.h5", MODEL, SHAPE)
@@ -49,7 +60,7 @@ def test_the_logits_are_those_of_keras(converted):
 
 def test_every_form_of_the_file_has_the_same_weights(converted, tmp_path):
     """Without the model's config the last norm, which has an epsilon of its own, needs it said."""
-    for path in (GOLDENS / "binarynet.weights.h5", as_keras_2(tmp_path / "old.h5")):
+    for path in (as_numbers(tmp_path / "new.weights.h5"), as_keras_2(tmp_path / "old.h5")):
         found = from_keras(path, MODEL, SHAPE)
         last = found["batch_stats"]["head_norm"]["var"]
         np.testing.assert_allclose(last + 1e-3, converted["batch_stats"]["head_norm"]["var"], rtol=1e-6)
@@ -62,22 +73,40 @@ def test_every_form_of_the_file_has_the_same_weights(converted, tmp_path):
 
 QUICKNET = build_model("quicknet", num_classes=7, width=8, options={"stage_sizes": (1, 1)})
 EPSILONS = {"batch_normalization": 1e-3, "batch_normalization_[12]": 1e-3, "*": 1e-5}
+IN_ORDER = {"branches": "in_order", "ignored": ["depthwise_conv2d*"]}
+BI_REAL = build_model("bireal18", num_classes=7, width=2, options={"stage_sizes": (1, 2), "same_padding": True})
 
 
 @pytest.mark.full
-def test_a_network_with_branches_whose_layers_are_in_order():
-    """QuickNet: convolutions without quantizers that larq names so, depthwise kernels, epsilons of two kinds."""
-    given = {"in_order": True, "ignored": ["depthwise_conv2d*"]}
-    path, shape = GOLDENS / "quicknet.weights.h5", (16, 16, 3)
-    variables = from_keras(path, QUICKNET, shape, epsilon=EPSILONS, **given)
+@pytest.mark.parametrize(
+    ("name", "model", "side", "options"),
+    [
+        ("quicknet", QUICKNET, 16, {"epsilon": EPSILONS, **IN_ORDER}),
+        ("bireal_same", BI_REAL, 32, {"branches": "shortcut_first"}),
+    ],
+)
+def test_networks_with_branches_whose_order_is_told(name, model, side, options):
+    """QuickNet: convolutions without quantizers that larq names so, depthwise kernels, epsilons of two kinds.
+
+    Bi-Real Net: shortcuts that are made first, strided windows that are padded at the end.
+    """
+    shape = (side, side, 3)
+    variables = from_keras(GOLDENS / f"{name}.weights.h5", model, shape, **options)
     images = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
-    with np.load(GOLDENS / "quicknet.npz") as file:
+    with np.load(GOLDENS / f"{name}.npz") as file:
         logits = file["logits"]
-    ours = jax.jit(lambda variables, images: network_logits(QUICKNET, variables, images))(variables, images)
+    ours = jax.jit(lambda variables, images: network_logits(model, variables, images))(variables, images)
     assert logits.std() > 0.1
     np.testing.assert_allclose(ours, logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.full
+def test_an_epsilon_for_each_norm_and_an_order_that_is_known():
+    path = GOLDENS / "quicknet.weights.h5"
     with pytest.raises(UsageError, match=r"`epsilon` \(={'x': 0.1}\) has none for batch_norm.*; add one for '\*'"):
-        from_keras(path, QUICKNET, shape, epsilon={"x": 0.1}, **given)
+        from_keras(path, QUICKNET, (16, 16, 3), epsilon={"x": 0.1}, **IN_ORDER)
+    with pytest.raises(UsageError, match=r"`branches` \(='first'\) must be in_order or shortcut_first"):
+        from_keras(path, QUICKNET, (16, 16, 3), branches="first")
 
 
 @pytest.mark.full
