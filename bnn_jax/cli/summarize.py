@@ -18,6 +18,7 @@ from bnn_jax.analysis.path_diagram import draw_gradient_paths
 from bnn_jax.analysis.published_sizes import TABLE, print_sizes
 from bnn_jax.analysis.tables import Tables
 from bnn_jax.cli.options import TableOptions, parse_options, refuse_unread
+from bnn_jax.data.text import BYTES
 from bnn_jax.errors import UsageError
 from bnn_jax.models.build import settings_taken
 from bnn_jax.paths import require_ending
@@ -41,8 +42,10 @@ class Arguments(TableOptions):
     """Height and width of the image."""
     channels: int = 3
     """Of the image."""
+    tokens: int | None = None
+    """Of a text in the image's place, for a network of texts, as bitnet_lm."""
     classes: int | None = None
-    """None takes 10, or 1000 for images from 64x64 on."""
+    """None takes 10, 1000 for images from 64x64 on, and 256 for texts."""
     stem: Literal["cifar", "imagenet"] | None = None
     """None takes that of the image size, for a network that has stems."""
     input_quantizer: str | None = None
@@ -75,7 +78,7 @@ def network_of(arguments: Arguments) -> Any:
     elif "stem" in (settings_taken(arguments.model, argument="model") or ()):
         options.setdefault("stem", "imagenet" if large else "cifar")
     settings = {name: getattr(arguments, name) for name in SETTINGS}
-    classes = arguments.classes or (1000 if large else 10)
+    classes = arguments.classes or (BYTES if arguments.tokens else 1000 if large else 10)
     return network_named(arguments.model, num_classes=classes, options=options, **settings)
 
 
@@ -86,7 +89,8 @@ def summarize_table(arguments: Arguments, tables: Tables) -> dict[str, Any]:
 
 def summarize_network(arguments: Arguments, tables: Tables) -> dict[str, Any]:
     """Print the account of a network and draw its gradient paths, if asked to; returns the account."""
-    shape = (arguments.image_size, arguments.image_size, arguments.channels)
+    side, tokens = arguments.image_size, arguments.tokens
+    shape = (tokens, 1, 1) if tokens else (side, side, arguments.channels)
     try:
         network = network_of(arguments)
         account = account_model(network, shape)
@@ -105,7 +109,7 @@ def main() -> None:
     for name, ending in (("json", ".json"), ("diagram", ".png")):
         if path := getattr(arguments, name):
             require_ending(name, path, ending)
-    for name in ("image_size", "channels", "classes"):
+    for name in ("image_size", "channels", "tokens", "classes"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UsageError(f"`{name}` (={value}) must be at least 1")

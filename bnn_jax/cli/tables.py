@@ -46,8 +46,10 @@ DATA: dict[str, tuple[str, str]] = {
         "1.3 million photographs in 1000 classes, prepared by TFDS; with --data.stream",
         "Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, 2015, arXiv:1409.0575",
     ),
+    "text": ("the docstrings of this package, as bytes", ""),
     "NAME": ("another image set that TFDS prepared as ArrayRecord in --data.data-dir", ""),
     "FILE.npz": ("your arrays: train_images, train_labels, test_images, test_labels, or x_train, ...", ""),
+    "FILE.txt": ("your text, any, as bytes; --data.tokens of them are an example", ""),
     "FOLDER": ("your images of any format, a folder for each class", ""),
 }
 """What data.name can be -> what it is, and the paper."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from networks import apply, exact, random_variables
 
+from bnn_jax.cli.summarize import main as summarize_main
 from bnn_jax.models import sample
 from bnn_jax.models.build import build_model
 from bnn_jax.packed import freeze, verify
@@ -142,3 +143,11 @@ def test_impossible_samples_are_refused(network, tokens, options, text):
 def test_impossible_sizes_are_refused():
     with pytest.raises(ValueError, match=r"`heads` \(=3\) of BitNetLM must divide `width` \(=8\) into even numbers"):
         build_model("bitnet_lm", num_classes=2, width=8, options={"heads": 3})
+
+
+@pytest.mark.full
+def test_a_network_of_texts_is_summarized_by_its_tokens(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["summarize", "bitnet_lm", "--tokens", "8", "--options", "depth", "1"])
+    summarize_main()
+    printed = capsys.readouterr().out
+    assert "one image of 8x1x1" in printed and "53,248 2-bit weights" in printed and "256 biases" in printed
