@@ -1,5 +1,6 @@
-# Two commands: `make compare` does the project's main job, `make test` runs the tests; `make test-full` more of them.
-# Both make their own environment first, from pinned versions.
+# Two commands: `make compare` does the project's main job, `make test` runs the tests; `make test-full` more of them,
+# `make docs` builds the documentation.
+# All make their own environment first, from pinned versions.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')
 CONSTRAINTS := constraints/$(VERSION).txt
 
-.PHONY: install test test-full compare clean
+.PHONY: install test test-full compare docs clean
 
 install: $(VENV)/installed-$(VERSION)
 
@@ -30,5 +31,9 @@ test-full: install
 compare: install
 	$(BIN)/python scripts/compare_optimizers.py --config configs/digits_xnor.py --workdir runs/compare_digits
 
+docs: install
+	$(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[docs]'
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
 clean:
-	rm -rf $(VENV) .cache build *.egg-info
+	rm -rf $(VENV) .cache build docs/_build docs/api docs/gallery docs/results docs/notebooks *.egg-info

@@ -229,23 +229,23 @@ def make_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """An optimizer of the table, with every weight kept inside its box.
 
-    All are called as ``update(gradient, state, params, value=loss)``.
+    All are called as ``update(gradient, state, params, value=loss)``.  Their names, options and defaults:
+
+    dfw         deep_frank_wolfe(): epsilon 1e-5, target 0, target_share 0
+    adam        b2 0.999, eps 1e-8; decoupled True: weight decay as optax.adamw's, rate * decay * w beside the step;
+                False: coupled as PyTorch's Adam and an L2 loss, decay * w in the gradient before the moments
+    sgd         nesterov False
+    polyak_sgd  f_min 0, the loss at the optimum
+    momo        lower_bound 0 of the loss, adapt_lower_bound False
+    bop         bop() on the latent weights, decoupled adam on the rest: threshold 1e-6, adaptivity_rate 1e-4,
+                which is decayed like the learning rate
+    ovsw        overcome_silent_weights() on the latent weights, then sgd: least_ratio 0.01, penalty 2e-5,
+                flip_momentum 0.999, flip_threshold 1e-4
+    bnew        decoupled adam and push_to_bounds(): rate 1e-4, steps_per_epoch 1, freeze_from 0.98, order
+                before
 
     Args:
-      optimizer: as :func:`as_optimizer` takes it, or one of these names, with its options and their defaults
-
-        dfw         :func:`deep_frank_wolfe`: epsilon 1e-5, target 0, target_share 0
-        adam        b2 0.999, eps 1e-8; decoupled True: weight decay as optax.adamw's, rate * decay * w beside the step;
-                    False: coupled as PyTorch's Adam and an L2 loss, decay * w in the gradient before the moments
-        sgd         nesterov False
-        polyak_sgd  f_min 0, the loss at the optimum
-        momo        lower_bound 0 of the loss, adapt_lower_bound False
-        bop         :func:`bop` on the latent weights, decoupled adam on the rest: threshold 1e-6, adaptivity_rate 1e-4,
-                    which is decayed like the learning rate
-        ovsw        :func:`overcome_silent_weights` on the latent weights, then sgd: least_ratio 0.01, penalty 2e-5,
-                    flip_momentum 0.999, flip_threshold 1e-4
-        bnew        decoupled adam and :func:`push_to_bounds`: rate 1e-4, steps_per_epoch 1, freeze_from 0.98, order
-                    before
+      optimizer: one of these names, or as :func:`as_optimizer` takes it.
       learning_rate: schedule; for dfw the proximal eta, for polyak_sgd and momo the upper bound of the step size.
       peak: highest value of `learning_rate`, to which polyak_sgd's bound and bop's adaptivity are put in proportion;
         None takes the value at step 0, right where there is no warm-up.

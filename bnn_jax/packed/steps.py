@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
-from bnn_jax.tracing.interpret import evaluate, interpret, is_array
+from bnn_jax.tracing.interpret import Unsupported, evaluate, interpret, is_array
 
 THRESHOLD = "threshold"
 """The jitted function that is one step."""
@@ -28,10 +28,6 @@ _WHOLE = {"sign", "threshold", "trunc", "rint", "floor", "ceil"}
 _KEEPS_WHOLE = {"reshape", "slice", "pad", "concatenate", "transpose", "max_pool", "matmul", "conv", "multiply", "add"}
 _TO_EVEN = 1
 _AMONG_IMAGES = "that chooses among the images"
-
-
-class Unsupported(Exception):
-    """An operation that has no step; the text describes it, as in "the operation 'sort' <text>"."""
 
 
 class Ref(NamedTuple):

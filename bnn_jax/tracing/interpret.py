@@ -11,6 +11,11 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 Rule: TypeAlias = Callable[[JaxprEqn, list[Any], str], list[Any]]
 """(operation, values of its inputs, path of the modules around it) -> values of its results."""
 
+
+class Unsupported(Exception):
+    """An operation that a rule has no form for; the text describes it, as in "the operation 'sort' <text>"."""
+
+
 # They call their functions on single numbers, or many times, or not at all.
 _WHOLE = {"reduce", "reduce_window", "select_and_scatter", "scan", "while", "cond"}
 

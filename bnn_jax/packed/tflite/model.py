@@ -26,10 +26,10 @@ from bnn_jax.finite import require_finite
 from bnn_jax.outputs import network_logits
 from bnn_jax.packed.freezing import TRAIN_AGAIN
 from bnn_jax.packed.tflite.operations import RULES, as_tensor
-from bnn_jax.packed.tflite.products import Call, Real, Unsupported
+from bnn_jax.packed.tflite.products import Call, Real
 from bnn_jax.packed.tflite.schema import Graph, to_bytes
 from bnn_jax.paths import local_path, require_ending
-from bnn_jax.tracing.interpret import evaluate, interpret
+from bnn_jax.tracing.interpret import Unsupported, evaluate, interpret
 
 
 class _Refused(NamedTuple):

@@ -14,13 +14,10 @@ from bnn_jax.bitops.bits import WORD_BITS
 from bnn_jax.bitops.conv import outside_of_axis
 from bnn_jax.layers.convolution import resolve_padding
 from bnn_jax.packed.tflite.schema import SAME, VALID, Graph
+from bnn_jax.tracing.interpret import Unsupported
 
 Pads: TypeAlias = tuple[tuple[int, int], tuple[int, int]]
 NO_PADS: Pads = ((0, 0), (0, 0))
-
-
-class Unsupported(Exception):
-    """An operation that the file cannot hold; the text describes it, as in "the operation 'conv' <text>"."""
 
 
 class Call(NamedTuple):
