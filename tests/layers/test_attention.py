@@ -113,6 +113,7 @@ def random_variables_of(module, x):
     return jax.tree.map(lambda leaf: normal(*leaf.shape, seed=leaf.size), shapes)
 
 
+@pytest.mark.full
 def test_a_causal_attention_with_a_cache_is_the_one_over_all_tokens():
     """Token by token, in parts, and at once; what has no place in the cache is NaN."""
     attention, x = SelfAttention(heads=2, causal=True, rotary_base=100.0, context=6, center_norm=False), normal(2, 6, 8)

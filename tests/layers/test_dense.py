@@ -136,7 +136,7 @@ def test_codes_of_bytes_are_multiplied_as_int8_where_there_are_matrix_units():
     ("shape", "axis", "features", "dtype"),
     [
         ((2, 3, 4), (-2, -1), (2, 3), "float32"),
-        ((3, 4), -1, 5, "bfloat16"),
+        pytest.param((3, 4), -1, 5, "bfloat16", marks=pytest.mark.full),
         pytest.param((2, 3, 4), (2, 0), 3, "float32", marks=pytest.mark.full),
         pytest.param((4,), 0, 2, "float32", marks=pytest.mark.full),
     ],
