@@ -375,6 +375,7 @@ def test_residual_networks_of_the_table_by_hand(name):
         pytest.param("Full-precision ResNet34", 697.526, 3.664, "+0.2 Mbit", marks=pytest.mark.full),
     ],
 )
+@pytest.mark.full
 def test_other_rows_of_the_table(name, megabits, gigaflops, found):
     ((row, counted),) = account_rows(row for row in TABLE if row.name == name)
     mine = counted_as(row, counted)

@@ -268,6 +268,7 @@ def test_a_grid_is_drawn_over_the_first_axis_of_numbers(figures, tmp_path, axes,
     assert any(np.isclose(np.asarray(line.get_ydata(), float), 55).any() for line in panels[0].lines)
 
 
+@pytest.mark.full
 def test_matplotlib_comes_late_and_leaves_no_global_state(tmp_path):
     script = """
 import sys

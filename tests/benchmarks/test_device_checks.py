@@ -15,6 +15,7 @@ def test_products_and_convolutions_of_codes_are_exact_in_every_form():
     assert device_checks.gradient_error(rng) < 1e-6
 
 
+@pytest.mark.full
 def test_wrong_products_are_counted(monkeypatch):
     monkeypatch.setattr(device_checks, "xor_counts", lambda a, b: jnp.zeros((a.shape[0], b.shape[1]), jnp.int32))
     monkeypatch.setattr(device_checks, "conv", lambda x, *_: jnp.full((*x.shape[:3], 1), 0.25, jnp.float32))

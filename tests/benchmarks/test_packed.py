@@ -35,6 +35,7 @@ def test_rows_have_every_peer_that_is_installed(found):
             assert math.isclose(macs, 3 * 64 * 5 if "shape" in row else row["batch"] * 3 * 3 * weights)
 
 
+@pytest.mark.full
 def test_every_row_says_its_path_and_the_time_of_it(found):
     assert found["matmul"][0]["path"] == "bits"
     assert [row["path"] for row in found["conv"]] == ["bits"] * 2 + ["float32"] * 2
@@ -59,5 +60,6 @@ def test_ratios_are_geometric_means():
     assert summary == {"matmul: packed over float32": {"geometric_mean": pytest.approx(4.0), "worst": 2.0, "best": 8.0}}
 
 
+@pytest.mark.full
 def test_the_picture_is_written(found, tmp_path):
     assert plot_packed(found, tmp_path / "packed.png").stat().st_size > 10_000

@@ -24,6 +24,7 @@ def test_each_program_has_its_log_and_its_outcome(tmp_path):
 
 
 @pytest.mark.parametrize(("resumes", "outcome"), [(False, "out of time"), (True, "saved, to be resumed")])
+@pytest.mark.full
 def test_a_program_that_takes_too_long_is_asked_to_end(tmp_path, resumes, outcome):
     program = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(print('saved'))); time.sleep(60)"
     tasks = [Task("long", ["-c", program], share=0.5, resumes=resumes), Task("short", ["-c", ""])]

@@ -133,6 +133,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(("name", "quantizer", "train"), CASES.values(), ids=CASES)
+@pytest.mark.full
 def test_the_switch_preserves_the_function(name, quantizer, train):
     """The neurons are the same integers; logits differ by what XLA rounds differently in two programs."""
     (coupled, _), (decoupled, _), _ = outputs(name, quantizer, train)
@@ -161,6 +162,7 @@ def test_the_statistics_stay_decoupled_in_training(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
+@pytest.mark.full
 def test_every_parameter_of_the_decoupled_network_has_a_gradient(name):
     *_, found = outputs(name, LAYERWISE, True)
     for path, leaf in jax.tree_util.tree_leaves_with_path(found):

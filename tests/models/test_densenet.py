@@ -37,6 +37,7 @@ def weight_bits(params):
         ("binary_densenet45", 13_939_240, "7.16", (160, 288, 288, 800)),
     ],
 )
+@pytest.mark.full
 def test_counts_of_bethge_et_al(name, variables, mebibytes, widths):
     """Larq's totals count all weights, the bias, and scale, bias, mean and variance of every batch norm."""
     shapes = imagenet(name)
@@ -55,6 +56,7 @@ def test_counts_of_bethge_et_al(name, variables, mebibytes, widths):
         pytest.param("igp_densenet69", "41.24", 518, marks=pytest.mark.full),
     ],
 )
+@pytest.mark.full
 def test_storage_of_the_networks_of_zhu_et_al(name, megabits, final):
     """The paper prints 34.8, 42.0, 34.5 and 41.5: 0.3 more each, in which it may count batch norms."""
     params = imagenet(name)["params"]
@@ -127,6 +129,7 @@ def test_a_transition_equals_numpy():
         (IGPDenseNet, {f"stage{s}_block1/{n}_norm/bias" for s in (1, 2) for n in ("short", "long2")}),
     ],
 )
+@pytest.mark.full
 def test_the_gradient_reaches_every_parameter(network, without):
     model = network(num_classes=5, **SMALL, stem_width=4, **BINARY)
     assert without_gradient(model, normal(4, 8, 8, 3, seed=3), least=1e-4) == without

@@ -31,6 +31,7 @@ from bnn_jax.models.fractal import FractalBlock, IGPResNet, igp_resnet21, igp_re
         (igp_resnet69, (31, 31, 31, 31), "32.196", "32.164"),
     ],
 )
+@pytest.mark.full
 def test_storage_and_convolutions(network, convolutions, with_bias, without_bias):
     """Zhu et al. print 32.2 Mbit for IGP-ResNet37(41) and 42.6 for IGP-ResNet41(48), without the dense layer's bias."""
     params = shapes_of(network(num_classes=1000, **SIGNS), 224)["params"]

@@ -183,6 +183,7 @@ def test_stages_halve_images_of_any_size(name, stem, side):
         ("xnor_resnet18", "cinet_resnet18", "bnn_resnet18"),
     ],
 )
+@pytest.mark.full
 def test_weights_pass_from_family_to_family(names):
     """All that the next network has no equal for is what its family alone has: a shortcut's conv, branches, gates."""
     shapes = []

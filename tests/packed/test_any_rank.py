@@ -112,6 +112,7 @@ def test_it_is_saved_in_the_bytes_that_are_counted_and_loaded(frozen, tmp_path):
     assert all(jax.tree.leaves(same))
 
 
+@pytest.mark.full
 def test_it_is_exported_to_stablehlo_and_not_to_tflite(frozen, tmp_path):
     called = jax.export.deserialize(to_stablehlo(frozen.exported)).call
     np.testing.assert_array_equal(called(frozen.images), frozen.exported.logits(frozen.images))

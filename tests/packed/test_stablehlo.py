@@ -20,6 +20,7 @@ def network():
     return PackedModel(model, freeze(model, variables, SHAPE), metadata)
 
 
+@pytest.mark.full
 def test_one_file_serves_every_batch_size_and_platform(network):
     exported = jax.export.deserialize(bytearray(to_stablehlo(network)))
     assert exported.platforms == PLATFORMS

@@ -116,6 +116,7 @@ def test_a_file_computes_what_the_network_computes(name):
 
 
 @pytest.mark.parametrize("channels", [3, 32, 33, 70])
+@pytest.mark.full
 def test_bits_of_a_filter_are_its_negative_codes(channels):
     model = Sequence((conv(features=2),))
     variables = random_variables(model, (4, 4, channels))

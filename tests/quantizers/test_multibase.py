@@ -76,6 +76,7 @@ COINCIDING = {
 
 @pytest.mark.parametrize("m", [3, 5, 8])
 @pytest.mark.parametrize("case", COINCIDING)
+@pytest.mark.full
 def test_abc_net_where_bases_coincide(case, m):
     w = COINCIDING[case].astype(np.float32)
     (b,), (a,) = columns(abc_net(jnp.asarray(w), bases=m), per_channel=False)

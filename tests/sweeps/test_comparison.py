@@ -46,6 +46,7 @@ def test_a_diverged_run_is_told_and_not_run_again(compared):
     assert (workdir / "bad" / "seed0" / "metrics.jsonl").stat().st_mtime_ns == records
 
 
+@pytest.mark.full
 def test_each_result_is_told_when_its_run_has_ended(compared):
     _, results, (_, good, bad) = compared
     accuracy = 100 * results.rows[0].runs[0]["validation_accuracy_best"]
@@ -66,6 +67,7 @@ def test_processes_give_what_one_after_another_gives(compared, tmp_path):
         assert found.get("diverged", "").split(" of ")[0] == wanted.get("diverged", "").split(" of ")[0]
 
 
+@pytest.mark.full
 def test_an_error_in_a_process_is_the_error_of_the_sweep(tmp_path):
     config = replace(CONFIG, data=DataConfig("digits", validation_examples=5000))
     with pytest.raises(UsageError, match="validation_examples"):

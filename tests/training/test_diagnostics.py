@@ -315,6 +315,7 @@ def test_flips_of_training_are_those_counted_outside_jit(trained):
     )
 
 
+@pytest.mark.full
 def test_saturation_balance_and_mismatch_of_training(trained):
     """Inputs are captured behind the batch norms; slopes come from turning over one weight after another."""
     state, found = trained["state"], trained["found"]

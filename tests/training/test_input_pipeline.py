@@ -96,6 +96,7 @@ def test_corrupt_images_are_told_and_left_out_or_refused(tmp_path):
         train(config, tmp_path / "strict", strict=True)
 
 
+@pytest.mark.full
 def test_bfloat16_is_for_activations_alone(memory_and_stream, tmp_path):
     memory, _ = memory_and_stream
     for precision in ("float32", "bfloat16"):

@@ -90,6 +90,7 @@ def test_runs_mapped_together_are_those_that_train_alone(mapped, looped, member,
     assert evaluate_run(folder)["accuracy"] == pytest.approx(result["test_accuracy_best"], abs=1e-6)
 
 
+@pytest.mark.full
 def test_runs_saved_at_different_steps_do_not_go_on_together(tmp_path, dataset):
     with pytest.raises(Preempted):
         train(CONFIG, tmp_path / "first", data=dataset, on_progress=preempt)
@@ -111,6 +112,7 @@ def test_a_whole_run_in_one_jit_is_the_loop(looped, dataset):
         assert float(outcome.test[which]) == pytest.approx(result[f"test_accuracy_{which}"], abs=1e-6)
 
 
+@pytest.mark.full
 def test_a_diverged_member_is_told_and_spoils_no_other(mapped):
     folders, results, _ = mapped
     assert isinstance(results[1], Diverged)

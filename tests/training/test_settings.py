@@ -249,6 +249,7 @@ def test_the_five_largest_logits_are_counted_from_a_hundred_classes_on(examples)
     }
 
 
+@pytest.mark.full
 def test_a_network_that_tells_nothing_apart_has_no_more_than_five_of_a_hundred():
     experiment = experiment_of(classes=100)
     params = jax.tree.map(jnp.zeros_like, start_of(experiment).params)

@@ -99,6 +99,7 @@ def test_every_precision_of_the_network_takes_a_step(inputs, kernel, data):
     assert not still, f"no gradient: {still}"
 
 
+@pytest.mark.full
 def test_the_oracle_of_a_smooth_network_linearises_it(data):
     """Its pushforward is the Jacobian, taken row by row, times the direction; at zero it gives the hinge's gradient."""
     model = ModelConfig("resnet6", width=4, input_quantizer="full_precision", kernel_quantizer="full_precision")

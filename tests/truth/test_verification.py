@@ -120,6 +120,7 @@ def test_jit_and_remat_change_nothing(variables, packed, images, wanted):
     assert verify(model, variables, found, [images]) == wanted
 
 
+@pytest.mark.full
 def test_remat_is_no_place_for_a_difference_to_hide(variables, packed, images):
     """One bit of a kernel, in a layer that is called twice inside of it."""
     model = Network(nn.remat(Block), twice=True)
