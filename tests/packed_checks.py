@@ -27,7 +27,7 @@ def initialized(model, image_shape, *, drawn: bool = True) -> dict:
 
     def value(path, leaf):
         start = START.get(path[-1].key)
-        deviation = (leaf.size / leaf.shape[-1]) ** -0.5 if leaf.size else 1.0
+        deviation = (leaf.size / leaf.shape[-1]) ** -0.5 if leaf.size and leaf.shape else 1.0
         values = rng.normal(0, deviation, leaf.shape) if start is None else np.full(leaf.shape, start)
         return jnp.asarray(values, leaf.dtype)
 

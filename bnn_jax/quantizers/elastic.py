@@ -59,7 +59,7 @@ def elastic_binary(
     wide = widened(z)
     learned = jnp.asarray(scale, wide.dtype)
     a, codes = lax.stop_gradient(jnp.maximum(learned, float(jnp.finfo(x.dtype).eps))), sign(wide)
-    inside = jnp.where(jnp.abs(wide) <= a, wide, lax.stop_gradient(wide))
+    inside = jnp.where(jnp.abs(wide) > a, lax.stop_gradient(wide), wide)
     by_scale = gradient_scale * lax.stop_gradient(codes) * (learned - lax.stop_gradient(learned))
     return straight_through(inside + by_scale, Quantized(codes, a), dtype=x.dtype)
 

@@ -19,7 +19,7 @@ TABLES = {
     "losses": [*LOSSES],
     "data": [*DATA],
 }
-UNPUBLISHED = {"full_precision", "NAME", "FILE.npz", "FOLDER"}
+UNPUBLISHED = {"full_precision", "text", "NAME", "FILE.npz", "FILE.txt", "FOLDER"}
 
 
 @pytest.mark.parametrize("what", TABLES)
