@@ -19,21 +19,14 @@ from bnn_jax.names import absolute, last_part, module_of_file, name_of, record_o
 from bnn_jax.paths import local_path
 from bnn_jax.training.options import Options
 
-Name: TypeAlias = Annotated[
-    Any, PrimitiveConstructorSpec(1, "NAME", lambda words: words[0], lambda value: True, lambda value: [str(value)])
-]
-"""A name in a table, `package.module:Name` or `file.py:Name`, or the thing that it stands for."""
 
-OptionalName: TypeAlias = Annotated[
-    Any,
-    PrimitiveConstructorSpec(
-        1,
-        "NAME",
-        lambda words: None if words[0] == "None" else words[0],
-        lambda value: True,
-        lambda value: [str(value)],
-    ),
-]
+def _name_read_by(read: Callable[[list[str]], Any]) -> PrimitiveConstructorSpec:
+    return PrimitiveConstructorSpec(1, "NAME", read, lambda value: True, lambda value: [str(value)])
+
+
+Name: TypeAlias = Annotated[Any, _name_read_by(lambda words: words[0])]
+"""A name in a table, `package.module:Name` or `file.py:Name`, or the thing that it stands for."""
+OptionalName: TypeAlias = Annotated[Any, _name_read_by(lambda words: None if words[0] == "None" else words[0])]
 
 POSITIVE = Rule(lambda value: value > 0, "must be positive")
 SHARE = Rule(lambda value: 0 <= value <= 1, "must be in [0, 1]")
