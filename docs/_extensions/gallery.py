@@ -157,7 +157,8 @@ def options_of(made: Callable[..., Any]) -> str:
         made = inner[0] if inner else made.func
     known = inspect.signature(made).parameters.values()
     taken = [p for p in known if p.kind is p.KEYWORD_ONLY and p.name not in ("key", "train", "progress")]
-    return ", ".join(f"`{p.name}`" + ("" if p.default is p.empty else f" {p.default}") for p in taken)
+    defaults = {p.name: getattr(p.default, "__name__", p.default) for p in taken if p.default is not p.empty}
+    return ", ".join(f"`{p.name}`" + (f" {defaults[p.name]}" if p.name in defaults else "") for p in taken)
 
 
 def section(method: Method, area: float) -> str:
