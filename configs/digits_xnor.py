@@ -3,8 +3,8 @@
 Paper: after Paren et al., Binary Neural Networks, Oxford, poster, whose network and loss this is in small.
 Command: bnn-jax compare optimizers --config digits_xnor   (or: make compare)
 Data: 1797 real 8x8 digits that scikit-learn ships (Alpaydin and Kaynak, UCI, 1998); nothing is downloaded.
-Open to --tune, for each optimizer: four halves of a decade of the rate, its schedule, a decay of the latent weights.
-Expected: each optimizer at least 95 % test accuracy; about a minute and a half on two CPU cores.
+Open to --tune, for each optimizer: two decades of the rate, its schedule, a decay of the latent weights.
+Expected: each optimizer at least 95 % test accuracy; about a minute on two CPU cores.
 """
 
 from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig

@@ -55,17 +55,30 @@ DATA: dict[str, tuple[str, str]] = {
 """What data.name can be -> what it is, and the paper."""
 
 
-def documented(made: Callable[..., Any]) -> tuple[str, str]:
-    """The first line of the docstring of what an entry of a table makes, and its reference."""
+def function_behind(made: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that an entry of a table is made of, whose docstring has its formula."""
     while isinstance(made, functools.partial):
         # An estimator turned into a quantizer; a function turned into one; options set.
         inner = [getattr(value, "apply", value) for value in made.args if callable(getattr(value, "apply", value))]
         made = inner[-1] if inner and hasattr(made.args[-1], "apply") else inner[0] if inner else made.func
+    return made
+
+
+def wrapped_by(made: Callable[..., Any]) -> Callable[..., Any] | None:
+    """The function that a docstring names in its first line, "The quantizer of :func:`rsign_inputs`"; None if none."""
+    line = (inspect.getdoc(made) or "").partition("\n")[0]
+    found = re.search(r"(?:^|(?:quantizer|optimizer) of ):func:`(\w+)`", line)
+    return getattr(sys.modules[made.__module__], found[1]) if found else None
+
+
+def documented(made: Callable[..., Any]) -> tuple[str, str]:
+    """The first line of the docstring of what an entry of a table makes, and its reference."""
+    made = function_behind(made)
     text = inspect.getdoc(made) or ""
     line, reference = text.partition("\n")[0], re.search(r"^References?: ((?:.|\n)+?)(?:\n\n|\Z)", text, re.M)
     paper = " ".join(reference[1].split()) if reference else ""
-    if wrapped := re.search(r"(?:^|(?:quantizer|optimizer) of ):func:`(\w+)`", line):
-        line, inner = documented(getattr(sys.modules[made.__module__], wrapped[1]))
+    if wrapped := wrapped_by(made):
+        line, inner = documented(wrapped)
         paper = paper or inner
     return re.sub(r":\w+:`([\w.]+)`", r"\1", line), paper
 

@@ -14,7 +14,7 @@ import numpy as np
 from pages import write
 from sphinx.application import Sphinx
 
-from bnn_jax.cli.tables import documented
+from bnn_jax.cli.tables import documented, function_behind, wrapped_by
 from bnn_jax.estimators import ESTIMATORS
 from bnn_jax.models import MODELS
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, bases, dequantize, make_quantizer
@@ -143,19 +143,14 @@ def draw(method: Method, path: Path) -> float:
 
 def formula_of(made: Callable[..., Any]) -> str:
     """The paragraph of a docstring that begins with Forward."""
-    while isinstance(made, partial):
-        inner = [getattr(value, "apply", value) for value in made.args if callable(getattr(value, "apply", value))]
-        made = inner[0] if inner else made.func
-    paragraphs = (inspect.getdoc(made) or "").split("\n\n")
+    made = function_behind(made)
+    paragraphs = (inspect.getdoc(wrapped_by(made) or made) or "").split("\n\n")
     return "\n\n".join(text for text in paragraphs if re.match(r"(Forward|Backward)\b", text))
 
 
 def options_of(made: Callable[..., Any]) -> str:
     """What the function of a method takes by keyword, with its defaults."""
-    while isinstance(made, partial):
-        inner = [getattr(value, "apply", value) for value in made.args if callable(getattr(value, "apply", value))]
-        made = inner[0] if inner else made.func
-    known = inspect.signature(made).parameters.values()
+    known = inspect.signature(function_behind(made)).parameters.values()
     taken = [p for p in known if p.kind is p.KEYWORD_ONLY and p.name not in ("key", "train", "progress")]
     defaults = {p.name: getattr(p.default, "__name__", p.default) for p in taken if p.default is not p.empty}
     return ", ".join(f"`{p.name}`" + (f" {defaults[p.name]}" if p.name in defaults else "") for p in taken)
