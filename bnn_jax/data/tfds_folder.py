@@ -35,10 +35,11 @@ def find_tfds_folder(name: str, data_dir: Path) -> Path:
             f"images: bnn-jax synthesize --data-dir {shlex.quote(str(data_dir))}"
         )
     present = sorted(folder.name for folder in data_dir.glob("*") if versions_of(folder))
-    nearest = difflib.get_close_matches(name, ["digits", *present, *ARCHIVES], n=1, cutoff=0)[0]
+    nearest = difflib.get_close_matches(name, ["digits", *present, *ARCHIVES], n=1)
+    way_out = f"did you mean {nearest[0]!r}?" if nearest else "what it can be: bnn-jax list data"
     raise UsageError(
         f"`name` (={name!r}) is not 'digits', not a path that ends in .npz, not a folder of images, and not a set in "
-        f"the data folder {data_dir} (it has {', '.join(present) or 'none'}); did you mean {nearest!r}?"
+        f"the data folder {data_dir} (it has {', '.join(present) or 'none'}); {way_out}"
     )
 
 

@@ -246,6 +246,13 @@ def test_an_unknown_name_comes_with_the_nearest(name, nearest, sets):
         load_dataset(name, data_dir=sets)
 
 
+def test_a_path_that_is_not_there_is_no_misspelt_set(sets):
+    with pytest.raises(
+        UsageError, match=r"`name` \(='/pets'\) .* \(it has mnist\); what it can be: bnn-jax list data$"
+    ):
+        load_dataset("/pets", data_dir=sets)
+
+
 def test_no_tensorflow_and_nothing_printed(sets, subprocess_env):
     program = (
         "import sys\n"
