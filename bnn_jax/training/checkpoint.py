@@ -49,7 +49,7 @@ from bnn_jax.training.manifest import (
     read_leaves,
     read_manifest,
 )
-from bnn_jax.training.orbax_store import StoreError, save_tree
+from bnn_jax.training.orbax_store import StoreError, require_storable, save_tree
 
 _STEP_NAME = re.compile(r"(0|[1-9][0-9]*)(\.json)?")
 _UNFINISHED_NAME = re.compile(r"(0|[1-9][0-9]*)(\.json\.tmp|\.orbax-checkpoint-tmp.*)")
@@ -90,12 +90,14 @@ def save_checkpoint(
 
     Raises:
       TypeError, ValueError: `state`, `metadata`, `step` or `keep` is not as described.
-      UsageError: `folder` is not a folder, or `step` is there already with another state.
+      UsageError: `folder` is not a folder, or has square brackets or a backslash in its path; or `step` is there
+        already with another state.
       RunError: disk full, no permission; what was there before is kept.
     """
     folder, step = local_path("folder", folder).absolute(), operator.index(step)
     if step < 0:
         raise ValueError(f"`step` (={step}) must be 0 or larger; give the number of training steps done")
+    require_storable("folder", folder)
     if keep < 1:
         raise ValueError(f"`keep` (={keep}) must be 1 or larger; give the number of checkpoints to keep")
     arrays = named_arrays(state)

@@ -30,6 +30,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from bnn_jax.errors import UsageError
+
 
 class StoreError(Exception):
     """A tree could not be saved or read; the text is the cause in one line.
@@ -129,8 +131,21 @@ def _quiet() -> Iterator[None]:
             logging.set_verbosity(verbosity)
 
 
+def require_storable(argument: str, folder: Path) -> None:
+    """Refuse a folder in which Orbax would not find again what it wrote: it reads the path as a pattern.
+
+    Raises:
+      UsageError: naming the folder.
+    """
+    if wrong := re.search(r"\[.*\]|\\", folder.resolve().as_posix()):
+        raise UsageError(
+            f"`{argument}` (={folder}) lies at a path with {wrong[0]!r}, which Orbax takes for a pattern and does not "
+            "read back; choose a path without square brackets and backslashes"
+        )
+
+
 def read_arrays(path: Path, dtypes: dict[str, np.dtype]) -> dict[str, np.ndarray]:
-    """Read arrays of the checkpoint at the absolute `path`.  Not everything that has changed them is noticed.
+    """Read arrays of the checkpoint at `path`.  Not everything that has changed them is noticed.
 
     Args:
       dtypes: name -> type of an array when it was saved; a name is its keys from the root of the tree, joined by dots.
@@ -141,7 +156,7 @@ def read_arrays(path: Path, dtypes: dict[str, np.dtype]) -> dict[str, np.ndarray
     import tensorstore
 
     context = tensorstore.Context({"cache_pool": {"total_bytes_limit": 100_000_000}})
-    base = {"driver": "file", "path": f"{path}/state/"}
+    base = {"driver": "file", "path": f"{path.resolve()}/state/"}  # the file driver refuses `..`
 
     def begin_to_open(name: str) -> Any:
         store = {"driver": "ocdbt", "base": base, "path": f"{name}/"}

@@ -28,6 +28,7 @@ from bnn_jax.training.config import Config, from_dict, to_dict
 from bnn_jax.training.devices import is_first_process, on_first_process, to_host
 from bnn_jax.training.diagnostics import Flips, no_flips
 from bnn_jax.training.metrics import pack_log, read_metrics, summarize, write_file
+from bnn_jax.training.orbax_store import require_storable
 from bnn_jax.training.resuming import differing_key, setting, what_spans_the_run
 from bnn_jax.training.sharded_checkpoint import is_in_parts, save_in_parts, sees_folder_of_first
 from bnn_jax.training.state import RunState
@@ -202,6 +203,7 @@ def locked(workdir: Path) -> Iterator[None]:
       UsageError: if another one trains there; names its process and machine.
       RunError: if `workdir` cannot be made or written.
     """
+    require_storable("workdir", workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

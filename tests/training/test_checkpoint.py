@@ -28,6 +28,7 @@ from bnn_jax.training.checkpoint import (
     save_checkpoint,
     verify_checkpoint,
 )
+from bnn_jax.training.run_folder import locked
 
 
 @pytest.fixture(scope="module")
@@ -466,3 +467,21 @@ def test_a_kill_loses_nothing_that_was_saved(tmp_path, subprocess_env):
         for n in range(4):
             bits = np.random.default_rng([step, n])
             np.testing.assert_array_equal(state[str(n)], bits.integers(0, 2**32, 5_000, dtype=np.uint32))
+
+
+@pytest.mark.parametrize("name", ["in/../saved", "./saved", "a b", "100%", "x#y?z", "ü"])
+def test_any_path_that_the_file_system_takes(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    save_checkpoint(name, 1, state_of(1))
+    assert bits_of(restore_checkpoint(name, state_of(0)).state) == bits_of(state_of(1))
+
+
+@pytest.mark.parametrize("name", ["lr=[0.1]", "a\\b"])
+def test_a_path_that_orbax_would_not_find_again_is_refused_before_training(tmp_path, name):
+    part = r"\[0.1\]" if "[" in name else r"\\"
+    with pytest.raises(UsageError, match=rf"`folder` \(=.*\) lies at a path with .*{part}.*; choose a path without"):
+        save_checkpoint(tmp_path / name, 1, state_of(1))
+    with pytest.raises(UsageError, match=r"`workdir` \(=.*\) lies at a path with"), locked(tmp_path / name):
+        pytest.fail("was taken")
+    assert not any(tmp_path.iterdir())
