@@ -36,6 +36,15 @@ def local_path(argument: str, path: str | os.PathLike[str]) -> Path:
         raise UsageError(f"`{argument}` (={text!r}) is no path ({error}); write the folder out") from None
 
 
+def folder_name(label: str) -> str:
+    """The label as the name of one folder, which Orbax reads back.
+
+    >>> folder_name("stage_sizes=[1, 2],kernel=models/mine.py")
+    'stage_sizes=(1, 2),kernel=models_mine.py'
+    """
+    return label.translate(str.maketrans("/\\[]", "__()"))
+
+
 def require_ending(argument: str, path: str | os.PathLike[str], *endings: str) -> None:
     """Refuse a file to write whose name ends as that of another format does; a name without an ending is none.
 

@@ -5,8 +5,9 @@ Command: bnn-jax compare optimizers --config cifar10_xnor_resnet20 --data.data-d
 Expected test accuracy after 200 epochs, from the poster: Adam 72.89, Deep Frank-Wolfe 75.87.  The poster names neither
 augmentation nor learning rates; pad-4 crop and flip are those of Berrada et al., Deep Frank-Wolfe, 2019.  Without
 --tune the rates are the best of results/cifar10_xnor_resnet20_2epochs, whose trials had one epoch.
-Rows: "dfw" may have a schedule and a decay of the latent weights, as the others; "dfw, as published" has eta alone.
---rows picks among them.
+Rows: "dfw" may have a schedule and a decay of the latent weights, as the others; "dfw, as published" has eta alone;
+"dfw, target" has a target loss in place of the schedule, close to the running mean, so that gamma acts although the
+network does not interpolate.  --rows picks among them.
 Time: minutes on a GPU for each run; about two minutes an epoch on two CPU cores.
 """
 
@@ -17,12 +18,16 @@ from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
 SCHEDULE = {"schedule": ("constant", "cosine")}
 DECAY = {"latent_weight_decay": (0.0, 1e-5, 1e-4, 1e-3)}
 ADAM_DECAY = {"latent_weight_decay": (0.0, 1e-3, 1e-2, 1e-1)}  # beside the step, so by the rate smaller
+TARGET = {"options.target_share": (0.9, 0.95, 0.98, 0.99)} | DECAY
 MOMO_DECAY = {"weight_decay": (0.0, 1e-3, 1e-2, 1e-1)}  # its own, of all weights and beside the step
 
 # Open to each: three halves of a decade of the rate, its schedule, a decay of the latent weights or none.
 ROWS = {
     "dfw": OptimConfig("dfw", 3.0, schedule="cosine", tune={"learning_rate": (0.3, 10.0)} | SCHEDULE | DECAY),
     "dfw, as published": OptimConfig("dfw", 1.0, tune={"learning_rate": (0.1, 0.3, 1.0, 3.0, 10.0)}),
+    "dfw, target": OptimConfig(
+        "dfw", 3.0, options={"target_share": 0.95}, tune={"learning_rate": (1.0, 30.0)} | TARGET
+    ),
     "adam": OptimConfig("adam", 0.01, schedule="cosine", tune={"learning_rate": (0.003, 0.1)} | SCHEDULE | ADAM_DECAY),
     "sgd": OptimConfig(
         "sgd",

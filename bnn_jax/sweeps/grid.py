@@ -10,6 +10,7 @@ from typing import Any
 import tyro
 
 from bnn_jax.errors import UsageError
+from bnn_jax.paths import folder_name
 from bnn_jax.training.config import Config
 from bnn_jax.training.overrides import check_read, settled
 
@@ -118,7 +119,7 @@ def grid_cells(config: Config, axes: Mapping[str, Sequence[Any]]) -> dict[str, t
             cell = with_setting(cell, name, value)
         label = ",".join(f"{short_name(name)}={value}" for name, value in chosen.items()) or "all"
         # It is also the name of a folder.
-        cells[label.replace("/", "_")] = (settled(config, cell, chosen), chosen)
+        cells[folder_name(label)] = (settled(config, cell, chosen), chosen)
     check_read([cell for cell, _ in cells.values()], axes)
     return cells
 

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 from bnn_jax.checks import require
 from bnn_jax.errors import UsageError, unknown_name
+from bnn_jax.paths import folder_name
 from bnn_jax.sweeps.engine import Run, run_all
 from bnn_jax.sweeps.grid import is_setting, scalar_options, with_setting
 from bnn_jax.training.config import Config, OptimConfig, without_tuning
@@ -91,7 +92,7 @@ def _trial(label: str, cell: Config, settings: Settings, workdir: Path) -> Run:
     config = without_tuning(_with_settings(cell, settings))
     config = replace(config, seed=TUNING_SEED, epochs=cell.tune_epochs or cell.epochs)
     name = ",".join(f"{name}={value}" for name, value in settings.items())
-    return Run(f"tuning {label} {name}", config, workdir / label / name.replace("/", "_"))
+    return Run(f"tuning {label} {name}", config, workdir / label / folder_name(name))
 
 
 def _with_settings(cell: Config, settings: Settings) -> Config:

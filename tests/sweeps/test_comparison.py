@@ -101,6 +101,13 @@ def test_the_grid_has_every_combination_and_typed_values():
     assert split_axes(["--optim.latent-box", "-1", "1"]) == ({}, ["--optim.latent-box", "-1", "1"])
 
 
+def test_lists_are_values_too_and_name_folders_that_can_be_read_back():
+    labels = list(
+        grid_cells(replace(CONFIG, model=ModelConfig("bnn_convnet")), {"model.options.stage_sizes": [[1, 1], [2, 2]]})
+    )
+    assert labels == ["model.options.stage_sizes=(1, 1)", "model.options.stage_sizes=(2, 2)"]
+
+
 def test_options_of_optimizers_losses_and_schedules_are_axes_too():
     argv = "--optim.options.threshold 1e-6 1 --loss-options.smoothing 0.1 0.2 --optim.schedule-options.stages 3"
     texts, rest = split_axes(argv.split())
