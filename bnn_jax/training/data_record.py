@@ -56,7 +56,7 @@ def record_data(workdir: Path, data: DataConfig, dataset: Dataset | ImageStream)
     described["class_names"] = None if dataset.class_names is None else list(dataset.class_names)
     described["arrays"] = dataset.digest if isinstance(dataset, Dataset) else None
     described["file"] = _size_and_time(data)
-    before = (read_checksummed(workdir / FILE) if has_begun(workdir) else None) or described
+    before = (_recorded(workdir) if has_begun(workdir) else None) or described
     for key in ("shape", "num_classes", "class_names"):
         if described[key] != before[key] and None not in (described[key], before[key]):
             raise UsageError(
@@ -71,15 +71,21 @@ def record_data(workdir: Path, data: DataConfig, dataset: Dataset | ImageStream)
 
 def warn_if_changed(workdir: Path, data: DataConfig) -> None:
     """Warn where a finished run was trained on a file that has since been written with other contents."""
-    recorded, file = read_checksummed(workdir / FILE), _size_and_time(data)
+    recorded, file = _recorded(workdir), _size_and_time(data)
     if recorded is not None and file not in (None, recorded["file"]):
         _warn_if_other(workdir, data, load_data(data))
 
 
 def _warn_if_other(workdir: Path, data: DataConfig, dataset: Dataset | ImageStream) -> None:
-    recorded = read_checksummed(workdir / FILE)
+    recorded = _recorded(workdir)
     if recorded is not None and isinstance(dataset, Dataset) and dataset.digest != recorded["arrays"]:
         _warn(workdir, data)
+
+
+def _recorded(workdir: Path) -> dict[str, Any] | None:
+    """What :func:`record_data` wrote; None if there is nothing, or what an earlier version wrote, without digests."""
+    recorded = read_checksummed(workdir / FILE)
+    return recorded if recorded is not None and {"arrays", "file", "class_names"} <= recorded.keys() else None
 
 
 def _size_and_time(data: DataConfig) -> list[int] | None:

@@ -13,6 +13,7 @@ from bnn_jax.errors import UsageError
 from bnn_jax.training.config import Config, DataConfig
 from bnn_jax.training.data_record import ChangedDataWarning, data_of_run, record_data, warn_if_changed
 from bnn_jax.training.input_pipeline import load_data
+from bnn_jax.training.run_folder import write_checksummed
 
 NAMES = ("ant", "bee", "cow")
 FIRST, OTHER = brightness_set(30), brightness_set(30)
@@ -55,6 +56,18 @@ def test_a_file_that_was_written_with_other_arrays_is_noticed(begun):
             record_data(workdir, data, load_data(data))
     with pytest.warns(ChangedDataWarning, match="are not those with which the run"):
         data_of_run(workdir, Config("mine", 1, 8, data=data), None)
+
+
+def test_a_record_without_digests_of_an_earlier_version_forbids_nothing(begun):
+    workdir, data = begun
+    recorded = json.loads((workdir / "data.json").read_text())
+    write_checksummed(workdir / "data.json", {name: recorded[name] for name in ("name", "shape", "class_names")})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_changed(workdir, data)
+        data_of_run(workdir, Config("mine", 1, 8, data=data), None)
+        record_data(workdir, data, load_data(data))
+    assert json.loads((workdir / "data.json").read_text()) == recorded
 
 
 @pytest.mark.parametrize("change", [lambda path: os.utime(path, (0, 0)), os.unlink, lambda path: None])
