@@ -18,6 +18,7 @@ The stages, in the order data flows; a file imports only from stages above it:
     stages        runs that start from, or are taught by, others  bnn_jax.stages.stage.run_stages
     sweeps        many runs: grids, comparisons, seeds            bnn_jax.sweeps.comparison
     packed        networks frozen to bits, their file             freeze, verify, save, load of bnn_jax.packed
+    zoo           trained networks that come with the package      bnn_jax.zoo.load
     analysis      accounting, gradient paths, reports, pictures   bnn_jax.analysis.accounting, .gradient_paths
     run           a run as one object                             train(config, workdir) -> Run, load_run(folder)
 """
@@ -46,6 +47,7 @@ with epy.lazy_api_imports(globals()):
         sweeps,
         tracing,
         training,
+        zoo,
     )
     from bnn_jax.data import load_dataset
     from bnn_jax.estimators import ESTIMATORS, Estimator, approx_sign, identity_sign, make_sign, sign, ste_sign

@@ -26,6 +26,7 @@ STAGES = (
     {"training"},
     {"stages", "sweeps"},
     {"packed"},
+    {"zoo"},
     {"analysis"},
     {"run"},
     {"benchmarks"},

@@ -1,9 +1,10 @@
 """Evaluate a run or a file: bnn-jax evaluate runs/mine --split test --which best
 
-A file of bnn-jax export takes the place of the run: bnn-jax evaluate model.bnn.safetensors
+A file of bnn-jax export takes the place of the run, bnn-jax evaluate model.bnn.safetensors; zoo:NAME is that of a
+network of `bnn-jax list pretrained`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tyro
@@ -17,12 +18,16 @@ from bnn_jax.training.epoch import EVALUATION_BATCH
 from bnn_jax.training.evaluation import evaluate_run
 from bnn_jax.training.input_pipeline import load_data
 from bnn_jax.training.programs import use_compilation_cache
+from bnn_jax.zoo import file_of
+
+ZOO = "zoo:"
+"""What the name of a pretrained network is told by."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(TrainedOptions):
     workdir: tyro.conf.Positional[Path]
-    """Folder of a run, finished or not, or a file of bnn-jax export."""
+    """Folder of a run, finished or not, a file of bnn-jax export, or zoo:NAME."""
     data: str | None = None
     """The data set for a file, if not the one that it names."""
     model: str | None = None
@@ -71,5 +76,7 @@ def evaluate_file(arguments: Arguments) -> str:
 def main() -> None:
     arguments = parse_options(Arguments, __doc__)
     use_compilation_cache()
+    if (named := str(arguments.workdir)).startswith(ZOO):
+        arguments = replace(arguments, workdir=file_of(named.removeprefix(ZOO)))
     is_run = arguments.workdir.suffix != ".safetensors" and not arguments.workdir.is_file()
     print(evaluate_trained(arguments) if is_run else evaluate_file(arguments))

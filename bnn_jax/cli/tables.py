@@ -16,15 +16,18 @@ from bnn_jax.losses import LOSSES
 from bnn_jax.models import MODELS
 from bnn_jax.optim import OPTIMIZERS
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, GRADIENT_QUANTIZERS, WEIGHT_QUANTIZERS
+from bnn_jax.zoo import PRETRAINED, file_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(TableOptions):
     what: Annotated[
-        tyro.conf.Positional[Literal["models", "quantizers", "estimators", "optimizers", "losses", "data"]],
+        tyro.conf.Positional[
+            Literal["models", "quantizers", "estimators", "optimizers", "losses", "data", "pretrained"]
+        ],
         tyro.conf.arg(metavar="TABLE"),
     ]
-    """models, quantizers, estimators, optimizers, losses or data."""
+    """models, quantizers, estimators, optimizers, losses, data or pretrained."""
 
 
 LECUN = "LeCun et al., Gradient-Based Learning Applied to Document Recognition, 1998"
@@ -83,16 +86,25 @@ def documented(made: Callable[..., Any]) -> tuple[str, str]:
     return re.sub(r":\w+:`([\w.]+)`", r"\1", line), paper
 
 
+def paper_of(network: str) -> str:
+    """The paper of a network in MODELS."""
+    entry = MODELS[network]
+    return entry.paper or documented(entry.constructor)[1]
+
+
 def rows_of(what: str) -> list[tuple[str, ...]]:
     """The rows of a table: name, for quantizers their place too, a line, the paper."""
     if what == "data":
         return [(name, *told) for name, told in DATA.items()]
     if what == "models":
-        told = ((name, entry, documented(entry.constructor)) for name, entry in MODELS.items())
-        return [(name, line, entry.paper or paper) for name, entry, (line, paper) in told]
+        return [(name, documented(entry.constructor)[0], paper_of(name)) for name, entry in MODELS.items()]
     if what == "quantizers":
         tables = {"weights": WEIGHT_QUANTIZERS, "inputs": ACTIVATION_QUANTIZERS, "gradients": GRADIENT_QUANTIZERS}
         return [(name, place, *documented(made)) for place, table in tables.items() for name, made in table.items()]
+    if what == "pretrained":
+        told = {name: f"{r.data}: {r.correct} of {r.examples} test images right" for name, r in PRETRAINED.items()}
+        sizes = {name: f"{file_of(name).stat().st_size / 1e3:.1f} kB" for name in PRETRAINED}
+        return [(name, f"{told[name]}, {sizes[name]}", paper_of(r.network)) for name, r in PRETRAINED.items()]
     if what == "optimizers":
         return [(name, *documented(optimizer.make)) for name, optimizer in OPTIMIZERS.items()]
     table = ESTIMATORS if what == "estimators" else LOSSES

@@ -7,6 +7,7 @@ write and read them.  What needs a training run, `bnn_jax.packed.runs`, is impor
 from bnn_jax.packed.artifact import load, save
 from bnn_jax.packed.c_header import write_header
 from bnn_jax.packed.freezing import freeze, packed_structure
+from bnn_jax.packed.latent import latent_variables
 from bnn_jax.packed.model import PackedModel
 from bnn_jax.packed.named_arrays import arrays, write_npz
 from bnn_jax.packed.paths import paths_of, take_path
@@ -18,6 +19,7 @@ __all__ = [
     "PackedModel",
     "arrays",
     "freeze",
+    "latent_variables",
     "load",
     "packed_structure",
     "paths_of",

@@ -64,12 +64,7 @@ class PackedModel:
         Raises:
           ValueError: for images of another dtype or shape, or none.
         """
-        shape, wanted = np.shape(images), self.metadata["image_shape"]
-        dtype = getattr(images, "dtype", type(images).__name__)
-        if dtype != np.uint8 or shape[1:] != tuple(wanted) or not shape[0]:
-            expected = ", ".join(map(str, wanted))
-            raise ValueError(f"`images` (={dtype} of shape {shape}) must be uint8 of shape (batch, {expected})")
-        return self._compiled(self.variables, jnp.asarray(images))
+        return self._compiled(self.variables, jnp.asarray(require_images(self, images)))
 
     def predict(self, images: Images) -> BatchLabels:
         """The class with the largest of the :meth:`logits` of each image, or of each token.
@@ -118,6 +113,20 @@ class PackedModel:
         if not examples:
             raise UsageError("`batches` hold no label, so that there is no perplexity; choose others")
         return float(np.exp(total / examples))
+
+
+def require_images(packed: PackedModel, images: Images) -> Images:
+    """Return the images, or refuse those of another dtype or shape than the network's, or none.
+
+    Raises:
+      ValueError: naming both.
+    """
+    shape, wanted = np.shape(images), packed.metadata["image_shape"]
+    dtype = getattr(images, "dtype", type(images).__name__)
+    if dtype != np.uint8 or shape[1:] != tuple(wanted) or not shape[0]:
+        expected = ", ".join(map(str, wanted))
+        raise ValueError(f"`images` (={dtype} of shape {shape}) must be uint8 of shape (batch, {expected})")
+    return images
 
 
 def require_packed_model(packed: Any) -> None:

@@ -23,6 +23,7 @@ PACKAGES = {
     "sweeps": "grids, seeds, comparisons, tuning",
     "data": "where images come from",
     "packed": "networks on bits: freeze, verify, save, export",
+    "zoo": "trained networks that come with the package",
     "bitops": "XNOR and popcount",
     "analysis": "sizes, operations, gradient paths, reports",
     "tracing": "what a traced network does",

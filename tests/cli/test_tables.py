@@ -10,6 +10,7 @@ from bnn_jax.losses import LOSSES
 from bnn_jax.models import MODELS
 from bnn_jax.optim import OPTIMIZERS
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, GRADIENT_QUANTIZERS, WEIGHT_QUANTIZERS
+from bnn_jax.zoo import PRETRAINED
 
 TABLES = {
     "models": [*MODELS],
@@ -18,6 +19,7 @@ TABLES = {
     "optimizers": [*OPTIMIZERS],
     "losses": [*LOSSES],
     "data": [*DATA],
+    "pretrained": [*PRETRAINED],
 }
 UNPUBLISHED = {"full_precision", "text", "NAME", "FILE.npz", "FILE.txt", "FOLDER"}
 

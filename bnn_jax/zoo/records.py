@@ -1,0 +1,82 @@
+"""What is known of each pretrained network beside its file: how it was trained, and how well it does."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from bnn_jax.errors import unknown_name
+
+FILES = Path(__file__).parent / "files"
+ENDING = ".bnn.safetensors"
+
+
+class DataRecord(NamedTuple):
+    """A data set that networks were trained on.
+
+    Attributes:
+      class_names: in the order of the labels.
+      licence: of the data, as their authors state it.
+    """
+
+    class_names: tuple[str, ...]
+    licence: str
+
+
+class Record(NamedTuple):
+    """A pretrained network.
+
+    Attributes:
+      network: its name in MODELS.
+      data: name of the data set, in DATA.
+      correct, examples: images of the test set that the packed network classifies right, and how many there are.
+      row: of the comparison that it was trained in: the optimizer, and the loss where it is not that of the first row.
+      seed, epochs: of its run.  The seed, and the epoch whose weights these are, were chosen by validation accuracy.
+      source: folder of the comparison in the repository, or the config of a single run.
+      same_as: name of the record whose file this one shares; None has its own.
+    """
+
+    network: str
+    data: str
+    correct: int
+    examples: int
+    row: str
+    seed: int
+    epochs: int
+    source: str
+    same_as: str | None = None
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the test set."""
+        return self.correct / self.examples
+
+
+_DIGITS = tuple("0123456789")
+
+DATA: dict[str, DataRecord] = {
+    "digits": DataRecord(_DIGITS, "CC BY 4.0 (UCI Machine Learning Repository)"),
+    "mnist": DataRecord(_DIGITS, "CC BY-SA 3.0 (LeCun and Cortes)"),
+    "cifar10": DataRecord(
+        ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+        "none stated; the author asks to cite Krizhevsky, 2009",
+    ),
+}
+"""name -> a data set of pretrained networks."""
+
+PRETRAINED: dict[str, Record] = {
+    "digits_xnor_resnet6": Record("resnet6", "digits", 351, 359, "dfw", 0, 60, "configs/digits_xnor.py"),
+}
+"""name -> a pretrained network, whose file is zoo/files/NAME.bnn.safetensors."""
+
+
+def file_of(name: str) -> Path:
+    """The file of a pretrained network.
+
+    Raises:
+      UsageError: for a name that is not in PRETRAINED; the nearest is named.
+
+    >>> file_of("digits_xnor_resnet6").name
+    'digits_xnor_resnet6.bnn.safetensors'
+    """
+    if name not in PRETRAINED:
+        raise unknown_name("name", name, PRETRAINED)
+    return FILES / f"{PRETRAINED[name].same_as or name}{ENDING}"
