@@ -24,7 +24,7 @@ extensions = [
 ]
 root_doc = "index"
 source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb", ".rst": "restructuredtext"}
-exclude_patterns = ["_build", "_extensions", "numpy_inference.py"]
+exclude_patterns = ["_build", "_extensions", "node_modules"]
 nitpicky = False
 suppress_warnings = ["misc.highlighting_failure"]
 
@@ -47,7 +47,7 @@ nb_merge_streams = True
 
 html_theme = "furo"
 html_title = "bnn_jax"
-html_static_path = ["_static"]
+html_static_path = ["_static", "../bnn_jax/analysis/sort_tables.js"]
 html_css_files = ["site.css"]
 html_js_files = ["sort_tables.js"]
 html_math_renderer = "mathml"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bnn_jax.analysis.documents import value_text
 from bnn_jax.analysis.figures import COLOURS, drawing, line_look, marker_look
+from bnn_jax.names import last_part
 from bnn_jax.paths import local_path
 from bnn_jax.sweeps.results import Results, Row, is_finished, is_number, summarize
 
@@ -19,6 +20,9 @@ SPANS_DECADES = 20
 """Ratio of the largest to the smallest value from which an axis is logarithmic."""
 SPREAD = 0.022
 """Part of the width between points of neighbouring lines at one place, so that their bars do not hide each other."""
+BEST = "best by validation"
+HEIGHT, SEEDS_WIDTH, PANELS_WIDTH, LEGEND_WIDTH, CHARACTER = 4.2, 5.0, 7.4, 0.8, 0.085
+"""Inches: of a figure, of one without axes, of the two panels, of the signs in a legend, and of a letter in it."""
 
 
 def plot_grid(results: Results, path: str | Path) -> Path:
@@ -32,13 +36,16 @@ def plot_grid(results: Results, path: str | Path) -> Path:
     axes, n = results.axes, len(results.seeds)
     panels = PANELS if axes else {"": "each seed, mean ± one standard deviation"}
     best = next((summary["label"] for summary in summarize(results) if summary["best"]), None)
-    with drawing(path, (9.4 if axes else 5.0, 4.2), count=len(panels), sharey=True) as (figure, drawn):
+    labels = _line_labels(results)
+    beside = LEGEND_WIDTH + CHARACTER * max(map(len, [BEST, *labels])) if any(labels) else 0.0
+    size = (PANELS_WIDTH + beside if axes else SEEDS_WIDTH, HEIGHT)
+    with drawing(path, size, count=len(panels), sharey=True) as (figure, drawn):
         figure.get_layout_engine().set(w_pad=0.1)
         for panel, title in zip(drawn, panels.values()):
             panel.set_title(title, fontsize=11)
         drawn[0].set_ylabel("accuracy (%)")
         if axes:
-            _draw_lines(figure, drawn, results, best)
+            _draw_lines(figure, drawn, results, best, labels)
         else:
             _draw_seeds(drawn[0], results.rows[0].runs)
         data = ", ".join(data["name"] for data in results.datasets)
@@ -48,15 +55,28 @@ def plot_grid(results: Results, path: str | Path) -> Path:
     return path
 
 
-def _draw_lines(figure: Any, panels: Sequence["Axes"], results: Results, best: str | None) -> None:
+def _lines(results: Results) -> dict[tuple[tuple[str, Any], ...], list[Row]]:
+    """The cells of each combination of the axes that are not drawn along."""
+    lines = {}
+    others = [name for name in results.axes if name != _axis_along(results.axes)]
+    for cell in results.rows:
+        lines.setdefault(tuple((name, cell.settings[name]) for name in others), []).append(cell)
+    return lines
+
+
+def _line_labels(results: Results) -> list[str]:
+    """What the legend calls each line; nothing where there is one axis or none."""
+    if not results.axes:
+        return []
+    return [", ".join(f"{_short_name(name)} {_place_text(value)}" for name, value in line) for line in _lines(results)]
+
+
+def _draw_lines(figure: Any, panels: Sequence["Axes"], results: Results, best: str | None, labels: list[str]) -> None:
     along = _axis_along(results.axes)
     values = results.axes[along]
     scale = _scale(values)
     places = {value: place if scale in ("ordinal", "names") else value for place, value in enumerate(values)}
-    others = [name for name in results.axes if name != along]
-    lines = {}
-    for cell in results.rows:
-        lines.setdefault(tuple(cell.settings[name] for name in others), []).append(cell)
+    lines = _lines(results)
     step = min(SPREAD, 0.4 / len(values) / len(lines))
     for axes, name in zip(panels, PANELS):
         for index, cells in enumerate(lines.values()):
@@ -66,13 +86,12 @@ def _draw_lines(figure: Any, panels: Sequence["Axes"], results: Results, best: s
                 axes, cells, name, best, look, lambda cell, s=shift: _moved(places, cell.settings[along], scale, s)
             )
         _set_places(axes, along, values, places, scale)
-    labels = [", ".join(f"{_last(name)} {value_text(value)}" for name, value in zip(others, line)) for line in lines]
     handles = panels[0].get_legend_handles_labels()[0]
     ring = panels[0].plot([], [], "o", markersize=13, markerfacecolor="none", markeredgecolor="#222222")
-    if others:
-        figure.legend([*handles, *ring], [*labels, "best by validation"], loc="outside right center", frameon=False)
+    if any(labels):
+        figure.legend([*handles, *ring], [*labels, BEST], loc="outside right center", frameon=False)
     else:
-        figure.legend(ring, ["best by validation"], loc="outside lower right", frameon=False)
+        figure.legend(ring, [BEST], loc="outside lower right", frameon=False)
 
 
 def _draw_line(axes: "Axes", cells: list[Row], name: str, best: str | None, look: dict, place_of: Callable) -> None:
@@ -140,12 +159,24 @@ def _set_places(axes: "Axes", along: str, values: Sequence[Any], places: dict[An
 
     if scale == "log":
         axes.set_xscale("log")
-    axes.set_xticks([places[value] for value in values], [value_text(value) for value in values])
+    texts = [_place_text(value) for value in values]
+    axes.set_xticks([places[value] for value in values], texts)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(along, parse_math=False)
-    if len(values) > 6 or sum(len(value_text(value)) for value in values) > 24:
-        axes.tick_params(axis="x", labelrotation=45)
+    if len(values) > 6 or sum(map(len, texts)) > 24:
+        for label in axes.get_xticklabels():
+            label.set(rotation=30, ha="right", rotation_mode="anchor", parse_math=False)
 
 
-def _last(name: str) -> str:
-    return name.rpartition(".")[2]
+def _place_text(value: Any) -> str:
+    """A value of an axis where there is little room: of a name with a module its last part."""
+    return last_part(value) if isinstance(value, str) else value_text(value)
+
+
+def _short_name(name: str) -> str:
+    """The last part of an axis's name that says something: latent_weight_decay, of optim.name optim.
+
+    >>> _short_name("optim.latent_weight_decay"), _short_name("optim.name")
+    ('latent_weight_decay', 'optim')
+    """
+    return name.removesuffix(".name").rpartition(".")[2]

@@ -72,7 +72,7 @@ def differences_section(results: Results) -> str:
     """The differences as a section in Markdown; nothing where there is one row."""
     if len(results.rows) < 2:
         return ""
-    first, *labels = map(inline, results.labels)
+    first, labels = inline(results.labels[0]), results.labels[1:]
     header, rows = [results.compared], [[label] for label in labels]
     for which, name in COMPARED.items():
         header += [f"{which}: {what}" for what in ("difference", "95 % interval", "could have shown")]

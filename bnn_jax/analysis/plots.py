@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bnn_jax.analysis.figures import COLOURS, drawing, label_line_ends, line_look, marker_look
+from bnn_jax.analysis.figures import (
+    COLOURS,
+    drawing,
+    faintness,
+    height_for,
+    label_line_ends,
+    line_look,
+    marker_look,
+)
 from bnn_jax.analysis.grid_plot import plot_grid
 from bnn_jax.names import last_part
 from bnn_jax.paths import local_path
@@ -18,10 +26,12 @@ if TYPE_CHECKING:
 
     from bnn_jax.estimators import EstimatorLike
 
-SIZE = (7.4, 4.2)
-STACKED_SIZE = (7.4, 6.4)
+WIDTH, HEIGHT, STACKED_HEIGHT = 7.4, 4.2, 6.4
+STACKED = (3, 2)
+"""Heights of the two panels of the step size."""
 FEWEST_WINDOWS, MOST_WINDOWS, STEPS_IN_A_WINDOW = 20, 100, 40
 FEW_EPOCHS = 12
+MOST_COLUMNS = 4
 MEAN_AND_SPREAD = "mean ± one standard deviation"
 
 
@@ -49,7 +59,8 @@ def plot_accuracy(results: Results, path: str | Path) -> Path:
     path = local_path("path", path)
     curves = [_accuracies(run for run in row.runs if is_finished(run)) for row in results.rows]
     broken = [_accuracies(run for run in row.runs if not is_finished(run)) for row in results.rows]
-    with drawing(path, SIZE) as (_, (axes,)):
+    faint = faintness(len(results.rows))
+    with drawing(path, (WIDTH, height_for(results.labels, HEIGHT))) as (_, (axes,)):
         ends = []
         for index, (label, done, undone) in enumerate(zip(results.labels, curves, broken)):
             look = line_look(index)
@@ -57,7 +68,7 @@ def plot_accuracy(results: Results, path: str | Path) -> Path:
                 axes.plot(epochs, accuracy, color=look["color"], linestyle=(0, (4, 3)), linewidth=0.9)
                 axes.plot(epochs[-1], accuracy[-1], color=look["color"], marker="x", markersize=7)
             if done:
-                epochs, mean = _draw_mean_and_band(axes, done, look)
+                epochs, mean = _draw_mean_and_band(axes, done, look, faint)
                 ends.append((mean[-1], label, look))
             elif undone:
                 ends.append((undone[-1][1][-1], f"{label} (none finished)", look | {"linestyle": ":"}))
@@ -76,12 +87,14 @@ def plot_step_size(results: Results, path: str | Path) -> Path:
     """
     path = local_path("path", path)
     gammas = [_gammas(row) for row in results.rows]
-    stacked = {"count": 2, "columns": 1, "sharex": True, "height_ratios": (3, 2)}
-    with drawing(path, STACKED_SIZE, **stacked) as (_, (axes, shares)):
+    faint = faintness(sum(map(bool, gammas)))
+    stacked = {"count": 2, "columns": 1, "sharex": True, "height_ratios": STACKED}
+    height = height_for(results.labels, STACKED_HEIGHT, STACKED[0] / sum(STACKED))
+    with drawing(path, (WIDTH, height), **stacked) as (_, (axes, shares)):
         ends = []
         for index, (label, of_row) in enumerate(zip(results.labels, gammas)):
             if of_row:
-                median = _draw_gammas(axes, shares, of_row, line_look(index))
+                median = _draw_gammas(axes, shares, of_row, line_look(index), faint)
                 ends.append((median[-1], label, line_look(index)))
         axes.set(ylabel="step size γ (1 = full learning rate)", ylim=(-0.02, 1.03))
         shares.set(xlabel="optimizer step", ylabel="steps with γ < 1 (%)", ylim=(-3, 103))
@@ -111,8 +124,9 @@ def plot_estimators(estimators: "Sequence[str] | Mapping[str, EstimatorLike]", p
 
     x = np.linspace(-2.5, 2.5, 2001, dtype=np.float32)
     named = estimators if isinstance(estimators, Mapping) else {last_part(name): name for name in estimators}
-    columns = min(4, len(named))
-    size = (2.4 * columns, 2.1 * -(-len(named) // columns))
+    rows = -(-len(named) // MOST_COLUMNS)
+    columns = -(-len(named) // rows)
+    size = (2.4 * columns, 2.1 * rows)
     with drawing(path, size, count=len(named), columns=columns, sharex=True) as (_, panels):
         for (name, estimator), axes in zip(named.items(), panels):
             estimator = as_estimator(estimator)
@@ -158,7 +172,7 @@ def _draw_error_over_cost(axes: "Axes", place: str, results: Results, errors: li
             points[label] = axes.errorbar(costs[1] / 1e6, np.mean(found), std, **look)
     axes.set_xlim(left=0)
     axes.set_title(place, parse_math=False)
-    axes.set_xlabel("$N_{2nd}$ ($10^6$ multiply-accumulates)")
+    axes.set_xlabel(r"$N_{\mathrm{2nd}}$ ($10^6$ multiply-accumulates)")
     return points
 
 
@@ -179,19 +193,26 @@ def _numbers(records: Iterable[dict[str, list] | None], x: str, y: str) -> list[
     return [tuple(np.array(values) for values in zip(*pairs)) for pairs in kept if pairs]
 
 
-def _draw_mean_and_band(axes: "Axes", curves: list, look: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+def _draw_mean_and_band(
+    axes: "Axes", curves: list, look: dict[str, Any], faint: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw the mean of the curves over the epochs that all of them have; returns those epochs and the mean."""
     epochs = np.array(sorted(set.intersection(*(set(epochs.tolist()) for epochs, _ in curves))))
     accuracy = np.stack([accuracy[np.isin(own_epochs, epochs)] for own_epochs, accuracy in curves])
     mean = accuracy.mean(axis=0)
-    axes.plot(epochs, mean, linewidth=1.8, marker="o" if len(epochs) <= FEW_EPOCHS else None, markersize=4, **look)
+    marker = {"marker": "o", "markersize": 4, "clip_on": False} if len(epochs) <= FEW_EPOCHS else {}
+    axes.plot(epochs, mean, linewidth=1.8, **marker, **look)
     if len(curves) > 1:
         std = accuracy.std(axis=0, ddof=1)
-        axes.fill_between(epochs, mean - std, np.minimum(mean + std, 100), color=look["color"], alpha=0.18, linewidth=0)
+        low, high = mean - std, np.minimum(mean + std, 100)
+        if len(epochs) > 1:
+            axes.fill_between(epochs, low, high, color=look["color"], alpha=0.18 * faint, linewidth=0)
+        else:
+            axes.errorbar(epochs, mean, (mean - low, high - mean), color=look["color"], capsize=3, clip_on=False)
     return epochs, mean
 
 
-def _draw_gammas(axes: "Axes", shares: "Axes", gammas: list, look: dict[str, Any]) -> np.ndarray:
+def _draw_gammas(axes: "Axes", shares: "Axes", gammas: list, look: dict[str, Any], faint: float) -> np.ndarray:
     """Draw median, quartiles and single runs of a row's gammas, and the share below 1; returns the medians."""
     last = max(steps[-1] for steps, _ in gammas)
     count = max(len(steps) for steps, _ in gammas)
@@ -200,11 +221,13 @@ def _draw_gammas(axes: "Axes", shares: "Axes", gammas: list, look: dict[str, Any
     edges = np.linspace(0, last, windows + 1)
     if len(gammas) > 1:
         for steps, values in gammas:
-            axes.plot(*_windowed(steps, values, edges, np.median), color=look["color"], alpha=0.35, linewidth=0.7)
+            axes.plot(
+                *_windowed(steps, values, edges, np.median), color=look["color"], alpha=0.35 * faint, linewidth=0.7
+            )
     steps, values = (np.concatenate(parts) for parts in zip(*gammas))
     quartiles = partial(np.percentile, q=(25.0, 50.0, 75.0))
     middles, (low, median, high) = _windowed(steps, values, edges, quartiles)
-    axes.fill_between(middles, low, high, color=look["color"], alpha=0.15, linewidth=0)
+    axes.fill_between(middles, low, high, color=look["color"], alpha=0.15 * faint, linewidth=0)
     axes.plot(middles, median, linewidth=1.8, **look)
     shares.plot(middles, 100 * _windowed(steps, values < 1, edges, np.mean)[1], linewidth=1.8, **look)
     return median

@@ -25,6 +25,7 @@ from bnn_jax.analysis.documents import (
 from bnn_jax.analysis.paired import differences_section, print_differences
 from bnn_jax.analysis.plots import pictures_of
 from bnn_jax.analysis.tables import TEXT, Tables, print_text
+from bnn_jax.analysis.web_page import web_page
 from bnn_jax.files import replacing
 from bnn_jax.paths import local_path
 from bnn_jax.sweeps.results import (
@@ -135,9 +136,10 @@ def print_report(results: Results, tables: Tables = TEXT) -> None:
 
 
 def write_report(results: Results, folder: str | Path) -> list[str]:
-    """Write report.md, the data and the pictures into `folder`; returns the names of the files.
+    """Write report.md, the data, the pictures and report.html into `folder`; returns the names of the files.
 
-    Of a comparison the data are results.json, of a grid sweep.csv, sweep.jsonl and summary.json.  Each file is replaced
+    Of a comparison the data are results.json, of a grid sweep.csv, sweep.jsonl and summary.json.  report.html is
+    report.md with its pictures as one page, see :func:`bnn_jax.analysis.web_page.web_page`.  Each file is replaced
     as a whole, so a reader never meets half of one.  Numbers that are not finite become null; a picture left by an
     earlier report is removed where this one has none.
 
@@ -151,13 +153,18 @@ def write_report(results: Results, folder: str | Path) -> list[str]:
     texts |= _grid_data(results) if results.is_grid else {"results.json": to_json(results.to_dict())}
     with writing_into(folder):
         for name, text in texts.items():
-            with replacing(folder / name) as draft:
-                draft.write_text(text, encoding="utf-8")
+            _write_text(folder / name, text)
         for name, draw in pictures.items():
             draw(folder / name)
         for name in CAPTIONS.keys() - pictures.keys():
             (folder / name).unlink(missing_ok=True)
-    return [*texts, *pictures]
+        _write_text(folder / "report.html", web_page(texts["report.md"], folder))
+    return [*texts, *pictures, "report.html"]
+
+
+def _write_text(path: Path, text: str) -> None:
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def _grid_data(results: Results) -> dict[str, str]:

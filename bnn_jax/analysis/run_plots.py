@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bnn_jax.analysis.figures import COLOURS, drawing, line_look
+from bnn_jax.analysis.figures import COLOURS, broken_label, drawing, line_look
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.paths import local_path
 from bnn_jax.training.diagnostics import histogram_bounds
@@ -26,11 +27,11 @@ WINDOWS = 100
 """Training steps are drawn as the median and quartiles of at most so many groups of neighbours."""
 
 STATISTICS = {
-    "flips": "flips: share of weights a step",
+    "flips": "flips: share of the weights in a step",
     "flip_flops": "flip-flops: share that flipped back",
     "never_flipped": "never flipped: share since the start",
-    "input_saturation": "saturation of inputs: no gradient",
-    "kernel_saturation": "saturation of kernels: no gradient",
+    "input_saturation": "saturation of inputs: share without gradient",
+    "kernel_saturation": "saturation of kernels: share without gradient",
     "input_balance": "balance of inputs: mean code",
     "kernel_balance": "balance of kernels: mean code",
     "gradient_cosine": "cosine of gradient and flip slope",
@@ -96,10 +97,20 @@ def plot_runs(workdirs: Sequence[str | Path], *, output: str | Path = ".") -> li
         of_runs[folder] = _read(folder)["evaluation"]
         if not of_runs[folder]:
             raise UsageError(f"`workdirs` (={folder}) holds no finished epoch yet; train it first")
-    names = [folder.name for folder in folders]
-    labels = names if len(set(names)) == len(names) else list(map(str, folders))
+    labels = _run_labels(folders)
     path = local_path("output", output) / "overlay.png"
     return [_written(path, lambda path: _draw_overlay(path, dict(zip(labels, of_runs.values()))))]
+
+
+def _run_labels(folders: Sequence[Path]) -> list[str]:
+    """Of each folder what it does not share with the others.
+
+    >>> _run_labels([Path("runs/adam/seed0"), Path("runs/dfw/seed0")]), _run_labels([Path("runs/a"), Path("runs/b")])
+    (['adam/seed0', 'dfw/seed0'], ['a', 'b'])
+    """
+    whole = [folder.absolute() for folder in folders]
+    shared = os.path.commonpath(whole)
+    return [folder.name if str(folder) == shared else folder.relative_to(shared).as_posix() for folder in whole]
 
 
 def _written(path: Path, draw: Callable[[Path], None]) -> Path:
@@ -112,6 +123,8 @@ def _written(path: Path, draw: Callable[[Path], None]) -> Path:
 
 
 def _draw_overlay(path: Path, of_runs: dict[str, Records]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     panels = (("train_loss", 1.0, "training loss"), ("validation_accuracy", 100.0, "validation accuracy (%)"))
     with drawing(path, (10.4, 3.9), count=len(panels)) as (figure, axes):
         for panel, (name, factor, title) in zip(axes, panels):
@@ -121,7 +134,8 @@ def _draw_overlay(path: Path, of_runs: dict[str, Records]) -> None:
                 panel.plot(epochs, values, linewidth=1.6, **_marker(records), **line_look(index))
             panel.set_title(title)
             panel.set_xlabel("epoch")
-        figure.legend(axes[0].lines, of_runs, loc="outside right center", frameon=False, fontsize=9)
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.legend(axes[0].lines, map(broken_label, of_runs), loc="outside right center", frameon=False, fontsize=9)
 
 
 def layer_names(records: Records) -> list[str]:
@@ -207,8 +221,10 @@ def _draw_gamma(axes: "Axes", steps: Records) -> None:
     _draw_windows(axes, x, gammas, factor=1.0, colour=COLOURS[0], label="median and quartiles")
     shares = [(x[group].mean(), (gammas[group] < 1).mean()) for group in _windows(len(x))]
     axes.plot(*zip(*shares), color=COLOURS[1], linewidth=1.2, linestyle="--", label="share of the steps with γ < 1")
-    axes.set_ylim(-0.02, 1.03)
-    axes.legend(frameon=False, fontsize=9)
+    # The legend has a place of its own above the curves, which are anywhere.
+    axes.set_ylim(-0.02, 1.4)
+    axes.set_yticks(np.linspace(0, 1, 6))
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
 
 
 def _draw_windows(axes: "Axes", x: np.ndarray, values: np.ndarray, *, factor: float, colour: str, label: str) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from made_up_results import a_comparison, a_grid, a_row, a_run
 
+from bnn_jax.analysis.figures import broken_label
 from bnn_jax.analysis.grid_plot import plot_grid
 from bnn_jax.analysis.plots import pictures_of, plot_accuracy, plot_paths, plot_step_size
 from bnn_jax.analysis.report import report_markdown
@@ -140,7 +141,13 @@ LONG = "adam with cosine decay and latent clipping"
 @pytest.mark.parametrize("draw", [plot_accuracy, plot_step_size])
 @pytest.mark.parametrize("seeds", [1, 3])
 @pytest.mark.parametrize(
-    "labels", [["dfw"], ["dfw", "adam", "sgd"], ["dfw", "adam", "sgd", "dfw, eta $_{$10", "dfw " + LONG]]
+    "labels",
+    [
+        ["dfw"],
+        ["dfw", "adam", "sgd"],
+        ["dfw", "adam", "sgd", "dfw, eta $_{$10", "dfw " + LONG],
+        [f"dfw {i}, {words}" for i, words in enumerate(["target, decay", "schedule", LONG] * 6)],
+    ],
 )
 def test_texts_neither_overlap_nor_leave_the_picture(draw, seeds, labels, figures, tmp_path):
     draw(comparison(labels, seeds=seeds), tmp_path / "picture.png")
@@ -157,6 +164,31 @@ def test_texts_neither_overlap_nor_leave_the_picture(draw, seeds, labels, figure
     for box in [*boxes, *(label.get_window_extent() for label in named if label.get_text())]:
         assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
     assert axes.get_window_extent().width > 0.5 * figure.bbox.width
+
+
+def test_labels_of_rows_that_end_together_stand_in_their_order(figures, tmp_path):
+    same = a_comparison(*(a_row(label, [a_long_run(0), a_long_run(1)]) for label in ("first", "second", "third")))
+    plot_accuracy(same, tmp_path / "accuracy.png")
+    heights = {text.get_text(): text.get_window_extent().y0 for text in figures[0].axes[0].texts}
+    assert heights["first"] > heights["second"] > heights["third"]
+
+
+def test_labels_break_between_words_and_after_underscores_alone():
+    broken = broken_label("stochastic_ste_sign_with_clipping, weight decay 1e-4, straightthroughestimatorwithoutend")
+    assert broken.split("\n") == [
+        "stochastic_ste_sign_",
+        "with_clipping, weight",
+        "decay 1e-4,",
+        "straightthroughestimatorwithoutend",
+    ]
+
+
+def test_a_single_epoch_shows_the_spread_as_a_bar(figures, tmp_path):
+    plot_accuracy(comparison(["adam", "sgd"], epochs=1), tmp_path / "accuracy.png")
+    (axes,) = figures[0].axes
+    (low, high), _ = (container.lines[2][0].get_segments()[0][:, 1] for container in axes.containers)
+    found = [100 * a_long_run(seed, level=0.96, epochs=1)["curve"]["validation_accuracy"][0] for seed in range(3)]
+    np.testing.assert_allclose((low, high), np.mean(found) + np.std(found, ddof=1) * np.array([-1, 1]))
 
 
 def test_the_loss_is_in_the_label_where_there_are_several(figures, tmp_path):
@@ -266,6 +298,24 @@ def test_a_grid_is_drawn_over_the_first_axis_of_numbers(figures, tmp_path, axes,
     assert {panel.get_xscale() for panel in panels} == {scale}
     assert [label.get_text() for label in panels[0].get_xticklabels()] == ticks
     assert any(np.isclose(np.asarray(line.get_ydata(), float), 55).any() for line in panels[0].lines)
+
+
+def test_names_in_a_grid_are_short_and_stand_apart(figures, tmp_path):
+    names = ["stochastic_ste_sign", "approx_sign", "my_package.estimators:my_own_sign", "tanh_sign"]
+    axes = {"model.input_quantizer": names, "optim.name": ["adam", "dfw"]}
+    results = a_grid(axes, [(0.5, 0.6)] * 8)
+    settings = [{"model.input_quantizer": name, "optim.name": optim} for name in names for optim in ("adam", "dfw")]
+    rows = [replace(row, settings=of_row) for row, of_row in zip(results.rows, settings)]
+    plot_grid(replace(results, rows=rows), tmp_path / "sweep.png")
+    ticks = [label.get_text() for label in figures[0].axes[0].get_xticklabels()]
+    assert ticks == ["stochastic_ste_sign", "approx_sign", "my_own_sign", "tanh_sign"]
+    assert all(label.get_ha() == "right" for label in figures[0].axes[0].get_xticklabels())
+    assert figures[0].axes[0].get_window_extent().height > 0.5 * figures[0].bbox.height
+    assert [t.get_text() for t in figures[0].legends[0].get_texts()] == [
+        "optim adam",
+        "optim dfw",
+        "best by validation",
+    ]
 
 
 @pytest.mark.full

@@ -285,7 +285,7 @@ def test_json_keeps_everything_but_what_is_not_finite():
 def test_report_is_the_same_from_its_json(results, tmp_path):
     diverge(results.rows[1].runs[0])["train_loss_last"] = float("nan")
     folder = tmp_path / "new" / "folder"
-    names = ["report.md", "results.json", "accuracy.png", "step_size.png"]
+    names = ["report.md", "results.json", "accuracy.png", "step_size.png", "report.html"]
     assert write_report(results, folder) == names
     assert sorted(path.name for path in folder.iterdir()) == sorted(names)
     assert strictly((folder / "results.json").read_text(encoding="utf-8"))["rows"][1]["runs"][0]["curve"] is None
@@ -312,7 +312,8 @@ def test_an_earlier_step_size_picture_goes(results, tmp_path):
     write_report(results, tmp_path)
     results = replace(results, rows=results.rows[1:])
     write_report(results, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["accuracy.png", "report.md", "results.json"]
+    names = ["accuracy.png", "report.html", "report.md", "results.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 @pytest.mark.parametrize("below", ["", "further"])
@@ -344,7 +345,7 @@ def test_a_draft_that_breaks_off_leaves_the_earlier_file(results, tmp_path, monk
     with pytest.raises(RunError, match="No space left on device"):
         write_report(results, tmp_path)
     assert (tmp_path / "accuracy.png").read_bytes() == whole
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_a_cell_with_a_diverged_seed_is_not_the_best():
@@ -370,6 +371,7 @@ def test_a_sweep_in_which_all_diverged_is_still_written(tmp_path, capsys):
     print_report(results)
     assert "No run finished." in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {
+        "report.html",
         "report.md",
         "summary.json",
         "sweep.csv",
