@@ -99,9 +99,10 @@ def test_a_run_without_any_checkpoint_of_its_own_begins_again(tmp_path, config, 
 
 
 @pytest.mark.full
-def test_the_readme_opens_a_run_with_orbax_alone(trained):
-    (script,) = re.findall(r"```python\n([^`]*ocp\.load[^`]*)```", (ROOT / "README.md").read_text())
-    assert len([line for line in script.splitlines() if line]) == 8
-    script = script.replace("runs/mine/checkpoints/20", str(trained[0] / "checkpoints" / "10"))
+def test_the_documentation_opens_a_run_with_orbax_alone(trained):
+    page = (ROOT / "docs" / "guides" / "runs.md").read_text()
+    (script,) = re.findall(r"```python\n([^`]*ocp\.load[^`]*)```", page)
+    assert len([line for line in script.splitlines() if line]) == 9
+    script = script.replace("runs/mine/checkpoints", str(trained[0] / "checkpoints"))
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("{'latent_kernel': (3, 3, 4, 4)}\n", "")

@@ -1,7 +1,6 @@
 """The scripts as a user runs them: what they write, how they end, what they say."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -136,13 +135,3 @@ def test_a_full_disk_is_one_sentence_and_the_run_resumes(tmp_path, interrupted_e
     assert re.search(r"error: .*checkpoints.*File too large", done.stderr.strip().splitlines()[-1]), done.stderr
     run("train", *arguments, env=interrupted_env)
     assert (tmp_path / "result.json").exists()
-
-
-def test_readme_names_commands_that_exist():
-    """Every script, option, config and make target that the README prints is there."""
-    text = (ROOT / "README.md").read_text()
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
-    assert set(re.findall(r"\bmake ([a-z]+)", text)) <= targets
-    for path in re.findall(r"(?:scripts|configs|bnn_jax|results|constraints)/[\w/.-]*\w", text):
-        assert (ROOT / path).exists() or (ROOT / f"{path}.py").exists(), path
-    assert os.access(ROOT / ".ci" / "run", os.X_OK)

@@ -36,8 +36,8 @@ def written_out(x):
 
 
 def as_printed(latent):
-    """The line of the README that takes codes from a checkpoint."""
-    text = (Path(__file__).parents[2] / "README.md").read_text()
+    """The line of the documentation that takes codes from a checkpoint."""
+    text = (Path(__file__).parents[2] / "docs" / "guides" / "runs.md").read_text()
     (line,) = re.findall(r"^codes = (numpy\.where\(.*\))  #", text, re.MULTILINE)
     return eval(line, {"numpy": np, "latent": latent})
 
