@@ -24,7 +24,7 @@ extensions = [
 ]
 root_doc = "index"
 source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb", ".rst": "restructuredtext"}
-exclude_patterns = ["_build", "_extensions", "node_modules"]
+exclude_patterns = ["_build", "_extensions", "_templates"]
 nitpicky = False
 suppress_warnings = ["misc.highlighting_failure"]
 
@@ -46,6 +46,7 @@ nb_execution_raise_on_error = True
 nb_merge_streams = True
 
 html_theme = "furo"
+templates_path = ["_templates"]
 html_title = "bnn_jax"
 html_static_path = ["_static", "../bnn_jax/analysis/sort_tables.js"]
 html_css_files = ["site.css"]
