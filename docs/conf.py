@@ -18,6 +18,7 @@ extensions = [
     "sphinx_design",
     "mathml",
     "docstrings",
+    "accessible",
     "api_pages",
     "gallery",
     "results_pages",
@@ -30,6 +31,7 @@ suppress_warnings = ["misc.highlighting_failure"]
 
 # Docstrings: a name in single backticks is code; the formulas of Forward and Backward keep their lines.
 default_role = "code"
+add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 autodoc_preserve_defaults = True
@@ -45,12 +47,13 @@ nb_execution_timeout = 240
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 
+highlight_language = "none"
 html_theme = "furo"
 templates_path = ["_templates"]
 html_title = "bnn_jax"
 html_static_path = ["_static", "../bnn_jax/analysis/sort_tables.js"]
 html_css_files = ["site.css"]
-html_js_files = ["sort_tables.js"]
+html_js_files = ["sort_tables.js", "scrolling.js"]
 html_math_renderer = "mathml"
 html_show_sphinx = False
 html_theme_options = {"navigation_with_keys": True}

@@ -5,12 +5,14 @@ from itertools import groupby
 from typing import Any
 
 from sphinx.application import Sphinx
+from sphinx.domains.python import PyObject
 
 FORMULA = re.compile(r"^(Forward|Backward)\b")
 SECTION = re.compile(r"^[A-Z]\w+:$")
 ARGUMENT = re.compile(r"^ +[*\w, ]+:( |$)")
 LIST_ITEM = re.compile(r"^([-*] |\d+\. |:\w|\.\. |>>> )")
 MARKUP = re.compile(r"(?<!\\)(\*(?=\S)|\||(?<=\w)_(?!\w))")
+SEVERAL = re.compile(r"^(\s*:(?:ivar|param) \w+(?:, \w+)+):")
 CODE = re.compile(r"(``.*?``|(?::\w+:)?`[^`]*`|^\s*:[^:`]+:(?= |$))")
 
 
@@ -44,6 +46,8 @@ def escape_signs(app: Sphinx, what: str, name: str, obj: Any, options: Any, line
         if literal is not None and line.strip() and indent <= literal:
             literal = None
         example = bool(line.strip()) and (example or line.lstrip().startswith(">>>"))
+        # Of a field with a space in it the first word is taken for the type.
+        line = lines[number] = SEVERAL.sub(lambda found: f"{found[1].replace(', ', ',')}:", line)
         if literal is None and not example and not line.lstrip().startswith(".. "):
             parts = CODE.split(line)
             parts[::2] = [MARKUP.sub(r"\\\1", part) for part in parts[::2]]
@@ -53,13 +57,34 @@ def escape_signs(app: Sphinx, what: str, name: str, obj: Any, options: Any, line
             literal = indent
 
 
-def skip_fields(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
-    """Leave out the fields of named tuples, which the docstring of the class tells, and annotated types."""
-    return True if type(obj).__name__ in ("_tuplegetter", "_AnnotatedAlias") else None
+def skip_members(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """Leave out what the docstring of the class tells: named tuples' fields, annotated types, functions as defaults."""
+    if type(obj).__name__ in ("_tuplegetter", "_AnnotatedAlias"):
+        return True
+    of_others = callable(obj) and not (getattr(obj, "__module__", None) or "bnn_jax").startswith("bnn_jax")
+    return True if what == "class" and of_others else None
+
+
+DEFAULTS = (
+    (re.compile(r"<function (\w+)\.<locals>\.[^>]*>"), r"\1(...)"),
+    (re.compile(r"<(?:function|class) '?(?:[\w.]*\.)?(\w+)[^>]*>"), r"\1"),
+    (re.compile(r", parent=<flax[^>]*>, name=None"), ""),
+)
+
+
+def shorten(app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None):
+    """Write defaults by their names, and leave out what every Flax module takes."""
+    for pattern, short in DEFAULTS:
+        signature = pattern.sub(short, signature) if signature else signature
+    return signature, returns
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-docstring", keep_lines, priority=400)
     app.connect("autodoc-process-docstring", escape_signs, priority=600)
-    app.connect("autodoc-skip-member", skip_fields)
+    app.connect("autodoc-skip-member", skip_members)
+    app.connect("autodoc-process-signature", shorten)
+    for field in PyObject.doc_field_types:
+        if field.name == "variable":
+            field.label = "Attributes"
     return {"parallel_read_safe": True}

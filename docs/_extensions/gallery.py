@@ -1,6 +1,7 @@
 """The gallery: every estimator and quantizer, drawn from the live functions, with its formula and its paper."""
 
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,6 +15,7 @@ import numpy as np
 from pages import write
 from sphinx.application import Sphinx
 
+import bnn_jax
 from bnn_jax.cli.tables import documented, function_behind, wrapped_by
 from bnn_jax.estimators import ESTIMATORS
 from bnn_jax.models import MODELS
@@ -22,12 +24,15 @@ from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, bases, 
 POINTS = np.linspace(-2.5, 2.5, 400, dtype=np.float32)
 PROGRESS = {0.0: "#9ecae1", 0.5: "#4292c6", 1.0: "#08306b"}
 """Shares of the training done -> colour, for what changes during training."""
+DRAWS = 64
+"""What is random is drawn as the mean over so many keys."""
 
 INTRODUCTIONS = {
     "estimators": """# Estimators
 
 What stands in the place of the derivative of a step. Each takes numbers and returns their codes; its derivative is
-chosen, not derived. Any of them serves as `input_quantizer` or, by `estimator=`, inside a quantizer of weights.
+chosen, not derived. Any of them serves as `input_quantizer` or, by `estimator=`, inside a quantizer of weights. Of a
+random one the mean over 64 draws is drawn.
 
 Left: the codes. Right: the derivative that the backward pass takes, and the area under it (a step of two has the true
 area 2). A curve for each third of training where it changes.
@@ -52,25 +57,27 @@ class Method(NamedTuple):
     Attributes:
       kind: the page it stands on.
       made: what the table holds.
-      curve: (x, progress) -> the values.
+      curve: (x, progress, key) -> the values.
       shape: of the x that it is drawn for.
       changes: whether the curve depends on the progress.
+      random: whether it depends on the key.
       used: whether a network of the table has it.
     """
 
     name: str
     kind: str
     made: Callable[..., Any]
-    curve: Callable[[Any, float], Any]
+    curve: Callable[[Any, float, Any], Any]
     shape: tuple[int, ...]
     changes: bool
+    random: bool
     used: Callable[[Any], bool]
 
 
-def quantized(quantizer: Any, x: Any, progress: float) -> Any:
+def quantized(quantizer: Any, x: Any, progress: float, key: Any) -> Any:
     """The value that a layer multiplies, in training, with the quantizer's parameters at their start."""
     given = dict(quantizer.init(jax.random.key(0), x)) if quantizer.init else {}
-    wanted = {"train": True, "progress": progress, "key": jax.random.key(0)}
+    wanted = {"train": True, "progress": progress, "key": key}
     given |= {name: value for name, value in wanted.items() if name in quantizer.wants}
     if quantizer.init_state is None:
         return dequantize(bases(quantizer.apply(x, **given)))
@@ -82,15 +89,16 @@ def methods() -> Iterator[Method]:
     """All that the gallery shows."""
     for name, record in ESTIMATORS.items():
 
-        def curve(x, progress, record=record):
+        def curve(x, progress, key, record=record):
             given = record.schedule(progress) if record.schedule else {}
-            return record.apply(x, **given, **({"key": jax.random.key(0)} if record.stochastic else {}))
+            return record.apply(x, **given, **({"key": key} if record.stochastic else {}))
 
         def used(entry, name=name):
             options = (entry.input_quantizer_options, entry.kernel_quantizer_options)
             return entry.input_quantizer == name or any(o.get("estimator") == name for o in options)
 
-        yield Method(name, "estimators", record.apply, curve, POINTS.shape, record.schedule is not None, used)
+        changes = record.schedule is not None
+        yield Method(name, "estimators", record.apply, curve, POINTS.shape, changes, record.stochastic, used)
     tables = {"activations": ACTIVATION_QUANTIZERS, "weights": WEIGHT_QUANTIZERS}
     for kind, table in tables.items():
         place, shape = ("input_quantizer", (1, -1, 1)) if kind == "activations" else ("kernel_quantizer", (-1, 1))
@@ -98,26 +106,31 @@ def methods() -> Iterator[Method]:
             quantizer = None if name in ESTIMATORS else make_quantizer(table, name)
             if quantizer is not None:
                 used = partial(lambda entry, place, name: getattr(entry, place) == name, place=place, name=name)
-                changes = "progress" in quantizer.wants
-                yield Method(name, kind, made, partial(quantized, quantizer), shape, changes, used)
+                changes, random = ("progress" in quantizer.wants), ("key" in quantizer.wants)
+                yield Method(name, kind, made, partial(quantized, quantizer), shape, changes, random, used)
 
 
 def values_and_slopes(method: Method, progress: float) -> tuple[np.ndarray, np.ndarray]:
-    """The values at POINTS, and the derivative of each by its own point."""
+    """The values at POINTS, and the derivative of each by its own point; of what is random their means."""
 
-    def curve(x):
-        return method.curve(x.reshape(method.shape), progress).ravel()
+    def of_key(key):
+        values, pull = jax.vjp(
+            lambda x: method.curve(x.reshape(method.shape), progress, key).ravel(), jnp.asarray(POINTS)
+        )
+        (rows,) = jax.vmap(pull)(jnp.eye(len(POINTS)))
+        return values, jnp.diagonal(rows)
 
-    values, pull = jax.vjp(curve, jnp.asarray(POINTS))
-    (rows,) = jax.vmap(pull)(jnp.eye(len(POINTS)))
-    return np.asarray(values), np.diagonal(np.asarray(rows))
+    once = [jax.random.key(0)]
+    drawn = map(jax.jit(of_key), jax.random.split(*once, DRAWS)) if method.random else map(of_key, once)
+    values, slopes = (np.mean(parts, axis=0) for parts in zip(*drawn))
+    return values, slopes
 
 
 def draw(method: Method, path: Path) -> float:
     """Draw a method; returns the area under its derivative at the end of training."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2, 1.9), layout="constrained")
+    figure = Figure(figsize=(4.2, 1.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     area = 0.0
     for progress, colour in PROGRESS.items() if method.changes else [(1.0, "#08306b")]:
@@ -126,19 +139,35 @@ def draw(method: Method, path: Path) -> float:
         left.plot(POINTS, values, color=colour, linewidth=1.5, label=label)
         right.plot(POINTS, slopes, color=colour, linewidth=1.5)
         area = float(np.trapezoid(slopes, POINTS))
-    left.set_title("value", fontsize=9)
-    right.set_title("derivative", fontsize=9)
+    of_draws = ", mean" if method.random else ""
+    left.set_title(f"value{of_draws}", fontsize=9)
+    right.set_title(f"derivative{of_draws}", fontsize=9)
     for axes in (left, right):
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     right.set_ylim(bottom=min(0, right.get_ylim()[0]))
     if method.changes:
-        left.legend(fontsize=7, frameon=False)
+        left.legend(fontsize=7, frameon=False, loc="upper left", handlelength=1.2)
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": "gallery"}):
         figure.savefig(path, metadata={"Date": None})
     return area
+
+
+def pictures(folder: Path, wanted: list[Method]) -> list[float]:
+    """Draw the pictures that are not there or older than the code; returns the areas of all."""
+    record = folder / "areas.json"
+    areas = json.loads(record.read_text()) if record.exists() else {}
+    code = [Path(__file__), *Path(bnn_jax.__file__).parent.rglob("*.py")]
+    newest = max(file.stat().st_mtime for file in code)
+    for method in wanted:
+        path = folder / f"{method.kind}_{method.name}.svg"
+        if path.name not in areas or not path.exists() or path.stat().st_mtime < newest:
+            areas[path.name] = draw(method, path)
+    folder.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(areas))
+    return [areas[f"{method.kind}_{method.name}.svg"] for method in wanted]
 
 
 def formula_of(made: Callable[..., Any]) -> str:
@@ -178,7 +207,7 @@ def card(method: Method) -> str:
     """The card of a method on the page where all stand side by side."""
     return (
         f":::{{grid-item-card}} {method.name}\n:link: {method.kind}.html#{method.name.replace('_', '-')}\n"
-        f":link-type: url\n:link-alt: {method.name}\n"
+        f":link-type: url\n:link-alt: {method.name}\n:class-card: method\n"
         f":img-bottom: pictures/{method.kind}_{method.name}.svg\n:img-alt: Value and derivative of {method.name}\n:::\n"
     )
 
@@ -188,8 +217,8 @@ def generate(app: Sphinx) -> None:
     folder = Path(app.srcdir) / "gallery"
     pages = {kind: [text] for kind, text in INTRODUCTIONS.items()}
     cards: dict[str, list[str]] = {kind: [] for kind in INTRODUCTIONS}
-    for method in methods():
-        area = draw(method, folder / "pictures" / f"{method.kind}_{method.name}.svg")
+    wanted = list(methods())
+    for method, area in zip(wanted, pictures(folder / "pictures", wanted)):
         pages[method.kind].append(section(method, area))
         cards[method.kind].append(card(method))
     for kind, sections in pages.items():
@@ -198,7 +227,7 @@ def generate(app: Sphinx) -> None:
     index = [f"# Gallery of estimators and quantizers\n\nAll {count} methods of the tables side by side.\n"]
     for kind, made in cards.items():
         title = INTRODUCTIONS[kind].partition("\n")[0].removeprefix("# ")
-        index.append(f"## {title}\n\n::::{{grid}} 1 2 2 3\n:gutter: 2\n\n{''.join(made)}::::\n")
+        index.append(f"## {title}\n\n::::{{grid}} 1 1 2 2\n:gutter: 2\n\n{''.join(made)}::::\n")
     index.append("```{toctree}\n:hidden:\n\n" + "\n".join(INTRODUCTIONS) + "\n```\n")
     write(folder / "index.md", "\n".join(index))
 

@@ -17,16 +17,26 @@ commit and the command that makes it again. Reports are as they were written; fi
 """
 
 
+def title_of(name: str) -> str:
+    """The name of a folder or a file as words, which break between them.
+
+    >>> title_of("digits_xnor")
+    'Digits xnor'
+    """
+    words = name.replace("_", " ")
+    return f"{words[0].upper()}{words[1:]}"
+
+
 def benchmark_page(path: Path) -> str:
     """The page of a benchmark's file: what it measured, and where."""
     record = json.loads(path.read_text())
-    name = path.stem.replace("_", " ")
+    name = title_of(path.stem)
     picture = f"![{name}]({path.stem}.png)\n\n" if path.with_suffix(".png").exists() else ""
     scalars = {key: value for key, value in record.items() if isinstance(value, str | int | float)}
     shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in scalars.items()}
     rows = "\n".join(f"| {key} | {value} |" for key, value in shown.items())
     table = f"| | |\n|---|---|\n{rows}\n\n" if rows else ""
-    return f"# {name.capitalize()}\n\n{picture}{table}All times are in `results/{path.name}`.\n"
+    return f"# {name}\n\n{picture}{table}All times are in `results/{path.name}`.\n"
 
 
 def generate(app: Sphinx) -> None:
@@ -36,8 +46,9 @@ def generate(app: Sphinx) -> None:
     for report in sorted((ROOT / "results").glob("*/report.md")):
         name = report.parent.name
         names.append(f"{name}/report")
-        text = report.read_text().replace("[results.json](results.json)", f"`results/{name}/results.json`")
-        write(folder / name / "report.md", text)
+        _, _, text = report.read_text().partition("\n")
+        text = text.replace("[results.json](results.json)", f"`results/{name}/results.json`")
+        write(folder / name / "report.md", f"# {title_of(name)}\n{text}")
         for picture in report.parent.iterdir():
             if picture.suffix in COPIED:
                 shutil.copy2(picture, folder / name / picture.name)

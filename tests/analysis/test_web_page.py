@@ -2,8 +2,12 @@
 
 import base64
 import io
+import json
 import re
+import shutil
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from bs4 import BeautifulSoup
@@ -76,3 +80,19 @@ def test_html_in_a_report_is_text(tmp_path):
     assert page.title.get_text() == page.h1.get_text() == "a <b> & c"
     assert len(page.find_all("script")) == 1
     assert "<script>alert(1)</script>" in page.main.get_text()
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="Node runs the page's script")
+def test_tables_are_sorted_by_value_with_what_is_missing_last():
+    """The functions of the page's script, over rows of one cell."""
+    cells = ["9.5 ± 1.2", "-", "1,200", "10", "", "−3"]
+    script = f"""
+        const document = {{ addEventListener() {{}} }};
+        {(Path(web_page.__code__.co_filename).parent / "sort_tables.js").read_text()}
+        const rows = {json.dumps(cells)}.map((text) => ({{ cells: [{{ textContent: text }}] }}));
+        const texts = (upwards) => sorted(rows, 0, upwards).map((row) => row.cells[0].textContent);
+        console.log(JSON.stringify([texts(true), texts(false)]));
+    """
+    done = subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True)
+    numbers = ["−3", "9.5 ± 1.2", "10", "1,200"]
+    assert json.loads(done.stdout) == [[*numbers, "-", ""], [*numbers[::-1], "-", ""]]
