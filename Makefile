@@ -51,4 +51,4 @@ else
 endif
 
 clean:
-	rm -rf $(VENV) .cache build docs/_build docs/api docs/gallery docs/results docs/notebooks *.egg-info
+	rm -rf $(VENV) .cache build docs/_build docs/api docs/gallery docs/zoo docs/results docs/notebooks *.egg-info

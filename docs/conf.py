@@ -22,6 +22,7 @@ extensions = [
     "api_pages",
     "gallery",
     "results_pages",
+    "zoo_pages",
 ]
 root_doc = "index"
 source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb", ".rst": "restructuredtext"}

@@ -7,6 +7,7 @@ and bnn-lab; with --output FILE.json a picture FILE.png too.
   input: images a second read from disk, and how long a GPU that trains ResNet-18 would wait for them.
   sweep: four seeds through the sweep engine against four single runs, and eight runs mapped by vmap one
 after another.
+  zoo: one image through every network of the catalogue, packed and in full precision; again, what it compiled is kept.
 
 Run it on an idle machine.
 """
@@ -26,17 +27,20 @@ from bnn_jax.benchmarks.packed import benchmark_packed
 from bnn_jax.benchmarks.packed_tables import plot_packed, print_packed
 from bnn_jax.benchmarks.sweep import benchmark_sweep, print_sweep
 from bnn_jax.benchmarks.training import benchmark_training, print_training
+from bnn_jax.benchmarks.zoo import benchmark_zoo, print_zoo
 from bnn_jax.cli.options import TableOptions, command_line, parse_options, refuse_unread
-from bnn_jax.errors import UsageError
+from bnn_jax.errors import UsageError, unknown_name
+from bnn_jax.models import MODELS
 from bnn_jax.paths import require_ending
 from bnn_jax.training.config import load_config
 from bnn_jax.training.metrics import write_file
+from bnn_jax.training.programs import use_compilation_cache
 from bnn_jax.training.progress import progress_display
 
 
 @dataclass(frozen=True)
 class Arguments(TableOptions):
-    what: tyro.conf.Positional[Literal["training", "estimators", "packed", "input", "sweep"]]
+    what: tyro.conf.Positional[Literal["training", "estimators", "packed", "input", "sweep", "zoo"]]
     """One of the above."""
     config: Path = Path("cifar10_xnor_resnet20")
     """Gives the network, the batch size and the optimizers of training."""
@@ -56,6 +60,10 @@ class Arguments(TableOptions):
     """Name of the GPU whose step the input is measured beside."""
     gpu_images_per_second: float = GPU_IMAGES_PER_SECOND
     """Images of 224x224 on which it trains ResNet-18."""
+    networks: tuple[str, ...] = ()
+    """Names of the networks of the zoo; none are all."""
+    minutes: float = 6.0
+    """After which no other network of the zoo is begun."""
     output: Path | None = None
     """JSON file with the times, versions, device and commit."""
 
@@ -80,6 +88,16 @@ def measure_sweep(arguments: Arguments, **options: Any) -> dict[str, Any]:
     return benchmark_sweep(engine_config, config, repeats=arguments.repeats, **options)
 
 
+def measure_zoo(arguments: Arguments, **options: Any) -> dict[str, Any]:
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    for name in arguments.networks:
+        if name not in MODELS:
+            raise unknown_name("networks", name, MODELS)
+    use_compilation_cache()
+    settings = {"networks": arguments.networks or MODELS, "minutes": arguments.minutes, "repeats": arguments.repeats}
+    return {"async_dispatch": False} | benchmark_zoo(**settings, **options)
+
+
 INPUT = ("data_dir", "workers", "batch_size", "preprocessing", "gpu", "gpu_images_per_second")
 BENCHMARKS = {
     "training": (
@@ -95,6 +113,7 @@ BENCHMARKS = {
     "packed": (measure_packed, print_packed, ()),
     "input": (measure_input, print_input, INPUT),
     "sweep": (measure_sweep, print_sweep, ("config",)),
+    "zoo": (measure_zoo, print_zoo, ("networks", "minutes")),
 }
 """Of each what measures it, what prints the numbers, and the options that it reads beside `repeats` and `output`."""
 

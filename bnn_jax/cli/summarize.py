@@ -2,7 +2,8 @@
 
 --diagram paths.png draws where its gradients can pass.
 --table igp prints Table 1 of Zhu et al., Improving Gradient Paths for Binary Convolutional Neural Networks, each figure
-beside the one counted here.  Nothing is run: the network is traced for one image.
+beside the one counted here; --table zoo prints the sizes of all networks, in some minutes.
+Nothing is run: the network is traced for one image.
 """
 
 import json
@@ -17,6 +18,7 @@ from bnn_jax.analysis.accounting import EVERYTHING, Convention, account_model, a
 from bnn_jax.analysis.path_diagram import draw_gradient_paths
 from bnn_jax.analysis.published_sizes import TABLE, print_sizes
 from bnn_jax.analysis.tables import Tables
+from bnn_jax.analysis.zoo_sizes import print_zoo_sizes
 from bnn_jax.cli.options import TableOptions, parse_options, refuse_unread
 from bnn_jax.data.text import BYTES
 from bnn_jax.errors import UsageError
@@ -34,8 +36,8 @@ SETTINGS += ("kernel_quantizer", "kernel_quantizer_options", "quantizers")
 class Arguments(TableOptions):
     model: tyro.conf.Positional[str | None] = None
     """A network of `bnn-jax list models`."""
-    table: Literal["igp"] | None = None
-    """A published table instead of a network."""
+    table: Literal["igp", "zoo"] | None = None
+    """A published table instead of a network, or all networks."""
     width: int | None = None
     """Of the network's own unit, most often the filters of its first stage; None takes the published width."""
     image_size: int = 32
@@ -83,8 +85,9 @@ def network_of(arguments: Arguments) -> Any:
 
 
 def summarize_table(arguments: Arguments, tables: Tables) -> dict[str, Any]:
-    """Print a published table; returns it as plain JSON values."""
-    return {"table": arguments.table, "rows": print_sizes(TABLE, tables)}
+    """Print a published table, or that of all networks; returns it as plain JSON values."""
+    rows = print_zoo_sizes(tables) if arguments.table == "zoo" else print_sizes(TABLE, tables)
+    return {"table": arguments.table, "rows": rows}
 
 
 def summarize_network(arguments: Arguments, tables: Tables) -> dict[str, Any]:

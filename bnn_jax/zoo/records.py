@@ -29,7 +29,8 @@ class Record(NamedTuple):
       data: name of the data set, in DATA.
       correct, examples: images of the test set that the packed network classifies right, and how many there are.
       row: of the comparison that it was trained in: the optimizer, and the loss where it is not that of the first row.
-      seed, epochs: of its run.  The seed, and the epoch whose weights these are, were chosen by validation accuracy.
+      seed, epochs: of its run.  The epoch whose weights these are, and of a comparison the seed, were chosen by
+        validation accuracy.
       source: folder of the comparison in the repository, or the config of a single run.
       same_as: name of the record whose file this one shares; None has its own.
     """
@@ -64,6 +65,7 @@ DATA: dict[str, DataRecord] = {
 
 PRETRAINED: dict[str, Record] = {
     "digits_xnor_resnet6": Record("resnet6", "digits", 351, 359, "dfw", 0, 60, "configs/digits_xnor.py"),
+    "digits_vit_tiny": Record("vit_tiny", "digits", 344, 359, "adam", 0, 100, "configs/digits_vit.py"),
 }
 """name -> a pretrained network, whose file is zoo/files/NAME.bnn.safetensors."""
 
