@@ -4,6 +4,8 @@ import re
 from itertools import groupby
 from typing import Any
 
+from docutils import nodes
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.domains.python import PyObject
 
@@ -12,6 +14,8 @@ SECTION = re.compile(r"^[A-Z]\w+:$")
 ARGUMENT = re.compile(r"^ +[*\w, ]+:( |$)")
 LIST_ITEM = re.compile(r"^([-*] |\d+\. |:\w|\.\. |>>> )")
 MARKUP = re.compile(r"(?<!\\)(\*(?=\S)|\||(?<=\w)_(?!\w))")
+ROLE = re.compile(r":\w+:`([^`]*)`|``(.*?)``")
+LONG_TYPE = re.compile(r"^\s*:vartype \w+: .{60,}")
 SEVERAL = re.compile(r"^(\s*:(?:ivar|param) \w+(?:, \w+)+):")
 CODE = re.compile(r"(``.*?``|(?::\w+:)?`[^`]*`|^\s*:[^:`]+:(?= |$))")
 
@@ -32,13 +36,16 @@ def keep_lines(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines:
         paragraph = list(group)
         if not blank and is_set_in_lines(paragraph):
             indent = " " * (len(paragraph[0]) - len(paragraph[0].lstrip()))
-            paragraph = [f"{indent}.. code-block:: text", "", *(f"   {line}" for line in paragraph)]
+            plain = [ROLE.sub(r"\1\2", line) for line in paragraph]
+            paragraph = [f"{indent}.. code-block:: text", "", *(f"   {line}" for line in plain)]
         kept += paragraph
     lines[:] = kept
 
 
 def escape_signs(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Escape asterisks, bars and trailing underscores of the running text, after the sections are read."""
+    # Of a union of many what the text says is enough.
+    lines[:] = [line for line in lines if not LONG_TYPE.match(line)]
     literal: int | None = None
     example = False
     for number, line in enumerate(lines):
@@ -55,6 +62,12 @@ def escape_signs(app: Sphinx, what: str, name: str, obj: Any, options: Any, line
             lines[number] = "".join(parts)
         if line.lstrip().startswith(".. code-block::") or line.rstrip().endswith("::"):
             literal = indent
+
+
+def space_names(app: Sphinx, doctree: nodes.document) -> None:
+    """Put spaces between the names of a field again."""
+    for name in doctree.findall(addnodes.literal_strong):
+        name.children = [nodes.Text(name.astext().replace(",", ", "))]
 
 
 def skip_members(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
@@ -82,6 +95,7 @@ def shorten(app: Sphinx, what: str, name: str, obj: Any, options: Any, signature
 def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-docstring", keep_lines, priority=400)
     app.connect("autodoc-process-docstring", escape_signs, priority=600)
+    app.connect("doctree-read", space_names)
     app.connect("autodoc-skip-member", skip_members)
     app.connect("autodoc-process-signature", shorten)
     for field in PyObject.doc_field_types:
