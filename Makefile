@@ -38,7 +38,8 @@ docs: install
 SITE := docs/_build/html
 NODE := docs/_build/node
 BROWSER := $(firstword $(shell command -v chromium chromium-browser google-chrome 2>/dev/null))
-CHECKED := start.html gallery/index.html guides/deep_frank_wolfe.html results/digits_xnor/report.html api/layers.html
+CHECKED := start.html gallery/index.html guides/deep_frank_wolfe.html results/digits_xnor/report.html zoo/index.html \
+  api/layers.html
 
 docs-check: install
 	$(BIN)/python docs/check_site.py $(SITE)
