@@ -3,7 +3,8 @@
 bnn-jax compare architectures --config cifar10_architectures --data.data-dir DIR --tune
 
 A config's get_rows(config) says what the rows are, and --rows picks among them.
-Writes report.md, results.json, accuracy.png and paths.png into the workdir; finished runs are not run again.
+Writes report.md, report.html, results.json, accuracy.png and paths.png into the workdir; finished runs are not run
+again.
 """
 
 from dataclasses import dataclass

@@ -6,7 +6,8 @@ bnn-jax compare estimators --config cifar10_lenet --data.data-dir DIR --tune
 
 A config that defines get_rows(config) says itself what its rows are, and --rows picks among them; for another one there
 is a row for each of --estimators, in the place of the estimator of inputs, kernels or both.
-Writes report.md, results.json, accuracy.png and estimators.png into the workdir; finished runs are not run again.
+Writes report.md, report.html, results.json, accuracy.png and estimators.png into the workdir; finished runs are not run
+again.
 """
 
 from dataclasses import dataclass

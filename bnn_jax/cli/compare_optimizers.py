@@ -4,7 +4,8 @@ bnn-jax compare optimizers --config digits_xnor --optimizers dfw adam sgd --seed
 --loss cross_entropy adds a row with that loss for each optimizer but dfw, whose step size needs a hinge.
 
 A config with get_rows(config) says itself what the rows are, and --rows picks among them.
-Writes report.md, results.json, accuracy.png and step_size.png into the workdir; finished runs are not run again.
+Writes report.md, report.html, results.json, accuracy.png and step_size.png into the workdir; finished runs are not run
+again.
 """
 
 from dataclasses import dataclass

@@ -4,7 +4,8 @@ bnn-jax sweep --config digits_xnor --optimizer adam --seeds 5 --optim.learning_r
 
 Every option of the config that takes one value may be given several: the grid has all combinations.  So may each
 option of an optimizer, loss, schedule, quantizer or network, as --optim.options.threshold 1e-6 1e-5.
-Writes sweep.csv, sweep.jsonl, summary.json, report.md and sweep.png into the workdir; finished runs are not run again.
+Writes sweep.csv, sweep.jsonl, summary.json, report.md, report.html and sweep.png into the workdir; finished runs are
+not run again.
 """
 
 import sys
