@@ -76,8 +76,8 @@ def file_of(name: str) -> Path:
     Raises:
       UsageError: for a name that is not in PRETRAINED; the nearest is named.
 
-    >>> file_of("digits_xnor_resnet6").name
-    'digits_xnor_resnet6.bnn.safetensors'
+    >>> file_of("digits_vit_tiny").name
+    'digits_vit_tiny.bnn.safetensors'
     """
     if name not in PRETRAINED:
         raise unknown_name("name", name, PRETRAINED)

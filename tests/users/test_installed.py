@@ -17,7 +17,7 @@ def test_what_travels_in_the_wheel(wheel):
     names = zipfile.ZipFile(wheel.file).namelist()
     assert {name.split("/")[0] for name in names} == {"bnn_jax", f"bnn_jax-{bnn_jax.__version__}.dist-info"}
     assert "bnn_jax/configs/digits_xnor.py" in names
-    assert "bnn_jax/zoo/files/digits_xnor_resnet6.bnn.safetensors" in names
+    assert "bnn_jax/zoo/files/digits_vit_tiny.bnn.safetensors" in names
     assert not [name for name in names if "test" in name or name.endswith((".json", ".png", ".npz"))]
 
 
