@@ -23,7 +23,7 @@ class Extent(NamedTuple):
 _CIFAR = Extent((32, 32, 3), 10)
 _SMALL = ("lenet", "bnn_convnet", "binaryconnect_convnet", "vgg_small", "bnn_plus_vgg", "bnn_plus_alexnet", "resnet20")
 _SMALL += ("bireal_resnet20", "irnet_resnet20", "rbnn_resnet20", "reactnet_resnet20", "binaryduo_vgg7", "bnas_a")
-_SMALL += ("igp_resnet21", "igp_resnet69", "wide_resnet40_4", "densenet40_40")
+_SMALL += ("wide_resnet40_4", "densenet40_40")
 EXTENTS: dict[str, Extent] = {
     **dict.fromkeys(_SMALL, _CIFAR),
     "mnist_mlp": Extent((28, 28, 1), 10),
