@@ -189,7 +189,7 @@ def cells(name: str, size: Mapping[str, Any], ms: Mapping[str, float], sources: 
     quantized = sum(macs.get(kind, 0) for kind in ("binary", "ternary", "multibit")) if macs else None
     scaled = lambda key, unit: None if key not in size else size[key] / unit
     times = ms["float32"] / ms["packed"] if "packed" in ms and "float32" in ms else None
-    packs = "packed" in ms or not ms
+    packs = size.get("megabits", 0) < 31e-6 * size.get("parameters", 0)  # of 32 bits all weights are real
     published = DASH
     if name in PUBLISHED:
         accuracy, source = PUBLISHED[name]

@@ -48,6 +48,8 @@ def test_the_numbers_are_those_of_the_files(pages):
     page = pages.index_page({"rows": [SIZE]}, LATENCY)
     assert rows_of(page)["bireal18"][4:] == ["11.7", "33.6", "1,680", "138", "4,200", "10", "45", "4.5", "57.8"]
     assert rows_of(page)["bireal34"][4:] == ["–"] * 9
+    real = SIZE | {"name": "resnet18", "megabits": 32e-6 * SIZE["parameters"]}
+    assert rows_of(pages.index_page({"rows": [real]}, {}))["resnet18"][8] == "–"  # no packed file
     assert "2 cores of Some CPU, jax 0.10.2, commit 0123456789ab, 2026-11-29." in page
 
 
