@@ -64,7 +64,18 @@ DATA: dict[str, DataRecord] = {
 """name -> a data set of pretrained networks."""
 
 PRETRAINED: dict[str, Record] = {
-    "digits_xnor_resnet6": Record("resnet6", "digits", 351, 359, "dfw", 0, 60, "configs/digits_xnor.py"),
+    "digits_xnor_resnet6": Record(
+        "resnet6", "digits", 356, 359, "adam", 1, 60, "results/digits_xnor", same_as="digits_xnor_resnet6_adam"
+    ),
+    "digits_xnor_resnet6_dfw": Record("resnet6", "digits", 356, 359, "dfw", 2, 60, "results/digits_xnor"),
+    "digits_xnor_resnet6_adam": Record("resnet6", "digits", 356, 359, "adam", 1, 60, "results/digits_xnor"),
+    "digits_xnor_resnet6_sgd": Record("resnet6", "digits", 354, 359, "sgd", 2, 60, "results/digits_xnor"),
+    "digits_xnor_resnet6_adam_cross_entropy": Record(
+        "resnet6", "digits", 356, 359, "adam-cross_entropy", 0, 60, "results/digits_xnor"
+    ),
+    "digits_xnor_resnet6_sgd_cross_entropy": Record(
+        "resnet6", "digits", 353, 359, "sgd-cross_entropy", 0, 60, "results/digits_xnor"
+    ),
     "digits_vit_tiny": Record("vit_tiny", "digits", 344, 359, "adam", 0, 100, "configs/digits_vit.py"),
 }
 """name -> a pretrained network, whose file is zoo/files/NAME.bnn.safetensors."""
