@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import jax
 import pytest
-from pages import PAGES, ROOT, commands_of, known_options, options_of, python_of, reader_files, refused
+from documentation_pages import PAGES, ROOT, commands_of, known_options, options_of, python_of, reader_files, refused
 from PIL import Image
 
 import bnn_jax

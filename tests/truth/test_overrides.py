@@ -86,7 +86,7 @@ def test_an_optimizer_comes_with_its_own_settings(line, expected):
 def test_an_optimizer_without_settings_needs_a_learning_rate():
     with pytest.raises(
         UsageError,
-        match=r"^`optim.name` \(='bop'\) has no settings in the config, and the learning rate 3 is that of dfw; give "
+        match=r"^`optim.name` \(='bop'\) has no settings in the config, and the learning rate 1.4 is that of dfw; give "
         r"`--optim.learning-rate` too, or choose one of: dfw, adam, sgd, polyak_sgd, momo$",
     ):
         config_of("--optim.name bop")
@@ -183,10 +183,10 @@ def test_an_axis_of_names_brings_the_settings_of_each():
     cells = grid_cells(config, {"optim.name": ("dfw", "adam"), "model.name": ("resnet6", "lenet")})
     found = [(c.optim.name, c.optim.learning_rate, c.optim.weight_decay, c.model.width) for c, _ in cells.values()]
     assert found == [
-        ("dfw", 3.0, 1e-4, 32),
-        ("dfw", 3.0, 1e-4, None),
-        ("adam", 0.03, 1e-4, 32),
-        ("adam", 0.03, 1e-4, None),
+        ("dfw", 1.4, 1e-4, 32),
+        ("dfw", 1.4, 1e-4, None),
+        ("adam", 0.04, 1e-4, 32),
+        ("adam", 0.04, 1e-4, None),
     ]
     with pytest.raises(UsageError, match=r"`optim.name` \(='bop'\) has no settings in the config"):
         grid_cells(SETTINGS, {"optim.name": ("adam", "bop")})

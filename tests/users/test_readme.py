@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from pages import ROOT, blocks_of, commands_of, python_of
+from documentation_pages import ROOT, blocks_of, commands_of, python_of
 
 README = ROOT / "README.md"
 
