@@ -48,17 +48,15 @@ for line in [f"{name} --help" for name in COMMANDS] + ["list optimizers", "train
     assert "`--config` (=digits) does not exist" in done.stderr and "digits_xnor" in done.stderr
 
 
-def test_importing_it_is_quick_and_light(wheel, tmp_path):
+def test_importing_it_brings_jax_and_flax_alone_when_needed(wheel, tmp_path):
     code = """
-import sys, time
+import sys
 import bnn_jax
 assert "jax" not in sys.modules
 from bnn_jax import *
-print(time.process_time())
 print({"grain", "tensorflow_datasets", "matplotlib", "orbax", "sklearn", "scipy", "PIL"} & set(sys.modules))
 """
-    seconds, heavy = wheel.python("-c", code, cwd=tmp_path).stdout.split("\n", 1)
-    assert float(seconds) < 1.5 and heavy == "set()\n"
+    assert wheel.python("-c", code, cwd=tmp_path).stdout == "set()\n"
 
 
 def test_a_comparison_with_a_config_by_its_name(wheel, tmp_path):
