@@ -87,10 +87,13 @@ def plot_runs(workdirs: Sequence[str | Path], *, output: str | Path = ".") -> li
       Its path, in a list.
 
     Raises:
-      UsageError: if a folder holds no run, or one without a finished epoch.
+      UsageError: if no folder is named, or one holds no run, or one without a finished epoch.
       RunError: if its metrics are damaged, or the picture cannot be written.
     """
+    path = local_path("output", output) / "overlay.png"
     folders = [local_path("workdirs", workdir) for workdir in workdirs]
+    if not folders:
+        raise UsageError("`workdirs` is empty; name the folder of one run or more")
     of_runs = {}
     for folder in folders:
         read_config(folder)
@@ -98,7 +101,6 @@ def plot_runs(workdirs: Sequence[str | Path], *, output: str | Path = ".") -> li
         if not of_runs[folder]:
             raise UsageError(f"`workdirs` (={folder}) holds no finished epoch yet; train it first")
     labels = _run_labels(folders)
-    path = local_path("output", output) / "overlay.png"
     return [_written(path, lambda path: _draw_overlay(path, dict(zip(labels, of_runs.values()))))]
 
 

@@ -15,7 +15,7 @@ Run it on an idle machine.
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import tyro
@@ -40,7 +40,10 @@ from bnn_jax.training.progress import progress_display
 
 @dataclass(frozen=True)
 class Arguments(TableOptions):
-    what: tyro.conf.Positional[Literal["training", "estimators", "packed", "input", "sweep", "zoo"]]
+    what: Annotated[
+        tyro.conf.Positional[Literal["training", "estimators", "packed", "input", "sweep", "zoo"]],
+        tyro.conf.arg(metavar="BENCHMARK"),
+    ]
     """One of the above."""
     config: Path = Path("cifar10_xnor_resnet20")
     """Gives the network, the batch size and the optimizers of training."""

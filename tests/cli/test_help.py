@@ -29,7 +29,7 @@ def test_help_of_every_command(name, monkeypatch, capsys):
     assert "…" not in printed
     options = re.findall(r"^[│ ] +(-.*)$", printed, re.M)
     assert len(options) > 1 and not [line for line in options if TYPES.search(line)]
-    assert ("bnn-jax list" in printed) == ("--optim.name" in printed or name in ("list", "summarize"))
+    assert ("bnn-jax list" in printed) == ("--optim.name" in printed or name in ("list", "summarize", "evaluate"))
 
 
 @pytest.mark.parametrize("name", command.COMMANDS)
