@@ -6,7 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bnn_jax.analysis.run_plots import _draw_curves, _draw_diagnostics, _draw_histograms, layer_names, plot_run, series
+from bnn_jax.analysis.run_plots import (
+    _draw_curves,
+    _draw_diagnostics,
+    _draw_histograms,
+    layer_names,
+    plot_run,
+    plot_runs,
+    series,
+)
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.training.config import Config, to_dict
 from bnn_jax.training.run_folder import write_checksummed
@@ -185,3 +193,8 @@ def test_a_picture_that_cannot_be_written_leaves_nothing(run, tmp_path):
     with pytest.raises(RunError, match=r"cannot write .*curves\.png \(.+\); name another folder with `--output`"):
         plot_run(run(*steps()), output=tmp_path / "taken")
     assert (tmp_path / "taken").read_text() == "a file"
+
+
+def test_no_run_is_told():
+    with pytest.raises(UsageError, match="`workdirs` is empty; name the folder of one run or more"):
+        plot_runs([])
