@@ -93,7 +93,7 @@ def plot_runs(workdirs: Sequence[str | Path], *, output: str | Path = ".") -> li
     path = local_path("output", output) / "overlay.png"
     folders = [local_path("workdirs", workdir) for workdir in workdirs]
     if not folders:
-        raise UsageError("`workdirs` is empty; name the folder of one run or more")
+        raise UsageError("`workdirs` must name the folder of a run, or several; as runs/mine")
     of_runs = {}
     for folder in folders:
         read_config(folder)

@@ -66,7 +66,8 @@ def benchmark_zoo(
     Returns:
       ``{"threads", "compiler_options", "not_measured": [name], "network": [row]}``; a row has `name`, `image_shape`,
       `num_classes`, `options`, ``"ms": {who: median}``, `calls` and ``"path"``, how many of its layers multiply on
-      which.  A network without quantized weights, or one that cannot be packed, has `float32` alone.
+      which.  A network without quantized weights, or one that cannot be packed, has `float32` alone, and the reason
+      under `not_packed`.
     """
     names, began, rows = in_turn(networks), time.monotonic(), []
     for number, name in enumerate(names):
@@ -89,8 +90,8 @@ def measured(name: str, extent: Extent, repeats: int) -> dict[str, Any]:
     row = {"name": name, **extent._asdict(), "options": dict(extent.options), "path": ""}
     try:
         packed = made_up(packed_structure(binary, shape), rng)
-    except ValueError:  # No quantized weights, or a quantizer without codes in evaluation.
-        pass
+    except ValueError as error:  # No quantized weights, or a quantizer without codes in evaluation.
+        row["not_packed"] = str(error)
     else:
         cases = {"packed": (binary, packed), **cases}
         taken = Counter(paths_of(binary, packed, shape).values())

@@ -12,7 +12,6 @@ import tyro
 
 from bnn_jax.analysis.run_plots import plot_run, plot_runs
 from bnn_jax.cli.options import parse_options
-from bnn_jax.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -25,11 +24,9 @@ class Arguments:
 
 def main() -> None:
     arguments = parse_options(Arguments, __doc__)
-    if not arguments.workdirs:
-        raise UsageError("`workdirs` must name the folder of a run, or several; as runs/mine")
-    several, output = len(arguments.workdirs) > 1, arguments.output
-    if several:
-        paths = plot_runs(arguments.workdirs, output=output or ".")
-    else:
+    output = arguments.output
+    if len(arguments.workdirs) == 1:
         paths = plot_run(*arguments.workdirs, output=output)
+    else:
+        paths = plot_runs(arguments.workdirs, output=output or ".")
     print(*paths, sep="\n")

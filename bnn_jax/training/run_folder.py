@@ -200,7 +200,8 @@ def locked(workdir: Path) -> Iterator[None]:
     The operating system lets go when this process ends, however.
 
     Raises:
-      UsageError: if another one trains there; names its process and machine.
+      UsageError: if another one trains there; names its process and machine.  If its path has square brackets or a
+        backslash.
       RunError: if `workdir` cannot be made or written.
     """
     require_storable("workdir", workdir)

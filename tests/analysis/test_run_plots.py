@@ -196,5 +196,5 @@ def test_a_picture_that_cannot_be_written_leaves_nothing(run, tmp_path):
 
 
 def test_no_run_is_told():
-    with pytest.raises(UsageError, match="`workdirs` is empty; name the folder of one run or more"):
+    with pytest.raises(UsageError, match="`workdirs` must name the folder of a run, or several; as runs/mine"):
         plot_runs([])

@@ -39,6 +39,7 @@ def test_packed_and_float32_of_each_network(found, capsys):
     assert list(rows) == ["mnist_mlp", "resnet6", "densenet40_40"]  # in the order of the table
     assert rows["resnet6"]["ms"].keys() == {"packed", "float32"} and rows["resnet6"]["path"] == "bits 4"
     assert rows["densenet40_40"]["ms"].keys() == {"float32"} and rows["densenet40_40"]["path"] == ""
+    assert rows["densenet40_40"]["not_packed"] and "not_packed" not in rows["resnet6"]
     assert all(row["calls"] == 2 for row in rows.values()) and measured["not_measured"] == []
     assert [call[:2] for call in calls] == [(1, 3), (2, 3), (3, 3)]
     print_zoo(measured)

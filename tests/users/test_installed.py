@@ -48,7 +48,7 @@ for line in [f"{name} --help" for name in COMMANDS] + ["list optimizers", "train
     assert "`--config` (=digits) does not exist" in done.stderr and "digits_xnor" in done.stderr
 
 
-def test_importing_it_brings_jax_and_flax_alone_when_needed(wheel, tmp_path):
+def test_importing_it_is_quick_and_light(wheel, tmp_path):
     code = """
 import sys
 import bnn_jax
@@ -56,7 +56,13 @@ assert "jax" not in sys.modules
 from bnn_jax import *
 print({"grain", "tensorflow_datasets", "matplotlib", "orbax", "sklearn", "scipy", "PIL"} & set(sys.modules))
 """
+    clock = "\nimport time; print(time.process_time())"
+
+    def seconds(code):
+        return min(float(wheel.python("-c", code + clock, cwd=tmp_path).stdout.split()[-1]) for _ in range(3))
+
     assert wheel.python("-c", code, cwd=tmp_path).stdout == "set()\n"
+    assert seconds(code) < 1.5 * seconds("import jax, flax.linen, optax, chex, jaxtyping")
 
 
 def test_a_comparison_with_a_config_by_its_name(wheel, tmp_path):
