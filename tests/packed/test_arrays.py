@@ -1,7 +1,6 @@
 """The arrays of a packed network, and programs that know nothing of this package and compute with them."""
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_program
 import pytest
+from documentation_pages import ROOT, python_of
 from networks import random_variables
 from small_models import SIDES, small
 
@@ -153,13 +153,10 @@ def test_a_c_program_sums_a_layer(everything, found, tmp_path):
     np.testing.assert_array_equal(shown[:, 2].astype(np.float32), found["head/bias"][np.arange(32) % 5])
 
 
-@pytest.mark.full
-def test_the_programs_of_the_documentation_run(everything, found, capsys):
-    text = (numpy_program.PATH.parent / "weights.md").read_text()
-    names = {"network": everything[0]}
-    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-        exec(block, names)
-    assert f"conv1/kernel int8 {found['conv1/kernel'].shape}" in capsys.readouterr().out
+def test_bits_as_the_documentation_makes_them(found):
+    (block,) = [block for block in python_of(ROOT / "docs" / "weights.md") if "packbits" in block.text]
+    names = {"np": np, "arrays": {"stage1_block1/conv1/kernel": found["conv1/kernel"]}}
+    exec(block.text, names)
     unpacked = np.unpackbits(names["bits"], axis=1, count=72).reshape(32, 3, 3, 8).transpose(1, 2, 3, 0)
     np.testing.assert_array_equal(2.0 * unpacked - 1, found["conv1/kernel"])
 
