@@ -2,9 +2,9 @@ r"""Convolutions whose gradients are canonical forward convolutions.
 
 XLA's CPU backend runs the convolutions that autodiff makes (permuted dimensions, dilated operands) ten to twenty-five
 times slower inside a loop than outside.  Here every gradient is written as an ordinary convolution, channels last, of
-transposed operands, so that a scan over training steps runs at the speed of single steps.  The gradients call the same
-differentiable functions again, so derivatives of any order, in particular Jacobian-vector products as the transpose of
-the gradient, stay canonical.
+transposed operands, so that a scan over training steps runs at the speed of single steps; that of a kernel, on CPUs, as
+matrix products of a few examples at a time.  The gradients call the same differentiable functions again, so derivatives
+of any order, in particular Jacobian-vector products as the transpose of the gradient, stay canonical.
 """
 
 from collections.abc import Callable, Collection
@@ -180,7 +180,7 @@ def conv(
     Forward   y[b,h,w,f] = sum_{i,j,c} x[b, h s + i d - p, w s + j d - p, c] kernel[i,j,c,f], for two axes;
               of groups, c counts the channels of the group that f belongs to
     Backward  exact: dL/dx is the convolution of the spread dL/dy with the flipped, transposed kernel; dL/dkernel that
-              of x and dL/dy with the batch as contracted channels, or a matrix product for each tap.
+              of x and dL/dy with the batch as contracted channels, or products of matrices, whichever is faster.
 
     Where x and kernel differ in dtype they are multiplied in the narrower one, to which dL/dy is rounded as well; each
     gradient has the dtype of what it is the gradient of.  Sums are in float32 at least.
@@ -221,17 +221,85 @@ def input_gradient(g: Array, kernel: Array, shape: Sizes, geometry: Geometry, dt
     return _conv(g, kernel, Geometry((1,) * rank, pads, geometry.dilation, groups), dtype)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def kernel_gradient(x: Array, g: Array, kernel_size: Sizes, geometry: Geometry, dtype: jnp.dtype) -> Array:
     """dL/dkernel of :func:`conv`, in `dtype`; g = dL/dy in x's dtype; linear in x and in g."""
+    options = {"kernel_size": kernel_size, "geometry": geometry}
+    if geometry.groups > 1:
+        return _kernel_gradient_by_taps(x, g, **options).astype(dtype)
+    at_once = prod(kernel_size) == 1 or prod(geometry.strides) > 1
+    default = partial(_kernel_gradient_by_taps if at_once else _kernel_gradient_by_conv, **options)
+    return lax.platform_dependent(x, g, cpu=partial(_kernel_gradient_in_parts, **options), default=default).astype(
+        dtype
+    )
+
+
+def _kernel_gradient_forward(x, g, kernel_size, geometry, dtype):
+    return kernel_gradient(x, g, kernel_size, geometry, dtype), (x, g)
+
+
+def _kernel_gradient_backward(kernel_size, geometry, dtype, residuals, kernel):
+    x, g = residuals
+    return input_gradient(g, kernel, x.shape[1:-1], geometry, x.dtype), _conv(x, kernel, geometry, g.dtype)
+
+
+kernel_gradient.defvjp(_kernel_gradient_forward, _kernel_gradient_backward)
+
+
+def _kernel_gradient_by_conv(x, g, kernel_size, geometry):
     rank = len(kernel_size)
-    if prod(kernel_size) == 1 or prod(geometry.strides) > 1 or geometry.groups > 1:
-        return _kernel_gradient_by_taps(x, g, kernel_size, geometry).astype(dtype)
     reach = ((k - 1) * d for k, d in zip(kernel_size, geometry.dilation))
     sizes = zip(reach, geometry.padding, x.shape[1:-1], g.shape[1:-1])
     pads = tuple((p[0], r + m - n - p[0]) for r, p, n, m in sizes)
     batch_last = (*range(1, rank + 1), 0, rank + 1)
-    x, g = x.transpose(rank + 1, *range(1, rank + 1), 0), g.transpose(batch_last)
+    x, g, dtype = x.transpose(rank + 1, *range(1, rank + 1), 0), g.transpose(batch_last), sum_dtype(x, g)
     return _conv(x, g, Geometry(geometry.dilation, pads, (1,) * rank), dtype).transpose(batch_last)
+
+
+PART_BYTES = 4 << 20
+"""Of the operands of one matrix product of a kernel's gradient, which stay in a CPU's cache."""
+
+
+def _kernel_gradient_in_parts(x, g, kernel_size, geometry):
+    """Matrix products of a few examples at a time, whose operands stay in the cache, summed over the batch."""
+    batch, sizes = len(x), zip(x.shape[1:-1], geometry.padding)
+    pixels = prod(n + sum(pads) for n, pads in sizes)
+    of_example = pixels * x.dtype.itemsize * (kernel_size[-1] * x.shape[-1] + kernel_size[0] * g.shape[-1])
+    fit = max(1, min(batch, PART_BYTES // max(1, of_example)))
+    part = next(n for n in range(fit, 0, -1) if batch % n == 0)
+    product = partial(_kernel_gradient_by_rows, kernel_size=kernel_size, geometry=geometry)
+    if part >= batch:
+        return product(x, g)
+    x, g = (a.reshape(batch // part, part, *a.shape[1:]) for a in (x, g))
+    zeros = jnp.zeros((*kernel_size, x.shape[-1], g.shape[-1]), sum_dtype(x, g))
+    return lax.scan(lambda total, operands: (total + product(*operands), None), zeros, (x, g))[0]
+
+
+def _kernel_gradient_by_rows(x, g, kernel_size, geometry):
+    """Products over all taps of a row, and of images without strides over all rows as well."""
+    outputs, (*_, channels), features, dtype = g.shape[1:-1], x.shape, g.shape[-1], sum_dtype(x, g)
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*p, 0) for p in geometry.padding), (0, 0, 0)))
+    *leading, taps = kernel_size
+
+    def windows(place):
+        return _windows(place, outputs, geometry)
+
+    columns = jnp.concatenate([x[..., windows((0,) * len(leading) + (j,))[-1], :] for j in range(taps)], -1)
+
+    def product(a, b):
+        a, b = (operand.reshape(-1, operand.shape[-1]) for operand in (a, b))
+        return lax.dot_general(a, b, (((0,), (0,)), ((), ())), preferred_element_type=dtype)
+
+    if len(leading) == 1 and geometry.strides[0] == 1:
+        (rows,), step, below = leading, geometry.dilation[0], columns.shape[1] - outputs[0]
+        shifted = [jnp.pad(g, ((0, 0), (i * step, below - i * step), (0, 0), (0, 0))) for i in range(rows)]
+        products = product(columns, jnp.concatenate(shifted, -1))
+        return products.reshape(taps, channels, rows, features).transpose(2, 0, 1, 3)
+
+    def row(place):
+        return product(columns[:, *windows(place)], g).reshape(taps, channels, features)
+
+    return _stacked(row, tuple(leading))
 
 
 def _kernel_gradient_by_taps(x, g, kernel_size, geometry):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from bnn_jax.layers import conv, scaled_conv
+from bnn_jax.layers import conv, convolution, scaled_conv
 from bnn_jax.layers.convolution import resolve_padding
 
 jax_conv = lambda x, k, strides, padding, dilation: lax.conv_general_dilated(
@@ -46,6 +46,40 @@ def test_value_and_gradients_equal_xla(geometry, seed):
 
     for ours, theirs in zip(*values_and_gradients(x, k, g)):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [6, 7])
+@pytest.mark.parametrize(
+    ("shape", "kernel", "strides", "padding", "dilation"),
+    [
+        ((7, 6), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)),
+        ((7, 6), (3, 2), (1, 2), ((2, 1), (0, 1)), (2, 1)),
+        ((8, 9), (3, 3), (2, 2), ((1, 1), (1, 1)), (1, 2)),
+        ((5, 5), (1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1)),
+        ((9, 7), (4, 1), (1, 1), ((0, 3), (1, 0)), (1, 1)),
+        ((12,), (5,), (1,), ((2, 2),), (2,)),
+        ((4, 5, 6), (2, 3, 3), (1, 2, 1), ((1, 0), (1, 1), (0, 2)), (2, 1, 1)),
+    ],
+)
+def test_the_kernel_gradient_in_parts_of_the_batch(shape, kernel, strides, padding, dilation, batch, monkeypatch):
+    """Against sums over pixels in float64: whatever part of the batch one product takes, and in bfloat16."""
+    rng = np.random.default_rng(0)
+    x, k = rng.normal(size=(batch, *shape, 3)), rng.normal(size=(*kernel, 3, 4)).astype(np.float32)
+    pullback = lambda x: jax.vjp(lambda k: conv(x, k, strides, padding, dilation), k)
+    outputs = jax.eval_shape(lambda x: pullback(x)[0], x.astype(np.float32)).shape
+    g = rng.normal(size=outputs)
+    padded = np.pad(x, [(0, 0), *padding, (0, 0)])
+    expected = np.zeros(k.shape)
+    for tap in np.ndindex(*kernel):
+        for pixel in np.ndindex(*outputs[1:-1]):
+            place = tuple(p * s + t * d for p, s, t, d in zip(pixel, strides, tap, dilation))
+            expected[tap] += padded[:, *place].T @ g[:, *pixel]
+    for size in (1, 3 * 4 * padded[0].nbytes, 1 << 30):
+        monkeypatch.setattr(convolution, "PART_BYTES", size)
+        for dtype, tolerance in ((np.float32, 1e-5), (jnp.bfloat16, 2e-2)):
+            found = jax.jit(lambda x, g: pullback(x)[1](g)[0])(jnp.asarray(x, dtype), jnp.asarray(g, np.float32))
+            assert found.dtype == np.float32
+            np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
