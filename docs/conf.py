@@ -19,6 +19,7 @@ extensions = [
     "mathml",
     "docstrings",
     "accessible",
+    "notebooks_ahead",
     "api_pages",
     "gallery",
     "results_pages",
@@ -44,6 +45,7 @@ napoleon_custom_sections = [("Reference", "notes"), ("References", "notes")]
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist", "attrs_inline", "attrs_block"]
 myst_heading_anchors = 3
 nb_execution_mode = "cache"
+nb_execution_cache_path = str(DOCS / "_build" / ".jupyter_cache")
 nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 nb_merge_streams = True
