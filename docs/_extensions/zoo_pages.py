@@ -202,7 +202,7 @@ def cells(name: str, size: Mapping[str, Any], ms: Mapping[str, float], sources: 
     )
     set_name = SETS.get(extent.image_shape, "text")
     return [
-        f'<a href="networks.html#{name.replace("_", "-")}">{name}</a>',
+        f'<a href="networks.html#{name.replace("_", "-")}">{name.replace("_", "_<wbr>")}</a>',
         html.escape(short_paper(paper_of(name))),
         set_name,
         published,
