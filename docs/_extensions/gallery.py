@@ -20,6 +20,7 @@ from bnn_jax.cli.tables import documented, function_behind, wrapped_by
 from bnn_jax.estimators import ESTIMATORS
 from bnn_jax.models import MODELS
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, bases, dequantize, make_quantizer
+from bnn_jax.training.programs import QUICK_COMPILATION
 
 POINTS = np.linspace(-2.5, 2.5, 400, dtype=np.float32)
 PROGRESS = {0.0: "#9ecae1", 0.5: "#4292c6", 1.0: "#08306b"}
@@ -120,8 +121,8 @@ def values_and_slopes(method: Method, progress: float) -> tuple[np.ndarray, np.n
         (rows,) = jax.vmap(pull)(jnp.eye(len(POINTS)))
         return values, jnp.diagonal(rows)
 
-    once = [jax.random.key(0)]
-    drawn = map(jax.jit(of_key), jax.random.split(*once, DRAWS)) if method.random else map(of_key, once)
+    keys = jax.random.split(jax.random.key(0), DRAWS)[: DRAWS if method.random else 1]
+    drawn = map(jax.jit(of_key, compiler_options=QUICK_COMPILATION), keys)
     values, slopes = (np.mean(parts, axis=0) for parts in zip(*drawn))
     return values, slopes
 
@@ -156,7 +157,8 @@ def draw(method: Method, path: Path) -> float | None:
 def area_of(method: Method) -> float:
     """The area under an estimator's derivative from -2.5 to 2.5, at the end of training."""
     x = np.linspace(-2.5, 2.5, 20001, dtype=np.float32)
-    slopes = jax.grad(lambda x: method.curve(x, 1.0, jax.random.key(0)).sum())(jnp.asarray(x))
+    gradient = jax.grad(lambda x: method.curve(x, 1.0, jax.random.key(0)).sum())
+    slopes = jax.jit(gradient, compiler_options=QUICK_COMPILATION)(jnp.asarray(x))
     return float(np.trapezoid(np.asarray(slopes), x))
 
 

@@ -3,6 +3,7 @@
 A notebook that fails here is not in the cache; MyST-NB runs it again then, and says what is wrong.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +29,10 @@ def execute(cache_path: str) -> None:
 def begin(app: Sphinx) -> None:
     """Start a process that runs them: a process of its own, because JAX does not survive a fork."""
     command = [sys.executable, __file__, app.config.nb_execution_cache_path]
-    app.running_notebooks = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    one_thread_each = {**os.environ, "NPROC": "1"}  # of XLA: they would wait for one another
+    app.running_notebooks = subprocess.Popen(
+        command, env=one_thread_each, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
 
 
 def read_last(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> None:
