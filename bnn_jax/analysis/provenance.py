@@ -11,6 +11,8 @@ from typing import Any
 import jax
 
 DISTRIBUTIONS = ("bnn_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+CPU_FEATURES = ("avx2", "avx512f", "avx512_vpopcntdq")
+"""As Linux calls them: what the speed of products on floats and on bits depends on."""
 GIT_SECONDS = 20
 
 
@@ -18,11 +20,11 @@ def provenance() -> dict[str, Any]:
     """What a result was made with, as plain JSON without host name or paths.
 
     ``{"date": UTC in ISO 8601, "python", "platform", "versions": {distribution: version},
-    "xla_flags": [flag], "device": {"platform", "kind", "count"}, "cpu": {"cores", "model"}, "git": {"commit",
-    "dirty"}}``
+    "xla_flags": [flag], "device": {"platform", "kind", "count"}, "cpu": {"cores", "model", "features"},
+    "git": {"commit", "dirty"}}``
 
-    A distribution that is not installed and a CPU model that cannot be read are left out; git says "unknown" outside
-    a checkout.
+    A distribution that is not installed and what of the CPU cannot be read are left out; git says "unknown" outside a
+    checkout.
     """
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -60,18 +62,24 @@ def device() -> dict[str, Any]:
 
 
 def cpu() -> dict[str, Any]:
-    """The CPU cores this process may use and, where it can be read, the model: ``{"cores": 2, "model": "..."}``."""
+    """The CPU cores this process may use and, where they can be read, the model and its wide instructions.
+
+    ``{"cores": 2, "model": "...", "features": ["avx2"]}``, of :data:`CPU_FEATURES`.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    model = _linux_cpu_model() or platform.processor()
-    return {"cores": cores, "model": model} if model else {"cores": cores}
+    found = _linux_cpu_info()
+    model = found.get("model name") or platform.processor()
+    features = [name for name in CPU_FEATURES if name in found.get("flags", "").split()]
+    return {"cores": cores} | ({"model": model} if model else {}) | ({"features": features} if features else {})
 
 
-def _linux_cpu_model() -> str | None:
+def _linux_cpu_info() -> dict[str, str]:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return None
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
+        return {}
+    pairs = (line.partition(":") for line in reversed(lines))  # of the first core
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def git_state(folder: Path) -> dict[str, str | bool]:

@@ -241,8 +241,11 @@ def machine_of(record: Mapping[str, Any]) -> str:
         return "not measured yet."
     where = record["provenance"]
     model = where["cpu"].get("model", "a CPU")
+    model += f" ({', '.join(where['cpu']['features'])})" if "features" in where["cpu"] else ""
     versions = f"jax {where['versions']['jax']}, commit {where['git']['commit'][:12]}"
-    return f"{where['cpu']['cores']} cores of {model}, {versions}, {where['date'][:10]}."
+    missing = len(record["not_measured"])
+    missed = f" The {missing} networks that it did not reach in its time have a {DASH}." if missing else ""
+    return f"{where['cpu']['cores']} cores of {model}, {versions}, {where['date'][:10]}.{missed}"
 
 
 def pretrained_table() -> str:

@@ -82,6 +82,15 @@ def test_a_cpu_without_a_readable_model_has_cores_only(monkeypatch):
     assert set(cpu()) == {"cores"}
 
 
+def test_the_first_core_of_linux_and_its_wide_instructions(monkeypatch):
+    core = "processor\t: {}\nmodel name\t: Some CPU @ 2 GHz: {}\nflags\t\t: fpu avx avx2 avx512f{}\n\n"
+    text = core.format(0, "fast", " avx512_vpopcntdq") + core.format(1, "slow", "")
+    monkeypatch.setattr(Path, "read_text", lambda self: text)
+    found = cpu()
+    assert found["model"] == "Some CPU @ 2 GHz: fast"
+    assert found["features"] == ["avx2", "avx512f", "avx512_vpopcntdq"]
+
+
 def test_a_clean_checkout(package):
     assert git_state(package) == {"commit": git(package, "rev-parse", "HEAD"), "dirty": False}
 

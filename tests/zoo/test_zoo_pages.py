@@ -87,3 +87,19 @@ def test_a_section_has_the_line_that_builds_it_and_a_picture_told_in_words(pages
         assert "\n:alt: Gradient paths of a short resnet6: smallest costs N: 0, " in section
     else:
         assert "```{image}" not in section and section.endswith("No binary products.\n")
+
+
+def test_the_machine_of_the_latencies(pages):
+    where = {
+        "cpu": {"cores": 2, "model": "CPU"},
+        "versions": {"jax": "1.2"},
+        "git": {"commit": "a" * 40},
+        "date": "2020-01-02T",
+    }
+    assert pages.machine_of({}) == "not measured yet."
+    found = pages.machine_of({"provenance": where, "not_measured": []})
+    assert found == "2 cores of CPU, jax 1.2, commit aaaaaaaaaaaa, 2020-01-02."
+    where["cpu"]["features"] = ["avx2", "avx512f"]
+    found = pages.machine_of({"provenance": where, "not_measured": ["a", "b"]})
+    assert found.startswith("2 cores of CPU (avx2, avx512f), jax 1.2")
+    assert found.endswith("2020-01-02. The 2 networks that it did not reach in its time have a –.")
