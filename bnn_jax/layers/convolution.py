@@ -180,7 +180,8 @@ def conv(
     Forward   y[b,h,w,f] = sum_{i,j,c} x[b, h s + i d - p, w s + j d - p, c] kernel[i,j,c,f], for two axes;
               of groups, c counts the channels of the group that f belongs to
     Backward  exact: dL/dx is the convolution of the spread dL/dy with the flipped, transposed kernel; dL/dkernel that
-              of x and dL/dy with the batch as contracted channels, or products of matrices, whichever is faster.
+              of x and dL/dy with the batch as contracted channels, or with strides a matrix product for each tap; on
+              CPUs matrix products of a few examples at a time, of groups a product for each tap.
 
     Where x and kernel differ in dtype they are multiplied in the narrower one, to which dL/dy is rounded as well; each
     gradient has the dtype of what it is the gradient of.  Sums are in float32 at least.

@@ -154,6 +154,7 @@ def test_a_c_program_sums_a_layer(everything, found, tmp_path):
 
 
 def test_bits_as_the_documentation_makes_them(found):
+    assert found["conv1/kernel"].dtype == np.int8 and found["conv1/kernel"].shape == (3, 3, 8, 32)
     (block,) = [block for block in python_of(ROOT / "docs" / "weights.md") if "packbits" in block.text]
     names = {"np": np, "arrays": {"stage1_block1/conv1/kernel": found["conv1/kernel"]}}
     exec(block.text, names)
