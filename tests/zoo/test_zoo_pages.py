@@ -29,6 +29,7 @@ SIZE |= {"costs": [0, 57_800_000]}
 PROVENANCE = {"cpu": {"cores": 2, "model": "Some CPU"}, "versions": {"jax": "0.10.2"}, "date": "2026-11-29T00:00:00"}
 PROVENANCE |= {"git": {"commit": "0123456789abcdef"}}
 LATENCY = {"network": [{"name": "bireal18", "ms": {"packed": 10.0, "float32": 45.0}}], "provenance": PROVENANCE}
+LATENCY |= {"not_measured": ["bireal34", "resnet18"]}
 
 
 def rows_of(page):
@@ -50,7 +51,8 @@ def test_the_numbers_are_those_of_the_files(pages):
     assert rows_of(page)["bireal34"][4:] == ["–"] * 9
     real = SIZE | {"name": "resnet18", "megabits": 32e-6 * SIZE["parameters"]}
     assert rows_of(pages.index_page({"rows": [real]}, {}))["resnet18"][8] == "–"  # no packed file
-    assert "2 cores of Some CPU, jax 0.10.2, commit 0123456789ab, 2026-11-29." in page
+    assert "2 cores of Some CPU, jax 0.10.2, commit 0123456789ab, 2026-11-29. The 2 networks that" in page
+    assert "did not reach" not in pages.index_page({"rows": [SIZE]}, LATENCY | {"not_measured": []})
 
 
 def test_every_pretrained_network_is_told(pages):
