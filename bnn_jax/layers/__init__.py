@@ -4,7 +4,8 @@ from bnn_jax.layers.activations import PReLU, RPReLU
 from bnn_jax.layers.attention import Normalized, SelfAttention, rotary, sign_products
 from bnn_jax.layers.binary_conv import BinaryConv, BinaryConvTranspose
 from bnn_jax.layers.binary_dense import BinaryDense, BinaryDenseGeneral
-from bnn_jax.layers.convolution import conv, scaled_conv
+from bnn_jax.layers.code_products import scaled_conv
+from bnn_jax.layers.convolution import conv
 from bnn_jax.layers.gates import ChannelGate, ChannelInteractions
 from bnn_jax.layers.norm import BatchNorm, batch_norm
 from bnn_jax.layers.pooling import avg_pool_2x2, max_pool, mean_pool

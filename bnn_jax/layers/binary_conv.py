@@ -15,12 +15,14 @@ from jax import lax
 from jaxtyping import Array, Int32, Num
 
 from bnn_jax.bitops.conv import Geometry
-from bnn_jax.bitops.planes import PackedBase, conv_product
+from bnn_jax.bitops.paths import PATHS
+from bnn_jax.bitops.planes import PackedBase, Values, conv_product
 from bnn_jax.checks import Sizes, check_arrays
 from bnn_jax.layers.arguments import make_quantizers, require_features, require_of_layer
 from bnn_jax.layers.by_layer import take_quantizers
-from bnn_jax.layers.convolution import Padding, conv, scaled_conv, spread
-from bnn_jax.layers.frozen import is_words, packed_kernel, record
+from bnn_jax.layers.code_products import EXECUTION_RULE, scaled_conv
+from bnn_jax.layers.convolution import Padding, conv, spread
+from bnn_jax.layers.frozen import code_sets, is_words, packed_kernel, record
 from bnn_jax.layers.geometry import (
     PADDINGS,
     WORDS,
@@ -64,6 +66,8 @@ class BinaryConv(nn.Module):
       gradient_quantizer: (y, key) -> y whose backward pass quantizes the gradient, as
         `bnn_jax.quantizers.dorefa_gradient`, or its name in GRADIENT_QUANTIZERS; in training only.
       real_activation: of inputs that no quantizer takes.
+      execution: how two-valued codes are multiplied in training and in evaluation on a CPU: on packed "bits" or as
+        "float32"; None is the faster for the shape.  The results are the same bit for bit.
       use_bias: add a bias per feature.
       dtype: of sums, scales and bias.  Activations have it too, or the dtype of the inputs where that is narrower: of
         bfloat16 images a network makes bfloat16 activations.  Codes are multiplied in the activations' dtype, in which
@@ -75,9 +79,9 @@ class BinaryConv(nn.Module):
 
     Raises:
       ValueError: when the layer is built with `features`, sizes, strides or a dilation that are no positive whole
-        numbers, or of different numbers of axes, groups that do not divide the features, another `padding` or
-        `pad_value`, or `input_scaling` without an `input_quantizer` or of groups; when it is called with x of another
-        shape, or whose channels the groups do not divide.
+        numbers, or of different numbers of axes, groups that do not divide the features, another `padding`, `pad_value`
+        or `execution`, or `input_scaling` without an `input_quantizer` or of groups; when it is called with x of
+        another shape, or whose channels the groups do not divide.
       TypeError: when it is called with x of integers, unless they are the packed words of a frozen network.
 
     >>> import jax
@@ -106,6 +110,7 @@ class BinaryConv(nn.Module):
     input_dilation: int | Sizes | None = 1
     feature_group_count: int = 1
     real_activation: Callable[[Array], Array] | None = None
+    execution: str | None = None
 
     paddings: ClassVar[tuple[str, ...]] = PADDINGS
     """Paddings by name."""
@@ -118,6 +123,7 @@ class BinaryConv(nn.Module):
         require_features(self)
         require_geometry(self)
         require_of_layer(self, "pad_value", self.pad_value, self.pad_value in (-1, 0, 1), "must be 0, +1 or -1")
+        require_of_layer(self, "execution", self.execution, self.execution in (None, *PATHS), EXECUTION_RULE)
         scalable, rule = self.input_quantizer is not None or not self.input_scaling, "needs an `input_quantizer`"
         require_of_layer(self, "input_scaling", self.input_scaling, scalable, rule, "set one or turn it off")
         scalable, rule = self.feature_group_count == 1 or not self.input_scaling, "has one map for all channels"
@@ -144,7 +150,8 @@ class BinaryConv(nn.Module):
             return packed_call(self, x, packed, phase, geometry)
         channels = x.shape[-1] // self.feature_group_count
         inputs, kernel = operands(self, x, (*self._kernel_size(x), channels, self.features), phase)
-        y = sum(self.product(a, w, geometry) for a in inputs for w in kernel)
+        kernel = list(zip(kernel, code_sets(self.kernel_quantizer, len(kernel))))
+        y = sum(self.product(a, w, geometry, values) for a in inputs for w, values in kernel)
         return self.finished(y, x, phase, geometry)
 
     @nn.nowrap
@@ -153,11 +160,19 @@ class BinaryConv(nn.Module):
         return geometry_of(self, shape)
 
     @nn.nowrap
-    def product(self, x: InputBase, kernel: Quantized, geometry: Geometry) -> Num[Array, "batch *out features"]:
-        """Convolve one base of the inputs with one of the kernel: scale_x scale_w (codes_x * codes_w)."""
+    def product(
+        self, x: InputBase, kernel: Quantized, geometry: Geometry, values: Values = ()
+    ) -> Num[Array, "batch *out features"]:
+        """Convolve one base of the inputs with one of the kernel: scale_x scale_w (codes_x * codes_w).
+
+        Where the kernel's codes are of two `values`, as are those of x, that may be on bits.
+        """
         codes, *window = bordered(self, x.codes, geometry)
         record(self, x.codes, x.values, lambda: conv(codes, kernel.codes, *window, groups=geometry.groups))
-        y = scaled_conv(codes, kernel.codes, kernel.scale, *window, geometry.groups)
+        # Zeros between spread pixels are no codes.
+        sets = (x.values, values) if set(geometry.spread) == {1} else ((), ())
+        options = {"sets": sets, "execution": self.execution}
+        y = scaled_conv(codes, kernel.codes, kernel.scale, *window, geometry.groups, **options)
         return x.scale.astype(y.dtype) * y
 
     @nn.nowrap

@@ -93,15 +93,22 @@ def _settings(pattern: str, choice: Any) -> dict[str, Any]:
 
 
 def take_quantizers(layer: nn.Module) -> None:
-    """Give a layer the quantizers that patterns of the network around it choose; see :class:`LayerQuantizers`."""
+    """Give a layer what the network around it chooses: its `execution`, and quantizers by patterns.
+
+    See :class:`LayerQuantizers`.
+    """
     network, around = None, layer.parent
     while isinstance(around, nn.Module):
         if isinstance(getattr(around, "quantizers", None), LayerQuantizers):
             network = around
         around = around.parent
-    if network is None or layer.scope is None or not network.quantizers.patterns:
+    if network is None or layer.scope is None:
         return
+    if getattr(layer, "execution", "none here") is None:
+        object.__setattr__(layer, "execution", network.execution)
     quantizers = network.quantizers
+    if not quantizers.patterns:
+        return
     own = {kind: getattr(layer, kind) for kind in QUANTIZERS}
     chosen = own | quantizers.of(layer.path[len(network.path) :])
     if own["input_quantizer"] is not None and chosen["input_quantizer"] in (None, REAL):

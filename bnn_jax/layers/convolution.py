@@ -150,9 +150,14 @@ def _windows(place, outputs, geometry):
     return tuple(slice(a, a + max(0, (m - 1) * s + 1), s) for a, m, s in zip(starts, outputs, geometry.strides))
 
 
-def _geometry(
+def checked_geometry(
     owner: str, x: Array, kernel: Array, strides: int | Sizes, padding: Padding, dilation: int | Sizes, groups: int
 ) -> Geometry:
+    """The geometry that these arguments of the function `owner` stand for.
+
+    Raises:
+      ValueError: for arguments or shapes that do not go together.
+    """
     rank, size = kernel.ndim - 2, kernel.shape[:-2]
     if x.ndim != kernel.ndim:
         rule = f"must be of shape (batch, {rank} spatial axes, channels), as a kernel of shape {kernel.shape} needs"
@@ -198,11 +203,12 @@ def conv(
     >>> conv(jnp.ones((1, 2, 2, 1)), jnp.ones((2, 2, 1, 3))).shape
     (1, 1, 1, 3)
     """
-    return _conv(x, kernel, _geometry("conv", x, kernel, strides, padding, dilation, groups), dtype)
+    return conv_of(x, kernel, checked_geometry("conv", x, kernel, strides, padding, dilation, groups), dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _conv(x, kernel, geometry, dtype):
+def conv_of(x: Array, kernel: Array, geometry: Geometry, dtype: jnp.dtype | None) -> Array:
+    """:func:`conv` of a geometry that is checked already."""
     return _convolved(x, kernel, geometry, sum_dtype(x, kernel) if dtype is None else dtype)
 
 
@@ -219,7 +225,7 @@ def input_gradient(g: Array, kernel: Array, shape: Sizes, geometry: Geometry, dt
         kernel = kernel.reshape(*size, features // groups, channels * groups)
     else:
         kernel = kernel.swapaxes(-1, -2)
-    return _conv(g, kernel, Geometry((1,) * rank, pads, geometry.dilation, groups), dtype)
+    return conv_of(g, kernel, Geometry((1,) * rank, pads, geometry.dilation, groups), dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -241,7 +247,7 @@ def _kernel_gradient_forward(x, g, kernel_size, geometry, dtype):
 
 def _kernel_gradient_backward(kernel_size, geometry, dtype, residuals, kernel):
     x, g = residuals
-    return input_gradient(g, kernel, x.shape[1:-1], geometry, x.dtype), _conv(x, kernel, geometry, g.dtype)
+    return input_gradient(g, kernel, x.shape[1:-1], geometry, x.dtype), conv_of(x, kernel, geometry, g.dtype)
 
 
 kernel_gradient.defvjp(_kernel_gradient_forward, _kernel_gradient_backward)
@@ -254,7 +260,7 @@ def _kernel_gradient_by_conv(x, g, kernel_size, geometry):
     pads = tuple((p[0], r + m - n - p[0]) for r, p, n, m in sizes)
     batch_last = (*range(1, rank + 1), 0, rank + 1)
     x, g, dtype = x.transpose(rank + 1, *range(1, rank + 1), 0), g.transpose(batch_last), sum_dtype(x, g)
-    return _conv(x, g, Geometry(geometry.dilation, pads, (1,) * rank), dtype).transpose(batch_last)
+    return conv_of(x, g, Geometry(geometry.dilation, pads, (1,) * rank), dtype).transpose(batch_last)
 
 
 PART_BYTES = 4 << 20
@@ -331,7 +337,7 @@ def _stacked(function: Callable[[Sizes], Array], sizes: Sizes, place: Sizes = ()
 
 
 def _conv_forward(x, kernel, geometry, dtype):
-    return _conv(x, kernel, geometry, dtype), (x, kernel)
+    return conv_of(x, kernel, geometry, dtype), (x, kernel)
 
 
 def _conv_backward(geometry, dtype, residuals, g):
@@ -343,53 +349,4 @@ def _conv_backward(geometry, dtype, residuals, g):
     )
 
 
-_conv.defvjp(_conv_forward, _conv_backward)
-
-
-@check_arrays
-def scaled_conv(
-    x: Float[Array, "batch *spatial channels"],
-    codes: Float[Array, "*taps group_channels features"],
-    scale: Float[Array, "..."],
-    strides: int | Sizes = 1,
-    padding: Padding = 0,
-    dilation: int | Sizes = 1,
-    groups: int = 1,
-) -> Float[Array, "batch *out features"]:
-    r"""Convolution with integer codes, multiplied by the scale afterwards.
-
-    Forward   y = scale * conv(x, codes); the inner sum is exact where x holds small integers too
-    Backward  exact, without a pass over the output: with k = kernel_gradient(x, dL/dy),
-              dL/dcodes = scale k,  dL/dscale = sum k codes,  dL/dx = input_gradient(dL/dy, scale codes)
-
-    Dtypes as those of :func:`conv`: codes and scale stay float32 beside a narrower x, and y is float32.
-
-    Args:
-      x: inputs, normally codes themselves.
-      codes: kernel of integers, exact in x's dtype.
-      scale: scalar, or one value a feature in the shape (1, ..., 1, features).
-      others: as those of :func:`conv`.
-
-    Raises: as :func:`conv`.
-    """
-    return _scaled_conv(x, codes, scale, _geometry("scaled_conv", x, codes, strides, padding, dilation, groups))
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _scaled_conv(x, codes, scale, geometry):
-    return _conv(x, codes, geometry, None) * scale
-
-
-def _scaled_conv_forward(x, codes, scale, geometry):
-    return _scaled_conv(x, codes, scale, geometry), (x, codes, scale)
-
-
-def _scaled_conv_backward(geometry, residuals, g):
-    x, codes, scale = residuals
-    g = g.astype(narrower(x, codes))
-    k = kernel_gradient(x.astype(g.dtype), g, codes.shape[:-2], geometry, codes.dtype)
-    dscale = (k * codes).sum(tuple(range(codes.ndim - 1)) if scale.ndim else None).reshape(scale.shape)
-    return input_gradient(g, codes * scale, x.shape[1:-1], geometry, x.dtype), k * scale, dscale
-
-
-_scaled_conv.defvjp(_scaled_conv_forward, _scaled_conv_backward)
+conv_of.defvjp(_conv_forward, _conv_backward)

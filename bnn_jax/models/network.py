@@ -43,6 +43,7 @@ class Network(nn.Module):
         or a dict of arguments.  The first that matches counts.  Of the layers that the network quantizes, those whose
         inputs stay real have the activation of a network in full precision before them.  As a mapping it is the
         keyword arguments of a quantized layer.
+      execution: of its convolutions, as :class:`bnn_jax.layers.BinaryConv` takes it.
 
     Returns:
       (logits, intermediates): float32 (batch, num_classes), and a dict with each stage's output and the `features` that
@@ -50,7 +51,7 @@ class Network(nn.Module):
 
     Raises:
       ValueError: for sizes that are not positive, or an unknown `stem` where the network has one; when it is
-        initialized with a pattern of `quantizers` that matches no layer.
+        initialized with a pattern of `quantizers` that matches no layer, or another `execution`.
     """
 
     num_classes: int
@@ -59,6 +60,7 @@ class Network(nn.Module):
     kernel_quantizer: QuantizerLike = None
     gradient_quantizer: QuantizerLike = None
     quantizers: Mapping[str, Any] | None = None
+    execution: str | None = None
 
     def __post_init__(self):
         counts = {f.name: getattr(self, f.name) for f in fields(self) if f.type in (int, tuple[int, ...])}
