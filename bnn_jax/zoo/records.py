@@ -76,6 +76,26 @@ PRETRAINED: dict[str, Record] = {
     "digits_xnor_resnet6_sgd_cross_entropy": Record(
         "resnet6", "digits", 353, 359, "sgd-cross_entropy", 0, 60, "results/digits_xnor"
     ),
+    "mnist_xnor_lenet": Record(
+        "bnn_convnet",
+        "mnist",
+        9857,
+        10000,
+        "adam-cross_entropy",
+        3,
+        5,
+        "results/mnist_xnor_lenet",
+        same_as="mnist_xnor_lenet_adam_cross_entropy",
+    ),
+    "mnist_xnor_lenet_dfw": Record("bnn_convnet", "mnist", 9850, 10000, "dfw", 1, 5, "results/mnist_xnor_lenet"),
+    "mnist_xnor_lenet_adam": Record("bnn_convnet", "mnist", 9859, 10000, "adam", 4, 5, "results/mnist_xnor_lenet"),
+    "mnist_xnor_lenet_sgd": Record("bnn_convnet", "mnist", 9778, 10000, "sgd", 3, 5, "results/mnist_xnor_lenet"),
+    "mnist_xnor_lenet_adam_cross_entropy": Record(
+        "bnn_convnet", "mnist", 9857, 10000, "adam-cross_entropy", 3, 5, "results/mnist_xnor_lenet"
+    ),
+    "mnist_xnor_lenet_sgd_cross_entropy": Record(
+        "bnn_convnet", "mnist", 9815, 10000, "sgd-cross_entropy", 4, 5, "results/mnist_xnor_lenet"
+    ),
     "digits_vit_tiny": Record("vit_tiny", "digits", 344, 359, "adam", 0, 100, "configs/digits_vit.py"),
 }
 """name -> a pretrained network, whose file is zoo/files/NAME.bnn.safetensors."""
