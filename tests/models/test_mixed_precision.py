@@ -14,6 +14,7 @@ from small_models import INSTANCES, UNREAD, compiled, image_shape, small
 from bnn_jax.losses import cross_entropy
 from bnn_jax.models import MODELS
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
+from bnn_jax.tracing.interpret import default_branch
 from bnn_jax.training.experiment import make_model
 
 LAST = ("head", "head_norm", "")
@@ -21,11 +22,13 @@ LAST = ("head", "head_norm", "")
 
 
 def equations(jaxpr, stack: str = "") -> Iterator[tuple[str, jax.extend.core.JaxprEqn]]:
-    """All equations with the names of the transformations and modules around them."""
+    """All equations with the names of the transformations and modules around them; of products on bits the numbers'."""
     for equation in jaxpr.eqns:
         names = f"{stack}/{equation.source_info.name_stack}"
         yield names, equation
-        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+        on_bits = "population_count" in str(equation.params.get("branches"))
+        inside = {"branches": (default_branch(equation),)} if on_bits else equation.params
+        for inner in jax.extend.core.jaxprs_in_params(inside):
             yield from equations(inner, names)
 
 
