@@ -35,8 +35,8 @@ LEAST_CHANNELS = 8
 LEAST_PRODUCTS = 144
 """Of one number of the inputs, with windows of several taps: with fewer, packing takes the time that is saved."""
 
-LEAST_PIXELS = 64
-"""Of the results: with fewer, packing the kernel takes the time that the product saves."""
+LEAST_PIXELS = 1024
+"""Of the results: with fewer, packing the kernel and compiling both ways take the time that the products save."""
 
 PART_BYTES = 1 << 20
 """Of the inputs that are packed at a time, which stay in a core's cache."""
