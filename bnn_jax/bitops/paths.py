@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-PATHS = ("bits", "float32")
+PATHS = ON_BITS, AS_NUMBERS = ("bits", "float32")
 """Both give the same integers."""
 
 

@@ -67,7 +67,8 @@ class BinaryConv(nn.Module):
         `bnn_jax.quantizers.dorefa_gradient`, or its name in GRADIENT_QUANTIZERS; in training only.
       real_activation: of inputs that no quantizer takes.
       execution: how two-valued codes are multiplied in training and in evaluation on a CPU: on packed "bits" or as
-        "float32"; None is the faster for the shape.  The results are the same bit for bit.
+        "float32"; None is the faster for the shape.  The results are the same bit for bit.  Other codes, groups and
+        spread pixels are multiplied as numbers.
       use_bias: add a bias per feature.
       dtype: of sums, scales and bias.  Activations have it too, or the dtype of the inputs where that is narrower: of
         bfloat16 images a network makes bfloat16 activations.  Codes are multiplied in the activations' dtype, in which

@@ -104,7 +104,7 @@ def take_quantizers(layer: nn.Module) -> None:
         around = around.parent
     if network is None or layer.scope is None:
         return
-    if getattr(layer, "execution", "none here") is None:
+    if hasattr(layer, "execution") and layer.execution is None:
         object.__setattr__(layer, "execution", network.execution)
     quantizers = network.quantizers
     if not quantizers.patterns:

@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from bnn_jax.bitops.conv import Geometry, out_shape
-from bnn_jax.bitops.paths import PATHS
+from bnn_jax.bitops.paths import AS_NUMBERS, ON_BITS, PATHS
 from bnn_jax.bitops.planes import PackedBase, Values, conv_product, pack_codes
 from bnn_jax.checks import Sizes, check_arrays, require
 from bnn_jax.layers.convolution import Padding, checked_geometry, conv_of, input_gradient, kernel_gradient
@@ -24,8 +24,6 @@ from bnn_jax.precision import sum_dtype
 
 CodeSets: TypeAlias = tuple[Values, Values]
 """The code sets of the inputs and of a kernel; () for real numbers."""
-
-ON_BITS, AS_NUMBERS = PATHS
 
 EXECUTION_RULE = f"must be None (the faster) or one of {', '.join(PATHS)}"
 
@@ -52,7 +50,7 @@ def chosen_execution(sets: CodeSets, x_shape: Sizes, kernel_shape: Sizes, geomet
     'float32'
     """
     *taps, channels, features = kernel_shape
-    if not takes_bits(sets, geometry) or len(x_shape) != len(kernel_shape):
+    if not takes_bits(sets, geometry):
         return AS_NUMBERS
     batch, *size, _ = x_shape
     pixels = prod(out_shape(size, tuple(taps), geometry))

@@ -8,13 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from bnn_jax.bitops.bits import unpack
-from bnn_jax.bitops.paths import PATHS, chosen_path
+from bnn_jax.bitops.paths import AS_NUMBERS, ON_BITS, chosen_path
 from bnn_jax.bitops.planes import PackedBase, PackedKernel, multiplies_on_bits, unpack_codes
 from bnn_jax.layers.frozen import code_sets, is_words, record, record_kernel, record_path, scale_of
 from bnn_jax.layers.operands import InputBase, Phase, input_bases, input_channels, kernel_for
 from bnn_jax.quantizers import Quantized
 
-ON_BITS, AS_NUMBERS = PATHS
 LARGEST_EXACT = 2**24
 """Up to which every whole number is a float32."""
 

@@ -9,10 +9,12 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from bnn_jax import checks
+from bnn_jax.bitops.paths import PATHS
 from bnn_jax.errors import unknown_name
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool
 from bnn_jax.layers.arguments import QUANTIZERS, make_quantizers
 from bnn_jax.layers.by_layer import LayerQuantizers
+from bnn_jax.layers.code_products import EXECUTION_RULE
 from bnn_jax.layers.convolution import Padding
 from bnn_jax.precision import widened
 from bnn_jax.quantizers import QuantizerLike
@@ -50,8 +52,8 @@ class Network(nn.Module):
       the last layer sees.
 
     Raises:
-      ValueError: for sizes that are not positive, or an unknown `stem` where the network has one; when it is
-        initialized with a pattern of `quantizers` that matches no layer, or another `execution`.
+      ValueError: for sizes that are not positive, another `execution`, or an unknown `stem` where the network has one;
+        when it is initialized with a pattern of `quantizers` that matches no layer.
     """
 
     num_classes: int
@@ -77,6 +79,7 @@ class Network(nn.Module):
         for argument in POSITIVE:
             if hasattr(self, argument):
                 self.require_positive(argument)
+        self.require("execution", self.execution in (None, *PATHS), EXECUTION_RULE)
         if getattr(self, "stem", "cifar") not in STEMS:
             raise unknown_name(f"{type(self).__name__}.stem", self.stem, STEMS)
 

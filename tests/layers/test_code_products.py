@@ -129,6 +129,14 @@ def test_a_network_tells_its_layers():
         assert uses_bits(partial(model.apply, train=False), variables, images) == bits
 
 
+@pytest.mark.parametrize("name", ["resnet6", "mnist_mlp"])
+def test_a_network_refuses_another_execution(name):
+    with pytest.raises(
+        ValueError, match=r"`execution` \(='bit'\) of \w+ must be None \(the faster\) or one of bits, float32"
+    ):
+        build_model(name, num_classes=10, options={"execution": "bit"})
+
+
 def test_twenty_steps_of_training_are_the_same_bit_for_bit():
     rng = np.random.default_rng(11)
     images = jnp.asarray(rng.normal(size=(20, 16, 8, 8, 3)), jnp.float32)

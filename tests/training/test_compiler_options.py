@@ -17,7 +17,7 @@ def test_a_cpu_computes_convolutions_on_all_threads(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     options = programs.compiler_options()
     assert options in (programs.CPU_OPTIONS, {})  # a version of XLA may not know them
-    assert options or jax.__version_info__ > (0, 10, 2)
+    assert options or jax.__version_info__ > (0, 10, 2) or jax.default_backend() != "cpu"
 
 
 def test_the_flags_of_the_user_go_before(monkeypatch):
