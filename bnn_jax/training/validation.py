@@ -134,6 +134,7 @@ def _check_model(model: ModelConfig) -> None:
         _require("model.input_scaling", True, quantized, "needs quantized inputs; choose a `model.input_quantizer`")
     if not shipped:
         _require("model.name", label, _is_hashable(network), "must have tuples in the place of lists and dicts")
+    if model.options or not shipped:
         _check_made(label, partial(build_model, num_classes=10, **vars(model)))
 
 

@@ -207,6 +207,10 @@ def changed(**changes):
             {"loss_options": {"smoothing": 0.2}},
             r"`loss_options` \(='smoothing'\) is not known; choose one of: temperature",
         ),
+        (
+            {"model__options": {"execution": "bit"}},
+            r"^\w+ cannot be made: `execution` \(='bit'\) of \w+ must be None \(the faster\) or one of bits, float32$",
+        ),
     ],
 )
 def test_what_cannot_run_is_refused(changes, message):
