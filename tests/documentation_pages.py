@@ -201,7 +201,7 @@ def refused(command: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> str 
             return None
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
-    monkeypatch.setattr("bnn_jax.training.programs.use_compilation_cache", lambda: None)
+    monkeypatch.setattr("bnn_jax.compilation.use_compilation_cache", lambda: None)
     monkeypatch.setattr("tempfile.TemporaryDirectory", _begin)  # in which the campaigns of tests/fuzz work
     for name, stand_in in WORK.items():
         module, _, attribute = f"bnn_jax.{name}".rpartition(".")

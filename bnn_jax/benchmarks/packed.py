@@ -19,9 +19,9 @@ from jax import lax
 from bnn_jax.analysis.provenance import installed_versions
 from bnn_jax.bitops.bits import pack
 from bnn_jax.bitops.conv import Geometry
-from bnn_jax.bitops.matmul import WIDE_VECTORS
 from bnn_jax.bitops.paths import PATHS, chosen_path
 from bnn_jax.bitops.planes import PackedBase, conv_product, dense_product, pack_codes, unpack_codes
+from bnn_jax.compilation import packed_options
 from bnn_jax.layers import conv as layer_conv
 from bnn_jax.models.build import build_model
 from bnn_jax.outputs import logits_of
@@ -109,7 +109,7 @@ def benchmark_packed(
 ) -> dict[str, Any]:
     """Medians of calls in a few rounds, compilation left out, everything with the same number of threads.
 
-    All that XLA compiles, peers too, is compiled with `WIDE_VECTORS` of `bnn_jax.bitops.matmul`.
+    All that XLA compiles, peers too, is compiled with `packed_options` of `bnn_jax.compilation`.
 
     Matmuls and convolutions: `packed` takes packed inputs, `packed_from_float` packs float32 activations first,
     `numbers_from_float` multiplies their codes by the unpacked kernel; `chosen` is the time of the one of these two
@@ -125,7 +125,7 @@ def benchmark_packed(
       packed file.
     """
     total = len(matmuls) + len(convs) * len(conv_batches) + sum(len(n.batches) for n in networks)
-    found: dict[str, Any] = {"threads": os.cpu_count(), "compiler_options": WIDE_VECTORS}
+    found: dict[str, Any] = {"threads": os.cpu_count(), "compiler_options": packed_options()}
     found |= {"peers": installed_versions(("torch", "bnn-lab")), "matmul": [], "conv": [], "network": []}
     done = 0
 
@@ -191,7 +191,7 @@ def _products(
 ) -> dict[str, Callable[[], Any]]:
     """The five products of activations and a kernel in XLA; `of_layer` is that of numbers in a layer."""
     activations, words = jnp.asarray(x), jax.block_until_ready(jax.jit(lambda x: pack(x >= 0))(jnp.asarray(x)))
-    jit = partial(jax.jit, compiler_options=WIDE_VECTORS)
+    jit = partial(jax.jit, compiler_options=packed_options())
     # Arrays alone as arguments: a dataclass among them costs some tens of microseconds in every call.
     of_words = lambda x, words: packed(x, PackedBase(words, None, SIGNS))
     run, from_float = jit(of_words), jit(lambda x, words: of_words(pack(x >= 0), words))
@@ -292,7 +292,7 @@ def _network(network: Network, repeats: int) -> list[dict[str, Any]]:
         functions, memory = {}, {}
         for who, (model, variables) in cases.items():
             apply = lambda variables, images, model=model: logits_of(model.apply(variables, images, train=False))
-            program = jax.jit(apply, compiler_options=WIDE_VECTORS).lower(variables, images).compile()
+            program = jax.jit(apply, compiler_options=packed_options()).lower(variables, images).compile()
             needs = program.memory_analysis()
             memory[who] = needs.argument_size_in_bytes + needs.temp_size_in_bytes + needs.output_size_in_bytes
             functions[who] = partial(program, variables, images)

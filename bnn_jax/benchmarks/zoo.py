@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bnn_jax.analysis.tables import TEXT, Tables
-from bnn_jax.bitops.matmul import WIDE_VECTORS
+from bnn_jax.compilation import packed_options
 from bnn_jax.models import MODELS
 from bnn_jax.models.build import build_model
 from bnn_jax.models.extents import Extent, extent_of
@@ -55,7 +55,7 @@ def benchmark_zoo(
     """The median latency of a batch of one image, packed and in full precision, called in turn.
 
     Variables are made up: how long a network takes does not depend on their values.  Both programs are compiled with
-    `WIDE_VECTORS` of `bnn_jax.bitops.matmul`, and take normalized float32 images.
+    `packed_options` of `bnn_jax.compilation`, and take normalized float32 images.
 
     Args:
       networks: names in MODELS; one of each family is measured first.
@@ -77,7 +77,7 @@ def benchmark_zoo(
         on_progress(number + 1, len(names), name)
     order = {name: position for position, name in enumerate(MODELS)}
     rows.sort(key=lambda row: order[row["name"]])
-    found = {"threads": os.cpu_count(), "compiler_options": WIDE_VECTORS, "repeats": repeats}
+    found = {"threads": os.cpu_count(), "compiler_options": packed_options(), "repeats": repeats}
     return found | {"not_measured": names[len(rows) :], "network": rows}
 
 
@@ -102,7 +102,7 @@ def measured(name: str, extent: Extent, repeats: int) -> dict[str, Any]:
 
     def compiled(case: tuple[Any, Any]) -> Callable[[], Any]:
         model, variables = case
-        program = jax.jit(partial(network_logits, model), compiler_options=WIDE_VECTORS)
+        program = jax.jit(partial(network_logits, model), compiler_options=packed_options())
         return partial(program.lower(variables, images).compile(), variables, images)
 
     with ThreadPoolExecutor() as threads:

@@ -3,12 +3,13 @@
 The bits beyond the axis's size are 0 in every word that is made here, so that they cancel in an exclusive or.
 """
 
+from collections.abc import Callable
 from functools import reduce
 from operator import or_
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, UInt32
+from jaxtyping import Array, Bool, Shaped, UInt32
 
 from bnn_jax.checks import Pads, Pair, as_pads, as_sizes, check_arrays, pads_rule, require
 
@@ -103,13 +104,30 @@ def max_pool(
     strides = window if strides is None else as_sizes("strides", strides)
     pads = as_pads(padding)
     require("padding", padding, pads is not None, pads_rule())
-    words = lax.pad(words, jnp.uint32(0), ((0, 0, 0), *((*side, 0) for side in pads), (0, 0, 0)))
-    counts = [max(0, (n - k) // s + 1) for n, k, s in zip(words.shape[1:3], window, strides)]
+    return combine_windows(or_, words, window, strides, pads, outside=0)
+
+
+def combine_windows(
+    combine: Callable[[Array, Array], Array],
+    x: Shaped[Array, "batch height width channels"],
+    window: Pair,
+    strides: Pair,
+    padding: Pads,
+    *,
+    outside: float,
+) -> Shaped[Array, "batch h w channels"]:
+    """The elements of each window, combined two at a time, row by row from the first; padding counts as `outside`.
+
+    >>> combine_windows(jnp.add, jnp.ones((1, 2, 3, 1)), (2, 2), (1, 1), ((0, 0), (0, 0)), outside=0.0).ravel()
+    Array([4., 4.], dtype=float32)
+    """
+    x = lax.pad(x, jnp.asarray(outside, x.dtype), ((0, 0, 0), *((*side, 0) for side in padding), (0, 0, 0)))
+    counts = [max(0, (n - k) // s + 1) for n, k, s in zip(x.shape[1:3], window, strides)]
 
     def place(i, j):
         rows, columns = (slice(a, a + (m - 1) * s + 1, s) for a, m, s in zip((i, j), counts, strides))
-        return words[:, rows, columns]
+        return x[:, rows, columns]
 
     if 0 in counts:
-        return jnp.zeros((words.shape[0], *counts, words.shape[3]), jnp.uint32)
-    return reduce(or_, (place(i, j) for i in range(window[0]) for j in range(window[1])))
+        return jnp.zeros((x.shape[0], *counts, x.shape[3]), x.dtype)
+    return reduce(combine, (place(i, j) for i in range(window[0]) for j in range(window[1])))

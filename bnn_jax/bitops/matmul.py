@@ -4,22 +4,21 @@ With bit 1 for +1 and bit 0 for -1, a dot product of n codes is n - 2 popcount(a
 the bits themselves, in blocks that :data:`TILINGS` chooses for the shape; on GPU and TPU from the exact product of
 the codes as int8 on matrix units, a choice that rests on those units' known speed and was not measured.
 
-On CPUs with AVX-512 the outermost `jax.jit` gains from ``compiler_options=WIDE_VECTORS``.
+On CPUs with AVX-512 the outermost `jax.jit` gains from ``compiler_options=bnn_jax.compilation.packed_options()``.
 """
 
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
+import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Int32, UInt32
 
 from bnn_jax.bitops.bits import WORD_BITS, unpack
 from bnn_jax.checks import check_arrays, require
-
-WIDE_VECTORS = {"xla_cpu_prefer_vector_width": 512}
-"""Compiler options with which most counts take 0.5 to 0.8 of the time on AVX-512; XLA's default is 256 bits."""
 
 Rows: TypeAlias = UInt32[Array, "M words"] | Sequence[UInt32[Array, "M"]]
 Columns: TypeAlias = UInt32[Array, "words M"] | Sequence[UInt32[Array, "M"]]
@@ -71,6 +70,11 @@ def _sum_of_counts(pairs: Iterable[tuple[Array, Array]]) -> Array:
     return sum(terms).astype(jnp.int32)
 
 
+@jax.jit
+def _counts_at_once(a: Columns, b: Array) -> Array:
+    return _sum_of_counts(zip(a, b))
+
+
 def _counts_by_blocks(a: Array, b: Array, block: int) -> Array:
     """The counts from `block` words at a time, each sliced for itself: a slice of several would be copied."""
     first = len(a) % block or block
@@ -88,7 +92,9 @@ def tiled_counts(
 ) -> Int32[Array, "M N"]:
     """The counts of :func:`xor_counts` from bits, in the blocks of a :class:`Tiling`."""
     if not block_words or len(a) <= block_words:
-        return _sum_of_counts(zip(a, b))
+        # A call that XLA leaves alone: fused into a pooling or packing that follows, every window would count again.
+        with set_xla_metadata(inlineable="false"):
+            return _counts_at_once(a, b)
     a = _stacked(a)
     if not block_columns:
         return _counts_by_blocks(a, b, block_words)

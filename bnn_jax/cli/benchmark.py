@@ -29,12 +29,12 @@ from bnn_jax.benchmarks.sweep import benchmark_sweep, print_sweep
 from bnn_jax.benchmarks.training import benchmark_training, print_training
 from bnn_jax.benchmarks.zoo import benchmark_zoo, print_zoo
 from bnn_jax.cli.options import TableOptions, command_line, parse_options, refuse_unread
+from bnn_jax.compilation import use_compilation_cache
 from bnn_jax.errors import UsageError, unknown_name
 from bnn_jax.models import MODELS
 from bnn_jax.paths import require_ending
 from bnn_jax.training.config import load_config
 from bnn_jax.training.metrics import write_file
-from bnn_jax.training.programs import use_compilation_cache
 from bnn_jax.training.progress import progress_display
 
 

@@ -12,6 +12,7 @@ from bnn_jax.analysis.published_sizes import WEIGHTS
 from bnn_jax.analysis.report import print_report, write_report
 from bnn_jax.analysis.tables import Tables
 from bnn_jax.cli.options import ComparisonOptions, command_line, refuse_unread
+from bnn_jax.compilation import use_compilation_cache
 from bnn_jax.errors import UsageError, unknown_name
 from bnn_jax.estimators import ESTIMATORS, Estimator
 from bnn_jax.extras import import_extra
@@ -25,7 +26,6 @@ from bnn_jax.sweeps.results import Results
 from bnn_jax.training.config import Config, config_module, load_config, select_optimizer
 from bnn_jax.training.experiment import make_model
 from bnn_jax.training.overrides import check_applied
-from bnn_jax.training.programs import use_compilation_cache
 from bnn_jax.training.validation import validate
 
 SIGNS = [name for name, estimator in ESTIMATORS.items() if estimator.code_set == (-1, 1)]

@@ -10,6 +10,7 @@ from pathlib import Path
 import tyro
 
 from bnn_jax.cli.options import TrainedOptions, parse_options, refuse_unread
+from bnn_jax.compilation import use_compilation_cache
 from bnn_jax.data import Split, in_batches
 from bnn_jax.errors import UsageError
 from bnn_jax.packed import load
@@ -17,7 +18,6 @@ from bnn_jax.training.config import DataConfig
 from bnn_jax.training.epoch import EVALUATION_BATCH
 from bnn_jax.training.evaluation import evaluate_run
 from bnn_jax.training.input_pipeline import load_data
-from bnn_jax.training.programs import use_compilation_cache
 from bnn_jax.zoo import file_of
 
 ZOO = "zoo:"

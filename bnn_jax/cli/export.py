@@ -16,6 +16,7 @@ import tyro
 
 from bnn_jax.analysis.accounting import account_model
 from bnn_jax.cli.options import TrainedOptions, parse_options
+from bnn_jax.compilation import use_compilation_cache
 from bnn_jax.data import in_batches
 from bnn_jax.errors import UsageError
 from bnn_jax.files import write_atomically
@@ -25,7 +26,6 @@ from bnn_jax.packed.runs import freeze_run
 from bnn_jax.paths import require_ending
 from bnn_jax.training.config import DataConfig
 from bnn_jax.training.epoch import EVALUATION_BATCH
-from bnn_jax.training.programs import use_compilation_cache
 
 ENDINGS = {
     "safetensors": ".bnn.safetensors",

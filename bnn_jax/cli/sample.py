@@ -11,13 +11,13 @@ import jax
 import tyro
 
 from bnn_jax.cli.options import parse_options, refuse_unread
+from bnn_jax.compilation import use_compilation_cache
 from bnn_jax.data import text_of, tokens_of
 from bnn_jax.errors import UsageError
 from bnn_jax.models import sample
 from bnn_jax.models.bitnet import BitNetLM
 from bnn_jax.packed import load
 from bnn_jax.packed.runs import freeze_run
-from bnn_jax.training.programs import use_compilation_cache
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,13 +15,13 @@ import tyro
 
 from bnn_jax.checks import look_up
 from bnn_jax.cli.options import TrainingOptions
+from bnn_jax.compilation import use_compilation_cache
 from bnn_jax.names import last_part
 from bnn_jax.stages.recipes import RECIPES
 from bnn_jax.stages.stage import replace_stage, run_stages
 from bnn_jax.training.config import load_config
 from bnn_jax.training.devices import make_devices
 from bnn_jax.training.overrides import check_applied, parse
-from bnn_jax.training.programs import use_compilation_cache
 from bnn_jax.training.progress import progress_display
 
 

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from bnn_jax.cli.comparisons import report
 from bnn_jax.cli.options import SweepOptions, refuse_unread
+from bnn_jax.compilation import use_compilation_cache
 from bnn_jax.errors import UsageError
 from bnn_jax.extras import import_extra
 from bnn_jax.names import last_part
 from bnn_jax.sweeps.comparison import sweep
 from bnn_jax.sweeps.grid import parse_axes, split_axes
 from bnn_jax.training.overrides import parse
-from bnn_jax.training.programs import use_compilation_cache
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from bnn_jax.cli.options import TrainingOptions, refuse_unread
+from bnn_jax.compilation import use_compilation_cache
 from bnn_jax.names import last_part
 from bnn_jax.run import train
 from bnn_jax.training.callbacks import LOGS
 from bnn_jax.training.devices import initialize_processes, is_first_process, make_devices
 from bnn_jax.training.overrides import parse
-from bnn_jax.training.programs import use_compilation_cache
 
 
 @dataclass(frozen=True, kw_only=True)

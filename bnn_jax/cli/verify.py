@@ -11,12 +11,12 @@ import jax.numpy as jnp
 
 from bnn_jax.analysis.tables import Tables
 from bnn_jax.cli.options import TableOptions, TrainedOptions, parse_options
+from bnn_jax.compilation import use_compilation_cache
 from bnn_jax.data import images_in_batches, normalize
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.packed import verify
 from bnn_jax.packed.runs import freeze_run
 from bnn_jax.packed.verification import Verification
-from bnn_jax.training.programs import use_compilation_cache
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,9 @@
 """Pooling: maxima, and the means in front of a shortcut's convolution."""
 
-from functools import reduce
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Num
 
@@ -36,8 +35,8 @@ def max_pool(
     Forward   y[b,h,w,c] = max_{i,j} x[b, h s + i - p, w s + j - p, c]; padding counts as -infinity
     Backward  to the largest value, the first of equal ones
 
-    Rows and columns that do not fill a window are left out.  Windows that tile the image, the usual ones, take half the
-    time of `flax.linen.max_pool` on CPU.
+    Rows and columns that do not fill a window are left out.  NaN is larger than any number.  On CPU the gradient takes
+    a third to a thirtieth of the time of that of `flax.linen.max_pool`.
 
     Args:
       x: numbers; or uint32, packed codes, of which the higher one is found with an OR (frozen networks).
@@ -56,12 +55,16 @@ def max_pool(
     window, strides, padding = _geometry(x, window, strides, padding)
     if is_words(x):
         return bits.max_pool(x, window, strides=strides, padding=padding)
-    if strides != window or max(map(max, padding)) > 0:
-        return nn.max_pool(x, window, strides, padding)
-    b, h, w, c = x.shape
-    rows, columns = h // window[0], w // window[1]
-    tiles = x[:, : rows * window[0], : columns * window[1]].reshape(b, rows, window[0], columns, window[1], c)
-    return _largest(_largest(tiles, 4), 2)
+    least = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else int(jnp.iinfo(x.dtype).min)
+
+    def by_windows(x):
+        sizes = ((1, *window, 1), (1, *strides, 1), ((0, 0), *padding, (0, 0)))
+        return lax.reduce_window(x, np.asarray(least, x.dtype), lax.max, *sizes)
+
+    def by_places(x):
+        return bits.combine_windows(_larger, x, window, strides, padding, outside=least)
+
+    return lax.platform_dependent(x, cpu=by_places, default=by_windows)
 
 
 @check_arrays
@@ -103,8 +106,7 @@ def mean_pool(
         return nn.avg_pool(widened(x), window, strides, padding, count_include_pad).astype(x.dtype)
 
 
-def _largest(x: Array, axis: int) -> Array:
+def _larger(largest: Array, x: Array) -> Array:
     """The maximum, by selection: the gradient of `jnp.max` compares x with its maximum again and divides by the number
     of equal ones, which is 0 where XLA computes x a second time with other rounding."""
-    parts = (lax.index_in_dim(x, i, axis, keepdims=False) for i in range(x.shape[axis]))
-    return reduce(lambda largest, part: jnp.where(part > largest, part, largest), parts)
+    return jnp.where((x > largest) | (x != x), x, largest)

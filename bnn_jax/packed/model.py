@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnn_jax.bitops.matmul import WIDE_VECTORS
 from bnn_jax.checks import require
+from bnn_jax.compilation import packed_options
 from bnn_jax.data import normalize
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.finite import require_finite
@@ -56,7 +56,7 @@ class PackedModel:
 
     @cached_property
     def _compiled(self):
-        return jax.jit(self.apply, compiler_options=WIDE_VECTORS)
+        return jax.jit(self.apply, compiler_options=packed_options())
 
     def logits(self, images: Images) -> BatchLogits:
         """Of uint8 images (batch, *image_shape), which need no preparation; compiled once for each batch size.

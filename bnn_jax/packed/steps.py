@@ -37,13 +37,6 @@ class Ref(NamedTuple):
     shape: tuple[int, ...]
 
 
-class _Tiles(NamedTuple):
-    """Some of the pixels of each window of an image that is cut into windows, whose maxima are wanted."""
-
-    image: Ref
-    window: tuple[int, int]
-
-
 class Steps:
     """The steps of a traced function of named arrays and images, in an order in which they can run.
 
@@ -103,8 +96,6 @@ class Steps:
     def _result(self, equation: JaxprEqn, inputs: list[Any], path: str) -> Any:
         name, params = equation.primitive.name, equation.params
         shape = _shape(equation.outvars[0].aval)
-        if any(isinstance(value, _Tiles) for value in inputs):
-            return self._of_tiles(inputs, shape)
         if params.get("name") == THRESHOLD:
             return self._step("threshold", inputs, shape)
         if name in _SAME:
@@ -228,20 +219,9 @@ class Steps:
             # Written out, as the mean of a group for each of its channels.
             ones = np.ones([size if own == 1 else 1 for own, size in zip(x.shape, full)], np.float32)
             x = self._step("multiply", [x, self._whole(ones)], full)
-        if path.split("/")[-1] == "max_pool" and len(shape) == 6:
-            return _Tiles(x, (shape[2], shape[4]))
         if x.shape == shape:
             return x
         return self._step("reshape", [x], shape, shape=[size if size % self._batch else -1 for size in shape])
-
-    def _of_tiles(self, inputs, shape):
-        """Tiles while their pixels are chosen and compared; the pooled image when all have been."""
-        tiles = next(value for value in inputs if isinstance(value, _Tiles))
-        if len(shape) != 4:
-            return tiles
-        window = list(map(int, tiles.window))
-        geometry = {"window": window, "strides": window, "padding": [[0, 0], [0, 0]], "dilation": [1, 1]}
-        return self._step("max_pool", [tiles.image], shape, **geometry)
 
     def _transpose(self, inputs, params, shape):
         return self._step("transpose", inputs, shape, axes=[int(axis) for axis in params["permutation"]])

@@ -21,10 +21,10 @@ def main() -> None:
     report = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 
+    from bnn_jax.compilation import use_compilation_cache
     from bnn_jax.errors import RunError, UsageError
     from bnn_jax.sweeps.engine import Run, train_one
     from bnn_jax.training.config import from_dict
-    from bnn_jax.training.programs import use_compilation_cache
 
     def tell(message: dict[str, Any]) -> None:
         report.write(json.dumps(message) + "\n")

@@ -1,6 +1,5 @@
 """The jitted programs of a run, and the state that they start from."""
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -12,6 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from bnn_jax.checks import look_up
+from bnn_jax.compilation import QUICK_COMPILATION, training_options
 from bnn_jax.data import Dataset, ImageStream
 from bnn_jax.distillation import DISTILLATION_LOSSES
 from bnn_jax.errors import UsageError
@@ -21,7 +21,6 @@ from bnn_jax.layers.arguments import QUANTIZERS
 from bnn_jax.losses import LOSSES
 from bnn_jax.models.build import entry_of
 from bnn_jax.optim import OPTIMIZERS
-from bnn_jax.paths import cache_folder
 from bnn_jax.quantizers import named_quantizer
 from bnn_jax.regularizers import REGULARIZERS
 from bnn_jax.schedules import SCHEDULES
@@ -39,31 +38,6 @@ from bnn_jax.training.state import Best, RunState, TrainState
 from bnn_jax.training.step import diagnose_step, init_state
 from bnn_jax.training.validation import with_published_quantizers
 from bnn_jax.types import Metrics
-
-QUICK_COMPILATION = {"xla_backend_optimization_level": 0}
-"""For what runs once: XLA compiles the many small random numbers of an initialisation eight times faster, same bits."""
-
-CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
-"""For training and evaluation on a CPU: convolutions by Eigen, on all threads; jaxlib 0.10.2 has them on one."""
-
-
-@lru_cache
-def compiler_options() -> dict[str, str]:
-    """CPU_OPTIONS on a CPU whose XLA knows them, unless XLA_FLAGS says otherwise; nothing elsewhere."""
-    if jax.default_backend() != "cpu" or any(option in os.environ.get("XLA_FLAGS", "") for option in CPU_OPTIONS):
-        return {}
-    try:
-        jax.jit(lambda: 0, compiler_options=CPU_OPTIONS).lower().compile()
-    except jax.errors.JaxRuntimeError:
-        return {}
-    return CPU_OPTIONS
-
-
-def use_compilation_cache() -> None:
-    """Keep compiled programs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR names another."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 class Programs(NamedTuple):
@@ -180,8 +154,8 @@ def _make_programs(
 
     return Programs(
         init=jax.jit(partial(init_state, experiment), compiler_options=QUICK_COMPILATION),
-        train=jax.jit(train, out_shardings=(None, whole), compiler_options=compiler_options()),
-        evaluate=jax.jit(partial(evaluate, experiment), out_shardings=whole, compiler_options=compiler_options()),
+        train=jax.jit(train, out_shardings=(None, whole), compiler_options=training_options()),
+        evaluate=jax.jit(partial(evaluate, experiment), out_shardings=whole, compiler_options=training_options()),
         epoch_permutation=jax.jit(permutation, out_shardings=whole),
         end_epoch=jax.jit(partial(end_epoch, experiment), out_shardings=(None, whole)),
         diagnose=jax.jit(partial(diagnose_step, experiment), out_shardings=whole),
@@ -201,7 +175,7 @@ def over_members(programs: Programs) -> Programs:
     """
     order_alone = Batches(images=None, labels=None, order=0)
     train, evaluate = map(_uncompiled, (programs.train, programs.evaluate))
-    compiled = partial(jax.jit, compiler_options=compiler_options())
+    compiled = partial(jax.jit, compiler_options=training_options())
     return programs._replace(
         train=compiled(jax.vmap(train, in_axes=(0, order_alone, 0, None, None))),
         evaluate=compiled(jax.vmap(evaluate, in_axes=(0, 0, None, None))),

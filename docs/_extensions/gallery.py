@@ -17,10 +17,10 @@ from sphinx.application import Sphinx
 
 import bnn_jax
 from bnn_jax.cli.tables import documented, function_behind, wrapped_by
+from bnn_jax.compilation import QUICK_COMPILATION
 from bnn_jax.estimators import ESTIMATORS
 from bnn_jax.models import MODELS
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, bases, dequantize, make_quantizer
-from bnn_jax.training.programs import QUICK_COMPILATION
 
 POINTS = np.linspace(-2.5, 2.5, 400, dtype=np.float32)
 PROGRESS = {0.0: "#9ecae1", 0.5: "#4292c6", 1.0: "#08306b"}

@@ -54,6 +54,23 @@ def test_an_exported_product_takes_any_number_of_rows():
     np.testing.assert_array_equal(exported.call(a, b), expected)
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other devices count on matrix units")
+def test_what_pools_the_counts_does_not_count_again():
+    words = 4
+    a, b, expected = counts_of(64, words, 8)
+
+    @jax.jit
+    def pooled(a, b):
+        counts = xor_counts(a, b).reshape(16, 4, 8)
+        return counts.max(1), counts.sum(0)
+
+    text = pooled.lower(a, b).compile().as_text()
+    assert text.count(" popcnt(") == words
+    most, total = pooled(a, b)
+    np.testing.assert_array_equal(most, expected.reshape(16, 4, 8).max(1))
+    np.testing.assert_array_equal(total, expected.reshape(16, 4, 8).sum(0))
+
+
 def test_the_program_for_gpu_and_tpu_has_no_popcount():
     a, b = jax.ShapeDtypeStruct((64, 4), jnp.uint32), jax.ShapeDtypeStruct((4, 32), jnp.uint32)
     traced = jax.jit(xor_counts).trace(a, b)

@@ -40,6 +40,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from fuzz_artifact import checksummed, opened
 from small_sets import brightness_set, write_npz
 
+from bnn_jax.compilation import use_compilation_cache
 from bnn_jax.data import Dataset, normalize
 from bnn_jax.errors import RunError, UsageError, exit_code_of
 from bnn_jax.finite import KINDS, leaf_name
@@ -52,7 +53,7 @@ from bnn_jax.training.evaluation import evaluate_run
 from bnn_jax.training.input_pipeline import load_data
 from bnn_jax.training.loop import train
 from bnn_jax.training.members import steps_done
-from bnn_jax.training.programs import image_info, programs_of, state_shapes, use_compilation_cache
+from bnn_jax.training.programs import image_info, programs_of, state_shapes
 from bnn_jax.training.run_folder import read_config, save_run
 from bnn_jax.training.state import RunState
 

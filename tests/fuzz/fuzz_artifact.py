@@ -23,10 +23,10 @@ import tyro
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from damage import DAMAGE_OF_BYTES
 
+from bnn_jax.compilation import use_compilation_cache
 from bnn_jax.errors import RunError, UsageError, exit_code_of
 from bnn_jax.models.build import build_model
 from bnn_jax.packed import PackedModel, freeze, load, save
-from bnn_jax.training.programs import use_compilation_cache
 
 SETTINGS = {"name": "mnist_mlp", "width": 8, "options": {"hidden_layers": 2}}
 IMAGE_SHAPE = (4, 4, 1)

@@ -31,10 +31,42 @@ def test_tiles_equal_numpy_and_the_first_of_equal_values_gets_the_gradient(windo
     np.testing.assert_array_equal(found, gradient)
 
 
-def test_overlapping_windows_equal_flax():
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 7, 7, 2)), jnp.float32)
-    found = max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-    np.testing.assert_array_equal(found, nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))))
+@pytest.mark.parametrize(("window", "strides", "padding"), [(3, 2, 1), (3, 1, 0), (2, 1, (0, 1)), (2, 3, 0), (4, 2, 1)])
+def test_overlapping_windows_and_their_gradient_equal_flax(window, strides, padding):
+    x = jnp.asarray(np.random.default_rng(0).integers(-3, 4, (2, 9, 8, 2)), jnp.float32)
+    pads = ((padding, padding),) * 2 if isinstance(padding, int) else (padding,) * 2
+    sizes = (window, window), (strides, strides), pads
+
+    @jax.jit
+    def run(x, g):
+        results = []
+        for pool in (lambda x: max_pool(x, window, strides=strides, padding=pads), lambda x: nn.max_pool(x, *sizes)):
+            y, pullback = jax.vjp(pool, x)
+            results.append((y, *pullback(g)))
+        return results
+
+    g = np.random.default_rng(1).integers(-9, 10, nn.max_pool(x, *sizes).shape).astype(np.float32)
+    (found, gradient), (expected, of_flax) = run(x, g)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(gradient, of_flax)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32, jnp.int8])
+def test_maxima_keep_the_dtype(dtype):
+    x = jnp.asarray(np.random.default_rng(0).integers(-100, 0, (1, 4, 4, 2)), dtype)
+    found = max_pool(x, 2, padding=1)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found[0, 0, 0], x[0, 0, 0])  # beside the padding alone
+
+
+@pytest.mark.parametrize("place", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_a_value_that_is_not_a_number_is_not_lost(place):
+    x = jnp.zeros((1, 4, 4, 1)).at[(0, *place, 0)].set(jnp.nan)
+    np.testing.assert_array_equal(jnp.isnan(jax.jit(max_pool)(x))[0, :, :, 0], [[True, False], [False, False]])
+
+
+def test_a_window_larger_than_the_image_has_no_result():
+    assert max_pool(jnp.zeros((1, 2, 5, 3)), (3, 2)).shape == (1, 0, 2, 3)
 
 
 @pytest.mark.parametrize("level", [0, 3])

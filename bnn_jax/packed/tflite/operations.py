@@ -1,8 +1,7 @@
 r"""Operations of JAX as operators of a `.tflite` file: one rule a primitive.
 
 A value of the traced computation is an array, which is a constant of the file; a :class:`Real` tensor of the graph; or
-one of the forms that wait for the operation which says what they are for: :class:`Signs`, :class:`Compared`,
-:class:`Tiles`.
+one of the forms that wait for the operation which says what they are for: :class:`Signs`, :class:`Compared`.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +18,6 @@ from bnn_jax.packed.tflite.products import (
     Unsupported,
     codes_tensor,
     reshape,
-    tile_maxima,
 )
 from bnn_jax.packed.tflite.schema import TENSOR_TYPES, Graph
 from bnn_jax.quantizers.codes import read_mark
@@ -34,24 +32,7 @@ class Compared(NamedTuple):
     shape: tuple[int, ...]
 
 
-class Tiles(NamedTuple):
-    """The largest of some elements of each window of an NHWC tensor that is cut into windows.
-
-    Attributes:
-      real: the tensor.
-      window: (height, width).
-      rows, columns: of a window, those that the maximum is over; none before any were chosen.
-      shape: of the value, as long as elements are being chosen.
-    """
-
-    real: Real
-    window: tuple[int, int]
-    rows: frozenset[int]
-    columns: frozenset[int]
-    shape: tuple[int, ...]
-
-
-Value: TypeAlias = np.ndarray | Real | Signs | Compared | Tiles
+Value: TypeAlias = np.ndarray | Real | Signs | Compared
 
 
 def as_tensor(graph: Graph, value: Value, *, whole: bool = False) -> int:
@@ -61,9 +42,6 @@ def as_tensor(graph: Graph, value: Value, *, whole: bool = False) -> int:
       graph: of the file.
       value: whose tensor is wanted.
       whole: keep the axes along which a constant does not change, for an operator that does not broadcast.
-
-    Raises:
-      Unsupported: for the tiles of an image, of which only maxima can be had.
     """
     if isinstance(value, np.ndarray):
         kind = {"f": "float32", "i": "int32", "u": "int32", "b": "bool"}[value.dtype.kind]
@@ -73,8 +51,6 @@ def as_tensor(graph: Graph, value: Value, *, whole: bool = False) -> int:
     if isinstance(value, Compared):
         inputs = _together(graph, value.shape, value.left, value.right)
         return graph.operator(_COMPARISONS[value.primitive], inputs, value.shape, dtype="bool")
-    if isinstance(value, Tiles):
-        raise Unsupported("of an image cut into tiles, other than their maxima,")
     return value.tensor
 
 
@@ -96,9 +72,9 @@ def _made(graph, call, kind, *inputs, dtype="float32", **options):
     return Real(graph.operator(kind, inputs, call.shape, dtype=dtype, **options), call.shape)
 
 
-def _require_short(call):
-    if len(call.shape) > 4:
-        raise Unsupported(f"on tensors of {len(call.shape)} axes")
+def _require_short(value):
+    if len(value.shape) > 4:
+        raise Unsupported(f"on tensors of {len(value.shape)} axes")
 
 
 def _same(graph, call, x):
@@ -201,9 +177,6 @@ def _as_maximum(graph, compared, otherwise, then):
     """where(a > b, a, b)."""
     if compared.primitive != "gt" or then is not compared.left or otherwise is not compared.right:
         return None
-    if isinstance(then, Tiles) and isinstance(otherwise, Tiles):
-        rows, columns = then.rows | otherwise.rows, then.columns | otherwise.columns
-        return _pooled(graph, then._replace(rows=rows, columns=columns))
     if isinstance(then, Real) and isinstance(otherwise, Real) and then.shape == otherwise.shape:
         return Real(graph.operator("MAXIMUM", [then.tensor, otherwise.tensor], then.shape), then.shape)
     return None
@@ -277,41 +250,17 @@ def _name(graph, call, x):
 
 
 def _reshape(graph, call, x):
-    if isinstance(x, Tiles):
-        return _pooled(graph, x._replace(shape=call.shape))
     if isinstance(x, Signs) and x.pads == NO_PADS:
         return x._replace(real=reshape(graph, x.real, call.shape))
-    new = call.shape
-    if len(new) == 6 and (new[0], new[1] * new[2], new[3] * new[4], new[5]) == x.shape:
-        return Tiles(Real(as_tensor(graph, x), x.shape), (new[2], new[4]), frozenset(), frozenset(), new)
-    return reshape(graph, Real(as_tensor(graph, x), x.shape), new)
-
-
-def _pooled(graph, tiles):
-    """The maxima of the tiles, once they are over all elements of a window."""
-    wanted = tuple(frozenset(range(size)) for size in tiles.window)
-    complete = (tiles.rows, tiles.columns) == wanted and len(tiles.shape) == 4
-    return tile_maxima(graph, tiles.real, tiles.window) if complete else tiles
+    return reshape(graph, Real(as_tensor(graph, x), x.shape), call.shape)
 
 
 def _slice(graph, call, x):
     starts, limits = call.params["start_indices"], call.params["limit_indices"]
-    if isinstance(x, Tiles):
-        return _chosen(x, starts, call.shape)
     _require_short(call)
     strides = call.params["strides"] or (1,) * len(starts)
     numbers = [graph.constant(values, "int32") for values in (starts, limits, strides)]
     return _made(graph, call, "STRIDED_SLICE", as_tensor(graph, x), *numbers)
-
-
-def _chosen(tiles, starts, shape):
-    """One column of every window, then one row: axis 4 of 6, then axis 2 of 5."""
-    axis = len(shape) - 2 if len(shape) == 6 else 2
-    others = [i for i in range(len(shape)) if i != axis]
-    if shape[axis] != 1 or any(shape[i] != tiles.shape[i] for i in others):
-        raise Unsupported("of an image cut into tiles, other than one of their columns or rows,")
-    chosen = frozenset({int(starts[axis])})
-    return tiles._replace(shape=shape, **{"columns" if len(shape) == 6 else "rows": chosen})
 
 
 def _pad(graph, call, x, filling):
@@ -347,6 +296,7 @@ def _concatenate(graph, call, *parts):
 
 def _reduction(kind):
     def rule(graph, call, x):
+        _require_short(x)
         return _made(graph, call, kind, as_tensor(graph, x), graph.constant(call.params["axes"], "int32"))
 
     return rule

@@ -231,13 +231,6 @@ def max_pool(graph: Graph, real: Real, geometry: "_Geometry", pads: Pads, shape:
     return _pool(graph, "MAX_POOL_2D", real, geometry, padding, shape)
 
 
-def tile_maxima(graph: Graph, real: Real, window: tuple[int, int]) -> Real:
-    """The largest value of each of the windows that tile an image."""
-    n, h, w, c = real.shape
-    shape = (n, h // window[0], w // window[1], c)
-    return max_pool(graph, real, _Geometry(window, (1, 1), window), NO_PADS, shape)
-
-
 def _pool(graph, kind, real, geometry, padding, shape):
     (stride_h, stride_w), (filter_h, filter_w) = geometry.strides, geometry.window
     options = {"stride_h": stride_h, "stride_w": stride_w, "filter_h": filter_h, "filter_w": filter_w}
