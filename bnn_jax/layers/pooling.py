@@ -36,7 +36,7 @@ def max_pool(
     Backward  to the largest value, the first of equal ones
 
     Rows and columns that do not fill a window are left out.  NaN is larger than any number.  On CPU the gradient takes
-    a third to a thirtieth of the time of that of `flax.linen.max_pool`.
+    a quarter to a thirtieth of the time of that of `flax.linen.max_pool`.
 
     Args:
       x: numbers; or uint32, packed codes, of which the higher one is found with an OR (frozen networks).
