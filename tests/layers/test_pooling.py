@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from bnn_jax.layers import avg_pool_2x2, batch_norm, max_pool
 
@@ -63,6 +64,13 @@ def test_maxima_keep_the_dtype(dtype):
 def test_a_value_that_is_not_a_number_is_not_lost(place):
     x = jnp.zeros((1, 4, 4, 1)).at[(0, *place, 0)].set(jnp.nan)
     np.testing.assert_array_equal(jnp.isnan(jax.jit(max_pool)(x))[0, :, :, 0], [[True, False], [False, False]])
+
+
+@pytest.mark.parametrize(("platform", "scatters"), [("cpu", False), ("cuda", False), ("tpu", True)])
+def test_the_gradient_on_a_gpu_has_a_deterministic_form(platform, scatters):
+    gradient = jax.jit(jax.grad(lambda x: max_pool(x, 3, strides=2, padding=1).sum()))
+    text = export.export(gradient, platforms=(platform,))(jnp.zeros((1, 8, 8, 2))).mlir_module()
+    assert ("select_and_scatter" in text) == scatters
 
 
 def test_a_window_larger_than_the_image_has_no_result():
