@@ -2,6 +2,7 @@
 
 import os
 from functools import lru_cache
+from typing import Any
 
 import jax
 
@@ -19,12 +20,12 @@ WIDE_VECTORS = {"xla_cpu_prefer_vector_width": 512}
 """With which most counts of bits take 0.5 to 0.8 of the time on AVX-512; XLA's default is 256 bits."""
 
 
-def training_options() -> dict[str, str]:
+def training_options() -> dict[str, Any]:
     """Compiler options for training and evaluation on the default device; none but on a CPU."""
     return _known(tuple(EIGEN_CONVOLUTIONS.items()))
 
 
-def packed_options() -> dict[str, str]:
+def packed_options() -> dict[str, Any]:
     """Compiler options for networks on packed bits on the default device; none but on a CPU.
 
     >>> run = jax.jit(lambda x: x + 1, compiler_options=packed_options())
@@ -33,7 +34,7 @@ def packed_options() -> dict[str, str]:
 
 
 @lru_cache
-def _known(options: tuple[tuple[str, object], ...]) -> dict[str, object]:
+def _known(options: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
     """The options on a CPU whose XLA knows them, unless XLA_FLAGS says otherwise; nothing elsewhere."""
     flags = os.environ.get("XLA_FLAGS", "")
     if jax.default_backend() != "cpu" or any(name in flags for name, _ in options):

@@ -14,7 +14,7 @@ from flatbuffers.table import Table
 NAMES = {0: "ADD", 1: "AVERAGE_POOL_2D", 3: "CONV_2D", 9: "FULLY_CONNECTED", 17: "MAX_POOL_2D", 18: "MUL", 19: "RELU"}
 NAMES |= {22: "RESHAPE", 34: "PAD", 36: "GATHER", 41: "SUB", 42: "DIV", 45: "STRIDED_SLICE", 54: "PRELU", 59: "NEG"}
 NAMES |= {55: "MAXIMUM", 57: "MINIMUM", 60: "PADV2", 61: "GREATER", 74: "SUM", 101: "ABS", 123: "SELECT_V2"}
-NAMES |= {76: "RSQRT", 92: "SQUARE", 130: "BROADCAST_TO"}
+NAMES |= {76: "RSQRT", 82: "REDUCE_MAX", 92: "SQUARE", 130: "BROADCAST_TO"}
 CONV = ("padding", "stride_w", "stride_h", None, "dilation_w", "dilation_h")
 POOL = ("padding", "stride_w", "stride_h", "filter_w", "filter_h")
 OPTIONS = {"CONV_2D": CONV, "MAX_POOL_2D": POOL, "AVERAGE_POOL_2D": POOL, "GATHER": ("axis",)}
@@ -171,6 +171,7 @@ INTERPRETER = {
     "GREATER": lambda o, a, b: a > b,
     "SELECT_V2": lambda o, c, a, b: np.where(c, a, b),
     "SUM": lambda o, a, axes: a.sum(tuple(axes)),
+    "REDUCE_MAX": lambda o, a, axes: a.max(tuple(axes)),
     "RESHAPE": lambda o, a, shape: a.reshape(shape),
     "PAD": lambda o, a, pads: np.pad(a, pads),
     "PADV2": lambda o, a, pads, value: np.pad(a, pads, constant_values=value),

@@ -190,6 +190,14 @@ def test_activations_and_pools_become_one_operator_each():
     np.testing.assert_allclose(interpret(data, images), logits_of(model, variables, images), 1e-6, 1e-6)
 
 
+@pytest.mark.parametrize("reduction", [jnp.sum, jnp.max])
+def test_what_is_taken_over_the_tiles_of_an_image(reduction):
+    model, shape = Sequence((lambda x: reduction(x.reshape((len(x), 2, 2, 2, 2, 3)), (2, 4)),)), (4, 4, 3)
+    variables, images = random_variables(model, shape), images_of(shape)
+    found = interpret(tflite_bytes(model, variables, shape), images)
+    np.testing.assert_allclose(found, logits_of(model, variables, images), 1e-6, 1e-6)
+
+
 def test_operators_that_no_output_needs_are_left_out():
     class Wasteful(nn.Module):
         @nn.compact
@@ -211,9 +219,10 @@ def test_operators_that_no_output_needs_are_left_out():
         ),
         (BinaryConv(4, **quantizers("decoupled")), r"input codes of 2 values, other than -1 and \+1, at"),
         (BinaryConv(4, **quantizers("ste_sign", "ttq")), r"kernel of other numbers than -1 and \+1 at"),
+        (lambda x: x.reshape((1, 2, 2, 2, 2, 3))[:, :, 0], "'slice' on tensors of 6 axes at"),
         (lambda x: jnp.sort(x), r"'sort' at 'Sequence', .* no operator; export to \.bnn\.safetensors instead"),
     ],
-    ids=["ternary", "zero and one", "ternary kernel", "sort"],
+    ids=["ternary", "zero and one", "ternary kernel", "one row of tiles", "sort"],
 )
 def test_what_has_no_operator_is_refused_by_name(layer, text):
     model = Sequence((layer,))
