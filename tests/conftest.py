@@ -16,7 +16,7 @@ from strictness import check_arrays
 ROOT = Path(__file__).parents[1]
 MOST_RESIDENT = 10**9
 CACHE = ROOT / ".cache" / "jax"
-MANY_CASES = 6
+MANY_CASES = 4
 """Of a test with so many cases make test takes every fourth; make test-full takes the others."""
 
 # Compiling is most of the tests' time: no optimizations by LLVM, no splitting of programs that are small,
