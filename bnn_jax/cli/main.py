@@ -4,6 +4,8 @@ import importlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import bnn_jax
@@ -76,13 +78,21 @@ def main() -> int:
 
 def run_command(name: str) -> int:
     """Import a command's module and run it with `sys.argv`; returns the exit code."""
-    if name == "train":
-        # Importing takes seconds, in which there is nothing to save.  Later train() takes the signal over.
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    module = importlib.import_module(f"bnn_jax.cli.{COMMANDS[name].module}")
-    from bnn_jax.cli.options import flags_of  # imports what the command needs, not what `bnn-jax --help` does
+    with _ended_at_once() if name == "train" else nullcontext():
+        module = importlib.import_module(f"bnn_jax.cli.{COMMANDS[name].module}")
+        from bnn_jax.cli.options import flags_of  # imports what the command needs, not what `bnn-jax --help` does
 
-    exit_code = exit_code_of(module.main, flags_of(module.Arguments))
-    if name == "train":
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    return exit_code
+        return exit_code_of(module.main, flags_of(module.Arguments))
+
+
+@contextmanager
+def _ended_at_once() -> Iterator[None]:
+    """SIGTERM ends the process with 0, for importing takes seconds in which there is nothing to save.
+
+    Within, train() takes the signal over; on the way out, by whatever exception, it is what it was before.
+    """
+    previous = signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

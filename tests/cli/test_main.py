@@ -1,6 +1,8 @@
 """The command `bnn-jax`: what it lists, what it refuses, what it imports."""
 
+import contextlib
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +31,14 @@ def test_help_names_every_command_and_starts_without_jax():
     for name in command.COMMANDS:
         assert f"\n  {name} " in done.stdout
     assert all(len(line) <= 80 for line in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize("words", [("--help",), ("--no-such-option", "1"), ("--config", "none")], ids=" ".join)
+def test_a_command_that_does_not_train_leaves_sigterm_as_it_was(monkeypatch, capsys, words):
+    before = signal.getsignal(signal.SIGTERM)
+    with contextlib.suppress(SystemExit):
+        run(monkeypatch, capsys, "train", *words)
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_importing_the_package_is_lazy():
