@@ -4,7 +4,7 @@ Paper: Paren, Jaeckle, Berrada, Kumar, Zisserman, Binary Neural Networks, Oxford
 Command: bnn-jax compare optimizers --config cifar10_xnor_resnet20 --data.data-dir DIR --tune
 Expected test accuracy after 200 epochs, from the poster: Adam 72.89, Deep Frank-Wolfe 75.87.  The poster names neither
 augmentation nor learning rates; pad-4 crop and flip are those of Berrada et al., Deep Frank-Wolfe, 2019.  Without
---tune the rates are the best of results/cifar10_xnor_resnet20_2epochs, whose trials had one epoch.
+--tune the rates are guesses; the trials of three epochs in docs/findings.md chose others.
 Rows: "dfw" may have a schedule and a decay of the latent weights, as the others; "dfw, as published" has eta alone;
 "dfw, target" has a target loss in place of the schedule, close to the running mean, so that gamma acts although the
 network does not interpolate.  --rows picks among them.

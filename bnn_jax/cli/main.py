@@ -91,7 +91,11 @@ def _ended_at_once() -> Iterator[None]:
 
     Within, train() takes the signal over; on the way out, by whatever exception, it is what it was before.
     """
-    previous = signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    try:
+        previous = signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    except ValueError:  # not the main thread, which alone receives signals
+        yield
+        return
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -33,12 +34,26 @@ def test_help_names_every_command_and_starts_without_jax():
     assert all(len(line) <= 80 for line in done.stdout.splitlines())
 
 
+@pytest.fixture
+def own_handler():
+    handler = lambda *_: None
+    previous = signal.signal(signal.SIGTERM, handler)
+    yield handler
+    signal.signal(signal.SIGTERM, previous)
+
+
 @pytest.mark.parametrize("words", [("--help",), ("--no-such-option", "1"), ("--config", "none")], ids=" ".join)
-def test_a_command_that_does_not_train_leaves_sigterm_as_it_was(monkeypatch, capsys, words):
-    before = signal.getsignal(signal.SIGTERM)
+def test_a_command_that_does_not_train_leaves_sigterm_as_it_was(monkeypatch, capsys, own_handler, words):
     with contextlib.suppress(SystemExit):
         run(monkeypatch, capsys, "train", *words)
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(signal.SIGTERM) is own_handler
+
+
+def test_a_command_runs_in_another_thread(monkeypatch, capsys):
+    with ThreadPoolExecutor(1) as pool:
+        code, printed = pool.submit(run, monkeypatch, capsys, "train", "--config", "none").result()
+    assert code == 2
+    assert "`--config` (=none) does not exist" in printed.err
 
 
 def test_importing_the_package_is_lazy():
