@@ -4,7 +4,7 @@ Paper: after Paren et al., Binary Neural Networks, Oxford, poster, whose network
 Command: bnn-jax compare optimizers --config digits_xnor   (or: make compare)
 Data: 1797 real 8x8 digits that scikit-learn ships (Alpaydin and Kaynak, UCI, 1998); nothing is downloaded.
 Open to --tune, for each optimizer: two decades of the rate, its schedule, a decay of the latent weights.
-Without --tune dfw, adam and sgd have the settings that results/digits_xnor chose, rates to two digits.
+Without --tune dfw, adam and sgd have the settings that results/digits_xnor chose, rates rounded.
 Expected: each optimizer at least 95 % test accuracy; about a minute on two CPU cores.
 """
 

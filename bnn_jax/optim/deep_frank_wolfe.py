@@ -38,11 +38,12 @@ class DeepFrankWolfeState(NamedTuple):
     """State of :func:`deep_frank_wolfe`.
 
     Attributes:
-      count: updates done.
+      count: calls of update, refused ones too; schedules follow it.
       velocity: the momentum buffer z, one array for each parameter.
       gamma: step size of the last update in [0, 1]; with several inner steps, the weight that has left the true labels.
       search_iterations: evaluations of D' in the last update; 0 where the closed form holds.
-      loss_average: running mean of the losses, of which `target_share` is taken; not yet divided by 1 - 0.99^count.
+      loss_average: running mean of the losses, of which `target_share` is taken; not yet divided by
+        1 - 0.99^(count - refused).
       refused: updates that were not made, because the loss, the gradient or a parameter was not finite.
     """
 
@@ -197,8 +198,8 @@ def deep_frank_wolfe(
     `target_share` close to 1 a step asks for a small relative decrease only, and gamma is eta's schedule.
 
     The loss should be convex and piecewise linear in the logits: :func:`bnn_jax.losses.multiclass_hinge`, smoothed or
-    not.  A zero gradient gives gamma = 0; with a loss, gradient or parameter that is not finite, nothing is changed but
-    the count `refused` of the state.
+    not.  A zero gradient gives gamma = 0; with a loss, gradient or parameter that is not finite, gamma is 0, parameters,
+    velocity and the mean of the losses stay as they are, and `count` and `refused` go up by one.
 
     Call ``update(gradient, state, params, value=loss)``.  Under data parallelism both are means over the global batch.
     For k inner steps of Frank-Wolfe pass also ``oracle`` and ``inner_steps=k``: the oracle maps a displacement w - w_t
@@ -264,10 +265,10 @@ def deep_frank_wolfe(
             refused=jnp.zeros((), jnp.int32),
         )
 
-    def aimed_at(count, average):
+    def aimed_at(count, accepted, average):
         lowest = jnp.asarray(target(count) if callable(target) else target, jnp.float32)
         share = jnp.asarray(target_share, jnp.float32)
-        mean = average / -jnp.expm1((count + 1).astype(jnp.float32) * math.log(LOSS_AVERAGE_DECAY))
+        mean = average / -jnp.expm1(accepted.astype(jnp.float32) * math.log(LOSS_AVERAGE_DECAY))
         return lowest + share * (mean - lowest)
 
     def update_fn(updates, state, params=None, *, value=None, oracle=None, inner_steps=1, **extra_args):
@@ -289,7 +290,7 @@ def deep_frank_wolfe(
         )
         vertex, loss = flat(updates), jnp.asarray(value, jnp.float32)
         average = LOSS_AVERAGE_DECAY * state.loss_average + (1 - LOSS_AVERAGE_DECAY) * loss
-        aim = aimed_at(state.count, average)
+        aim = aimed_at(state.count, state.count - state.refused + 1, average)
         origin = _DualPoint([jnp.zeros_like(w) for w in wide], jnp.zeros(()), jnp.zeros(()), jnp.zeros((), jnp.int32))
         point = _advance(problem, origin, vertex, loss - aim)
 

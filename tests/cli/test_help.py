@@ -11,6 +11,7 @@ import pytest
 from run_script import run_script
 
 from bnn_jax.cli import main as command
+from bnn_jax.stages.recipes import RECIPES
 from bnn_jax.training.command_line import helps_of, read_command_line
 
 TYPES = re.compile(r"\{None|\|(?! )|Union|Optional|Annotated|Callable|typing|<class|\[\[|lambda")
@@ -44,6 +45,11 @@ def test_every_option_is_explained(name):
 
     module = importlib.import_module(f"bnn_jax.cli.{command.COMMANDS[name].module}")
     assert list(unexplained(module.Arguments)) == []
+
+
+def test_help_names_every_recipe():
+    named = re.search(r"Recipes: (.+?);", importlib.import_module("bnn_jax.cli.stages").__doc__, re.S)[1]
+    assert re.split(r",\s+", named) == list(RECIPES)
 
 
 @dataclass(frozen=True)

@@ -171,6 +171,20 @@ def test_an_update_that_is_not_finite_is_refused_and_counted(box, value, place, 
     assert float(after.loss_average) == float(state.loss_average)
 
 
+@pytest.mark.parametrize("refused", [1, 3])
+def test_refused_updates_leave_the_mean_of_the_losses_as_it_is(refused):
+    optimizer, params = deep_frank_wolfe(0.5, epsilon=0.0, target_share=0.8), jnp.array([0.5, -0.5])
+    fresh = state = optimizer.init(params)
+    for _ in range(refused):
+        _, state = optimizer.update(params, state, params, value=np.nan)
+    for loss in (2.0, 1.0):
+        _, fresh = optimizer.update(2 * params, fresh, params, value=loss)
+        _, state = optimizer.update(2 * params, state, params, value=loss)
+        assert float(state.gamma) == float(fresh.gamma)
+    mean = (0.99 * 2.0 + 1.0) / 1.99
+    assert float(state.gamma) == pytest.approx((1.0 - 0.8 * mean) / (0.5 * 2.0) if 0.8 * mean < 1 else 0, abs=1e-6)
+
+
 def test_the_target_follows_the_running_mean_of_the_loss():
     params, target, share = jnp.zeros(3), 0.1, 0.6
     optimizer = deep_frank_wolfe(1.0, momentum=0.0, epsilon=0.0, target=target, target_share=share)
