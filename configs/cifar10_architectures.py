@@ -31,10 +31,10 @@ and 0, N, 2N for Bi-Real Net and IGP-ResNet, whose N is smaller.
 
 Do better gradient paths mean a lower error here?  Where the network alone differs, yes: IGP-ResNet has the quantizers
 of Bi-Real Net, 0.47 of its N_2nd in the first stage, and 6.6 points less error at the same storage, five times the
-spread of the differences by seed.  BinaryDenseNet, with the smallest N_2nd of the whole network, has the lowest error of all.
-Across quantizers, no: the XNOR-Net, with the worst paths, is ahead of Bi-Real Net and IR-Net after this one epoch, and
-ReActNet, whose paths are Bi-Real Net's, is 7.9 points ahead of it.  One learning rate, Adam's 0.003, serves all rows;
-it was tuned for none of them.
+spread of the differences by seed.  BinaryDenseNet, with the smallest N_2nd of the whole network, has the lowest error
+of all.  Across quantizers, no: the XNOR-Net, with the worst paths, is ahead of Bi-Real Net and IR-Net after this one
+epoch, and ReActNet, whose paths are Bi-Real Net's, is 7.9 points ahead of it.  One learning rate, Adam's 0.003, serves
+all rows; it was tuned for none of them.
 """
 
 

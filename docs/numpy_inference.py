@@ -16,14 +16,13 @@ def windows(x, window, strides, padding, dilation, fill):  # -> (batch, places .
 
 
 def conv(x, kernel, groups, **geometry):
-    n = x.ndim - 2
-    patches = np.split(windows(x, kernel.shape[:n], fill=0, **geometry), groups, n + 1)
-    kernels = np.split(kernel.reshape(-1, *kernel.shape[n:]), groups, -1)
-    return np.concatenate([np.tensordot(p, k, ((n + 2, n + 1), (0, 1))) for p, k in zip(patches, kernels)], -1)
+    patches = np.split(windows(x, kernel.shape[:-2], fill=0, **geometry), groups, -2)
+    kernels = np.split(kernel.reshape(-1, *kernel.shape[-2:]), groups, -1)
+    return np.concatenate([np.tensordot(p, k, ((-1, -2), (0, 1))) for p, k in zip(patches, kernels)], -1)
 
 
 OPERATIONS = {name: function for name, function in vars(np).items() if isinstance(function, np.ufunc)}
-OPERATIONS |= {function.__name__: function for function in (conv, np.where, np.pad, np.transpose, np.reshape, np.tile)}
+OPERATIONS |= {function.__name__: function for function in (conv, np.where, np.pad, np.transpose, np.tile)}
 OPERATIONS |= {
     "sign": lambda x: np.where(x < 0, np.float32(-1), np.float32(1)),
     "threshold": lambda x, threshold, direction: np.where(x >= threshold, direction, -direction),
@@ -31,6 +30,7 @@ OPERATIONS |= {
     "sum_pool": lambda x, **geometry: windows(x, fill=0, **geometry).sum(-1),
     "sum": lambda x, axis: x.sum(tuple(axis)),
     "max": lambda x, axis: x.max(tuple(axis)),
+    "reshape": lambda x, shape: np.reshape(x, shape),
     "concatenate": lambda *parts, axis: np.concatenate(parts, axis),
     "slice": lambda x, ranges: x[(slice(None), *(slice(*r) for r in ranges))],
     "einsum": lambda x, y, subscripts: np.einsum(subscripts, x, y, optimize=True),

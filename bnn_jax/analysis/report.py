@@ -221,7 +221,9 @@ def _what_was_run(results: Results) -> str:
     subject = subjects.get(results.compared, "The same network with")
     rows = _enumerate([row.label for row in results.rows])
     if results.is_grid:
-        subject = f"`{results.config['model']['name']}` trained by `{results.config['optim']['name']}` with"
+        network = "Networks" if "model.name" in results.axes else f"`{results.config['model']['name']}`"
+        optimizer = "" if "optim.name" in results.axes else f" by `{results.config['optim']['name']}`"
+        subject = f"{network} trained{optimizer} with"
         rows = " x ".join(f"{len(values)} `{name}`" for name, values in results.axes.items()) or "one setting"
     length = f" for {epochs[-1]} epoch{'s' if epochs[-1] > 1 else ''}" if len(epochs) == 1 else ""
     loss = f" with the loss `{results.losses[0]}`" if len(results.losses) == 1 else ""

@@ -100,7 +100,7 @@ def plot_runs(workdirs: Sequence[str | Path], *, output: str | Path = ".") -> li
         of_runs[folder] = _read(folder)["evaluation"]
         if not of_runs[folder]:
             raise UsageError(f"`workdirs` (={folder}) holds no finished epoch yet; train it first")
-    labels = _run_labels(folders)
+    labels = _run_labels(list(of_runs))
     return [_written(path, lambda path: _draw_overlay(path, dict(zip(labels, of_runs.values()))))]
 
 

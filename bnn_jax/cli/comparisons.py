@@ -20,6 +20,7 @@ from bnn_jax.losses import as_loss
 from bnn_jax.names import import_named, is_import, last_part
 from bnn_jax.optim import as_optimizer
 from bnn_jax.outputs import outputs_of
+from bnn_jax.paths import folder_name
 from bnn_jax.quantizers.quantizer import takes_array
 from bnn_jax.sweeps.comparison import compare
 from bnn_jax.sweeps.results import Results
@@ -46,20 +47,34 @@ def optimizer_rows(config: Config, optimizers: Iterable[str], losses: Mapping[st
       config: of all rows.
       optimizers: their names.
       losses: name -> options.
+
+    Raises:
+      UsageError: for one without settings, and one that is named twice.
     """
     rows, first = {}, next(iter(losses))
+    chosen = [select_optimizer(config, name) for name in optimizers]
+    labels = _labels("optimizers", [optim.name for optim in chosen])
     for loss, options in losses.items():
-        for optim in (select_optimizer(config, name) for name in optimizers):
+        for optim, label in zip(chosen, labels):
             if loss == first or not as_optimizer(optim.name).exact_step or as_loss(loss).piecewise_linear:
-                label = last_part(optim.name) if loss == first else f"{last_part(optim.name)}-{last_part(loss)}"
+                label = label if loss == first else f"{label}-{last_part(loss)}"
                 rows[label] = (replace(config, optim=optim, loss=loss, loss_options=options), {})
     return rows
 
 
+def _labels(argument: str, names: list[Any]) -> list[str]:
+    """The last part of each name, the whole one where two have the same; they are folders too."""
+    if len(set(names)) < len(names):
+        given = " ".join(map(str, names))
+        raise UsageError(f"`{argument}` (={given}) must differ from each other; leave one out")
+    short = [last_part(name) for name in names]
+    return [part if short.count(part) == 1 else folder_name(str(name)) for part, name in zip(short, names)]
+
+
 def estimator_rows(config: Config, estimators: Iterable[str], quantizes: str) -> Rows:
     """A row for each estimator of the sign family, in its place of `config`: inputs, kernels or both."""
-    rows, config = {}, validate(config)
-    for name in estimators:
+    rows, config, estimators = {}, validate(config), list(estimators)
+    for name, label in zip(estimators, _labels("estimators", estimators)):
         if not _is_sign(name):
             raise unknown_name("estimators", name, SIGNS)
         model = config.model
@@ -67,7 +82,7 @@ def estimator_rows(config: Config, estimators: Iterable[str], quantizes: str) ->
             model = replace(model, input_quantizer=name, input_quantizer_options={})
         if quantizes != "inputs":
             model = replace(model, kernel_quantizer_options=model.kernel_quantizer_options | {"estimator": name})
-        rows[last_part(name)] = (replace(config, model=model), {})
+        rows[label] = (replace(config, model=model), {})
     return rows
 
 
@@ -204,17 +219,18 @@ def run_comparison(
     import_extra("matplotlib", "the report")  # Missed now, not when all is trained.
     use_compilation_cache()
     workdir = options.workdir or Path("runs") / name
-    cells = {label: validate(cell) for label, (cell, _) in rows.items()}
+    cells = {label: cell for label, (cell, _) in rows.items()}
+
+    def described(label: str, cell: Config, data: dict[str, Any]) -> dict[str, Any]:
+        network = make_model(cell.model, num_classes=data["num_classes"])
+        found = describe(network, tuple(data["shape"])) if describe else {}
+        return found | {"columns": found.get("columns", {}) | rows[label][1]}
+
+    made = {"seeds": options.seeds, "tune": options.tune, "describe": described}
     with options.tables() as tables:
-        results = compare(cells, workdir, seeds=options.seeds, tune=options.tune, **options.engine())
-        (data,) = results.datasets
-        described = []
-        for row in results.rows:
-            network = make_model(cells[row.label].model, num_classes=data["num_classes"])
-            found = describe(network, tuple(data["shape"])) if describe else {}
-            described.append(replace(row, **found | {"columns": found.get("columns", {}) | rows[row.label][1]}))
+        results = compare(cells, workdir, **made, **options.engine())
         notes = getattr(config_module(options.config), "NOTES", "") if describe else ""
-        results = replace(results, rows=described, compared=compared, notes=notes, estimators=estimators or [])
+        results = replace(results, compared=compared, notes=notes, estimators=estimators or [])
         report(results, name, workdir, tables)
 
 

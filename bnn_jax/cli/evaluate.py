@@ -4,8 +4,9 @@ A file of bnn-jax export takes the place of the run, bnn-jax evaluate model.bnn.
 network of `bnn-jax list pretrained`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -50,14 +51,22 @@ def evaluate_trained(arguments: Arguments) -> str:
     return f"{arguments.split}: {numbers} ({arguments.which}, step {found['step']})"
 
 
+def _data_of(recorded: Any) -> dict[str, Any]:
+    """What a file says of its data that is a setting: those of a run, or a name; whoever saves it may write others."""
+    recorded = {"name": recorded} if isinstance(recorded, str) else recorded
+    known = [field.name for field in fields(DataConfig)]
+    return {name: recorded[name] for name in known if name in recorded} if isinstance(recorded, dict) else {}
+
+
 def evaluate_file(arguments: Arguments) -> str:
     """What the packed network of a file reaches."""
     refuse_unread(arguments, ("which",), "is for a run; a file holds one network")
     network = load(arguments.workdir, model=arguments.model)
-    data = network.metadata["tested"].get("data", {}) | ({} if arguments.data is None else {"name": arguments.data})
+    data = _data_of(network.metadata["tested"].get("data"))
+    data |= {} if arguments.data is None else {"name": arguments.data}
     if "name" not in data:
         raise UsageError(f"`data` must name a data set, for {arguments.workdir} names none; as --data cifar10")
-    dataset = load_data(DataConfig(**data, data_dir=arguments.data_dir))
+    dataset = load_data(DataConfig(**data | {"data_dir": arguments.data_dir}))
     given = (dataset.image_shape, dataset.num_classes)
     wanted = (network.metadata["image_shape"], network.metadata["num_classes"])
     if given != wanted:

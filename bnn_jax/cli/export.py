@@ -18,7 +18,7 @@ from bnn_jax.analysis.accounting import account_model
 from bnn_jax.cli.options import TrainedOptions, parse_options
 from bnn_jax.compilation import use_compilation_cache
 from bnn_jax.data import in_batches
-from bnn_jax.errors import UsageError
+from bnn_jax.errors import RunError, UsageError
 from bnn_jax.files import write_atomically
 from bnn_jax.packed import PackedModel, save, to_stablehlo, write_header, write_npz, write_tflite
 from bnn_jax.packed.artifact import rounded
@@ -137,6 +137,8 @@ def main() -> None:
         raise
     except ValueError as error:
         raise UsageError(f"`output` (={output}) cannot be written: {error}") from None
+    except OSError as error:
+        raise RunError(f"cannot write {output} ({error.strerror}); make room, or choose another `--output`") from None
     joint = "," if form == "safetensors" else ";"
     print(f"{output}: {output.stat().st_size:,} bytes{joint} {said}")
     trained = (variables["params"], variables.get("batch_stats", {}))

@@ -42,7 +42,7 @@ def flags_of(arguments_type: type, prefix: str = "") -> dict[str, str]:
         elif POSITIONAL not in marks and f"{prefix}{name}" != "name":
             flags[f"{prefix}{name}"] = f"--{prefix}{name}".replace("_", "-")
     # What a setting, or one of several, is called by who refuses it.
-    for name, option in (("data.data_dir", "data_dir"), ("optimizer", "optimizers")):
+    for name, option in (("data.data_dir", "data_dir"), ("optimizer", "optimizers"), ("processes", "jobs")):
         if option in flags and name not in flags:
             flags[name] = flags[option]
     return flags

@@ -1,9 +1,9 @@
 """Train in stages: bnn-jax stages reactnet --config digits_xnor --workdir runs/reactnet
 
 Recipes: bireal, reactnet, real_to_binary, dir_net, dgrl, ttq, inq, bnn_plus, s2_bnn, binaryduo, rbnn, biper, stompp;
-what they do stands in bnn_jax/stages/recipes.py.  A recipe sets quantizers, optimizers and losses itself; of the config it takes the data,
-batch size, seed, epochs and the size of the network.  Started again with the same arguments it resumes; finished
-stages are not run again.
+what they do stands in bnn_jax/stages/recipes.py.  A recipe sets quantizers, optimizers and losses itself; of the config
+it takes the data, batch size, seed, epochs and the size of the network.  Started again with the same arguments it
+resumes; finished stages are not run again.
 --finished teacher runs/big puts a finished run in the place of the stage `teacher`.
 """
 

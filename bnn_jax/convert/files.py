@@ -1,7 +1,7 @@
 """Weights of a file, whichever program wrote it."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,9 +48,9 @@ def load_weights(
 
 def _of_npz(path: Path) -> Callable[..., dict[str, Any]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = dict(file)
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # Of a dozen kinds, from zipfile, zlib, struct and NumPy.
         raise UsageError(f"`path` (={path}) is no file of named arrays ({error}); write one: numpy.savez") from None
     of_torch = any("." in name and "/" not in name for name in arrays)
     return partial(from_torch if of_torch else from_arrays, arrays)
@@ -69,6 +69,9 @@ def _of_torch(path: Path) -> Callable[..., dict[str, Any]]:
     except Exception as error:  # Of many kinds: it is a pickle inside an archive.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(f"`path` (={path}) is no state dict of PyTorch's ({reason}); save `state_dict()`") from None
+    if not isinstance(state, Mapping):
+        kind = type(state).__name__
+        raise UsageError(f"`path` (={path}) is no state dict of PyTorch's but holds a {kind}; save `state_dict()`")
     return partial(from_torch, state)
 
 

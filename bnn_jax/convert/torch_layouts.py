@@ -302,6 +302,8 @@ def _centered_channels(target: Target) -> dict[int, np.ndarray]:
     There the old n channels become numbers n/2 ... 3n/2 - 1 of 2n; here they stay the first.
     """
     stages = sorted({int(stage) for name in target.variables for stage, _ in _BLOCK.findall(name)})
+    if not stages or "params/stem/kernel" not in target.variables:
+        return {}  # no network of this layout, which the list of what is missing says
     width = target.variables["params/stem/kernel"].shape[-1]
     order = {1: np.arange(width)}
     for stage in stages[1:]:

@@ -198,8 +198,8 @@ def deep_frank_wolfe(
     `target_share` close to 1 a step asks for a small relative decrease only, and gamma is eta's schedule.
 
     The loss should be convex and piecewise linear in the logits: :func:`bnn_jax.losses.multiclass_hinge`, smoothed or
-    not.  A zero gradient gives gamma = 0; with a loss, gradient or parameter that is not finite, gamma is 0, parameters,
-    velocity and the mean of the losses stay as they are, and `count` and `refused` go up by one.
+    not.  A zero gradient gives gamma = 0, and so does a loss, gradient or parameter that is not finite: then
+    parameters, velocity and the mean of the losses stay as they are, and `count` and `refused` go up by one.
 
     Call ``update(gradient, state, params, value=loss)``.  Under data parallelism both are means over the global batch.
     For k inner steps of Frank-Wolfe pass also ``oracle`` and ``inner_steps=k``: the oracle maps a displacement w - w_t

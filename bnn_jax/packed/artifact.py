@@ -214,16 +214,20 @@ def load(path: str | os.PathLike[str], *, model: NetworkLike | None = None) -> P
             check_digest(file, header, metadata, table)
             values = _values(metadata)
             _check_model(path, values["model"], model)
-            network, structure = _network(values, model, most_weights=8 * (size - len(header)))
-            _check_table(table, structure, metadata)
+            try:
+                network, structure = _network(values, model, most_weights=8 * (size - len(header)))
+                _check_table(table, structure, metadata)
+            except Damaged as reason:
+                if model is None:
+                    raise
+                name = _described(model)
+                raise UsageError(
+                    f"`model` (={name}) is not the network that {path} was written of: {reason}; give that one"
+                ) from None
             variables = _read_variables(file, len(header), table, structure)
         if found := first_non_finite(variables):
             raise Damaged(f"its numbers must be finite; got {found}")
     except Damaged as reason:
-        if model is not None:
-            raise UsageError(
-                f"`model` (={_described(model)}) is not the network that {path} was written of: {reason}; give that one"
-            ) from None
         raise RunError(f"{path} is damaged, or no packed network: {reason}; copy it anew, or {EXPORT}") from None
     except OSError as error:
         raise RunError(f"cannot read {path} ({error.strerror}); copy it anew, or {EXPORT}") from None
@@ -317,6 +321,8 @@ def _values(texts: Mapping[str, str]) -> dict[str, Any]:
         for key, options in values["model"].items():
             if key.endswith("options"):
                 values["model"][key] = {n: tuple(v) if isinstance(v, list) else v for n, v in options.items()}
+        if not all(isinstance(values[key], dict) for key in ("accounting", "tested")):
+            raise ValueError("`accounting` and `tested` must be objects")
         shape, mean, std = (tuple(values[key]) for key in ("image_shape", "mean", "std"))
         if not 2 <= len(shape) <= 4 or not all(type(n) is int and n > 0 for n in (values["num_classes"], *shape)):
             raise ValueError("`num_classes` and `image_shape` must be one and two to four positive whole numbers")

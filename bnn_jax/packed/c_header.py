@@ -12,7 +12,7 @@ from bnn_jax.packed.model import PackedModel
 from bnn_jax.packed.named_arrays import STEPS, arrays
 from bnn_jax.paths import local_path, require_ending
 
-_TYPES = {"float32": "float", "int8": "int8_t", "int16": "int16_t", "int32": "int32_t"}
+_TYPES = {"float32": "float", "int8": "int8_t", "int16": "int16_t", "int32": "int32_t", "bool": "uint8_t"}
 
 
 def write_header(path: str | os.PathLike[str], packed: PackedModel) -> None:
@@ -22,7 +22,7 @@ def write_header(path: str | os.PathLike[str], packed: PackedModel) -> None:
     dimensions: ``stage1_block1_conv1_kernel[row][column][input][feature]``; a scalar has the dimension 1.
 
     Raises:
-      ValueError: as :func:`arrays`, or if two names become one.
+      ValueError: as :func:`arrays`, if two names become one, or for an array of another dtype.
       UsageError: if the name of the file ends as that of another format.
     """
     path = local_path("path", path)
@@ -37,6 +37,7 @@ def header_text(found: Mapping[str, np.ndarray], *, guard: str) -> str:
     >>> print(header_text(found, guard="NET_H").split("*/")[1].strip())
     #ifndef NET_H
     #define NET_H
+    #include <math.h>
     #include <stdint.h>
     <BLANKLINE>
     static const float conv_scale[2] = {0.5f, 2.0f};
@@ -48,13 +49,15 @@ def header_text(found: Mapping[str, np.ndarray], *, guard: str) -> str:
         raise ValueError("`packed` has two arrays whose names are the same in C; rename a layer")
     lines = ["/* A network of bnn_jax. Kernels are [row][column][input][feature]; the logits are computed by", ""]
     for step in json.loads(str(found[STEPS])):
-        inputs = ", ".join(identifiers.get(i, i) if isinstance(i, str) else f"{i:g}" for i in step["inputs"])
+        inputs = ", ".join(identifiers.get(i, i) if isinstance(i, str) else f"{i:.9g}" for i in step["inputs"])
         options = "".join(f", {name} {json.dumps(value)}" for name, value in step["options"].items())
         lines.append(f"   {step['output']} = {step['op']}({inputs}{options})")
     lines += ["", "   as the documentation of bnn_jax.packed.arrays says. */", ""]
-    lines += [f"#ifndef {guard}", f"#define {guard}", "#include <stdint.h>", ""]
+    lines += [f"#ifndef {guard}", f"#define {guard}", "#include <math.h>", "#include <stdint.h>", ""]
     for name, identifier in identifiers.items():
         array = np.atleast_1d(found[name])
+        if array.dtype.name not in _TYPES:
+            raise ValueError(f"`packed` has the array {name} of {array.dtype}, which has no type in C; save it as .npz")
         sides = "".join(f"[{side}]" for side in array.shape)
         lines.append(f"static const {_TYPES[array.dtype.name]} {identifier}{sides} = {_initializer(array)};")
     return "\n".join([*lines, "", "#endif", ""])
@@ -68,5 +71,12 @@ def _identifier(name: str) -> str:
 def _initializer(array: np.ndarray) -> str:
     if array.ndim > 1:
         return "{" + ",\n".join(map(_initializer, array)) + "}"
-    numbers = (f"{float(str(x))!r}f" if array.dtype.kind == "f" else str(x) for x in array)
-    return "{" + ", ".join(numbers) + "}"
+    return "{" + ", ".join(map(_number, array)) + "}"
+
+
+def _number(x: np.generic) -> str:
+    if x.dtype.kind != "f":
+        return str(int(x))
+    if np.isinf(x):
+        return "INFINITY" if x > 0 else "-INFINITY"
+    return f"{float(str(x))!r}f"

@@ -231,7 +231,7 @@ def _plan(model: nn.Module, variables: dict[str, Any], image_shape: ImageShape) 
         kept=frozenset(),
     )
     packed, *_ = jax.eval_shape(partial(_packed, model, plan), variables, images)
-    return plan._replace(kept=_kept(model, variables | {PACKED: packed}, images))
+    return plan._replace(kept=_kept(model, plan, variables | {PACKED: packed}, images))
 
 
 def _constant_scales(model: nn.Module, variables: dict[str, Any], images: Any) -> dict[str, list[float | None]]:
@@ -344,9 +344,31 @@ def _of_module(collection: Mapping[str, Any], path: str) -> Mapping[str, Any]:
     return collection
 
 
-def _kept(model: nn.Module, variables: dict[str, Any], images: Any) -> frozenset[tuple[str, ...]]:
-    """Paths of the variables beside "packed" that decide the logits of the frozen network."""
-    traced = trace(partial(network_logits, model), variables, images)
+def _kept(model: nn.Module, plan: _Plan, variables: dict[str, Any], images: Any) -> frozenset[tuple[str, ...]]:
+    """Paths of the variables beside "packed" that decide the logits of the frozen network.
+
+    Raises:
+      ValueError: if the network takes a size from the shape of activations that are packed words now.
+    """
+    sizes = lambda module: (module.features, getattr(module, "feature_group_count", 1))
+
+    def compare_sizes(call, arguments, options, context):
+        module, path = context.module, "/".join(context.module.path)
+        if context.method_name == "__call__" and path in plan.shapes and sizes(module) != sizes(plan.modules[path]):
+            raise ValueError(f"layer {path!r} gets its size from the shape of its inputs")
+        return call(*arguments, **options)
+
+    try:
+        with nn.intercept_methods(compare_sizes):
+            traced = trace(partial(network_logits, model), variables, images)
+    except Exception as error:  # Whatever in a network meets an array of another shape and dtype than it expects.
+        if not plan.chains:
+            raise
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"`model` does not run where layers hand on packed words, 32 channels in each ({reason}); give the sizes "
+            "of layers as numbers, not as x.shape[-1], and flatten as x.reshape(x.shape[0], -1)"
+        ) from None
     needed = set(traced.outputs)
     for operation in reversed(traced.operations):
         if not needed.isdisjoint(operation.outputs):

@@ -9,6 +9,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -36,9 +37,6 @@ STEPS = "steps"
 
 IMAGES, LOGITS = "images", "logits"
 """What the steps start from, uint8 images (batch, height, width, channels), and what they end in."""
-
-# Codes that a normalization with thresholds made have a dtype that no other activation of a frozen network has.
-CODES = jnp.float16
 
 
 def arrays(packed: PackedModel) -> dict[str, np.ndarray]:
@@ -85,11 +83,13 @@ def arrays(packed: PackedModel) -> dict[str, np.ndarray]:
     images = ShapeDtypeStruct((batch, *packed.metadata["image_shape"]), jnp.uint8)
     shapes = {name: ShapeDtypeStruct(array.shape, array.dtype) for name, array in named.items()}
 
+    codes = _unused_dtype(packed, images)
+
     def logits(arrays, images):
         variables = unflatten_dict({path: arrays[name] for path, name in real.items()})
         whole = packed.variables | variables
         run = PackedModel(packed.model, whole, {**packed.metadata, "mean": arrays["mean"], "std": arrays["std"]})
-        with nn.intercept_methods(_Frozen(packed.variables[PACKED], arrays)):
+        with nn.intercept_methods(_Frozen(packed.variables[PACKED], arrays, codes)):
             return run.apply(whole, images)
 
     jaxpr = jax.make_jaxpr(logits)(shapes, images)
@@ -97,6 +97,15 @@ def arrays(packed: PackedModel) -> dict[str, np.ndarray]:
     text = json.dumps(steps.steps)
     used = {i for step in steps.steps for i in step["inputs"] if isinstance(i, str)}
     return {name: array for name, array in (named | steps.constants).items() if name in used} | {STEPS: np.array(text)}
+
+
+def _unused_dtype(packed: PackedModel, images: ShapeDtypeStruct) -> Any:
+    """A dtype that nothing in the network has, by which the codes that thresholds make are known."""
+    text = str(jax.make_jaxpr(packed.apply)(packed.variables, images))
+    unused = [dtype for name, dtype in (("f16", jnp.float16), ("bf16", jnp.bfloat16)) if f":{name}[" not in text]
+    if not unused:
+        raise ValueError("`packed` computes in float16 and in bfloat16; give its layers one `dtype`")
+    return unused[0]
 
 
 def _no_divisor(sizes: list[int]) -> int:
@@ -146,23 +155,24 @@ def _of_kernel(kernel: PackedKernel) -> dict[str, np.ndarray]:
     return found
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="dtype")
 def threshold(
-    x: Num[Array, "*leading channels"], threshold: Num[Array, "channels"], direction: Num[Array, "channels"]
+    x: Num[Array, "*leading channels"], threshold: Num[Array, "channels"], direction: Num[Array, "channels"], dtype: Any
 ) -> Num[Array, "*leading channels"]:
     """Codes from integer sums: direction if x >= threshold else -direction."""
     shape = (1,) * (x.ndim - 1) + (-1,)
     reached = x >= threshold.astype(x.dtype).reshape(shape)
-    return jnp.where(reached, direction.reshape(shape), -direction.reshape(shape)).astype(CODES)
+    return jnp.where(reached, direction.reshape(shape), -direction.reshape(shape)).astype(dtype)
 
 
 class _Frozen:
     """Calls the layers of a frozen network on named arrays, on which they multiply codes as numbers."""
 
-    def __init__(self, packed: Mapping[str, Any], arrays: Mapping[str, Array]):
+    def __init__(self, packed: Mapping[str, Any], arrays: Mapping[str, Array], codes: Any):
         is_leaf = lambda _, value: isinstance(value, PackedKernel)
         self.packed = {"/".join(p): v for p, v in flatten_dict(packed, is_leaf=is_leaf).items()}
         self.arrays = arrays
+        self.codes = codes
 
     def __call__(self, call, arguments, options, context):
         module = context.module
@@ -174,7 +184,8 @@ class _Frozen:
         if isinstance(module, BatchNorm):
             (x,) = arguments
             if _join(path, "threshold") in self.arrays:
-                return threshold(x, *(self.arrays[_join(path, name)] for name in ("threshold", "direction")))
+                given = (self.arrays[_join(path, name)] for name in ("threshold", "direction"))
+                return threshold(x, *given, dtype=self.codes)
             return affine(x, *(self.arrays[_join(path, name)] for name in ("gain", "offset")))
         return call(*arguments, **options)
 
@@ -191,7 +202,7 @@ class _Frozen:
             codes = self.arrays[_join(path, f"kernel{number}")].astype(layer.dtype)
             scale = self.arrays.get(_join(path, f"scale{number}"), one)
             bases.append(Quantized(codes, scale.reshape((1,) * (codes.ndim - 1) + (-1,)) if scale.ndim else scale))
-        if x.dtype == CODES:
+        if x.dtype == self.codes:
             inputs = [self._codes(layer, x.astype(layer.dtype), kernel)]
         else:
             inputs = input_bases(layer, x, phase)

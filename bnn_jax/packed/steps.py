@@ -99,8 +99,7 @@ class Steps:
         if params.get("name") == THRESHOLD:
             return self._step("threshold", inputs, shape)
         if name in _SAME:
-            to_whole = name == "convert_element_type" and np.issubdtype(params["new_dtype"], np.integer)
-            return self._step("trunc", inputs, shape) if to_whole and not self._is_whole(inputs[0]) else inputs[0]
+            return self._converted(inputs[0], equation.invars[0].aval.dtype, equation.outvars[0].aval.dtype)
         if name in _UFUNCS:
             return self._elementwise(name, inputs, shape)
         if name in ("select_n", "clamp"):
@@ -160,6 +159,15 @@ class Steps:
 
     # Element by element.
 
+    def _converted(self, x: Ref, before: np.dtype, after: np.dtype) -> Ref:
+        """A value in another dtype; truth values become 0 and 1, for NumPy adds them as `or`."""
+        if before.kind == "b" and after.kind != "b":
+            truth = self._step("where", [x, np.ones(()), np.zeros(())], x.shape)
+            self._whole_numbers.add(truth.name)
+            return truth
+        to_whole = np.issubdtype(after, np.integer)
+        return self._step("trunc", [x], x.shape) if to_whole and not self._is_whole(x) else x
+
     def _elementwise(self, name, inputs, shape):
         left, right = inputs[0], inputs[-1]
         if name == "ne" and left is right:
@@ -198,7 +206,7 @@ class Steps:
             return then[0] if condition.flat[0] else otherwise
         if otherwise is then[0]:
             return otherwise
-        made = next((s for s in self.steps if s["output"] == condition.name), None)
+        made = isinstance(condition, Ref) and next((s for s in self.steps if s["output"] == condition.name), None)
         if made and _is_sign(made, otherwise, then[0]):
             return self._step("sign", [Ref(made["inputs"][0], condition.shape)], condition.shape)
         return self._step("where", [condition, then[0], otherwise], _broadcast(inputs))

@@ -1,10 +1,11 @@
 """Comparisons and grids: every row with every seed, hyper-parameters chosen on the validation split."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bnn_jax.checks import require
 from bnn_jax.errors import UsageError
 from bnn_jax.paths import local_path
 from bnn_jax.sweeps.engine import Datasets, Run, run_all
@@ -24,6 +25,7 @@ def compare(
     seeds: Sequence[int],
     tune: bool = False,
     data: Any | None = None,
+    describe: Callable[[str, Config, dict[str, Any]], dict[str, Any]] | None = None,
     **options: Any,
 ) -> Results:
     """Train every cell with every seed; finished runs are not run again.
@@ -34,13 +36,16 @@ def compare(
       seeds: of the runs.
       tune: choose the settings that `optim.tune` of each row names, see :func:`bnn_jax.sweeps.tuning.tune_cells`.
       data: of all rows in place of their own, as :func:`bnn_jax.training.loop.train` takes them.
+      describe: (label, config as tuned, what :func:`bnn_jax.training.data_record.describe_dataset` says of its data) ->
+        further attributes of the row.
       **options: as :func:`bnn_jax.sweeps.engine.run_all` takes them, but for `datasets`.
 
     Returns:
       The results, less name, command and provenance; the settings of a row are those in which rows differ.
 
     Raises:
-      UsageError: for names or values that cannot run, before anything runs; for settings that cannot be tuned.
+      UsageError: for names or values that cannot run, and rows on other data, before anything runs; for settings that
+        cannot be tuned.
     """
     workdir, (cells, datasets) = local_path("workdir", workdir), _on_data(cells, data)
     cells, options = {label: validate(cell) for label, cell in cells.items()}, options | {"datasets": datasets}
@@ -51,12 +56,15 @@ def compare(
         raise UsageError(
             f"`seeds` (={list(seeds)}) must differ from each other and from {TUNING_SEED}, the trials' own"
         )
-    config = next(iter(cells.values()))
+    for name in ("name", "data_dir", "validation_examples", "split_seed"):
+        each = {label: getattr(cell.data, name) for label, cell in cells.items()}
+        rule = "must be the same for every row, or their accuracies are of other images"
+        require(f"data.{name}", each, len(set(each.values())) == 1, rule, error=UsageError)
     tuning = None
     if tune:
         tuning, cells = tune_cells(cells, workdir / "tuning", **options)
-    rows, described = _train_rows(cells, _differing_settings(cells), workdir, seeds, options)
-    return Results(rows=rows, datasets=described, config=to_dict(config), tuning=tuning)
+    rows, described = _train_rows(cells, _differing_settings(cells), workdir, seeds, options, describe)
+    return Results(rows=rows, datasets=described, config=to_dict(next(iter(cells.values()))), tuning=tuning)
 
 
 def sweep(
@@ -111,6 +119,7 @@ def _train_rows(
     workdir: Path,
     seeds: Sequence[int],
     options: dict[str, Any],
+    describe: Callable[[str, Config, dict[str, Any]], dict[str, Any]] | None = None,
 ) -> tuple[list[Row], list[dict[str, Any]]]:
     """Train every cell with every seed in ``<workdir>/<label>/seed<k>``; the rows, and what their data sets are."""
     runs = [
@@ -120,10 +129,11 @@ def _train_rows(
     ]
     loaded = options["datasets"]
     found = iter(run_all(runs, **options))
-    used = list(dict.fromkeys(cell.data for cell in cells.values()))
-    for data in used:
+    described = {}
+    for data in dict.fromkeys(cell.data for cell in cells.values()):
         if data not in loaded:
             loaded[data] = load_data(data)
+        described[data] = describe_dataset(loaded[data])
     rows = [
         Row(
             label,
@@ -132,10 +142,12 @@ def _train_rows(
             [next(found) for _ in seeds],
             settings[label],
             steps=cell.epochs * (len(loaded[cell.data].train) // cell.batch_size),
+            **(describe(label, cell, described[cell.data]) if describe else {}),
         )
         for label, cell in cells.items()
     ]
-    return rows, [describe_dataset(loaded[data]) for data in used]
+    sets = list(described.values())
+    return rows, [one for number, one in enumerate(sets) if one not in sets[:number]]
 
 
 def _differing_settings(cells: Mapping[str, Config]) -> dict[str, dict[str, Any]]:

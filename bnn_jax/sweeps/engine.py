@@ -1,7 +1,6 @@
 """Many runs, each in its own folder: one after another, one process a core, or mapped together on the device."""
 
 import itertools
-import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,13 +17,14 @@ from bnn_jax.sweeps.throughput import choose_execution
 from bnn_jax.training.checkpoint import checkpoint_steps
 from bnn_jax.training.config import Config, DataConfig
 from bnn_jax.training.data_record import warn_if_changed
+from bnn_jax.training.initial import with_start
 from bnn_jax.training.input_pipeline import load_data
 from bnn_jax.training.loop import train, train_together
 from bnn_jax.training.members import Diverged, why_alone
-from bnn_jax.training.metrics import write_file
+from bnn_jax.training.metrics import curve_of, read_metrics
 from bnn_jax.training.programs import image_info, program_key
 from bnn_jax.training.progress import OnProgress, progress_display
-from bnn_jax.training.run_folder import check_workdir, finished_result, has_begun
+from bnn_jax.training.run_folder import check_workdir, finished_result, has_begun, read_checksummed, write_checksummed
 from bnn_jax.training.step_size import StepSizeWarning
 from bnn_jax.training.validation import validate
 
@@ -84,7 +84,8 @@ def run_all(
             raise UsageError(f"`{argument}` (={value}) must be at least 1; leave it out for as many as there can be")
     if execution not in ("auto", *RUNNERS):
         raise unknown_name("execution", execution, ("auto", *RUNNERS))
-    runs = [run._replace(config=validate(run.config), workdir=local_path("workdir", run.workdir)) for run in runs]
+    configs = [with_start(validate(run.config)) for run in runs]
+    runs = [run._replace(config=own, workdir=local_path("workdir", run.workdir)) for run, own in zip(runs, configs)]
     datasets = {} if datasets is None else datasets
     missing = [run for run in runs if recorded_result(run) is None]
     for run in (run for run in runs if run not in missing):
@@ -119,8 +120,7 @@ def recorded_result(run: Run) -> dict[str, Any] | None:
     if not has_begun(run.workdir):
         return None
     check_workdir(run.config, run.workdir)
-    diverged = run.workdir / "diverged.json"
-    found = json.loads(diverged.read_text()) if diverged.exists() else {}
+    found = read_checksummed(run.workdir / "diverged.json") or {}
     return found if found.get("epochs") == run.config.epochs else finished_result(run.config, run.workdir)
 
 
@@ -136,9 +136,10 @@ def train_one(run: Run, datasets: Datasets, on_progress: OnProgress) -> None:
 
 def _record_diverged(run: Run, sentence: str) -> None:
     numbers = ("validation_accuracy_best", "test_accuracy_best", "test_accuracy_last", "train_loss_last")
-    others = ("step_time_ms", "best_epoch", "max_abs_latent", "share_on_bounds", "gamma", "curve")
+    others = ("step_time_ms", "best_epoch", "max_abs_latent", "share_on_bounds", "gamma")
     result = {"seed": run.config.seed, "epochs": run.config.epochs, "diverged": sentence}
-    write_file(Path(run.workdir) / "diverged.json", json.dumps(result | dict.fromkeys((*numbers, *others))))
+    result |= {"curve": curve_of(read_metrics(run.workdir / "metrics.jsonl"))}
+    write_checksummed(run.workdir / "diverged.json", result | dict.fromkeys((*numbers, *others)))
 
 
 def _dataset(config: Config, datasets: Datasets) -> Dataset | ImageStream:
@@ -181,24 +182,30 @@ def _run_vmapped(
 
 
 def _train_group(group: list[Run], datasets: Datasets) -> None:
-    config = group[0].config
     title = group[0].title if len(group) == 1 else f"{group[0].title} and {len(group) - 1} more"
-    try:
-        with progress_display(title) as on_progress:
-            configs, workdirs = [run.config for run in group], [run.workdir for run in group]
-            found = train_together(configs, workdirs, data=_dataset(config, datasets), on_progress=on_progress)
-    except JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
+    found = _trained_together(group, title, datasets)
+    if found is None:  # Only here has the error let go of what was made for the whole group.
         if len(group) == 1:
-            raise RunError(f"{title} does not fit in the memory of the device; lower `batch_size`") from None
+            raise RunError(f"{title} does not fit in the memory of the device; lower `batch_size`")
         half = len(group) // 2
         for part in (group[:half], group[half:]):
             _train_group(part, datasets)
         return
-    for run, result in zip(group, found):
+    for run, result in zip(group, found, strict=True):
         if isinstance(result, Diverged):
             _record_diverged(run, str(result))
+
+
+def _trained_together(group: list[Run], title: str, datasets: Datasets) -> list[dict[str, Any] | Diverged] | None:
+    """What :func:`bnn_jax.training.loop.train_together` returns; None if that does not fit in memory."""
+    configs, workdirs = [run.config for run in group], [run.workdir for run in group]
+    try:
+        with progress_display(title) as on_progress:
+            return train_together(configs, workdirs, data=_dataset(configs[0], datasets), on_progress=on_progress)
+    except JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return None
 
 
 def _groups(runs: list[Run]) -> list[list[Run]]:

@@ -53,7 +53,7 @@ class Results:
       notes: Markdown that follows the table.
       estimators: those that the rows use, to be drawn.
       datasets: of each set its name, note, and numbers of "train", "validation" and "test" examples.
-      config: what the rows have in common, as plain JSON.
+      config: of the first row, as plain JSON; those of the others differ from it in their `settings`.
       axes: of a grid, dotted name of an option -> its values.
       tuning: seed, epochs (None are those of the runs), budget and trials of the choice of settings, if there was one.
       rows: in the order of the table.
@@ -159,12 +159,21 @@ def never_acted(results: Results) -> list[str]:
     sentences = []
     for label, row, summary in zip(results.labels, results.rows, summarize(results)):
         if summary["gamma_below_1"] == 0:
-            optim = results.config.get("optim", {}) | row.settings
+            optim = _optim_of(results, row)
             steps = max(len(run["gamma"]["value"]) for run in row.runs if is_finished(run))
             projected = optim.get("latent_box") is not None
             sentence = never_held_back(optim.get("learning_rate"), steps, projected=projected)
             sentences.append(f"{label}: {sentence}")
     return sentences
+
+
+def _optim_of(results: Results, row: Row) -> dict[str, Any]:
+    """The settings of the optimizer of a row; in a grid over optimizers those that the config keeps for each."""
+    optim = results.config.get("optim", {})
+    if "optim.name" in results.axes:
+        kept = {one["name"]: one for one in (*results.config.get("optimizers", ()), optim)}
+        optim = kept.get(row.optimizer, optim)
+    return optim | {name.removeprefix("optim."): value for name, value in row.settings.items()}
 
 
 def at_edge(results: Results) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from bnn_jax.checks import require
-from bnn_jax.errors import UsageError, unknown_name
+from bnn_jax.errors import UsageError, renamed, unknown_name
 from bnn_jax.paths import folder_name
 from bnn_jax.sweeps.engine import Run, run_all
 from bnn_jax.sweeps.grid import is_setting, scalar_options, with_setting
@@ -60,7 +60,12 @@ def tune_cells(cells: Mapping[str, Config], workdir: Path, **options: Any) -> tu
         return [(label, settings) for label, cell in cells.items() for settings in _next_of(cell, tried[label])]
 
     while trials := asked():
-        results = run_all([_trial(label, cells[label], settings, workdir) for label, settings in trials], **options)
+        runs = [_trial(label, cells[label], settings, workdir) for label, settings in trials]
+        try:
+            results = run_all(runs, **options)
+        except UsageError as error:
+            own = next(iter(cells.values())).tune_epochs is not None
+            raise UsageError(renamed(str(error), {"epochs": "tune_epochs"} if own else {})) from None
         for (label, settings), result in zip(trials, results):
             tried[label].append((settings, result["validation_accuracy_best"]))
     chosen = {label: best_of(tried[label]) for label in cells}

@@ -9,6 +9,7 @@ true}``, or one sentence under "usage" or "failed".  SIGTERM saves and ends it w
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 
@@ -34,7 +35,7 @@ def main() -> None:
     for line in sys.stdin:
         job = json.loads(line)
         try:
-            run = Run("", from_dict(job["config"]), job["workdir"])
+            run = Run("", from_dict(job["config"]), Path(job["workdir"]))
             train_one(run, datasets, lambda done, total, text: tell({"progress": text}))
             tell({"finished": True})
         except UsageError as error:

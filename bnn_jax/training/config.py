@@ -339,7 +339,7 @@ def select_optimizer(config: Config, name: str) -> OptimConfig:
       UsageError: if it has none; names the nearest.
     """
     kept = (*config.optimizers, config.optim)
-    settings = {form: optim for optim in kept for form in (last_part(optim.name), optim.name)}
+    settings = {last_part(optim.name): optim for optim in kept} | {optim.name: optim for optim in kept}
     if name not in settings:
         raise unknown_name("optimizer", name, settings)
     return settings[name]

@@ -215,8 +215,8 @@ def _train(
         if results is None:
             dataset = load_data(config.data) if dataset is None else dataset
             programs = programs_of(config, dataset, teacher=teacher, devices=devices)
-            warm_start = start_of(config, dataset) if warm_start is None else warm_start
-            starts = [initial_state(programs, member.config.seed, warm_start=warm_start) for member in members]
+            begun_from = [start_of(m.config, dataset) if warm_start is None else warm_start for m in members]
+            starts = [initial_state(programs, m.config.seed, warm_start=own) for m, own in zip(members, begun_from)]
             # Only now, for until here a start can fail that another command mends.
             on_first_process(partial(claim, members, locks, dataset, overwrite=overwrite, extend=extend))
             run = place_state(stack(on_first_process(partial(resume, members, starts))), devices)

@@ -112,6 +112,13 @@ def first_diverged(records: list[dict[str, Any]]) -> tuple[int, str] | None:
     return None
 
 
+def curve_of(records: Iterable[dict[str, Any]]) -> dict[str, list[Any]] | None:
+    """The numbers of a run over its epochs, a list each; None if it has finished none."""
+    evaluations = [record for record in records if record["kind"] == "evaluation"]
+    columns = ("epoch", "validation_accuracy", "validation_loss", "train_loss", "train_accuracy")
+    return {name: [record[name] for record in evaluations] for name in columns} if evaluations else None
+
+
 def summarize(records: list[dict[str, Any]]) -> dict[str, Any]:
     """Summarize a run's records for its result: curves over epochs, gamma over steps, the last of each.
 
@@ -120,14 +127,13 @@ def summarize(records: list[dict[str, Any]]) -> dict[str, Any]:
     evaluations = [r for r in records if r["kind"] == "evaluation"]
     steps = [r for r in records if r["kind"] == "train"]
     diagnostics = [r["total"] for r in records if r["kind"] == "diagnostics"]
-    columns = ("epoch", "validation_accuracy", "validation_loss", "train_loss", "train_accuracy")
     last = evaluations[-1]
     summary = {
         "train_loss_last": last["train_loss"],
         "step_time_ms": float(np.median([r["step_time_ms"] for r in evaluations[1:] or evaluations])),
         "max_abs_latent": last["max_abs_latent"],
         "share_on_bounds": last["share_on_bounds"],
-        "curve": {name: [r[name] for r in evaluations] for name in columns},
+        "curve": curve_of(records),
         "gamma": None,
     }
     if diagnostics:

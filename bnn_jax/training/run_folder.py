@@ -140,31 +140,31 @@ def check_workdir(config: Config, workdir: Path, *, extend: bool = False) -> Non
         key, old = differing[0], recorded[0]
         raise UsageError(
             f"`{key}` is {setting(config, key)!r} now, but {workdir} holds a run with {setting(old, key)!r}; "
-            "choose another `--workdir`, or train with `--overwrite`"
+            "choose another `--workdir`, move that folder away, or train with `--overwrite`"
         )
     old = recorded[differing.index(None)]
     shorter = replace(config, epochs=old.epochs)
     if config.epochs > old.epochs and not extend and (reason := what_spans_the_run(shorter, config.epochs)):
         raise UsageError(
             f"`epochs` is {config.epochs} now, but {workdir} holds a run with {old.epochs}, and {reason}; "
-            "train with `--extend` to go on with that change, or choose another `--workdir`"
+            "train with `--extend` to go on with that change, choose another `--workdir`, or move that folder away"
         )
 
 
 def claim_workdir(config: Config, workdir: Path, *, stage: dict[str, Any] | None = None, extend: bool = False) -> None:
     """Write the resolved config, and what the run is a stage of, into `workdir`.
 
-    The end of a run that goes on for more epochs is removed.
+    The end of a run that goes on for more epochs is removed, and that it diverged, for now it is trained again.
 
     Raises:
       UsageError: as :func:`check_workdir`.
       RunError: if they cannot be written.
     """
     check_workdir(config, workdir, extend=extend)
-    for name in ENDS:
-        with suppress(OSError, ValueError, AttributeError):  # what is damaged is nobody's end
-            if json.loads((workdir / name).read_text()).get("epochs", config.epochs) < config.epochs:
-                (workdir / name).unlink()
+    with suppress(OSError, ValueError, AttributeError):  # what is damaged is nobody's end
+        if json.loads((workdir / "result.json").read_text()).get("epochs", config.epochs) < config.epochs:
+            (workdir / "result.json").unlink()
+    (workdir / "diverged.json").unlink(missing_ok=True)
     write_checksummed(workdir / "config.json", to_dict(config))
     if stage is not None:
         write_checksummed(workdir / "stage.json", stage)

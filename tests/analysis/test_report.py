@@ -13,7 +13,7 @@ from made_up_results import PROVENANCE, a_comparison, a_grid, a_row, a_run, dive
 from bnn_jax.analysis.documents import to_json
 from bnn_jax.analysis.report import print_report, report_markdown, write_report
 from bnn_jax.errors import RunError, UsageError
-from bnn_jax.sweeps.results import read_results, summarize, tidy_rows
+from bnn_jax.sweeps.results import never_acted, read_results, summarize, tidy_rows
 
 COMMITTED = Path(__file__).parents[2] / "results"
 
@@ -363,6 +363,33 @@ def test_a_cell_with_a_diverged_seed_is_not_the_best():
     assert [row["train_seconds"] for row in tidy_rows(results)] == [0.1, 0.1, 0.1, None]
     alone = summarize(a_grid({"optim.learning_rate": [0.1, 1.0]}, [(None, None), (0.9, None)]))
     assert [cell["best"] for cell in alone] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("axes", "sentences", "subject"),
+    [
+        (
+            {"optim.learning_rate": [0.3, 3.0]},
+            ["SGD with rate 0.3,", "SGD with rate 3,"],
+            "`resnet6` trained by `adam`",
+        ),
+        ({"epochs": [1, 2]}, ["SGD with rate 7,", "SGD with rate 7,"], "`resnet6` trained by `adam` with"),
+        ({"optim.name": ["adam", "dfw"]}, ["SGD with rate 7,", "projected SGD with rate 5,"], "`resnet6` trained with"),
+        ({"model.name": ["vgg", "mlp"]}, ["SGD with rate 7,"] * 2, "Networks trained by `adam` with 2 `model.name`"),
+    ],
+)
+def test_the_rate_of_a_cell_that_gamma_never_held_back_is_its_own(axes, sentences, subject):
+    results = a_grid(axes, [(0.5,), (0.6,)])
+    kept = {"optim": {"name": "adam", "learning_rate": 7.0}}
+    kept |= {"optimizers": [{"name": "dfw", "learning_rate": 5.0, "latent_box": [-1, 1]}, {"name": "adam"}]}
+    named = axes.get("optim.name", ["adam"] * 2)
+    rows = [replace(row, optimizer=name) for row, name in zip(results.rows, named)]
+    for run in (run for row in rows for run in row.runs):
+        run["gamma"] = {"step": [1, 2], "value": [1.0, 1.0]}
+    results = replace(results, rows=rows, config=results.config | kept)
+    told = never_acted(results)
+    assert len(told) == 2 and all(f"this run was {end}" in one for one, end in zip(told, sentences))
+    assert report_markdown(results).splitlines()[2].startswith(subject)
 
 
 def test_a_sweep_in_which_all_diverged_is_still_written(tmp_path, capsys):

@@ -1,11 +1,13 @@
 """Pictures of a run that is made up: what they show of its records, and what is said of a folder without any."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from bnn_jax.analysis import run_plots
 from bnn_jax.analysis.run_plots import (
     _draw_curves,
     _draw_diagnostics,
@@ -193,6 +195,16 @@ def test_a_picture_that_cannot_be_written_leaves_nothing(run, tmp_path):
     with pytest.raises(RunError, match=r"cannot write .*curves\.png \(.+\); name another folder with `--output`"):
         plot_run(run(*steps()), output=tmp_path / "taken")
     assert (tmp_path / "taken").read_text() == "a file"
+
+
+def test_a_run_that_is_named_twice_is_drawn_once_by_its_name(run, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(run_plots, "_draw_overlay", lambda path, of_runs: drawn.update(of_runs))
+    first, second = run(*steps(), *evaluations()), tmp_path.with_name(f"{tmp_path.name}_second")
+    shutil.copytree(first, second)
+    (second / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in evaluations()[:1]))
+    plot_runs([first, first, second], output=tmp_path)
+    assert {name: len(records) for name, records in drawn.items()} == {first.name: 2, second.name: 1}
 
 
 def test_no_run_is_told():

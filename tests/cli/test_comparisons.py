@@ -18,7 +18,7 @@ from bnn_jax.cli.comparisons import (
 )
 from bnn_jax.cli.options import ComparisonOptions
 from bnn_jax.errors import UsageError
-from bnn_jax.training.config import load_config
+from bnn_jax.training.config import OptimConfig, load_config
 from bnn_jax.training.experiment import make_model
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -149,6 +149,23 @@ def test_rows_of_ones_own():
         "lion",
         "lion-multiclass_hinge",
     ]
+
+
+def test_rows_whose_names_end_alike_are_two_and_a_name_given_twice_is_refused():
+    config = load_config(CONFIGS / "digits_xnor.py")
+    config = replace(config, optimizers=(*config.optimizers, OptimConfig("optax:adam", 0.25)))
+    rows = optimizer_rows(config, ["adam", "optax:adam", "sgd"], {"cross_entropy": {}})
+    assert {label: cell.optim.name for label, (cell, _) in rows.items()} == {
+        "adam": "adam",
+        "optax:adam": "optax:adam",
+        "sgd": "sgd",
+    }
+    own = ["ste_sign", "bnn_jax.estimators:ste_sign"]
+    assert list(estimator_rows(config, own, "both")) == own
+    with pytest.raises(UsageError, match=r"`optimizers` \(=sgd adam sgd\) must differ from each other; leave one out"):
+        optimizer_rows(config, ["sgd", "adam", "sgd"], {"cross_entropy": {}})
+    with pytest.raises(UsageError, match=r"`estimators` \(=swish swish\) must differ"):
+        estimator_rows(config, ["swish", "swish"], "both")
 
 
 def test_rows_share_the_quantizers_that_the_command_names():

@@ -11,6 +11,7 @@ import pytest
 from run_script import run_script
 
 from bnn_jax.cli import main as command
+from bnn_jax.cli.options import SweepOptions, flags_of
 from bnn_jax.stages.recipes import RECIPES
 from bnn_jax.training.command_line import helps_of, read_command_line
 
@@ -45,6 +46,10 @@ def test_every_option_is_explained(name):
 
     module = importlib.import_module(f"bnn_jax.cli.{command.COMMANDS[name].module}")
     assert list(unexplained(module.Arguments)) == []
+
+
+def test_what_the_engine_refuses_has_the_name_of_the_option():
+    assert flags_of(SweepOptions)["processes"] == "--jobs"
 
 
 def test_help_names_every_recipe():

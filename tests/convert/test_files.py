@@ -1,6 +1,7 @@
 """Files of weights: which they are is told by their endings and by the names in them."""
 
 import sys
+import types
 
 import jax
 import numpy as np
@@ -56,6 +57,8 @@ def test_an_npz_of_a_state_dict(variables, tmp_path):
         ("x.onnx", r"must end in \.npz, \.pth, \.pt, \.bin, \.tar, \.h5, \.hdf5; save the arrays: numpy\.savez"),
         ("none.npz", "is not a file; give one that ends in"),
         ("text.npz", r"is no file of named arrays \(.*\); write one: numpy\.savez"),
+        ("cut.npz", r"is no file of named arrays \(.*\); write one: numpy\.savez"),
+        ("array.npz", r"is no file of named arrays \(.*\); write one: numpy\.savez"),
         ("text.pth", r"is read by the Python package torch, which is not installed; .*: pip install torch; or save it"),
         ("text.h5", r"reading a file of Keras's needs the Python package h5py, .*pip install 'bnn_jax\[keras\]'"),
     ],
@@ -66,8 +69,22 @@ def test_other_files_are_refused(tmp_path, monkeypatch, name, rule):
     path = tmp_path / name
     if path.stem == "text":
         path.write_text("text")
+    if path.stem == "cut":
+        np.savez(path, weights=np.arange(1000))
+        path.write_bytes(path.read_bytes()[:2000])
+    if path.stem == "array":
+        np.save(path.with_suffix(".npy"), np.arange(3))
+        path.with_suffix(".npy").rename(path)
     with pytest.raises(UsageError, match=rule):
         load_weights(path, MODEL, SHAPE)
+
+
+def test_a_file_of_torch_that_holds_no_state_dict(tmp_path, monkeypatch):
+    torch = types.SimpleNamespace(load=lambda *given, **options: [1, 2])
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    (tmp_path / "x.pt").touch()
+    with pytest.raises(UsageError, match=r"is no state dict of PyTorch's but holds a list; save `state_dict\(\)`"):
+        load_weights(tmp_path / "x.pt", MODEL, SHAPE)
 
 
 def test_an_option_that_a_file_does_not_have(variables, tmp_path):

@@ -99,6 +99,13 @@ def test_epsilon_goes_into_the_variance():
     np.testing.assert_allclose(found + 1e-5, state["bn1.running_var"].astype(np.float64) + 1e-3, rtol=1e-7)
 
 
+@pytest.mark.parametrize("name", ["lenet", "mnist_mlp"])
+def test_a_network_of_no_layout_is_told_to_name_its_parts(name):
+    model = build_model(name, num_classes=7, width=4)
+    with pytest.raises(UsageError, match=r"^`layout` \(=None\) must be named, or `names` given, for none of .* fits; "):
+        from_torch({"fc.weight": np.ones((7, 4), np.float32)}, model, (28, 28, 1))
+
+
 def test_what_does_not_fit_is_listed():
     state, _ = golden("bireal")
     model = network("bireal")

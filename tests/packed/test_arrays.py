@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -16,7 +17,9 @@ from small_models import SIDES, small
 
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, PReLU, max_pool, mean_pool
 from bnn_jax.packed import PackedModel, arrays, freeze, load, write_header, write_npz
+from bnn_jax.packed.c_header import header_text
 from bnn_jax.packed.runs import freeze_run
+from bnn_jax.quantizers import ACTIVATION_QUANTIZERS
 from bnn_jax.training.config import Config, ModelConfig, OptimConfig
 from bnn_jax.training.experiment import make_model
 from bnn_jax.training.loop import train
@@ -106,6 +109,46 @@ def test_a_file_of_a_saved_network(network, path, tmp_path):
         found = dict(file)
     images = images_of(loaded.metadata["image_shape"])
     np.testing.assert_array_equal(numpy_program.logits(found, images).argmax(1), loaded.predict(images))
+
+
+class Counting(nn.Module):
+    """Codes that are sums of comparisons, a mask that is fixed, and a limit of -inf."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        two_bits = ACTIVATION_QUANTIZERS["hwgq"](bits=2)
+        x = BinaryConv(32, kernel_quantizer="xnor", dtype=self.dtype, name="stem")(x)
+        x = BinaryConv(8, input_quantizer=two_bits, kernel_quantizer="binary", dtype=self.dtype, name="conv")(x)
+        chess = (np.indices(x.shape[1:3]).sum(0) % 2 == 0)[..., None]
+        x = jnp.where(chess, x, -(x > 0).astype(x.dtype)).mean((1, 2))
+        limits = np.where(np.arange(8) < 6, -np.inf, 0.25).astype(x.dtype)
+        return BinaryDense(5, use_bias=True, dtype=self.dtype, name="head")(jnp.maximum(x, limits[None]))
+
+
+def test_truth_values_that_are_added_and_masks(tmp_path):
+    packed, _ = packed_of(Counting())
+    images, named = images_of(SHAPE), arrays(packed)
+    wanted = np.asarray(packed.logits(images))
+    np.testing.assert_allclose(numpy_program.logits(named, images), wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
+    write_header(tmp_path / "net.h", packed)
+    text = (tmp_path / "net.h").read_text()
+    assert "-INFINITY, 0.25f" in text and "static const uint8_t constant" in text
+    assert "0.666666687" in header_text({"steps": np.array(ONE_THIRD)}, guard="X")
+    with pytest.raises(ValueError, match="`packed` has the array x of uint32, which has no type in C; save"):
+        header_text({"x": np.zeros(1, np.uint32), "steps": np.array("[]")}, guard="X")
+
+
+ONE_THIRD = json.dumps([{"output": "y", "op": "multiply", "inputs": ["x", float(np.float32(2 / 3))], "options": {}}])
+
+
+def test_activations_of_float16_are_no_codes(standard_dtypes):
+    packed, _ = packed_of(Counting(jnp.float16))
+    images = images_of(SHAPE)
+    wanted = np.asarray(packed.logits(images), np.float32)
+    found = numpy_program.logits(arrays(packed), images)
+    np.testing.assert_allclose(found, wanted, rtol=0.01, atol=0.01 * np.abs(wanted).max())
 
 
 def test_another_operation_is_refused_by_its_layer():

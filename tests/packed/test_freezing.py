@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import random_variables
 from packed_checks import compare, initialized
 
 from bnn_jax.estimators import ESTIMATORS
@@ -181,6 +182,34 @@ def test_padding_by_a_code(pad_value, inputs):
     variables = initialized(model, (5, 6, 3))
     found = compare(model, variables, freeze(model, variables, (5, 6, 3)), images)
     assert found.values > 50 and found.same, found
+
+
+class ByShape(nn.Module):
+    """A network whose second layer reads its size from the shape of its inputs, or is flattened by numbers."""
+
+    depthwise: bool
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        signs = {"input_quantizer": "ste_sign", "kernel_quantizer": "binary"}
+        x = BinaryConv(32, kernel_quantizer="binary", name="stem")(x)
+        x = BatchNorm(name="norm")(BinaryConv(32, **signs, name="first")(x), train=train)
+        if self.depthwise:
+            groups = x.shape[-1]
+            return BinaryConv(32, 3, **signs, feature_group_count=groups, name="second")(x).mean((1, 2))
+        return BinaryDense(5, **signs, name="second")(x.reshape(-1, 4 * 4 * 32))
+
+
+@pytest.mark.parametrize(
+    ("depthwise", "reason"),
+    [(True, "layer 'second' gets its size from the shape of its inputs"), (False, "cannot reshape array of shape")],
+)
+def test_a_network_that_reads_sizes_from_packed_words_is_refused(depthwise, reason):
+    model = ByShape(depthwise)
+    variables = random_variables(model, (4, 4, 3))
+    text = rf"^`model` does not run where layers hand on packed words, 32 channels in each \({reason}.*; give the sizes"
+    with pytest.raises(ValueError, match=text):
+        freeze(model, variables, (4, 4, 3))
 
 
 def test_a_network_without_quantized_weights_is_refused():

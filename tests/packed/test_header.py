@@ -100,6 +100,7 @@ DAMAGE = {
         with_metadata(image_shape="7"),
         r"its metadata do not describe a network \('int' object is not iterable",
     ),
+    "a list of tests": (with_metadata(tested="[]"), r"describe a network \(`accounting` and `tested` must be obj"),
     "deep metadata": (with_metadata(tested="[" * 2000), r"its metadata do not describe a network \(maximum recursion"),
     "unknown network": (
         with_model(name="mnist_mpl"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from packed_file import script
 
-from bnn_jax.errors import UsageError
+from bnn_jax.errors import RunError, UsageError
 from bnn_jax.layers import BinaryConv, BinaryDense
 from bnn_jax.models.build import build_model, settings_of
 from bnn_jax.packed import PackedModel, freeze, load, save, to_stablehlo
@@ -89,6 +89,11 @@ def test_a_network_that_has_no_name_is_given(packed, tmp_path):
 def test_another_network_than_the_one_of_the_file_is_refused(path):
     with pytest.raises(UsageError, match=r"`model` \(=Plain\) is not the network that .* was written of: its tensors"):
         load(path, model=Plain(4, width=8))
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    (path.parent / "damaged").write_bytes(damaged)
+    with pytest.raises(RunError, match=r"is damaged, or no packed network: its bytes are not those that were written"):
+        load(path.parent / "damaged", model=Plain(4, width=8))
     with pytest.raises(UsageError, match=r"`model` \(='int'\) must be a name, a module of flax.linen, its class"):
         load(path, model=3)
 

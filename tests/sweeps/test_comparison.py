@@ -1,21 +1,25 @@
 """Sweeps: the same results however the runs are trained; what diverges is kept; finished runs are not run again."""
 
 import json
+import re
+import weakref
 from dataclasses import replace
 
 import jax
+import numpy as np
 import pytest
 from jax.errors import JaxRuntimeError
+from made_up_results import a_run
 
 from bnn_jax.errors import UsageError
-from bnn_jax.sweeps import engine, throughput
-from bnn_jax.sweeps.comparison import compare
-from bnn_jax.sweeps.engine import Run, run_all
+from bnn_jax.sweeps import comparison, engine, throughput, tuning
+from bnn_jax.sweeps.comparison import compare, sweep
+from bnn_jax.sweeps.engine import Run, recorded_result, run_all
 from bnn_jax.sweeps.grid import grid_cells, parse_axes, split_axes
 from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
 from bnn_jax.training.experiment import ImageInfo
 from bnn_jax.training.members import Diverged
-from bnn_jax.training.run_folder import claim_workdir
+from bnn_jax.training.run_folder import DamagedFileWarning, claim_workdir
 from bnn_jax.training.validation import validate
 
 SGD = OptimConfig("sgd", learning_rate=0.1)
@@ -151,18 +155,75 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
     claim_workdir(CONFIG, tmp_path)
     engine._record_diverged(Run("run", CONFIG, tmp_path), "it diverged")
     assert run_all([Run("run", CONFIG, tmp_path)])[0]["diverged"] == "it diverged"
-    with pytest.raises(UsageError, match=r"`seed` is 7 now, but .* holds a run with 0; choose another `--workdir`"):
+    with pytest.raises(UsageError, match=r"`seed` is 7 now, but .* holds a run with 0; .*, move that folder away, or"):
         run_all([Run("run", replace(CONFIG, seed=7), tmp_path)])
+
+
+def test_what_a_diverged_run_has_found_is_kept_until_it_is_trained_again(tmp_path):
+    claim_workdir(CONFIG, tmp_path)
+    run, record = Run("run", CONFIG, tmp_path), {"kind": "evaluation", "epoch": 1, "validation_accuracy": 0.25}
+    record |= {"validation_loss": 2.0, "train_loss": 2.5, "train_accuracy": 0.5}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    engine._record_diverged(run, "it diverged")
+    assert recorded_result(run)["curve"] == {name: [value] for name, value in record.items() if name != "kind"}
+    (tmp_path / "diverged.json").write_text('{"epochs": 1')
+    with pytest.warns(DamagedFileWarning):
+        assert recorded_result(run) is None
+    claim_workdir(CONFIG, tmp_path)
+    assert not (tmp_path / "diverged.json").exists()
+
+
+def found_at_once(runs, **_):
+    """In the place of the engine."""
+    return [a_run(run.config.seed, 0.5) for run in runs]
+
+
+def test_rows_that_differ_in_augmentation_have_one_set_and_are_described_as_tuned(monkeypatch, tmp_path):
+    monkeypatch.setattr(comparison, "run_all", found_at_once)
+    monkeypatch.setattr(tuning, "run_all", found_at_once)
+    tuned = replace(CONFIG, optim=replace(SGD, tune={"model.width": (8, 16, 32)}), tune_trials=3)
+    cells = {"plain": tuned, "flipped": replace(tuned, data=DataConfig(flip=True))}
+
+    def describe(label, cell, data):
+        return {"columns": {"of": f"{label}: {cell.model.width} on {data['num_classes']}"}}
+
+    results = compare(cells, tmp_path, seeds=(0,), tune=True, describe=describe)
+    assert [data["name"] for data in results.datasets] == ["digits"]
+    assert [row.columns["of"] for row in results.rows] == ["plain: 8 on 10", "flipped: 8 on 10"]
+    assert [row.settings["data.flip"] for row in results.rows] == [False, True]
+    assert results.config["model"]["width"] == 8 != CONFIG.model.width
+    grid = sweep(CONFIG, {"data.flip": (True, False)}, tmp_path, seeds=(0,))
+    assert [data["name"] for data in grid.datasets] == ["digits"]
+
+
+@pytest.mark.parametrize("changes", [{"validation_examples": 100}, {"split_seed": 1}, {"name": "mnist"}])
+def test_rows_on_other_images_are_refused(changes, tmp_path):
+    ((name, value),) = changes.items()
+    before = getattr(CONFIG.data, name)
+    text = re.escape(
+        f"`data.{name}` (={{'a': {before!r}, 'b': {value!r}}}) must be the same for every row, or their acc"
+    )
+    with pytest.raises(UsageError, match=text):
+        compare({"a": CONFIG, "b": replace(CONFIG, data=replace(CONFIG.data, **changes))}, tmp_path, seeds=(0,))
+
+
+class Array(np.ndarray):
+    """One that can be referred to weakly."""
+
+    __hash__ = object.__hash__
 
 
 @pytest.fixture
 def groups(monkeypatch):
     """The sizes of the groups that are mapped; more than three do not fit in memory."""
-    sizes = []
+    sizes, made = [], weakref.WeakSet()
 
     def train_together(configs, workdirs, *, data, on_progress):
+        assert not made  # what a larger group needed is free again
         sizes.append(len(configs))
         if len(configs) > 3:
+            for_all = np.zeros(1).view(Array)
+            made.add(for_all)
             raise JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
         for config, workdir in zip(configs, workdirs):
             workdir.mkdir(parents=True, exist_ok=True)

@@ -11,9 +11,11 @@ from small_sets import brightness_set
 from bnn_jax.errors import UsageError
 from bnn_jax.stages.stage import Stage, run_stages
 from bnn_jax.stages.teachers import load_network
+from bnn_jax.sweeps.engine import Run, run_all
 from bnn_jax.training.config import Config, ModelConfig, OptimConfig
 from bnn_jax.training.initial import start_of, variables_of_run, with_start
-from bnn_jax.training.loop import train
+from bnn_jax.training.input_pipeline import with_data
+from bnn_jax.training.loop import train, train_together
 from bnn_jax.training.run_folder import read_config
 from bnn_jax.training.validation import validate
 
@@ -51,6 +53,27 @@ def test_a_file_and_a_run_start_the_run_that_their_variables_start(first, datase
         assert recorded.init_from == str(source)
         assert recorded.init_sha256 == with_start(config).init_sha256 != with_start(CONFIG).init_sha256
         assert train(config, tmp_path / name, data=dataset) == result
+
+
+def test_a_sweep_starts_its_runs_so_and_finds_them_finished(first, dataset, tmp_path):
+    folder, _ = first
+    config, data = with_data(replace(CONFIG, init_from=str(folder)), dataset)
+    runs = [Run(f"seed {seed}", replace(config, seed=seed), tmp_path / str(seed)) for seed in (0, 1)]
+    found = run_all(runs, datasets={config.data: data}, tell=lambda text: None)
+    assert run_all(runs, datasets={}) == found
+    assert read_config(tmp_path / "0").init_sha256 == with_start(config).init_sha256
+
+
+@pytest.mark.full
+def test_runs_mapped_together_start_each_from_its_own(first, dataset, tmp_path):
+    folder, variables = first
+    np.savez(tmp_path / "half.npz", **flatten_dict(jax.tree.map(lambda leaf: leaf * 0.5, variables), sep="/"))
+    configs = [replace(CONFIG, init_from=source) for source in (str(folder), str(tmp_path / "half.npz"))]
+    together = train_together(configs, [tmp_path / "a", tmp_path / "b"], data=dataset)
+    for name, config, found in zip("cd", configs, together, strict=True):
+        alone = train(config, tmp_path / name, data=dataset)
+        np.testing.assert_allclose(found["curve"]["train_loss"], alone["curve"]["train_loss"], rtol=1e-4)
+    assert together[0]["curve"]["train_loss"] != together[1]["curve"]["train_loss"]
 
 
 def test_the_variables_of_a_run_are_its_network_s(first, dataset):
