@@ -23,6 +23,7 @@ from bnn_jax.training.data_record import data_of_run
 from bnn_jax.training.devices import is_first_process
 from bnn_jax.training.evaluation import evaluate_run
 from bnn_jax.training.experiment import make_model
+from bnn_jax.training.initial import with_start
 from bnn_jax.training.input_pipeline import with_data
 from bnn_jax.training.metrics import read_metrics
 from bnn_jax.training.programs import Teacher
@@ -172,6 +173,7 @@ def train(
         :func:`bnn_jax.training.loop.train` takes them, which also tells what is raised.
     """
     workdir, (config, dataset) = local_path("workdir", workdir), with_data(config, data)
+    config = with_start(validate(config))  # Here, for `overwrite` may move what it starts from.
     options = {"callbacks": callbacks, "overwrite": overwrite, "extend": extend, "warm_start": warm_start}
     options |= {"teacher": teacher, "devices": devices, "workers": workers, "strict": strict}
     shown = nullcontext(silent if on_progress is None else on_progress)
@@ -179,7 +181,7 @@ def train(
         shown = progress_display(f"{config.name} {last_part(config.optim.name)}")
     with shown as told:
         loop.train(config, workdir, data=dataset, on_progress=told, **options)
-    return Run(workdir, validate(config), dataset)
+    return Run(workdir, config, dataset)
 
 
 def load_run(
@@ -200,7 +202,7 @@ def load_run(
     folder = local_path("folder", folder)
     recorded = read_config(folder)
     if config is not None:
-        config = validate(with_data(config, data)[0])
+        config = replace(validate(with_data(config, data)[0]), init_sha256=recorded.init_sha256)
         check_workdir(config, folder)
     config = recorded if config is None else config
     if data_dir is not None:

@@ -92,6 +92,17 @@ def test_a_run_on_arrays_is_told_them_again(tmp_path, trained):
         bnn_jax.load_run(tmp_path, data=data | {"test": data["validation"]}).evaluate()
 
 
+def test_a_run_that_starts_from_another_evaluates_and_packs_itself_too(tmp_path, trained):
+    config, first = trained
+    config = replace(config, init_from=str(first.workdir), epochs=1)
+    run = bnn_jax.train(config, tmp_path / "run", on_progress=silent)
+    predicted = run.predict(run.dataset.test.images)
+    np.testing.assert_array_equal(run.freeze().predict(run.dataset.test.images), predicted)
+    assert bnn_jax.load_run(tmp_path / "run", config=config).evaluate() == run.evaluate()
+    with pytest.raises(UsageError, match=r"`init_from` \(=.*run'\) lies in the run's own folder; give another"):
+        bnn_jax.train(replace(config, init_from=str(run.workdir)), run.workdir, overwrite=True, on_progress=silent)
+
+
 def test_a_network_that_no_name_finds_again_is_loaded_with_its_config(tmp_path, trained):
     class Own(nn.Module):
         num_classes: int = 3

@@ -36,6 +36,12 @@ class FileSplit:
     paths: tuple[str, ...]
     labels: Int32[np.ndarray, "examples"]
 
+    @property
+    def contents(self) -> str:
+        """As :class:`bnn_jax.data.records.Source` has it."""
+        names = "\n".join(os.path.basename(path) for path in self.paths)
+        return hashlib.sha256(names.encode() + self.labels.tobytes()).hexdigest()
+
     def encoded(self, positions: Sequence[int]) -> list[Encoded | CorruptExample]:
         """As :meth:`bnn_jax.data.records.Source.encoded`."""
         return [self._encoded(position) for position in positions]
@@ -93,8 +99,17 @@ def find_images(folder: Path) -> ImageFolder:
     Warns:
       SuspectDataWarning: for files that are left out.
     """
-    roots = {SPLITS[name.lower()]: folder / name for name in _folders_in(folder) if name.lower() in SPLITS}
-    roots = roots if "train" in roots else {"train": folder}
+    roots, left_out = {}, []
+    for name in _folders_in(folder):
+        split = SPLITS.get(name.lower())
+        if split in roots:
+            raise UsageError(f"{folder} has the same split twice, {roots[split].name} and {name}; leave one out")
+        if split is None:
+            left_out.append(str(folder / name))
+        else:
+            roots[split] = folder / name
+    if "train" not in roots:
+        roots, left_out = {"train": folder}, []
     class_names = _folders_in(roots["train"])
     if not class_names:
         raise UsageError(
@@ -103,7 +118,7 @@ def find_images(folder: Path) -> ImageFolder:
     for name in class_names:
         if "train" in _folders_in(roots["train"] / name):
             raise UsageError(f"{folder} is a folder too high: give {roots['train'] / name}, in which train lies")
-    found, left_out = {}, []
+    found = {}
     for split, root in sorted(roots.items(), key=lambda item: item[0] != "train"):
         for name in _folders_in(root):
             if name not in class_names:
@@ -151,7 +166,8 @@ def _version(folder: Path, paths: list[str]) -> str:
 
 def _warn_of_left_out(folder: Path, left_out: list[str]) -> None:
     if left_out:
-        text = f"{folder} has files that are no images and are left out: {len(left_out)}, the first {left_out[0]}"
+        text = f"{folder} has files or folders that are left out, for they are no images or no split: {len(left_out)}, "
+        text += f"the first {left_out[0]}"
         warnings.warn(text, SuspectDataWarning, stacklevel=4)
 
 

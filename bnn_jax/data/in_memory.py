@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from bnn_jax.checks import require
-from bnn_jax.data.arguments import size_in_memory
+from bnn_jax.data.arguments import size_in_memory, whole_number
 from bnn_jax.data.arrays import SPLITS, checked_arrays
 from bnn_jax.data.decoding import evaluation_of, in_mode, is_grey
 from bnn_jax.data.sources import Dataset, Split, assemble, identified
@@ -61,6 +61,9 @@ def as_dataset(
     """
     if isinstance(data, Dataset | ImageStream) and data.identity is not None:
         return data
+    split_seed = whole_number("split_seed", split_seed, at_least=0)
+    if validation_examples is not None:
+        validation_examples = whole_number("validation_examples", validation_examples, at_least=1)
     made_by = {"validation_examples": None, "split_seed": 0, "preprocessing": "none", "image_size": None}
     if isinstance(data, Dataset):
         dataset = _checked(data)
@@ -103,11 +106,17 @@ def _checked(dataset: Dataset) -> Dataset:
 def _arrays_of(data: Any, preprocess: Preprocess | None = None) -> dict[str, np.ndarray]:
     """The arrays of an .npz file."""
     if isinstance(data, Mapping):
-        arrays = {}
+        arrays, typed = {}, {}
         for name, part in data.items():
             if not isinstance(part, Split | tuple) and not _are_rows(part):
                 arrays[name] = _array(name, part)
             elif name in SPLITS:
+                split = SPLITS[name]
+                if split in typed:
+                    raise UsageError(
+                        f"`data` has the same under two names, `{typed[split]}` and `{name}`; leave one out"
+                    )
+                typed[split] = name
                 arrays |= _pair(f"{SPLITS[name]}_", part, preprocess)
             else:
                 raise unknown_name("data", name, SPLITS)

@@ -30,11 +30,13 @@ class Source(Protocol):
 
     Attributes:
       where: the split, for messages.
-      version: changes when the files do.
+      version: changes when the files do, or their times.
+      contents: changes with the number, names or labels of the examples, wherever the files lie.
     """
 
     where: str
     version: str
+    contents: str
 
     def encoded(self, positions: Sequence[int]) -> list[Encoded | CorruptExample]:
         """The encoded image and the label of each example, read together; the error in place of one that is damaged.
@@ -118,7 +120,7 @@ class Records:
             raise UsageError(
                 f"images of {self.source.where} differ in size: {(height, width)} is the first of the training split, "
                 f"{(image.height, image.width)} at index {index} of the {self.name} split; choose a "
-                f"`preprocessing`: {', '.join(PREPROCESSING)}"
+                f"`data.preprocessing`: {', '.join(PREPROCESSING)}"
             )
         return np.asarray(image).reshape(height, width, channels)
 

@@ -251,7 +251,7 @@ def assemble(
     if "test" not in splits and "validation" in splits:
         splits["test"], note = splits.pop("validation"), f"{note}; tested on the validation split"
     if "validation" in splits:
-        check_own_validation(validation_examples, source)
+        check_own_validation(validation_examples, split_seed, source)
     elif "test" in splits:
         kept, taken = split_off_validation(whole.labels, validation_examples, split_seed)
         splits |= {"train": _take(whole, kept), "validation": _take(whole, taken)}

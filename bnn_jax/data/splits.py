@@ -7,16 +7,15 @@ from bnn_jax.checks import require
 from bnn_jax.errors import UsageError
 
 
-def check_own_validation(validation_examples: int | None, source: str) -> None:
+def check_own_validation(validation_examples: int | None, split_seed: int, source: str) -> None:
     """Refuse to take a validation split out of the training images of a set that has one.
 
     Raises:
       UsageError: if that is asked for.
     """
-    if validation_examples is not None:
-        raise UsageError(
-            f"`validation_examples` (={validation_examples}) must be left out: {source} has its own validation split"
-        )
+    for argument, value in (("validation_examples", validation_examples), ("split_seed", split_seed or None)):
+        if value is not None:
+            raise UsageError(f"`{argument}` (={value}) must be left out: {source} has its own validation split")
 
 
 def split_off_validation(

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +57,15 @@ class ImageStream:
     note: str
     class_names: tuple[str, ...] | None = None
     identity: dict[str, Any] | None = field(default=None, init=False, repr=False, compare=False)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of which images the splits have, not of their pixels: 16 hexadecimal digits."""
+        digest = hashlib.sha256(repr((self.num_classes, self.mean, self.std)).encode())
+        for split in (self.train, self.validation, self.test):
+            digest.update(f"{split.source.contents}\n{len(split)}\n".encode())
+            digest.update(np.ascontiguousarray(split.positions))
+        return digest.hexdigest()[:16]
 
 
 def open_stream(
@@ -217,7 +226,7 @@ def _divided(
     """The three splits, as :func:`bnn_jax.data.load_dataset` has them."""
     whole = opened.splits
     if "test" in whole and "validation" in whole:
-        check_own_validation(validation_examples, str(opened.where))
+        check_own_validation(validation_examples, seed, str(opened.where))
         return whole
     if len(whole) == 1:
         parts = in_three(labels(), validation_examples, seed)

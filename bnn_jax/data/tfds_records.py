@@ -38,6 +38,11 @@ class TfdsRecords:
         """The split, for messages."""
         return f"the {self.split} split of {self.folder}"
 
+    @property
+    def contents(self) -> str:
+        """As :class:`bnn_jax.data.records.Source` has it, but for labels: they are in the records."""
+        return self.split
+
     def encoded(self, positions: Sequence[int]) -> list[Encoded | CorruptExample]:
         """As :meth:`bnn_jax.data.records.Source.encoded`."""
         source = self._open()

@@ -12,7 +12,7 @@ def _on_ramp(x, width, threshold, rho):
     return (-rho * width < distance) & (distance < width)
 
 
-_heaviside = make_estimator(
+ramped_step = make_estimator(
     lambda x, width, threshold, rho: is_negative(threshold - x),
     lambda x, width, threshold, rho: jnp.where(_on_ramp(x, width, threshold, rho), 1 / width, 0),
     parameter_derivatives={
@@ -76,7 +76,7 @@ def heaviside(
     """
     require_positive("width", width, "1.0 is usual")
     require("rho", rho, lambda r: r >= 0, "must be at least 0", "0.3 is usual")
-    return _heaviside(x, width=width, threshold=threshold, rho=rho)
+    return ramped_step(x, width=width, threshold=threshold, rho=rho)
 
 
 def coupled_ternary(x: Float[Array, "..."]) -> Float[Array, "..."]:

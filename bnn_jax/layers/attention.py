@@ -204,6 +204,8 @@ class SelfAttention(nn.Module):
         decode: bool = False,
     ) -> Float[Array, "batch tokens features"]:
         phase = {"train": train, "progress": progress}
+        rule = "must be True to decode, for the tokens that follow are not there yet"
+        require_of_layer(self, "causal", self.causal, self.causal or not decode, rule)
         size = self.head_size or x.shape[-1] // self.heads
         rule = f"must divide the {x.shape[-1]} features of x, where no `head_size` is given,"
         require_of_layer(self, "heads", self.heads, bool(self.head_size or x.shape[-1] % self.heads == 0), rule)

@@ -113,6 +113,7 @@ def take_quantizers(layer: nn.Module) -> None:
     chosen = own | quantizers.of(layer.path[len(network.path) :])
     if own["input_quantizer"] is not None and chosen["input_quantizer"] in (None, REAL):
         chosen |= {"input_quantizer": None, "real_activation": lambda x: quantizers.activation(x)}
-        chosen |= {"input_scaling": False} if hasattr(layer, "input_scaling") else {}
+        for_codes = {"input_scaling": False, "pad_value": 0}
+        chosen |= {argument: value for argument, value in for_codes.items() if hasattr(layer, argument)}
     for argument, value in chosen.items():
         object.__setattr__(layer, argument, value)

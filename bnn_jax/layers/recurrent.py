@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bnn_jax.checks import check_arrays
-from bnn_jax.layers.arguments import QUANTIZERS, make_quantizers, require_features
+from bnn_jax.layers.arguments import QUANTIZERS, make_quantizers, require_features, require_of_layer
 from bnn_jax.layers.binary_dense import BinaryDense
 from bnn_jax.quantizers import QuantizerLike
 
@@ -28,7 +28,7 @@ class Recurrent(nn.Module):
       The hidden states behind each token, (batch, tokens, features).
 
     Raises:
-      ValueError: for `features` that are no positive whole number.
+      ValueError: for `features` that are no positive whole number, and a `kernel_quantizer` with a state or randomness.
     """
 
     features: int
@@ -41,6 +41,10 @@ class Recurrent(nn.Module):
         make_quantizers(self)
         super().__post_init__()
         require_features(self)
+        quantizer = self.kernel_quantizer
+        holds = quantizer is None or (quantizer.init_state is None and "key" not in quantizer.wants)
+        rule = "must be the same for every token; this one has a state or draws anew in each of them"
+        require_of_layer(self, "kernel_quantizer", quantizer if holds else type(quantizer).__name__, holds, rule)
 
     @nn.nowrap
     def gates(self, x: Array, count: int, phase: dict) -> tuple[Iterator[Array], Callable[[Array], Array]]:

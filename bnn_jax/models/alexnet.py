@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool
+from bnn_jax.layers.by_layer import REAL
 from bnn_jax.layers.convolution import resolve_padding
 from bnn_jax.models.network import Network, check_image_size
 
@@ -120,12 +121,12 @@ class DorefaAlexNet(Network):
         x = x.reshape((x.shape[0], -1))
         for number in ("5", "6"):
             x = self._layer(number, x, units, **phase)
-        intermediates["features"] = x = nn.relu(x) if self.input_quantizer is None else jnp.clip(x, 0, 1)
+        intermediates["features"] = x = nn.relu(x) if self.input_quantizer in (None, REAL) else jnp.clip(x, 0, 1)
         return self.classify(x), intermediates
 
     def _layer(self, number, x, features, *, train, progress, groups=1, **geometry):
         """Activation -> dense layer, or convolution in groups -> quantizer of the gradient -> BN."""
-        x = nn.relu(x) if self.input_quantizer is None else x
+        x = self.unless_quantized(nn.relu)(x)
         layer, name = (BinaryDense, f"dense{number}") if x.ndim == 2 else (BinaryConv, f"conv{number}")
         layer = partial(layer, features // groups, **self.quantizers | {"gradient_quantizer": None}, **geometry)
         names = [name] if groups == 1 else [f"{name}_group{group + 1}" for group in range(groups)]

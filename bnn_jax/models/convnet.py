@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool
+from bnn_jax.layers.by_layer import REAL
 from bnn_jax.models.network import Network, check_image_size
 from bnn_jax.precision import widened
 from bnn_jax.quantizers import Quantized, Quantizer, bases
@@ -158,8 +159,17 @@ class BinaryMLP(Network):
         dense = partial(BinaryDense, kernel_init=init, **self.quantizers)
         norm = partial(BatchNorm, epsilon=1e-4)
         dropout = partial(nn.Dropout, rng_collection="quantizer", deterministic=not train)
-        real = self.input_quantizer is None
-        hidden_quantizer = None if real else with_dropout(self.input_quantizer, self.hidden_dropout)
+        real, hidden_quantizer = self.input_quantizer is None, self.input_quantizer
+        if hidden_quantizer not in (None, REAL):
+            hidden_quantizer = with_dropout(hidden_quantizer, self.hidden_dropout)
+
+        def dropped_relu(x):
+            if not train or self.hidden_dropout == 0:
+                return nn.relu(x)
+            kept = jax.random.bernoulli(self.make_rng("quantizer"), 1 - self.hidden_dropout, x.shape)
+            return jnp.where(kept, nn.relu(x) / (1 - self.hidden_dropout), 0)
+
+        self.unless_quantized(dropped_relu)  # of single layers that stay real
         phase = {"train": train, "progress": progress}
 
         x = dropout(self.input_dropout, name="input_dropout")(images.reshape((images.shape[0], -1)))

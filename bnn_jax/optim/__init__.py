@@ -259,13 +259,13 @@ def make_optimizer(
       scale_latent: BinaryConnect's layer-wise learning-rate scale, for adam, sgd, polyak_sgd and momo.
       max_gradient_norm: the gradient g becomes g min(1, max_gradient_norm / |g|), |g| over all parameters, before
         weight decay; None leaves it.
-      adaptive_clipping: lambda; the gradient of a unit, the weights of an output channel, is shrunk to lambda times
-        their norm, at least 1e-3, except in the last layer, `head`; None leaves it.
+      adaptive_clipping: lambda; the gradient of a unit, the weights of an output channel (the last axis) or a vector,
+        is shrunk to lambda times their norm, at least 1e-3, except in the last layer, `head`; None leaves it.
       **options: of the optimizer, as above.
 
     Raises:
-      ValueError: for a name or an option that is not known (the nearest is named), a value out of range, clipping
-        before an optimizer that takes none, or bnew without `box` or `total_steps`.
+      ValueError: for a name or an option that is not known (the nearest is named), a value out of range, what the
+        optimizer does not take, as clipping or a decay of latent weights, or bnew without `box` or `total_steps`.
 
     References: Kingma and Ba, Adam, 2015; Loizou et al., Stochastic Polyak Step-size, 2021; Schaipp et al., MoMo, 2024;
     Pascanu et al., On the Difficulty of Training Recurrent Neural Networks, 2013; Brock et al., High-Performance
@@ -273,6 +273,14 @@ def make_optimizer(
     """
     found = as_optimizer(optimizer)
     check_options("options", found.make, options)
+    for argument, value, taken in (
+        ("scale_latent", scale_latent, "takes_scale_latent"),
+        ("latent_weight_decay", latent_weight_decay, "separate_decay"),
+        ("decay_only", decay_only, "separate_decay"),
+    ):
+        takers = ", ".join(name for name, other in OPTIMIZERS.items() if getattr(other, taken))
+        holds = getattr(found, taken) or isinstance(value, jax.Array) or not value  # a traced 0 may be given to all
+        require(argument, value, holds, f"is for {takers}", "leave it out")
     decays = {"weight_decay": weight_decay, "latent_weight_decay": latent_weight_decay, "decay_only": decay_only}
     settings = Settings(
         learning_rate=learning_rate,
@@ -301,13 +309,18 @@ def _clipping(
             require(argument, value, found.takes_clipping, rule)
             require_positive(argument, value, "None leaves gradients as they are")
 
-    def not_last(params):
-        return jax.tree_util.tree_map_with_path(lambda path, _: not path_name(path).startswith("head/"), params)
+    def of_rank(rank):
+        """Parameters of so many axes, but those of the last layer."""
+        chosen = lambda path, w: max(w.ndim, 1) == rank and not path_name(path).startswith("head/")
+        return partial(jax.tree_util.tree_map_with_path, chosen)
 
     by_norm = [] if max_gradient_norm is None else [optax.clip_by_global_norm(max_gradient_norm)]
     if adaptive_clipping is None:
         return by_norm
-    return [*by_norm, optax.masked(optax.adaptive_grad_clip(adaptive_clipping), not_last)]
+    # Left to itself it takes kernels of three axes, and those that have one longer than 1, by other units.
+    axes = {1: None} | {rank: tuple(range(rank - 1)) for rank in range(2, 6)}
+    by_unit = [optax.masked(optax.adaptive_grad_clip(adaptive_clipping, axis=axes[n]), of_rank(n)) for n in axes]
+    return [*by_norm, *by_unit]
 
 
 def _promoting(

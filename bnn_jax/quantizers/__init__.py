@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from bnn_jax.checks import look_up, require
 from bnn_jax.estimators import ESTIMATORS, EstimatorLike
 from bnn_jax.quantizers.activations import coupled, decouple, decoupled, rsign, sparse, unbalanced
-from bnn_jax.quantizers.adaptive import CODES, adabin_activations, adabin_weights
+from bnn_jax.quantizers.adaptive import adabin, adabin_activations
 from bnn_jax.quantizers.binary import binary, binary_connect, full_latent, magnitude_aware, post_training, xnor
 from bnn_jax.quantizers.bitnet import bitnet_activations, bitnet_b158_weights, bitnet_weights
 from bnn_jax.quantizers.certainty import c_sign
@@ -71,7 +71,7 @@ WEIGHT_QUANTIZERS: QuantizerTable = {
     "rbnn": rbnn,
     "bn_free": bn_free,
     "recu": recu,
-    "adabin": partial(with_estimator, adabin_weights, estimator="ede_sign", code_set=CODES),
+    "adabin": adabin,
     "biper": biper,
     "progressive": progressive,
     "fda": fda,

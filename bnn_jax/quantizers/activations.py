@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from bnn_jax.checks import require, require_floating
 from bnn_jax.estimators import ESTIMATORS, EstimatorLike, approx_sign, coupled_ternary, heaviside, make_estimator
+from bnn_jax.estimators.levels import ramped_step
 from bnn_jax.quantizers.binary import binary
 from bnn_jax.quantizers.codes import Quantized
 from bnn_jax.quantizers.quantizer import Quantizer, with_input_estimator
@@ -97,7 +98,7 @@ def sparse_step(
     Args:
       x: activations, the channels on the last axis.
       threshold: a scalar, or one value a channel in the shape (1, ..., 1, channels).
-      width: D, likewise; positive.  A width that training drives to 0 or below has no ramp and stays.
+      width: D, likewise; positive.
       rho: the ramp below the threshold as a fraction of D.
 
     Raises:
@@ -115,7 +116,8 @@ def sparse_step(
 def sparse(*, rho: float = 0.3) -> Quantizer:
     r"""The quantizer of :func:`sparse_step`; it owns `threshold` and `width`, a value a channel, 0 and 1 at the start.
 
-    The authors' program learns the slope 1 / width instead; value and gradient by x are the same.
+    A width that training drives to 0 or below has no ramp and stays.  The authors' program learns the slope 1 / width
+    instead; value and gradient by x are the same.
 
     Raises:
       ValueError: if `rho` is negative.
@@ -127,7 +129,8 @@ def sparse(*, rho: float = 0.3) -> Quantizer:
     def init(key, x):
         return {"threshold": jnp.zeros(_per_channel(x), x.dtype), "width": jnp.ones(_per_channel(x), x.dtype)}
 
-    apply = lambda x, **parameters: sparse_step(x, rho=rho, **parameters)
+    # Without the check of widths, one of which training may have driven below 0.
+    apply = lambda x, **parameters: Quantized(ramped_step(x, rho=rho, **parameters), jnp.ones((), x.dtype))
     return Quantizer(apply=apply, init=init, code_set=ESTIMATORS["heaviside"].code_set)
 
 

@@ -12,7 +12,7 @@ from bnn_jax.checks import require_floating
 from bnn_jax.estimators import EstimatorLike, approx_sign, ste_sign
 from bnn_jax.precision import widened
 from bnn_jax.quantizers.codes import Quantized
-from bnn_jax.quantizers.quantizer import Quantizer, with_input_estimator
+from bnn_jax.quantizers.quantizer import Quantizer, require_signs, with_estimator, with_input_estimator
 from bnn_jax.types import EstimatorFunction
 
 CODES = ((-1, 1), (1,))
@@ -112,12 +112,23 @@ def adabin_inputs(
     return around(x, middle, half_width, estimator)
 
 
+def adabin(estimator: EstimatorLike = "ede_sign", **options) -> Quantizer:
+    """The quantizer of :func:`adabin_weights`.
+
+    Raises:
+      ValueError: for an unknown estimator or option, or one of other codes than -1/+1.
+    """
+    require_signs(estimator)
+    return with_estimator(adabin_weights, estimator, code_set=CODES, **options)
+
+
 def adabin_activations(estimator: EstimatorLike = "approx_sign", **options) -> Quantizer:
     """The quantizer of :func:`adabin_inputs`; it owns `half_width`, 1 at the start, and `middle`, 0.
 
     Raises:
-      ValueError: for an unknown estimator or option.
+      ValueError: for an unknown estimator or option, or one of other codes than -1/+1.
     """
+    require_signs(estimator)
     return with_input_estimator(
         adabin_inputs,
         estimator,

@@ -108,7 +108,7 @@ def xnor(
       codes of w's shape; scale of shape (1, ..., 1, features).
 
     Raises:
-      ValueError: for another `gradient`, `center` without an axis of input channels, or `as_released` without `center`.
+      ValueError: for another `gradient`, `center` of fewer than two input channels, or `as_released` without `center`.
       TypeError: if `w` is not a floating-point array.
 
     >>> xnor(jnp.array([[-0.5, 1.0], [1.5, 0.0]]))
@@ -122,7 +122,8 @@ def xnor(
     require("gradient", gradient, known, "must be 'exact' or 'diagonal'", "'exact' is the default")
     require("as_released", as_released, center or not as_released, "needs `center=True`; the authors' programs centre")
     if center:
-        require("center", center, w.ndim > 1, f"needs weights with an axis of input channels; got shape {w.shape}")
+        rule = f"needs weights of two input channels at least, for one is its own mean; got shape {w.shape}"
+        require("center", center, w.ndim > 1 and w.shape[-2] > 1, rule, "leave it out, or keep that layer real")
         w = _centred_as_released(w) if as_released else w - w.mean(axis=-2, keepdims=True)
     alpha = mean_magnitude(w)
     if gradient == "exact":

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from bnn_jax.estimators import EstimatorLike, sign, ste_sign
 from bnn_jax.quantizers.binary import mean_magnitude, without_scale
 from bnn_jax.quantizers.codes import Quantized
-from bnn_jax.quantizers.quantizer import Quantizer, State, with_estimator
+from bnn_jax.quantizers.quantizer import Quantizer, State, require_signs, with_estimator
 from bnn_jax.types import EstimatorFunction
 
 
@@ -86,9 +86,11 @@ def c_sign(estimator: EstimatorLike = "ste_sign", *, start: float = 0.5, end: fl
     """The quantizer of :func:`c_sign_weights`; its state starts from the signs of the first weights.
 
     Raises:
-      ValueError: for an unknown estimator or option, or if `start` and `end` are not in order.
+      ValueError: for an unknown estimator or option, one of other codes than -1/+1, or if `start` and `end` are not in
+        order.
     """
     _check_thresholds(start, end)
+    require_signs(estimator)
     return with_estimator(
         c_sign_weights,
         estimator,

@@ -147,6 +147,16 @@ def with_estimator(
     )
 
 
+def require_signs(estimator: EstimatorLike) -> None:
+    """Refuse an estimator whose codes are others than -1 and +1, for a quantizer that makes these itself.
+
+    Raises:
+      ValueError: naming its codes.
+    """
+    codes = as_estimator(estimator).code_set
+    require("estimator", codes, codes == (-1, 1), "must have the codes (-1, 1) here", "ste_sign has them")
+
+
 def with_input_estimator(
     function: Callable[..., Any], estimator: EstimatorLike = "ste_sign", **options: Any
 ) -> Quantizer:

@@ -61,6 +61,9 @@ def real_network(model: ModelConfig) -> ModelConfig:
         kernel_quantizer="full_precision",
         input_quantizer_options={},
         kernel_quantizer_options={},
+        gradient_quantizer=None,
+        gradient_quantizer_options={},
+        quantizers={},
         input_scaling=False,
     )
 

@@ -351,7 +351,7 @@ def stompp(base: Config) -> list[Stage]:
                  signs rises from 0 to 1, without an estimator; those behind it are clipped: SGD 0.1, cosine
 
     The paper goes layer by layer within one training; that a stage of the network is the unit here, each with a
-    schedule and the epochs of its own, and the optimizer are a reading.
+    schedule and the epochs of its own, and the optimizer are a reading.  Shortcuts that stay real do so throughout.
 
     Reference: Smith, Islam, Layerwise Progressive Freezing Enables STE-Free Training of Deep Binary Neural Networks,
     2026, arXiv:2601.22660.
@@ -362,8 +362,8 @@ def stompp(base: Config) -> list[Stage]:
     sgd = OptimConfig("sgd", 0.1, schedule="cosine", latent_box=None)
     stages: list[Stage] = []
     for number, name in enumerate(names):
-        others = {f"{other}_*": _both(committed) for other in names[:number]}
-        others |= {f"{other}_*": _both(clipped) for other in names[number + 1 :]}
+        others = {f"{other}_*/conv*": _both(committed) for other in names[:number]}
+        others |= {f"{other}_*/conv*": _both(clipped) for other in names[number + 1 :]}
         before = {"initialise_from": names[number - 1], "which": "last"} if number else {}
         stages.append(stage_of(base, name, replace(network, quantizers=others), sgd, **before))
     return stages

@@ -13,6 +13,9 @@ from bnn_jax.training.run_folder import has_begun, read_checksummed, write_check
 
 FILE = "data.json"
 
+KIND = {name: f"`{name}`" for name in ("shape", "num_classes", "class_names")} | {"train": "training examples"}
+"""What must stay as it was when a run was begun -> what messages call it; an epoch has steps by the last."""
+
 
 class ChangedDataWarning(UserWarning):
     """The data of a run are not those with which it was begun; the text names its folder."""
@@ -54,16 +57,16 @@ def record_data(workdir: Path, data: DataConfig, dataset: Dataset | ImageStream)
     """
     described = describe_dataset(dataset)
     described["class_names"] = None if dataset.class_names is None else list(dataset.class_names)
-    described["arrays"] = dataset.digest if isinstance(dataset, Dataset) else None
+    described["arrays"] = dataset.digest
     described["file"] = _size_and_time(data)
     before = (_recorded(workdir) if has_begun(workdir) else None) or described
-    for key in ("shape", "num_classes", "class_names"):
+    for key, name in KIND.items():
         if described[key] != before[key] and None not in (described[key], before[key]):
             raise UsageError(
-                f"the data of {workdir} have the `{key}` {described[key]} now, but had {before[key]} when the run was "
+                f"the data of {workdir} have the {name} {described[key]} now, but had {before[key]} when the run was "
                 "begun; give those, or choose another `--workdir`"
             )
-    if described["arrays"] != before["arrays"]:
+    if before["arrays"] not in (None, described["arrays"]):
         _warn(workdir, data)
         described = before
     write_checksummed(workdir / FILE, described)
@@ -78,7 +81,7 @@ def warn_if_changed(workdir: Path, data: DataConfig) -> None:
 
 def _warn_if_other(workdir: Path, data: DataConfig, dataset: Dataset | ImageStream) -> None:
     recorded = _recorded(workdir)
-    if recorded is not None and isinstance(dataset, Dataset) and dataset.digest != recorded["arrays"]:
+    if recorded is not None and recorded["arrays"] not in (None, dataset.digest):
         _warn(workdir, data)
 
 

@@ -97,7 +97,8 @@ def make_experiment(
     strength = hyper.pop("regularizer_strength", config.regularizer_strength)
     config = replace(config, regularizer_strength=strength, optim=replace(config.optim, **hyper))
     steps_per_epoch = max(1, total_steps // config.epochs)
-    model = make_model(config.model, num_classes=info.num_classes, steps_per_epoch=steps_per_epoch)
+    calls = steps_per_epoch * config.accumulate_steps  # of the network in an epoch of training
+    model = make_model(config.model, num_classes=info.num_classes, steps_per_epoch=calls)
     optim = config.optim
     box = latent_box(*optim.latent_box) if optim.latent_box else None
     warmup = {"warmup_share": optim.warmup_share, "warmup_start_share": optim.warmup_start_share}

@@ -43,6 +43,18 @@ def with_start(config: Config) -> Config:
         raise RunError(f"cannot read {path} ({error.strerror}); make it readable") from None
 
 
+def check_not_own(init_from: str | None, workdir: Path) -> None:
+    """Refuse a run that would start from its own folder: what it starts from would change while it trains.
+
+    Raises:
+      UsageError: for one.
+    """
+    if init_from is not None:
+        start, own = local_path("init_from", init_from).resolve(), workdir.resolve()
+        rule = "lies in the run's own folder; give another `--workdir`"
+        require("init_from", init_from, own not in (start, *start.parents), rule, error=UsageError)
+
+
 def start_of(config: Config, dataset: Dataset | ImageStream) -> dict[str, Any] | None:
     """The variables that a run of `config` starts from; None for random ones.
 
@@ -72,10 +84,10 @@ def variables_of_run(folder: Path, which: Literal["best", "last"] = "best") -> d
       which: those of the best validation epoch, or the newest.
 
     Raises:
-      UsageError: if there is no checkpoint, or another word as `which`.
+      UsageError: if there is no checkpoint, or another word as `which`, which is `init_options.which` of a config.
       RunError: if it does not verify.
     """
-    require("which", which, which in ("best", "last"), "must be best or last", error=UsageError)
+    require("init_options.which", which, which in ("best", "last"), "must be best or last", error=UsageError)
     checkpoints = folder.absolute() / "checkpoints"
     steps = checkpoint_steps(checkpoints)
     if not steps:

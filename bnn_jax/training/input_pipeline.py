@@ -93,7 +93,10 @@ def with_data(config: Config, data: Any | None) -> tuple[Config, Dataset | Image
     if isinstance(data, str | os.PathLike):
         return replace(config, data=replace(config.data, name=os.fspath(local_path("data", data)))), None
     made_by = ("validation_examples", "split_seed", "preprocessing", "image_size")
-    dataset = as_dataset(data, **{name: getattr(config.data, name) for name in made_by})
+    try:
+        dataset = as_dataset(data, **{name: getattr(config.data, name) for name in made_by})
+    except (UsageError, RunError) as error:
+        raise type(error)(renamed(str(error), {name: f"data.{name}" for name in made_by})) from error
     return replace(config, data=replace(config.data, **dataset.identity)), dataset
 
 

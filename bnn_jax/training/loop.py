@@ -35,7 +35,7 @@ from bnn_jax.training.devices import (
 from bnn_jax.training.diagnostics import no_flips
 from bnn_jax.training.epoch import Batches, epoch
 from bnn_jax.training.experiment import HyperParameters, hyper_parameters
-from bnn_jax.training.initial import start_of, with_start
+from bnn_jax.training.initial import check_not_own, start_of, with_start
 from bnn_jax.training.input_pipeline import InputPipeline, load_data, make_input_pipeline, with_data
 from bnn_jax.training.interrupts import Asked, agreed, interrupts
 from bnn_jax.training.members import (
@@ -59,7 +59,7 @@ from bnn_jax.training.progress import OnProgress, silent
 from bnn_jax.training.run_folder import last_saved
 from bnn_jax.training.state import Best, RunState, TrainState
 from bnn_jax.training.step_size import warn_if_never_held_back
-from bnn_jax.training.validation import check_teacher, validate
+from bnn_jax.training.validation import check_of_tokens, check_teacher, validate
 from bnn_jax.types import BatchLabels, Images
 
 
@@ -208,12 +208,16 @@ def _train(
 ) -> list[dict[str, Any] | Diverged]:
     """Prepare, claim the folders, train from where the runs are to the end of their last epoch, write the results."""
     config, workdir = members[0].config, members[0].workdir
+    for member in members:
+        check_not_own(member.config.init_from, member.workdir)
     with interrupts(partial(last_saved, workdir)) as asked_here, ExitStack() as locks, ended_with_the_others():
         asked = agreed(asked_here)
         _check_same(config)
         results = None if overwrite else on_first_process(partial(finished_results, members, extend=extend))
         if results is None:
             dataset = load_data(config.data) if dataset is None else dataset
+            if isinstance(dataset, Dataset) and dataset.train.labels.ndim > 1:
+                check_of_tokens(config.data)
             programs = programs_of(config, dataset, teacher=teacher, devices=devices)
             begun_from = [start_of(m.config, dataset) if warm_start is None else warm_start for m in members]
             starts = [initial_state(programs, m.config.seed, warm_start=own) for m, own in zip(members, begun_from)]

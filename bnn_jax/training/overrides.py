@@ -45,41 +45,41 @@ class Condition(NamedTuple):
     Attributes:
       settings: their dotted names.
       holds: whether a config reads them.
-      needed: the dotted name of the setting that makes it.
+      needed: the dotted names of the settings any of which makes it.
     """
 
     settings: tuple[str, ...]
     holds: Callable[[Config], bool]
-    needed: str
+    needed: tuple[str, ...]
 
 
 CONDITIONS: tuple[Condition, ...] = (
-    Condition(("init_options",), lambda config: config.init_from is not None, "init_from"),
+    Condition(("init_options",), lambda config: config.init_from is not None, ("init_from",)),
     Condition(
         ("data.data_dir",),
         lambda config: config.data.name != "digits" and not config.data.name.endswith(".npz"),
-        "data.name",
+        ("data.name",),
     ),
     Condition(
         ("optim.decay_only",),
         lambda config: config.optim.weight_decay > 0 or config.optim.latent_weight_decay > 0,
-        "optim.weight_decay",
+        ("optim.weight_decay", "optim.latent_weight_decay"),
     ),
     Condition(
         ("regularizer_strength", "regularizer_schedule", "regularizer_schedule_options"),
         lambda config: config.regularizer != "none",
-        "regularizer",
+        ("regularizer",),
     ),
-    Condition(("optim.warmup_start_share",), lambda config: config.optim.warmup_share > 0, "optim.warmup_share"),
+    Condition(("optim.warmup_start_share",), lambda config: config.optim.warmup_share > 0, ("optim.warmup_share",)),
     Condition(
         ("distillation.temperature", "distillation.queue_size"),
         lambda config: bool(config.distillation.losses),
-        "distillation.losses",
+        ("distillation.losses",),
     ),
     Condition(
         ("diagnostics.histogram_bins", "diagnostics.mismatch_coordinates"),
         lambda config: config.diagnostics.every_steps > 0,
-        "diagnostics.every_steps",
+        ("diagnostics.every_steps",),
     ),
 )
 
@@ -142,7 +142,11 @@ def parse(
         each = tuple(_overridden(optim, config, arguments.settings, of_all) for optim in config.optimizers)
         settings = replace(settings, optimizers=each)
     _check_tuning(settings, given, tune=getattr(arguments, "tune", False))
-    check_read([settings], given, axes=axes)
+    compared = settings.optimizers if hasattr(arguments, "optimizers") or "optim.name" in axes else ()
+    each = [settings, *(replace(settings, optim=optim) for optim in compared)]
+    tuned = each if getattr(arguments, "tune", False) else []
+    chosen = {name for cell in tuned for short in cell.optim.tune for name in (short, f"optim.{short}")}
+    check_read(each, given, axes={*axes, *chosen})
     return replace(arguments, settings=settings)
 
 
@@ -228,9 +232,9 @@ def check_read(configs: Sequence[Config], given: Collection[str], *, axes: Colle
     """
     for condition in CONDITIONS:
         unread = [name for name in condition.settings if any(f"{one}.".startswith(f"{name}.") for one in given)]
-        if unread and condition.needed not in axes and not any(map(condition.holds, configs)):
+        if unread and not {*condition.needed} & {*axes} and not any(map(condition.holds, configs)):
             value = functools.reduce(getattr, unread[0].split("."), configs[0])
-            needed = _option(condition.needed)
+            needed = " or ".join(map(_option, condition.needed))
             raise UsageError(
                 f"{_option(unread[0])} (={value}) is read only with {needed}; give that too, or leave it out"
             )

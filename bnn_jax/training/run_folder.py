@@ -184,6 +184,7 @@ def move_aside(workdir: Path) -> Path:
     Raises:
       RunError: if it cannot be renamed.
     """
+    workdir = workdir.absolute()  # which has a name, also where it is "."
     names = (workdir.with_name(f"{workdir.name}.replaced-{n}") for n in itertools.count(1))
     aside = next(path for path in names if not path.exists())
     try:

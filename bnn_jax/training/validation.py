@@ -146,12 +146,24 @@ def _is_hashable(thing: Any) -> bool:
     return True
 
 
+def check_of_tokens(data: DataConfig) -> None:
+    """Refuse what is done to images where the data are tokens, which their labels follow.
+
+    Raises:
+      UsageError: for it.
+    """
+    for argument in ("crop_padding", "smallest_area", "flip", "mixup_alpha", "lighting_std"):
+        value, unset = getattr(data, argument), getattr(DataConfig(), argument)
+        _require(f"data.{argument}", value, value == unset, f"is for images, and {data.name} is a text; leave it out")
+
+
 def _check_data(data: DataConfig) -> None:
     is_text = data.name == "text" or data.name.endswith(".txt")
     loaded_whole = is_text or data.name == "digits" or data.name.endswith(".npz")
-    for argument in ("crop_padding", "smallest_area", "flip", "mixup_alpha", "lighting_std") if is_text else ():
-        value, unset = getattr(data, argument), getattr(DataConfig(), argument)
-        _require(f"data.{argument}", value, value == unset, f"is for images, and {data.name} is a text; leave it out")
+    if is_text:
+        check_of_tokens(data)
+        rule = f"is for sets that are divided at random, and of {data.name} the last parts are taken; leave it out"
+        _require("data.split_seed", data.split_seed, data.split_seed == 0, rule)
     for argument, value, holds, rule in (
         (
             "stream",

@@ -12,9 +12,7 @@ def test_a_file_that_cannot_be_written_is_told_in_a_sentence(ending, tmp_path, m
     network = load("digits_xnor_resnet6")
     monkeypatch.setattr(export, "pack", lambda arguments: (network.packed, network.variables))
     monkeypatch.setattr("sys.argv", ["export", "run", "-o", str(tmp_path / "missing" / f"net{ending}")])
-    with pytest.raises(
-        RunError, match=r"^cannot write .*missing/net\..* \(No such file or directory\); make room"
-    ):
+    with pytest.raises(RunError, match=r"^cannot write .*missing/net\..* \(No such file or directory\); make room"):
         export.main()
 
 

@@ -1,5 +1,7 @@
 """Folders of images: splits and classes, formats and modes, sizes, the cache, and what is refused."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -55,6 +57,13 @@ def test_a_validation_folder_beside_a_test_folder_is_its_own_split(tmp_path):
         UsageError, match=r"`validation_examples` \(=3\) must be left out: .*pets has its own validation"
     ):
         load(tmp_path / "pets", validation_examples=3)
+    with pytest.raises(UsageError, match=r"`split_seed` \(=3\) must be left out: .*pets has its own validation"):
+        load(tmp_path / "pets", split_seed=3)
+    with pytest.raises(UsageError, match=r"`split_seed` \(=3\) must be left out: .*pets has its own validation"):
+        open_pets(tmp_path, split_seed=3)
+    write(tmp_path / "pets" / "validation", 9, first=300)
+    with pytest.raises(UsageError, match=r"pets has the same split twice, val and validation; leave one out"):
+        load(tmp_path / "pets")
 
 
 @pytest.mark.parametrize(
@@ -211,8 +220,25 @@ def test_other_files_are_left_out_with_a_warning(tmp_path):
     write(tmp_path / "pets", 30)
     for name in (".DS_Store", "Thumbs.db", "notes.txt"):
         (tmp_path / "pets" / "ant" / name).touch()
-    with pytest.warns(SuspectDataWarning, match=r"are left out: 1, the first .*ant/notes.txt$"):
+    with pytest.warns(SuspectDataWarning, match=r"no images or no split: 1, the first .*ant/notes.txt$"):
         load(tmp_path / "pets")
+
+
+def test_other_folders_beside_those_of_splits_are_left_out_with_a_warning(tmp_path):
+    for number, name in enumerate(("train", "test", "more")):
+        write(tmp_path / "pets" / name, 30, first=100 * number)
+    with pytest.warns(SuspectDataWarning, match=r"no images or no split: 1, the first .*pets/more$"):
+        assert len(load(tmp_path / "pets").test) == 30
+
+
+def test_a_streamed_set_of_other_images_has_another_digest(tmp_path):
+    write(tmp_path / "pets", 30)
+    first = open_pets(tmp_path).digest
+    (tmp_path / "other").mkdir()
+    shutil.copytree(tmp_path / "pets", tmp_path / "other" / "pets")
+    assert open_pets(tmp_path / "other").digest == first != open_pets(tmp_path, split_seed=1).digest
+    (tmp_path / "pets" / "bee" / "010.png").rename(tmp_path / "pets" / "ant" / "010.png")
+    assert open_pets(tmp_path).digest != first
 
 
 def test_a_folder_of_one_class_is_no_classification(tmp_path):

@@ -94,7 +94,7 @@ def test_rows_of_images_of_any_size_and_mode():
     assert dataset.image_shape == (4, 4, 3) and dataset.class_names == ("a", "b", "c", "d", "e")
     assert (named.data.preprocessing, named.data.image_size) == ("center_crop", 4)
     with pytest.raises(
-        UsageError, match=r"`preprocessing` is for image files and images of Pillow; arrays have one size"
+        UsageError, match=r"`data.preprocessing` is for image files and images of Pillow; arrays have one s"
     ):
         with_data(config, (X, Y))
 
@@ -137,12 +137,29 @@ def test_a_validation_split_alone_is_the_test_split():
             UsageError,
             r"`data` has a row without 'image'; rows have an image and a label",
         ),
+        (
+            {"train": HALVES[0], "val": HALVES[1], "validation": HALVES[1]},
+            UsageError,
+            r"`data` has the same under two names, `val` and `validation`; leave one out",
+        ),
         ((X[:6], Y[:6]), UsageError, r"the set has too few examples of its classes to be divided; give validation and"),
     ],
 )
 def test_what_is_no_set_is_refused(data, error, message):
     with pytest.raises(error, match=message):
         as_dataset(data)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"split_seed": -1}, r"`data.split_seed` \(=-1\) must be a whole number, at least 0"),
+        ({"validation_examples": 10.5}, r"`data.validation_examples` \(=10.5\) must be a whole number, at least 1"),
+    ],
+)
+def test_numbers_that_cannot_divide_are_named_as_the_config_has_them(settings, message):
+    with pytest.raises(UsageError, match=message):
+        with_data(replace(CONFIG, data=DataConfig(**settings)), (X, Y))
 
 
 def test_a_set_made_by_hand_is_checked_like_the_rest():
@@ -170,6 +187,9 @@ def test_a_set_of_tokens_made_by_hand(tmp_path):
         UsageError, match=r"`train_labels` of `data` \(mine\) has labels from 0 to 121; they are 0 to 9"
     ):
         as_dataset(replace(mine, num_classes=10))
+    config = replace(CONFIG, data=DataConfig(crop_padding=1))
+    with pytest.raises(UsageError, match=r"`data.crop_padding` \(=1\) is for images, and mine in memory.* is a text"):
+        train(config, tmp_path / "run", data=mine)
 
 
 def test_a_loaded_set_keeps_its_name_and_a_changed_one_loses_it():

@@ -145,3 +145,8 @@ def test_a_causal_attention_with_a_cache_is_the_one_over_all_tokens():
 def test_impossible_attentions_are_refused(options, text):
     with pytest.raises(ValueError, match=text):
         SelfAttention(**options, name="attention").init(KEY, normal(1, 6, 8))
+
+
+def test_what_is_not_causal_is_not_decoded():
+    with pytest.raises(ValueError, match=r"`causal` \(=False\) must be True to decode, for the tokens that follow"):
+        SelfAttention(heads=2, context=64).init(KEY, normal(1, 6, 8), decode=True)

@@ -12,6 +12,7 @@ from networks import exact, normal, random_variables
 from bnn_jax.analysis.accounting import account
 from bnn_jax.layers import BinaryGRU, BinaryLSTM
 from bnn_jax.packed import freeze, verify
+from bnn_jax.quantizers import WEIGHT_QUANTIZERS, make_quantizer
 
 QUANTIZERS = {"input_quantizer": "ste_sign", "kernel_quantizer": "xnor"}
 sigmoid = lambda x: 1 / (1 + np.exp(-x))
@@ -80,3 +81,12 @@ def test_a_frozen_lstm_is_the_trained_one():
 def test_impossible_features_are_refused():
     with pytest.raises(ValueError, match=r"`features` \(=0\) must be a positive whole number in layer 'lstm'"):
         BinaryLSTM(0, name="lstm")
+
+
+@pytest.mark.parametrize("kernel", ["rbnn", "lq_net", "binary_connect"])
+def test_kernels_that_change_from_token_to_token_are_refused(kernel):
+    options = {"stochastic": True} if kernel == "binary_connect" else {}
+    kernel = make_quantizer(WEIGHT_QUANTIZERS, kernel, **options)
+    text = r"`kernel_quantizer` \(='Quantizer'\) must be the same for every token; .* in layer 'gru'"
+    with pytest.raises(ValueError, match=text):
+        BinaryGRU(4, kernel_quantizer=kernel, name="gru")

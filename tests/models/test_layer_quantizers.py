@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,6 +66,45 @@ def test_real_layers_have_their_activation_and_a_real_network_takes_binary_layer
         np.testing.assert_allclose(found, logits, rtol=1e-5, atol=1e-5)
     mixed = network({"stage2_*": "binary"}, input_quantizer="full_precision", kernel_quantizer="full_precision")
     assert bits_of(mixed) == {name: 1 if name.startswith("stage2") else 32 for name in bits_of(mixed)}
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs"),
+    [
+        ("mnist_mlp", None),
+        ("mnist_mlp", "full_precision"),
+        pytest.param("alexnet_dorefa", "full_precision", marks=pytest.mark.full),
+    ],
+)
+def test_a_network_whose_layers_are_all_real_is_the_one_in_full_precision(name, inputs):
+    shape = image_shape(name, 64)
+    bare = {"input_quantizer_options": {}, "kernel_quantizer_options": {}, "gradient_quantizer": None}
+    full = bare | {"input_quantizer": "full_precision", "kernel_quantizer": "full_precision"}
+    real = make_model(replace(small(name), **full, gradient_quantizer_options={}), num_classes=10)
+    given = {} if inputs is None else bare | {"input_quantizer": inputs, "gradient_quantizer_options": {}}
+    model = make_model(replace(small(name), **given, quantizers={"*": "real"}), num_classes=10)
+    variables = initialized(real, shape)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, *shape)), jnp.float32)
+    logits, found = (jax.jit(lambda v, x, m=m: m.apply(v, x, train=False)[0])(variables, x) for m in (real, model))
+    np.testing.assert_allclose(found, logits, rtol=1e-5, atol=1e-5 * np.abs(logits).max())
+
+
+def test_real_hidden_layers_drop_as_those_in_full_precision_do():
+    model = build_model("mnist_mlp", num_classes=10, width=512, quantizers={"*": "real"})
+    x = jnp.ones((4, 4, 4, 1))
+    variables = initialized(model, x.shape[1:])
+    outputs = []
+
+    def watch(call, arguments, options, context):
+        y = call(*arguments, **options)
+        if context.module.name == "dense2":
+            outputs.append(context.module.real_activation(jnp.ones((4, 2000))))
+        return y
+
+    with nn.intercept_methods(watch):
+        model.apply(variables, x, train=True, rngs={"quantizer": jax.random.key(0)}, mutable=["batch_stats"])
+    (dropped,) = outputs
+    assert set(np.unique(dropped)) == {0.0, 2.0} and 0.9 < dropped.mean() < 1.1
 
 
 @pytest.mark.parametrize(

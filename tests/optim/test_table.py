@@ -232,6 +232,19 @@ def test_gradients_are_clipped_before_decay_and_momentum(clipping, expected):
         np.testing.assert_allclose(found[layer][leaf][0], 0.75 * PARAMS[layer][leaf] - g, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(3, 4, 5), (1, 1, 1, 6), (2, 3, 2, 3, 4), (3, 4)])
+def test_adaptive_clipping_is_by_output_channel_whatever_the_rank(shape):
+    rng = np.random.default_rng(0)
+    w, g = rng.normal(size=shape), 10 * rng.normal(size=shape) ** 3
+    params, gradients = ({"conv": {"latent_kernel": jnp.asarray(x, jnp.float32)}} for x in (w, g))
+    optimizer = make_optimizer("sgd", learning_rate=constant(1.0, 1), momentum=0.0, adaptive_clipping=0.1)
+    found, _ = optimizer.update(gradients, optimizer.init(params), params, value=1.0)
+    flat_w, flat_g = w.reshape(-1, shape[-1]), g.reshape(-1, shape[-1])
+    largest = 0.1 * np.maximum(np.linalg.norm(flat_w, axis=0), 1e-3)
+    wanted = -flat_g * np.minimum(1.0, largest / np.linalg.norm(flat_g, axis=0))
+    np.testing.assert_allclose(found["conv"]["latent_kernel"], wanted.reshape(shape), rtol=1e-5)
+
+
 def test_an_optimizer_is_made_from_a_name_or_a_record():
     record = OPTIMIZERS["sgd"]._replace(make=lambda settings, *, sign=1.0: optax.scale(sign))
     optimizer = made(record, sign=-2.0)
@@ -252,6 +265,19 @@ def test_an_optimizer_is_made_from_a_name_or_a_record():
 def test_unknown_names_and_options_are_refused(name, options, message):
     with pytest.raises(UsageError, match=message):
         made(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("momo", {"latent_weight_decay": 1e-4}, r"`latent_weight_decay` \(=0.0001\) is for dfw, adam, .*; leave"),
+        ("bop", {"decay_only": ("*kernel",)}, r"`decay_only` \(=\('\*kernel',\)\) is for dfw, adam"),
+        ("dfw", {"scale_latent": True}, r"`scale_latent` \(=True\) is for adam, sgd"),
+    ],
+)
+def test_what_an_optimizer_would_ignore_is_refused(name, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_optimizer(name, learning_rate=constant(0.1, 1), **settings)
 
 
 def test_bnew_needs_a_box_and_an_end():

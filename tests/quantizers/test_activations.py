@@ -149,6 +149,14 @@ def test_rho_of_the_sparse_step():
     )
 
 
+def test_a_width_that_training_drove_below_0_has_no_ramp():
+    x, quantizer = jnp.array([[-0.4, 0.5]]), sparse()
+    parameters = quantizer.init(jax.random.key(0), x) | {"width": jnp.array([[1.0, -0.1]])}
+    codes, slope = jax.value_and_grad(lambda x: quantizer.apply(x, **parameters).codes.sum())(x)
+    assert codes == 1
+    np.testing.assert_array_equal(slope, [[0, 0]])
+
+
 def norm(x, tree, bias):
     return (x @ tree["kernel"] - tree["mean"]) * tree["scale"] + bias
 

@@ -79,6 +79,13 @@ def test_centering_brings_the_factor_one_minus_one_over_channels():
     np.testing.assert_allclose(found[0, 0, 3, 0], (1 - 1 / 5) * inner[0, 0, 3, 0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(3, 3, 1, 4), (1, 4), (4,)])
+def test_centering_of_one_channel_is_refused(shape):
+    text = r"`center` \(=True\) needs weights of two input channels at least, .*; leave it out, or keep that layer real"
+    with pytest.raises(ValueError, match=text):
+        xnor(jnp.ones(shape), center=True)
+
+
 def test_gradients_of_the_xnor_variants_differ_as_published():
     w, g = jnp.array([[0.5], [-2.0]]), jnp.array([[1.0], [3.0]])
     # alpha = 1.25, n = 2: exact alpha g 1{|w| <= 1} + sign(w)/n sum(g sign(w)); diagonal g (alpha 1{|w| <= 1} + 1/n)
@@ -176,7 +183,7 @@ def test_full_latent_sums_the_gradients_of_both_branches():
     ("call", "message"),
     [
         (lambda: xnor(normal(0), gradient="full"), r"`gradient` \(='full'\) must be 'exact' or 'diagonal'"),
-        (lambda: xnor(jnp.ones(3), center=True), r"`center` \(=True\) needs weights with an axis of input channels"),
+        (lambda: xnor(jnp.ones(3), center=True), r"`center` \(=True\) needs weights of two input channels at least"),
         (
             lambda: xnor(normal(0), as_released=True),
             r"`as_released` \(=True\) needs `center=True`; the authors' programs",

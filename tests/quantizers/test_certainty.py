@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, make_quantizer
 from bnn_jax.quantizers.binary import magnitude_aware
 from bnn_jax.quantizers.certainty import c_sign, c_sign_weights, dead_band
 from bnn_jax.quantizers.codes import dequantize
@@ -68,3 +69,11 @@ def test_at_the_end_it_is_the_plain_sign_with_the_magnitude_aware_gradient():
 def test_thresholds_must_be_in_order(start, end):
     with pytest.raises(ValueError, match=rf"`start` and `end` \(={start}, {end}\) must satisfy 0 < start <= end <= 1"):
         c_sign(start=start, end=end)
+
+
+@pytest.mark.parametrize("table", [WEIGHT_QUANTIZERS, ACTIVATION_QUANTIZERS])
+@pytest.mark.parametrize("name", ["c_sign", "adabin"])
+def test_estimators_of_other_codes_are_refused_where_the_quantizer_makes_signs(table, name):
+    if name in table:
+        with pytest.raises(ValueError, match=r"`estimator` \(=\(0, 1\)\) must have the codes \(-1, 1\) here"):
+            make_quantizer(table, name, estimator="heaviside")

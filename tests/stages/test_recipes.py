@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from run_script import run_script
 from small_sets import brightness_set
 
@@ -288,8 +289,18 @@ def test_stompp_goes_from_the_input_to_the_output():
         {pattern: own["kernel_quantizer"].split(":")[1] for pattern, own in stage.config.model.quantizers.items()}
         for stage in stages
     ]
-    assert turns[0] == dict.fromkeys(("stage2_*", "stage3_*", "stage4_*"), "clipped")
-    assert turns[2] == {"stage1_*": "committed", "stage2_*": "committed", "stage4_*": "clipped"}
+    assert turns[0] == dict.fromkeys((f"stage{n}_*/conv*" for n in (2, 3, 4)), "clipped")
+    assert turns[2] == {f"stage{n}_*/conv*": {4: "clipped"}.get(n, "committed") for n in (1, 2, 4)}
+    for stage in stages:
+        model = make_model(stage.config.model, num_classes=3)
+        shapes = flatten_dict(
+            jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+        )
+        kernels = {path[-2]: set() for path in shapes if path[-1].endswith("kernel")}
+        for path in shapes:
+            if path[-1].endswith("kernel"):
+                kernels[path[-2]].add(path[-1])
+        assert (kernels["downsample"], kernels["conv1"]) == ({"kernel"}, {"latent_kernel"})
     assert [(stage.initialise_from, stage.which) for stage in stages[1:]] == [(f"stage{n}", "last") for n in (1, 2, 3)]
 
 

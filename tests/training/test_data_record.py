@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 from small_sets import brightness_set, write_npz
 
 from bnn_jax.errors import UsageError
@@ -31,6 +32,33 @@ def test_a_run_records_its_classes_and_goes_on_with_the_same_alone(tmp_path):
         UsageError, match=r"have the `class_names` \['ant', 'cow', 'bee'\] now, but had \['ant', 'bee', 'co"
     ):
         record_data(tmp_path, DataConfig("mine"), replace(dataset, class_names=("ant", "cow", "bee")))
+
+
+def test_a_run_whose_epochs_would_have_other_steps_is_refused(tmp_path):
+    record_data(tmp_path, DataConfig("mine"), FIRST)
+    (tmp_path / "result.json").touch()
+    with pytest.raises(
+        UsageError, match="have the training examples 24 now, but had 30 when the run was begun; give th"
+    ):
+        record_data(tmp_path, DataConfig("mine"), brightness_set(24))
+
+
+def test_streamed_images_that_changed_are_noticed(tmp_path):
+    labels = np.arange(60) % 3
+    for index, image in enumerate(np.random.default_rng(0).integers(0, 256, (60, 6, 5, 3), dtype=np.uint8)):
+        path = tmp_path / "pets" / NAMES[labels[index]] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    data, workdir = DataConfig(str(tmp_path / "pets"), stream=True), tmp_path / "run"
+    workdir.mkdir()
+    record_data(workdir, data, load_data(data))
+    (workdir / "result.json").touch()
+    data_of_run(workdir, Config("mine", 1, 8, data=data), None)
+    (tmp_path / "pets" / "ant" / "0.png").rename(tmp_path / "pets" / "ant" / "99.png")
+    with pytest.warns(ChangedDataWarning, match="are not those with which the run"):
+        record_data(workdir, data, load_data(data))
+    with pytest.warns(ChangedDataWarning, match="are not those with which the run"):
+        data_of_run(workdir, Config("mine", 1, 8, data=data), None)
 
 
 @pytest.fixture

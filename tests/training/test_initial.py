@@ -125,7 +125,7 @@ def test_what_does_not_fit_is_listed_and_what_is_fresh_is_not(first, dataset):
             r"`init_from` \(=nowhere.npz\) is not there; give a file of weights or the folder",
         ),
         ({"init_options": {"fresh": "x"}}, r"`init_options` .* is for `init_from`; give that too"),
-        ({"init_from": "{run}", "init_options": {"which": "first"}}, r"`which` \(='first'\) must be best or last"),
+        ({"init_from": "{run}", "init_options": {"which": "first"}}, r"`init_options.which` \(='first'\) must be best"),
         ({"init_from": "{run}", "init_options": {"layout": "bireal"}}, r"`init_options` \(='layout'\) is not known"),
         ({"init_from": "{run}/config.json"}, r"must end in \.npz, \.pth"),
     ],

@@ -21,6 +21,7 @@ from bnn_jax.training.epoch import Batches, epoch_permutation, evaluate
 from bnn_jax.training.experiment import ImageInfo, hyper_parameters, make_experiment
 from bnn_jax.training.programs import make_programs
 from bnn_jax.training.step import Targets, _linear_oracle, init_state, train_step
+from bnn_jax.training.validation import validate
 
 INFO = ImageInfo((8, 8, 1), 3, (100.0,), (50.0,))
 CONFIG = Config("test", epochs=12, batch_size=8, model=ModelConfig("resnet6", width=4), data=DataConfig(crop_padding=1))
@@ -38,6 +39,23 @@ def data():
 
 def experiment_of(config, total_steps=10):
     return make_experiment(config, INFO, total_steps=total_steps, learning_rate=config.optim.learning_rate)
+
+
+def test_quantizers_are_told_how_often_they_are_called_in_an_epoch():
+    """`rbnn` adapts its rotations once an epoch: every 10 steps of 2 parts each."""
+    model = replace(CONFIG.model, kernel_quantizer="rbnn")
+    config = validate(replace(CONFIG, epochs=2, accumulate_steps=2, model=model))
+    quantizer = experiment_of(config, total_steps=20).model.kernel_quantizer
+    w = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3, 4, 4)), jnp.float32)
+    state, adapted = quantizer.init_state(jax.random.key(0), w), []
+    parameters = quantizer.init(jax.random.key(0), w) if quantizer.init else {}
+    apply = jax.jit(lambda w, state: quantizer.apply(w, state, train=True, progress=0.5, **parameters))
+    for _ in range(41):
+        _, after = apply(w, state)
+        adapted.append(any((after[name] != state[name]).any() for name in after if name != "calls"))
+        state = after
+    first, second, third = np.flatnonzero(adapted)
+    assert (second - first, third - second) == (20, 20)
 
 
 def train_epoch(programs, state, data, epoch, config):

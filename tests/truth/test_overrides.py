@@ -170,7 +170,7 @@ def test_what_another_setting_makes_read_is_taken_with_it():
     config = config_of(f"{line} --optim.decay-only *kernel --optim.weight-decay 1e-4")
     assert (config.regularizer_strength, config.diagnostics.histogram_bins) == (1e-3, 5)
     with pytest.raises(
-        UsageError, match=r"`--optim.decay-only` .* is read only with `--optim.weight-decay`; give that"
+        UsageError, match=r"`--optim.decay-only` .* is read only with `--optim.weight-decay` or `--optim.late"
     ):
         config_of("--optim.decay-only *kernel")
 
@@ -206,6 +206,17 @@ def test_an_override_of_the_optimizer_holds_for_every_row_of_a_comparison():
     config = config_of("--optim.learning-rate 0.5 --optim.schedule linear", Comparison)
     rows = optimizer_rows(config, ("dfw", "adam", "sgd"), {config.loss: {}})
     assert [(cell.optim.learning_rate, cell.optim.schedule) for cell, _ in rows.values()] == [(0.5, "linear")] * 3
+
+
+def test_a_setting_is_read_where_one_of_the_rows_or_what_is_tuned_reads_it():
+    config = config_of("--optim.decay-only *kernel", Comparison)
+    assert config.optim.decay_only == ("*kernel",)
+    tuned = config_of("--optim.warmup-start-share 0.5 --optim.tune warmup_share 0.1 0.2 0.3 --tune", Comparison)
+    assert tuned.optim.warmup_start_share == 0.5
+    with pytest.raises(UsageError, match=r"`--optim.warmup-start-share` .* is read only with `--optim.warmup-share`"):
+        config_of("--optim.warmup-start-share 0.5", Comparison)
+    axes = ("optim.latent_weight_decay",)
+    assert config_of("--optim.decay-only *kernel", axes=axes).optim.decay_only == ("*kernel",)
 
 
 def test_each_loss_of_a_comparison_has_its_own_options(mine):
