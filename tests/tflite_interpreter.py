@@ -14,6 +14,7 @@ from flatbuffers.table import Table
 NAMES = {0: "ADD", 1: "AVERAGE_POOL_2D", 3: "CONV_2D", 9: "FULLY_CONNECTED", 17: "MAX_POOL_2D", 18: "MUL", 19: "RELU"}
 NAMES |= {22: "RESHAPE", 34: "PAD", 36: "GATHER", 41: "SUB", 42: "DIV", 45: "STRIDED_SLICE", 54: "PRELU", 59: "NEG"}
 NAMES |= {55: "MAXIMUM", 57: "MINIMUM", 60: "PADV2", 61: "GREATER", 74: "SUM", 101: "ABS", 123: "SELECT_V2"}
+NAMES |= {72: "NOT_EQUAL"}
 NAMES |= {76: "RSQRT", 82: "REDUCE_MAX", 92: "SQUARE", 130: "BROADCAST_TO"}
 CONV = ("padding", "stride_w", "stride_h", None, "dilation_w", "dilation_h")
 POOL = ("padding", "stride_w", "stride_h", "filter_w", "filter_h")
@@ -169,6 +170,7 @@ INTERPRETER = {
     "RELU": lambda o, a: np.maximum(a, 0),
     "PRELU": lambda o, a, slope: np.where(a >= 0, a, slope * a),
     "GREATER": lambda o, a, b: a > b,
+    "NOT_EQUAL": lambda o, a, b: a != b,
     "SELECT_V2": lambda o, c, a, b: np.where(c, a, b),
     "SUM": lambda o, a, axes: a.sum(tuple(axes)),
     "REDUCE_MAX": lambda o, a, axes: a.max(tuple(axes)),

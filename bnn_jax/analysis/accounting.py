@@ -285,7 +285,11 @@ def account_model(model: Any, image_shape: tuple[int, int, int], *, num_classes:
     found = account(lambda *arguments: tuple(outputs_of(apply_network(model, *arguments))), variables, images)
     layers = {layer.name.rpartition("/")[0]: layer for layer in found.layers}
     # Of the two numbers of a normalized channel the threshold takes the place of one.
-    thresholds = [layers[chain.layer] for chain in threshold_chains(model, variables, image_shape)]
+    try:
+        chains = threshold_chains(model, variables, image_shape)
+    except ValueError:  # It cannot be packed, so that nothing is folded in a file of it.
+        chains = ()
+    thresholds = [layers[chain.layer] for chain in chains]
     return found._replace(folded=sum(layer.scales + layer.biases + layer.shape[-1] for layer in thresholds))
 
 

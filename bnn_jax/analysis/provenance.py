@@ -61,16 +61,21 @@ def device() -> dict[str, Any]:
     return {"platform": devices[0].platform, "kind": ", ".join(kinds), "count": len(devices)}
 
 
+def usable_cores() -> int:
+    """The number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def cpu() -> dict[str, Any]:
     """The CPU cores this process may use and, where they can be read, the model and its wide instructions.
 
     ``{"cores": 2, "model": "...", "features": ["avx2"]}``, of :data:`CPU_FEATURES`.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found = _linux_cpu_info()
     model = found.get("model name") or platform.processor()
     features = [name for name in CPU_FEATURES if name in found.get("flags", "").split()]
-    return {"cores": cores} | ({"model": model} if model else {}) | ({"features": features} if features else {})
+    known = {"model": model} if model else {}
+    return {"cores": usable_cores()} | known | ({"features": features} if features else {})
 
 
 def _linux_cpu_info() -> dict[str, str]:

@@ -1,6 +1,5 @@
 """How fast images come from disk: the input pipeline alone, and beside a step that takes as long as a GPU's."""
 
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from bnn_jax.analysis.provenance import usable_cores
 from bnn_jax.analysis.tables import TEXT, Tables
 from bnn_jax.checks import require
 from bnn_jax.data import ImageStream, batches, open_stream, prefetch
@@ -140,7 +140,7 @@ def benchmark_input(
         "rows": rows,
         "images_per_second_per_core": per_core,
         "cores_needed": gpu_images_per_second / per_core,
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "gpu": gpu,
         "gpu_images_per_second": gpu_images_per_second,
         "step_ms": 1e3 * step_seconds,

@@ -1,7 +1,6 @@
 """How fast packed bits are: products, convolutions and whole networks, each beside its peers in the same process."""
 
 import math
-import os
 import tempfile
 import time
 from collections import Counter
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bnn_jax.analysis.provenance import installed_versions
+from bnn_jax.analysis.provenance import installed_versions, usable_cores
 from bnn_jax.bitops.bits import pack
 from bnn_jax.bitops.conv import Geometry
 from bnn_jax.bitops.paths import PATHS, chosen_path
@@ -125,7 +124,7 @@ def benchmark_packed(
       packed file.
     """
     total = len(matmuls) + len(convs) * len(conv_batches) + sum(len(n.batches) for n in networks)
-    found: dict[str, Any] = {"threads": os.cpu_count(), "compiler_options": packed_options()}
+    found: dict[str, Any] = {"threads": usable_cores(), "compiler_options": packed_options()}
     found |= {"peers": installed_versions(("torch", "bnn-lab")), "matmul": [], "conv": [], "network": []}
     done = 0
 
@@ -220,7 +219,7 @@ def _matmul(shape: tuple[int, int, int], repeats: int) -> dict[str, Any]:
     functions |= _torch_peer(lambda torch: partial(torch.matmul, torch.from_numpy(x), torch.from_numpy(kernel)))
     bnn_lab = _installed("bnn.kernels.packed")
     if bnn_lab is not None and k % 64 == 0:
-        bnn_lab.set_num_threads(os.cpu_count())
+        bnn_lab.set_num_threads(usable_cores())
         rows, columns = (_words64(x > 0), _words64(kernel.T > 0))
         functions["bnn_lab"] = lambda: bnn_lab.binary_gemm_native_prepacked(rows, columns, k)
     path = chosen_path(channels=k, fan_in=k, features=n)
@@ -312,7 +311,9 @@ def _network(network: Network, repeats: int) -> list[dict[str, Any]]:
 
 
 def _installed(module: str) -> ModuleType | None:
-    """A module of an optional peer, or None."""
+    """A module of an optional peer, or None; both run on the CPU, beside which nothing else is compared."""
+    if jax.default_backend() != "cpu":
+        return None
     try:
         return __import__(module, fromlist=["_"])
     except ImportError:
@@ -323,7 +324,7 @@ def _torch_peer(make: Callable[[ModuleType], Callable[[], Any]]) -> dict[str, Ca
     torch = _installed("torch")
     if torch is None:
         return {}
-    torch.set_num_threads(os.cpu_count())
+    torch.set_num_threads(usable_cores())
     function = make(torch)
 
     def run():

@@ -17,6 +17,10 @@ SECONDS_TO_SAVE = 20.0
 """Between the polite end of a program, on which training saves, and its killing."""
 
 
+ENDED = "ended when asked"
+"""What a program does that saves, before its task says what that is."""
+
+
 class Task(NamedTuple):
     """A program of a suite.
 
@@ -45,8 +49,8 @@ def run_suite(
       on_progress: called after each.
 
     Returns:
-      name -> ``{"command", "outcome", "seconds"}``; the outcome is passed, failed with its exit code, out of time, or
-      not started.
+      name -> ``{"command", "outcome", "seconds"}``; the outcome is passed, failed with its exit code, out of time,
+      saved, to be resumed, or not started.
     """
     output.mkdir(parents=True, exist_ok=True)
     end, record = time.monotonic() + 60 * minutes, {}
@@ -56,8 +60,8 @@ def run_suite(
         # What saves when it is ended is ended in time for that.
         seconds = task.share * left - (min(SECONDS_TO_SAVE, 0.5 * task.share * left) if task.resumes else 0)
         outcome = _run(command, output / f"{task.name}.log", seconds) if left > 0 else "not started"
-        if task.resumes and outcome == "out of time":
-            outcome = "saved, to be resumed"
+        if outcome == ENDED:
+            outcome = "saved, to be resumed" if task.resumes else "out of time"
         seconds = time.monotonic() - began
         record[task.name] = {"command": ["python", *task.arguments], "outcome": outcome, "seconds": round(seconds, 1)}
         write_atomically(output / "suite.json", json.dumps(record, indent=1).encode())
@@ -73,11 +77,14 @@ def _run(command: Sequence[str], log: Path, seconds: float) -> str:
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(SECONDS_TO_SAVE)
+                code = process.wait(SECONDS_TO_SAVE)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-            return "out of time"
+                return "out of time, and killed, for it did not end"
+            if code in (0, -signal.SIGTERM):
+                return ENDED if code == 0 else "out of time"
+            return f"failed with exit code {code}"
         except BaseException:
             process.kill()
             process.wait()

@@ -67,7 +67,8 @@ def _in_new_process(config: Config, seeds: Sequence[int], execution: str | None)
         command = [sys.executable, "-m", "bnn_jax.benchmarks.sweep", json.dumps(job)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise RunError(f"a process of the benchmark failed: {done.stderr.strip().splitlines()[-1]}")
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise RunError(f"a process of the benchmark failed: {lines[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

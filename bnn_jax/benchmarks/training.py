@@ -4,15 +4,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
-from os import cpu_count
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bnn_jax.analysis.provenance import usable_cores
 from bnn_jax.analysis.tables import TEXT, Tables
 from bnn_jax.timing import interleaved_seconds, median_ms
-from bnn_jax.training.config import Config, select_optimizer
+from bnn_jax.training.config import Config, load_config, select_optimizer
 from bnn_jax.training.epoch import Batches
 from bnn_jax.training.experiment import ImageInfo, hyper_parameters
 from bnn_jax.training.programs import make_programs
@@ -82,14 +83,19 @@ TORCH_STEPS = ("torch_channels_last", "torch_nchw")
 
 
 def _torch_rounds(config: Config, images, labels, order) -> dict[str, Callable[[], Any]]:
-    """PyTorch's 20 steps and its evaluation of all images, in each memory format, where it is installed."""
-    if find_spec("torch") is None:
+    """PyTorch's 20 steps and its evaluation of all images, in each memory format, where it is installed.
+
+    On a CPU, where it runs, and for the network and loss that :mod:`bnn_jax.benchmarks.torch_peer` has.
+    """
+    peer = load_config("cifar10_xnor_resnet20")
+    same = replace(config.model, width=peer.model.width) == peer.model and config.loss == peer.loss
+    if find_spec("torch") is None or jax.default_backend() != "cpu" or not same:
         return {}
     import torch
 
     from bnn_jax.benchmarks.torch_peer import Trainer, XnorResNet
 
-    torch.set_num_threads(cpu_count())
+    torch.set_num_threads(usable_cores())
     images = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).contiguous()
     labels, order = torch.from_numpy(np.array(labels, np.int64)), torch.from_numpy(np.array(order, np.int64))
     rounds = {}

@@ -1,7 +1,6 @@
 """How long every network of the catalogue takes for one image: packed, and the same architecture in full precision."""
 
 import math
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bnn_jax.analysis.provenance import usable_cores
 from bnn_jax.analysis.tables import TEXT, Tables
 from bnn_jax.compilation import packed_options
 from bnn_jax.models import MODELS
@@ -77,7 +77,7 @@ def benchmark_zoo(
         on_progress(number + 1, len(names), name)
     order = {name: position for position, name in enumerate(MODELS)}
     rows.sort(key=lambda row: order[row["name"]])
-    found = {"threads": os.cpu_count(), "compiler_options": packed_options(), "repeats": repeats}
+    found = {"threads": usable_cores(), "compiler_options": packed_options(), "repeats": repeats}
     return found | {"not_measured": names[len(rows) :], "network": rows}
 
 

@@ -135,9 +135,9 @@ def main() -> None:
         found = measure(arguments, on_progress=on_progress)
     with arguments.tables() as tables:
         show(found, tables)
-    if arguments.output:
-        record = {"command": command_line(), **found, "provenance": provenance()}
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        write_file(arguments.output, json.dumps(record, indent=1))
-        if arguments.what == "packed":
-            print(plot_packed(found, arguments.output.with_suffix(".png")))
+        if arguments.output:
+            record = {"command": command_line(), **found, "provenance": provenance()}
+            arguments.output.parent.mkdir(parents=True, exist_ok=True)
+            write_file(arguments.output, json.dumps(record, indent=1))
+            if arguments.what == "packed":
+                print(plot_packed(found, arguments.output.with_suffix(".png")))

@@ -68,7 +68,8 @@ def main() -> int:
     # What is compared is two words; without the second one it is the optimizers.
     name, *rest = words
     if name == "compare":
-        name, *rest = (f"compare {rest[0]}", *rest[1:]) if rest and rest[0][0] != "-" else ("compare optimizers", *rest)
+        named = bool(rest) and not rest[0].startswith("-")
+        name, *rest = (f"compare {rest[0]}", *rest[1:]) if named else ("compare optimizers", *rest)
     if name not in COMMANDS:
         print(f"error: {unknown_name('command', name, COMMANDS)}", file=sys.stderr)
         return 2

@@ -122,8 +122,11 @@ def main() -> None:
             "name a network or a table"
         )
     if arguments.table:
-        network = (field.name for field in fields(Arguments) if field.name not in ("model", "table", "json", "format"))
-        refuse_unread(arguments, network, "is for a network, not for a `--table`")
+        others, purpose = ("model", "table", "json", "format", "counted"), "is for a network, not for a `--table`"
+        refuse_unread(arguments, (field.name for field in fields(Arguments) if field.name not in others), purpose)
+        for name, value in arguments.counted._asdict().items():
+            if value != getattr(EVERYTHING, name):
+                raise UsageError(f"`--no-{name.replace('_', '-')}` {purpose}; leave it out")
     with arguments.tables() as tables:
         record = (summarize_table if arguments.table else summarize_network)(arguments, tables)
     if arguments.json:

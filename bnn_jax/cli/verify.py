@@ -1,8 +1,8 @@
 """Prove that a run's packed network is the trained one: bnn-jax verify runs/mine
 
 For each layer with quantized weights: codes that differ from the trained layer's; on the whole split, integers that
-differ on equal inputs, and activation bits that differ end to end; then logits and predictions.  Exit code 1 if
-anything that has to be equal differs, or is not a number.
+differ on equal inputs, and activation bits that differ end to end; then predictions, and logits, which may differ by
+rounding.  Exit code 1 if anything else differs, or is not a number.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,8 @@ def print_verification(found: Verification, tables: Tables) -> None:
     columns = ("layer", "weights", "integers", "activation bits\n(whole words)", "multiplies\non")
     tables.print(columns, rows, texts=(0, 4), title="differing / compared")
     print(f"predictions that differ: {found.differing_predictions:,} of {found.examples:,}")
-    print(f"largest difference of logits: {found.largest_logit_difference:.3g}")
+    largest = f"{found.largest_logit_difference:.3g} (of {found.largest_logit:.3g} at most)"
+    print(f"largest difference of logits: {largest}")
 
 
 def main() -> None:
@@ -52,8 +53,9 @@ def main() -> None:
     )
     with arguments.tables() as tables:
         print_verification(found, tables)
+        if found.examples and found.passed:
+            print("the packed network is the trained one")
     if not found.examples:
         raise RunError(f"`split` (={arguments.split!r}) has no image with a label to compare; choose another")
     if not found.passed:
         raise RunError(f"`workdir` (={arguments.workdir}): the packed network is not the trained one; see the table")
-    print("the packed network is the trained one")

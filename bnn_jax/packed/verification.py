@@ -11,7 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
-from bnn_jax.bitops.paths import PATHS
+from bnn_jax.bitops.paths import AS_NUMBERS, PATHS
 from bnn_jax.checks import require
 from bnn_jax.finite import require_finite
 from bnn_jax.layers import BinaryConv, BinaryDense
@@ -21,6 +21,10 @@ from bnn_jax.packed.freezing import TRAIN_AGAIN, kernels_of, parts, require_seen
 
 # The collection of what the layers of the trained network got and packed, from which those of the packed one get it.
 TRAINED = "trained"
+
+
+ROUNDING = 1e-3
+"""How much logits may differ, as a share of the largest: real numbers are not added up in the same order."""
 
 
 class LayerReport(NamedTuple):
@@ -52,20 +56,23 @@ class Verification(NamedTuple):
       examples: images.
       differing_predictions: images whose largest logits are not the same class's, or of which a logit is not finite.
       largest_logit_difference: absolute; NaN if a logit is.
+      largest_logit: of the trained network, absolute.
     """
 
     layers: dict[str, LayerReport]
     examples: int
     differing_predictions: int
     largest_logit_difference: float
+    largest_logit: float
 
     @property
     def passed(self) -> bool:
-        """No code, integer, bit or prediction differs, of any image, and there are some to differ."""
+        """No code, integer, bit or prediction differs, of any image, no logit by more than rounding, and some could."""
         something = all(layer.weights + layer.integers > 0 for layer in self.layers.values())
         compared = self.examples > 0 and bool(self.layers) and something
         different = sum(sum(layer[1::2]) for layer in self.layers.values())
-        return compared and different + self.differing_predictions == 0
+        rounded = self.largest_logit_difference <= ROUNDING * self.largest_logit
+        return compared and rounded and different + self.differing_predictions == 0
 
 
 def verify(
@@ -98,7 +105,7 @@ def verify(
     logits = jax.jit(partial(network_logits, model))
     compare = jax.jit(partial(_compare, model))
     layers: dict[str, LayerReport] = {}
-    examples, differing, largest = 0, 0, 0.0
+    examples, differing, largest, scale = 0, 0, 0.0, 0.0
     for images in filter(len, batches):
         counts = compare(variables, packed, images)
         ours, theirs = logits(packed, images), logits(variables, images)
@@ -106,12 +113,13 @@ def verify(
         examples += len(images)
         differing += int((~same).sum())
         largest = np.maximum(largest, float(jnp.abs(ours - theirs).max()))
+        scale = np.maximum(scale, float(jnp.abs(theirs).max()))
         for path, found in counts.items():
             weights, others, taken = np.split(np.asarray(found, np.int64), [2, 6])
             # The weights are the same ones in every batch.
             before = layers[path][2:6] if path in layers else (0,) * len(others)
             layers[path] = LayerReport(*weights.tolist(), *(others + before).tolist(), PATHS[taken.item()])
-    return Verification(layers, examples, differing, float(largest))
+    return Verification(layers, examples, differing, float(largest), float(scale))
 
 
 def _compare(model: nn.Module, variables: Any, packed: Any, images: Array) -> dict[str, Array]:
@@ -145,7 +153,7 @@ def _compare(model: nn.Module, variables: Any, packed: Any, images: Array) -> di
                 *_differences(record.get("weights", ())[:1], alone[path].get("weights", ())[:1], _differing_numbers, 1),
                 *_differences(record.get("integers"), forced[path].get("integers"), _differing_numbers, 1),
                 *_differences(record.get("words"), alone[path].get("words"), _differing_bits, 32),
-                alone[path]["path"][0],
+                alone[path].get("path", (PATHS.index(AS_NUMBERS),))[0],  # of a product that takes no way of its own
             ]
         )
         for path, record in trained.items()

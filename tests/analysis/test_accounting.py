@@ -104,6 +104,20 @@ def test_one_layer_of_each_method(input_quantizer, kernel_quantizer, bits, analy
     assert counted.flops() == macs.full_precision + macs.bit_products / 64
 
 
+def test_a_network_that_cannot_be_packed_is_counted():
+    class Mixed(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train=False):
+            signs = {"input_quantizer": "ste_sign", "kernel_quantizer": "binary"}
+            x = BatchNorm()(BinaryConv(32, **signs, name="first")(x), train=train)
+            x = BinaryConv(32, **signs, name="second")(x)
+            return BinaryConv(4, kernel_quantizer=kernels("binary_connect", stochastic=True), name="third")(x)
+
+    counted = account_model(Mixed(), (5, 5, 8))
+    assert counted.folded == 0 and counted.full_precision_weights == 9 * 32 * 4
+    assert counted.quantized_weights == {1: 9 * 8 * 32 + 9 * 32 * 32}
+
+
 def test_what_belongs_to_activations_is_stored_and_what_only_makes_codes_is_not():
     assert account_model(Single(inputs("rsign"), kernels("binary")), (5, 5, 8)).other == {
         "conv/input_quantizer/shift": 8

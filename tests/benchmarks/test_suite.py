@@ -32,6 +32,13 @@ def test_a_program_that_takes_too_long_is_asked_to_end(tmp_path, resumes, outcom
     assert (tmp_path / "long.log").read_text() == "saved\n"
 
 
+@pytest.mark.full
+def test_a_program_that_fails_when_it_is_asked_to_end_has_not_saved(tmp_path):
+    program = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit('no room')); time.sleep(60)"
+    found = outcomes([Task("long", ["-c", program], share=0.5, resumes=True)], tmp_path, minutes=4 / 60)
+    assert found == {"long": "failed with exit code 1"}
+
+
 def test_nothing_starts_after_the_time_is_over(tmp_path):
     assert outcomes([Task("late", ["-c", ""])], tmp_path, minutes=0) == {"late": "not started"}
     assert sys.executable not in (tmp_path / "suite.json").read_text()

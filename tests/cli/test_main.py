@@ -82,6 +82,13 @@ def test_no_command_and_an_unknown_one(monkeypatch, capsys):
     assert code == 2 and printed.err.startswith("error: `command` (='trian') is not known; did you mean 'train'?")
     code, printed = run(monkeypatch, capsys, "compare", "estimator")
     assert code == 2 and "did you mean 'compare estimators'?" in printed.err
+    code, printed = run(monkeypatch, capsys, "compare", "")
+    assert code == 2 and printed.err.startswith("error: `command` (='compare ') is not known")
+
+
+def test_what_a_table_does_not_count_has_the_name_of_its_option(monkeypatch, capsys):
+    code, printed = run(monkeypatch, capsys, "summarize", "--table", "igp", "--no-batch-norm")
+    assert (code, printed.err) == (2, "error: `--no-batch-norm` is for a network, not for a `--table`; leave it out\n")
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,15 @@ def test_blocks_that_are_real_by_pattern_have_the_real_networks_activation():
 
 
 @pytest.mark.full
+def test_a_block_whose_projections_are_real_is_verified_too():
+    model = build_model("vit_tiny", **SMALL, quantizers={"attention1": "real"})
+    images = normal(2, 4, 6, 1)
+    variables = random_variables(model, images, mean=0.2)
+    report = verify(model, variables, freeze(model, variables, images.shape[1:]), [images])
+    assert report.passed and report.layers["attention1"].path == "float32"
+
+
+@pytest.mark.full
 def test_with_binary_values_every_product_of_a_block_is_binary_and_frozen_the_same():
     model = build_model("vit_tiny", **SMALL | {"options": SMALL["options"] | {"binary_values": True}})
     images = normal(2, 4, 6, 1)

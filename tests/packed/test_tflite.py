@@ -179,6 +179,20 @@ def test_each_comparison_makes_the_codes_that_it_says(choose):
     np.testing.assert_array_equal(interpret(data, images), logits_of(model, variables, images))
 
 
+def test_what_is_unequal_is_no_sign():
+    class Chosen(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            kernel = self.param("kernel", nn.initializers.ones, (3, 4))
+            return jnp.where(x != 0, 1.0, -1.0).reshape((len(x), -1)) @ jnp.sign(kernel)
+
+    model, shape = Sequence((Chosen(),)), (1, 1, 3)
+    variables, images = random_variables(model, shape), np.array([[[[0.0, -0.4, 0.6]]]], np.float32)
+    data = tflite_bytes(model, variables, shape)
+    assert read(data).count("LceBconv2d") == 0
+    np.testing.assert_array_equal(interpret(data, images), logits_of(model, variables, images))
+
+
 def test_activations_and_pools_become_one_operator_each():
     overlapping = partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
     layers = (PReLU(), max_pool, nn.hard_tanh, avg_pool_2x2, PReLU(both_slopes=True), overlapping)

@@ -184,10 +184,28 @@ def test_images_are_not_taken_for_batches(variables, packed, images):
         verify(Network(), variables, packed, images)
 
 
+class RealHead(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        return BinaryDense(5, use_bias=True, name="head")(BinaryConv(8, name="conv", **SIGNS)(x).mean((1, 2)))
+
+
+def test_a_wrong_real_number_that_moves_no_prediction_is_found(images):
+    model = RealHead()
+    variables = variables_of(model)
+    packed = freeze(model, variables, SHAPE)
+    assert verify(model, variables, packed, [images]).passed
+    doubled = {**packed, "params": jax.tree.map(lambda leaf: 2 * leaf, packed["params"])}
+    found = verify(model, variables, doubled, [images])
+    assert found.differing_predictions == 0 and sum(sum(layer[1::2]) for layer in found.layers.values()) == 0
+    assert found.largest_logit_difference == pytest.approx(found.largest_logit) and not found.passed
+    assert not Verification(found.layers, 5, 0, float("nan"), 1.0).passed
+
+
 @pytest.mark.parametrize("layers", [{}, {"conv": LayerReport(0, 0, 0, 0, 0, 0, "bits")}])
 def test_no_compared_weight_is_no_verification(layers):
-    assert not Verification(layers, 5, 0, 0.0).passed
-    assert Verification({"conv": LayerReport(9, 0, 0, 0, 0, 0, "bits")}, 5, 0, 0.0).passed
+    assert not Verification(layers, 5, 0, 0.0, 1.0).passed
+    assert Verification({"conv": LayerReport(9, 0, 0, 0, 0, 0, "bits")}, 5, 0, 0.0, 1.0).passed
 
 
 def test_packed_variables_that_lack_a_layer(variables, packed, images):

@@ -140,6 +140,8 @@ def _as_signs(graph, compared, otherwise, then):
     arrays = all(isinstance(value, np.ndarray) for value in (limit, otherwise, then))
     if not arrays or not isinstance(real, Real) or real.shape != compared.shape:
         return None
+    if primitive not in ("lt", "le", "gt", "ge"):
+        return None
     if sorted([*np.unique(otherwise), *np.unique(then)]) != [-1, 1]:
         return None
     if primitive == "le" and np.all(limit == -np.finfo(np.float32).tiny):
