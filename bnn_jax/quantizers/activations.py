@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bnn_jax.checks import require, require_floating
-from bnn_jax.estimators import ESTIMATORS, EstimatorLike, approx_sign, coupled_ternary, heaviside, make_estimator
+from bnn_jax.checks import require, require_floating, require_positive
+from bnn_jax.estimators import ESTIMATORS, EstimatorLike, approx_sign, coupled_ternary, make_estimator
 from bnn_jax.estimators.levels import ramped_step
 from bnn_jax.quantizers.binary import binary
 from bnn_jax.quantizers.codes import Quantized
@@ -98,11 +98,11 @@ def sparse_step(
     Args:
       x: activations, the channels on the last axis.
       threshold: a scalar, or one value a channel in the shape (1, ..., 1, channels).
-      width: D, likewise; positive.
+      width: D, likewise; positive.  One of an array that training drives to 0 or below has no ramp and stays.
       rho: the ramp below the threshold as a fraction of D.
 
     Raises:
-      ValueError: if `width` is not positive, `rho` is negative, or one does not broadcast to x.
+      ValueError: if `width` is a number that is not positive, `rho` is negative, or one does not broadcast to x.
       TypeError: if `x` is not a floating-point array.
 
     >>> sparse_step(jnp.array([-1.0, 0.0, 0.5]), threshold=0.0, width=1.0).codes
@@ -110,14 +110,16 @@ def sparse_step(
 
     Reference: Wang et al., Sparsity-Inducing Binarized Neural Networks, AAAI 2020.
     """
-    return Quantized(heaviside(x, width=width, threshold=threshold, rho=rho), jnp.ones((), x.dtype))
+    if not isinstance(width, jax.Array):
+        require_positive("width", width, "1.0 is usual")
+    require("rho", rho, lambda r: r >= 0, "must be at least 0", "0.3 is usual")
+    return Quantized(ramped_step(x, width=width, threshold=threshold, rho=rho), jnp.ones((), x.dtype))
 
 
 def sparse(*, rho: float = 0.3) -> Quantizer:
     r"""The quantizer of :func:`sparse_step`; it owns `threshold` and `width`, a value a channel, 0 and 1 at the start.
 
-    A width that training drives to 0 or below has no ramp and stays.  The authors' program learns the slope 1 / width
-    instead; value and gradient by x are the same.
+    The authors' program learns the slope 1 / width instead; value and gradient by x are the same.
 
     Raises:
       ValueError: if `rho` is negative.
@@ -129,8 +131,7 @@ def sparse(*, rho: float = 0.3) -> Quantizer:
     def init(key, x):
         return {"threshold": jnp.zeros(_per_channel(x), x.dtype), "width": jnp.ones(_per_channel(x), x.dtype)}
 
-    # Without the check of widths, one of which training may have driven below 0.
-    apply = lambda x, **parameters: Quantized(ramped_step(x, rho=rho, **parameters), jnp.ones((), x.dtype))
+    apply = lambda x, **parameters: sparse_step(x, rho=rho, **parameters)
     return Quantizer(apply=apply, init=init, code_set=ESTIMATORS["heaviside"].code_set)
 
 

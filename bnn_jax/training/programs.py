@@ -20,7 +20,7 @@ from bnn_jax.finite import all_finite, require_finite
 from bnn_jax.layers.arguments import QUANTIZERS
 from bnn_jax.losses import LOSSES
 from bnn_jax.models.build import entry_of
-from bnn_jax.optim import OPTIMIZERS
+from bnn_jax.optim import OPTIMIZERS, as_optimizer
 from bnn_jax.quantizers import named_quantizer
 from bnn_jax.regularizers import REGULARIZERS
 from bnn_jax.schedules import SCHEDULES
@@ -79,7 +79,8 @@ class Programs(NamedTuple):
 def program_key(config: Config) -> Config:
     """Make the same what is an argument of programs: configs with equal keys share them."""
     config = without_tuning(config)
-    set_numbers = [name for name in OPTIMIZER_NUMBERS if getattr(config.optim, name) is not None]
+    unread = () if as_optimizer(config.optim.name).separate_decay else ("latent_weight_decay",)
+    set_numbers = [n for n in OPTIMIZER_NUMBERS if n not in unread and getattr(config.optim, n) is not None]
     optim = replace(config.optim, **dict.fromkeys(set_numbers, 0.5))
     same = {"seed": 0, "name": "", "regularizer_strength": 1.0}
     same |= {"init_from": None, "init_options": {}, "init_sha256": None}

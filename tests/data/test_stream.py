@@ -346,7 +346,7 @@ def test_what_cannot_be_streamed_is_refused(name, options, message, photographs)
 
 def test_images_of_differing_sizes_need_a_preprocessing(photographs, tmp_path):
     with pytest.raises(
-        UsageError, match=r"images of .*5.1.0 differ in size: .* choose a `preprocessing`: resize_crop, "
+        UsageError, match=r"images of .*5.1.0 differ in size: .* choose a `data.preprocessing`: resize_crop, "
     ):
         open_stream("imagenet2012", data_dir=photographs, cache_dir=tmp_path)
 

@@ -162,7 +162,7 @@ def test_a_state_that_is_not_finite_names_step_and_parameter(tmp_path, dataset):
 
 def test_another_config_in_the_same_folder_is_refused(tmp_path, dataset):
     train(replace(CONFIG, epochs=1), tmp_path, data=dataset)
-    with pytest.raises(UsageError, match=r"`seed` is 2 now, but .* holds a run with 0; choose another `--workdir`, or"):
+    with pytest.raises(UsageError, match=r"`seed` is 2 now, but .* holds a run with 0; choose another `--work"):
         train(replace(CONFIG, epochs=2, seed=2), tmp_path, data=dataset)
 
 

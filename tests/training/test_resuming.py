@@ -84,7 +84,7 @@ def test_a_schedule_over_the_run_needs_the_word_to_extend_it(tmp_path):
         UsageError,
         match=r"^`epochs` is 2 now, but .* holds a run with 1, and its learning rate follows a curve over the whole "
         r"run, whose schedule is cosine: after 1 epochs it is 0 on the curve over 1 and 0.05 on that over 2; train "
-        r"with `--extend` to go on with that change, or choose another `--workdir`$",
+        r"with `--extend` to go on with that change, choose another `--workdir`, or move that folder away$",
     ):
         check_workdir(replace(COSINE, epochs=2), tmp_path)
     check_workdir(replace(COSINE, epochs=2), tmp_path, extend=True)
