@@ -16,8 +16,8 @@ from strictness import check_arrays
 ROOT = Path(__file__).parents[1]
 MOST_RESIDENT = 10**9
 CACHE = ROOT / ".cache" / "jax"
-MANY_CASES = 4
-"""Of a test with so many cases make test takes every fourth; make test-full takes the others."""
+MANY_CASES, EVERY = 4, 6
+"""Of a test with so many cases make test takes one in six; make test-full takes the others."""
 
 # Compiling is most of the tests' time: no optimizations by LLVM, no splitting of programs that are small,
 FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
@@ -84,7 +84,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             cases.setdefault((item.path, item.originalname), []).append(item)
     for same in cases.values():
         for number, item in enumerate(same):
-            if len(same) >= MANY_CASES and number % 4:
+            if len(same) >= MANY_CASES and number % EVERY:
                 item.add_marker("full")
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 

@@ -62,6 +62,7 @@ def test_python_of_the_readme_runs_with_runs_of_an_epoch(tmp_path, monkeypatch, 
     run_all([README], tmp_path, monkeypatch)
 
 
+@pytest.mark.full
 def test_python_runs_as_it_stands(tmp_path, monkeypatch, as_users_have_it):
     run_all([page for page in WITH_PYTHON if page not in TRAINING], tmp_path, monkeypatch)
 

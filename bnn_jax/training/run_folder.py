@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from bnn_jax.checks import require
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.finite import require_finite
 from bnn_jax.training.checkpoint import (
@@ -182,9 +183,11 @@ def move_aside(workdir: Path) -> Path:
     """Rename the folder of a run to the first free `<workdir>.replaced-<n>`, and return that.
 
     Raises:
+      UsageError: for the current folder, which has no name.
       RunError: if it cannot be renamed.
     """
-    workdir = workdir.absolute()  # which has a name, also where it is "."
+    rule = "is the current folder, which would take what is written to it along; start from another one"
+    require("workdir", str(workdir), workdir.name not in ("", ".."), rule, error=UsageError)
     names = (workdir.with_name(f"{workdir.name}.replaced-{n}") for n in itertools.count(1))
     aside = next(path for path in names if not path.exists())
     try:

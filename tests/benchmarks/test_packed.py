@@ -47,6 +47,7 @@ def test_every_row_says_its_path_and_the_time_of_it(found):
     assert {"conv: chosen over packed_from_float", "network: packed over on_float32"} <= found["summary"].keys()
 
 
+@pytest.mark.full
 def test_networks_have_their_memory_and_their_file(found):
     (row,) = found["network"]
     assert set(row["ms"]) == set(row["peak_memory"]) == {"packed", "trained", "float32", "on_bits", "on_float32"}

@@ -33,6 +33,7 @@ TINY = {
 }
 
 
+@pytest.mark.full
 def test_packed_and_float32_of_each_network(found, capsys):
     measured, calls = found
     rows = {row["name"]: row for row in measured["network"]}
@@ -59,6 +60,7 @@ def test_one_of_each_family_comes_first():
     assert order.index("bireal18") < order.index("quicknet_small") < order.index("bireal34")
 
 
+@pytest.mark.full
 def test_made_up_variables_have_the_structure_of_frozen_ones():
     """What is measured is the program of a frozen network."""
     model, rng = build_model("resnet6", num_classes=3, width=4), np.random.default_rng(0)

@@ -108,6 +108,7 @@ def test_gradient_paths_by_hand(label):
         assert found["columns"][f"L of the {place}"] == lengths
 
 
+@pytest.mark.full
 def test_operations_by_hand():
     """Bi-Real: 6, 5 and 5 convolutions of equal cost and 2 of half of it; stem, 1x1 convolutions and classifier."""
     found = analysed("Bi-Real ResNet-20")

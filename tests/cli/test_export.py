@@ -6,8 +6,10 @@ from bnn_jax.cli import evaluate, export
 from bnn_jax.errors import RunError
 from bnn_jax.zoo import load
 
+LONG = [pytest.param(ending, marks=pytest.mark.full) for ending in (".h", ".bnn.safetensors")]
 
-@pytest.mark.parametrize("ending", [".npz", ".h", ".bnn.safetensors"])
+
+@pytest.mark.parametrize("ending", [".npz", *LONG])
 def test_a_file_that_cannot_be_written_is_told_in_a_sentence(ending, tmp_path, monkeypatch):
     network = load("digits_xnor_resnet6")
     monkeypatch.setattr(export, "pack", lambda arguments: (network.packed, network.variables))

@@ -282,7 +282,7 @@ def check(case, seed):
         np.testing.assert_allclose(output, y, rtol=1e-6)
 
 
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(cases(), st.integers(0, 2**16))
 def test_the_integers_trained_frozen_and_in_numpy_are_the_same(case, seed):
     check(case, seed)

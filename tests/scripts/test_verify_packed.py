@@ -1,8 +1,10 @@
 """scripts/verify_packed.py on a run of a few steps."""
 
+import pytest
 from run_script import run_script
 
 
+@pytest.mark.full
 def test_a_trained_run_is_proved_equal(comparison):
     shown = run_script("verify_packed", comparison[0] / "adam" / "seed0", "--batch-size", 200).stdout
     assert "the packed network is the trained one" in shown

@@ -1,6 +1,7 @@
 """What may change between two parts of a run, a run that goes on for longer, and one that takes another's place."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,7 +16,14 @@ from bnn_jax.training.members import MovedAsideWarning
 from bnn_jax.training.metrics import read_metrics
 from bnn_jax.training.programs import programs_of, state_shapes
 from bnn_jax.training.resuming import differing_key, what_spans_the_run
-from bnn_jax.training.run_folder import check_workdir, claim_workdir, read_config, restore_run, write_checksummed
+from bnn_jax.training.run_folder import (
+    check_workdir,
+    claim_workdir,
+    move_aside,
+    read_config,
+    restore_run,
+    write_checksummed,
+)
 
 SGD = OptimConfig("sgd", 0.1)
 CONFIG = Config("test", 2, 8, loss="cross_entropy", model=ModelConfig("mnist_mlp", 4), optim=SGD, scan_steps=2)
@@ -155,6 +163,12 @@ def test_a_run_is_overwritten_when_the_new_one_is_there(tmp_path, dataset, whole
         train(other, folder, data=dataset, overwrite=True)
     with pytest.raises(UsageError, match=r"`extend` \(=True\) does not go with `overwrite`"):
         train(other, folder, data=dataset, overwrite=True, extend=True)
+
+
+def test_the_current_folder_is_not_moved_aside(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"`workdir` \(='.'\) is the current folder, which would take what is written"):
+        move_aside(Path("."))
 
 
 def test_a_folder_that_cannot_be_renamed_keeps_its_run(tmp_path, dataset, monkeypatch):
