@@ -16,7 +16,6 @@ from bnn_jax.training.progress import OnProgress, silent
 SECONDS_TO_SAVE = 20.0
 """Between the polite end of a program, on which training saves, and its killing."""
 
-
 ENDED = "ended when asked"
 """What a program does that saves, before its task says what that is."""
 
@@ -49,8 +48,8 @@ def run_suite(
       on_progress: called after each.
 
     Returns:
-      name -> ``{"command", "outcome", "seconds"}``; the outcome is passed, failed with its exit code, out of time,
-      saved, to be resumed, or not started.
+      name -> ``{"command", "outcome", "seconds"}``; the outcome is passed, failed with its exit code or to end
+      when asked, out of time, saved, to be resumed, or not started.
     """
     output.mkdir(parents=True, exist_ok=True)
     end, record = time.monotonic() + 60 * minutes, {}
@@ -81,7 +80,7 @@ def _run(command: Sequence[str], log: Path, seconds: float) -> str:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-                return "out of time, and killed, for it did not end"
+                return "failed to end when asked, and was killed"
             if code in (0, -signal.SIGTERM):
                 return ENDED if code == 0 else "out of time"
             return f"failed with exit code {code}"

@@ -22,7 +22,6 @@ from bnn_jax.packed.freezing import TRAIN_AGAIN, kernels_of, parts, require_seen
 # The collection of what the layers of the trained network got and packed, from which those of the packed one get it.
 TRAINED = "trained"
 
-
 ROUNDING = 1e-3
 """How much logits may differ, as a share of the largest: real numbers are not added up in the same order."""
 
