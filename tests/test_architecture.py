@@ -12,7 +12,7 @@ STAGES = (
     {"errors", "precision", "types"},
     {"paths"},
     {"names"},
-    {"checks", "compilation", "extras", "files", "finite", "outputs", "timing"},
+    {"checks", "compilation", "cores", "extras", "files", "finite", "outputs", "timing"},
     {"schedules"},
     {"estimators"},
     {"quantizers"},

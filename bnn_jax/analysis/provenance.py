@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 
+from bnn_jax.cores import usable_cores
+
 DISTRIBUTIONS = ("bnn_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 CPU_FEATURES = ("avx2", "avx512f", "avx512_vpopcntdq")
 """As Linux calls them: what the speed of products on floats and on bits depends on."""
@@ -61,11 +63,6 @@ def device() -> dict[str, Any]:
     return {"platform": devices[0].platform, "kind": ", ".join(kinds), "count": len(devices)}
 
 
-def usable_cores() -> int:
-    """The number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
 def cpu() -> dict[str, Any]:
     """The CPU cores this process may use and, where they can be read, the model and its wide instructions.
 
@@ -75,7 +72,7 @@ def cpu() -> dict[str, Any]:
     model = found.get("model name") or platform.processor()
     features = [name for name in CPU_FEATURES if name in found.get("flags", "").split()]
     known = {"model": model} if model else {}
-    return {"cores": usable_cores()} | known | ({"features": features} if features else {})
+    return {"cores": len(usable_cores())} | known | ({"features": features} if features else {})
 
 
 def _linux_cpu_info() -> dict[str, str]:

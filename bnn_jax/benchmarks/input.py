@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bnn_jax.analysis.provenance import usable_cores
 from bnn_jax.analysis.tables import TEXT, Tables
 from bnn_jax.checks import require
+from bnn_jax.cores import usable_cores
 from bnn_jax.data import ImageStream, batches, open_stream, prefetch
 from bnn_jax.data.synthetic import write_synthetic_imagenet
 from bnn_jax.errors import UsageError
@@ -140,7 +140,7 @@ def benchmark_input(
         "rows": rows,
         "images_per_second_per_core": per_core,
         "cores_needed": gpu_images_per_second / per_core,
-        "cores": usable_cores(),
+        "cores": len(usable_cores()),
         "gpu": gpu,
         "gpu_images_per_second": gpu_images_per_second,
         "step_ms": 1e3 * step_seconds,

@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bnn_jax.analysis.provenance import installed_versions, usable_cores
+from bnn_jax.analysis.provenance import installed_versions
 from bnn_jax.bitops.bits import pack
 from bnn_jax.bitops.conv import Geometry
 from bnn_jax.bitops.paths import PATHS, chosen_path
 from bnn_jax.bitops.planes import PackedBase, conv_product, dense_product, pack_codes, unpack_codes
 from bnn_jax.compilation import packed_options
+from bnn_jax.cores import usable_cores
 from bnn_jax.layers import conv as layer_conv
 from bnn_jax.models.build import build_model
 from bnn_jax.outputs import logits_of
@@ -124,7 +125,7 @@ def benchmark_packed(
       packed file.
     """
     total = len(matmuls) + len(convs) * len(conv_batches) + sum(len(n.batches) for n in networks)
-    found: dict[str, Any] = {"threads": usable_cores(), "compiler_options": packed_options()}
+    found: dict[str, Any] = {"threads": len(usable_cores()), "compiler_options": packed_options()}
     found |= {"peers": installed_versions(("torch", "bnn-lab")), "matmul": [], "conv": [], "network": []}
     done = 0
 
@@ -219,7 +220,7 @@ def _matmul(shape: tuple[int, int, int], repeats: int) -> dict[str, Any]:
     functions |= _torch_peer(lambda torch: partial(torch.matmul, torch.from_numpy(x), torch.from_numpy(kernel)))
     bnn_lab = _installed("bnn.kernels.packed")
     if bnn_lab is not None and k % 64 == 0:
-        bnn_lab.set_num_threads(usable_cores())
+        bnn_lab.set_num_threads(len(usable_cores()))
         rows, columns = (_words64(x > 0), _words64(kernel.T > 0))
         functions["bnn_lab"] = lambda: bnn_lab.binary_gemm_native_prepacked(rows, columns, k)
     path = chosen_path(channels=k, fan_in=k, features=n)
@@ -324,7 +325,7 @@ def _torch_peer(make: Callable[[ModuleType], Callable[[], Any]]) -> dict[str, Ca
     torch = _installed("torch")
     if torch is None:
         return {}
-    torch.set_num_threads(usable_cores())
+    torch.set_num_threads(len(usable_cores()))
     function = make(torch)
 
     def run():

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnn_jax.analysis.provenance import usable_cores
 from bnn_jax.analysis.tables import TEXT, Tables
+from bnn_jax.cores import usable_cores
 from bnn_jax.timing import interleaved_seconds, median_ms
 from bnn_jax.training.config import Config, load_config, select_optimizer
 from bnn_jax.training.epoch import Batches
@@ -95,7 +95,7 @@ def _torch_rounds(config: Config, images, labels, order) -> dict[str, Callable[[
 
     from bnn_jax.benchmarks.torch_peer import Trainer, XnorResNet
 
-    torch.set_num_threads(usable_cores())
+    torch.set_num_threads(len(usable_cores()))
     images = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).contiguous()
     labels, order = torch.from_numpy(np.array(labels, np.int64)), torch.from_numpy(np.array(order, np.int64))
     rounds = {}

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnn_jax.analysis.provenance import usable_cores
 from bnn_jax.analysis.tables import TEXT, Tables
 from bnn_jax.compilation import packed_options
+from bnn_jax.cores import usable_cores
 from bnn_jax.models import MODELS
 from bnn_jax.models.build import build_model
 from bnn_jax.models.extents import Extent, extent_of
@@ -77,7 +77,7 @@ def benchmark_zoo(
         on_progress(number + 1, len(names), name)
     order = {name: position for position, name in enumerate(MODELS)}
     rows.sort(key=lambda row: order[row["name"]])
-    found = {"threads": usable_cores(), "compiler_options": packed_options(), "repeats": repeats}
+    found = {"threads": len(usable_cores()), "compiler_options": packed_options(), "repeats": repeats}
     return found | {"not_measured": names[len(rows) :], "network": rows}
 
 

@@ -28,6 +28,7 @@ import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
 from bnn_jax.checks import require
+from bnn_jax.cores import usable_cores
 from bnn_jax.data.records import Records, read_batch
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.extras import import_extra
@@ -177,7 +178,7 @@ def _pipeline(rows: np.ndarray, reader: _RowReader, workers: int) -> Iterator[tu
     """Grain's: the rows are divided among the workers one by one and come back in their order."""
     grain = _import_grain()
     # A batch for each thread: more of them would keep more batches in memory than are under way.
-    threads = 0 if workers else min(MOST_THREADS, os.cpu_count() or 1)
+    threads = 0 if workers else min(MOST_THREADS, len(usable_cores()))
     dataset = grain.MapDataset.source(rows).map(reader)
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
     if workers:

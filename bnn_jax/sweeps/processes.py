@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from bnn_jax.cores import usable_cores
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.training.config import to_dict
 from bnn_jax.training.interrupts import interrupts
@@ -45,7 +46,7 @@ def run_in_processes(
             f"`execution` (='processes') is for the CPU, and this is {jax.default_backend()}; choose vmapped or "
             "sequential, or set JAX_PLATFORMS=cpu"
         )
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    cores = usable_cores()
     count = min(processes or len(cores), len(runs))
     shares = [cores[index::count] or [cores[index % len(cores)]] for index in range(count)]
     finished: list[Any] = []
