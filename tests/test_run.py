@@ -47,6 +47,15 @@ def test_a_run_holds_its_network_and_its_history(trained):
     assert repr(run) == f"Run({run.workdir}: mnist_mlp, sgd, test accuracy {best:.2f} %)"
 
 
+def test_other_words_for_variables_and_splits_are_refused(trained):
+    _, run = trained
+    for ask in (run.load_variables, lambda which: run.evaluate(which=which), lambda which: run.freeze(which=which)):
+        with pytest.raises(UsageError, match=r"^`which` \(='newest'\) must be best or last$"):
+            ask("newest")
+    with pytest.raises(UsageError, match=r"^`split` \(='val'\) must be one of train, validation, test$"):
+        run.evaluate("val")
+
+
 def test_a_loaded_run_is_the_one_that_was_trained(trained):
     config, run = trained
     loaded = bnn_jax.load_run(run.workdir)

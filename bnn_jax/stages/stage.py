@@ -10,18 +10,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from bnn_jax.checks import look_up
+from bnn_jax.checks import look_up, require
 from bnn_jax.data import Dataset, ImageStream
 from bnn_jax.errors import UsageError, unknown_name
 from bnn_jax.paths import local_path
 from bnn_jax.stages.teachers import fingerprint, load_network
 from bnn_jax.stages.warm_start import TRANSFERS, Transfer, Variables, WarmStart
+from bnn_jax.training.callbacks import CSVLogger, TensorBoard
 from bnn_jax.training.config import Config
 from bnn_jax.training.input_pipeline import load_data, with_data
 from bnn_jax.training.loop import train
 from bnn_jax.training.programs import Teacher, programs_of, state_shapes
 from bnn_jax.training.progress import OnProgress, silent
 from bnn_jax.training.run_folder import has_begun, recorded
+from bnn_jax.training.state import WHICH
 from bnn_jax.training.validation import validate
 
 
@@ -59,12 +61,15 @@ def check_stages(stages: Sequence[Stage]) -> None:
     earlier: list[str] = []
     for stage in stages:
         validate(stage.config)
+        if not earlier and stage.initialise_from is not None:
+            rule = f"does not go with `initialise_from` (={stage.initialise_from!r}) of stage {stage.name!r}"
+            init_from = stage.config.init_from
+            require("init_from", init_from, init_from is None, rule, "give one of them", error=UsageError)
         where = f"of stage {stage.name!r}"
         if not re.fullmatch(r"\w[\w.-]*", stage.name) or stage.name in earlier:
             raise UsageError(f"`name` (={stage.name!r}) must be new and made of letters, digits, _, - and .")
         look_up(f"transfer {where}", stage.transfer, TRANSFERS)
-        if stage.which not in ("best", "last"):
-            raise UsageError(f"`which` (={stage.which!r}) {where} must be best or last")
+        require("which", stage.which, stage.which in WHICH, f"{where} must be best or last", error=UsageError)
         for argument, name in (("initialise_from", stage.initialise_from), ("teacher", stage.teacher)):
             if name is not None and name not in earlier and not (local_path(argument, name) / "result.json").exists():
                 known = ", ".join(earlier) or "none"
@@ -103,12 +108,19 @@ def run_stages(
       The result of each stage, by its name.
 
     Raises:
-      UsageError: as :func:`check_stages`; if a stage can take over nothing from the one it starts from; if a stage was
-        begun with another config, or from variables that are not those of its predecessor any more.
+      UsageError: as :func:`check_stages`; for a callback that would write all stages into one file; if a stage can take
+        over nothing from the one it starts from; if a stage was begun with another config, or from variables that are
+        not those of its predecessor any more.
       RunError: as :func:`bnn_jax.training.loop.train`.
     """
     workdir = local_path("workdir", workdir)
     check_stages(stages)
+    for callback in training.get("callbacks", ()):
+        argument = {CSVLogger: "path", TensorBoard: "folder"}.get(type(callback))
+        if argument and len(stages) > 1:
+            place, rule = getattr(callback, argument), f"of {type(callback).__name__} is for one run alone"
+            way = "leave it out to have one in the folder of each stage"
+            require(argument, place, place is None, rule, way, error=UsageError)
     folders, loaded = {stage.name: workdir / stage.name for stage in stages}, {}
     results: dict[str, dict[str, Any]] = {}
     for number, stage in enumerate(stages, start=1):
@@ -220,13 +232,18 @@ def _check_record(stage: Stage, folder: Path, record: dict[str, Any]) -> None:
     if not begun and (folder / "config.json").exists():
         raise UsageError(f"`workdir` holds a run in {folder} that is no stage; choose another `--workdir`")
     found = begun[0] if begun else record
-    differing = [key for key, value in record.items() if found.get(key) != value]
+    differing = [key for key, value in record.items() if _unplaced(found.get(key)) != _unplaced(value)]
     if differing:
         key = differing[0]
         raise UsageError(
             f"`{key}` of stage {stage.name!r} is not what {folder} was begun with: {_short(record[key])} now, "
             f"{_short(found.get(key))} then; remove {folder} to run the stage anew, or choose another `--workdir`"
         )
+
+
+def _unplaced(value: Any) -> Any:
+    """What a record says of a run but the path to it: a run that lies elsewhere now is known by its hash."""
+    return {key: own for key, own in value.items() if key != "run"} if isinstance(value, dict) else value
 
 
 def _short(value: Any) -> str:

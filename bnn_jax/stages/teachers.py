@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from bnn_jax.checks import require
 from bnn_jax.data import Dataset, ImageStream
 from bnn_jax.errors import UsageError
 from bnn_jax.paths import local_path
@@ -14,6 +15,7 @@ from bnn_jax.stages.warm_start import Variables
 from bnn_jax.training.config import Config
 from bnn_jax.training.programs import Teacher, programs_of, state_shapes
 from bnn_jax.training.run_folder import read_config, restore_run
+from bnn_jax.training.state import WHICH
 
 
 def load_network(
@@ -32,8 +34,10 @@ def load_network(
       config: of the run, as this process has it; None reads it, which cannot have what no name finds again.
 
     Raises:
-      UsageError: if there is no run, no checkpoint, or it was trained for images or classes of another kind.
+      UsageError: for another `which`; if there is no run, no checkpoint, or it was trained for images or classes of
+        another kind.
     """
+    require("which", which, which in WHICH, "must be best or last", error=UsageError)
     folder = local_path("folder", folder)
     config = read_config(folder) if config is None else config
     restored = restore_run(config, folder, state_shapes(programs_of(config, dataset)))

@@ -46,7 +46,8 @@ class Flips(flax.struct.PyTreeNode):
 
     Attributes:
       counts: layer -> counts of its latent kernel's shape.
-      never: layer -> whether the sign of a weight has been the same since the first step of the run.
+      never: layer -> whether the sign of a weight has been the same since counting began: with the run, or where
+        diagnostics were switched on later.
       steps: training steps that were counted.
     """
 
@@ -76,7 +77,7 @@ def flip_parts(flips: Flips) -> dict[str, Parts]:
     flips          sum_i c_i / (n N): the share of weights that flip in a step, the FF ratio averaged over the n steps
     net_flips      #{i : c_i odd} / N: the share whose sign is another than at the last record
     flip_flops     #{i : c_i >= 2} / N: the share that flipped and flipped back at least once in between
-    never_flipped  the share whose sign has been the same since the first step of the run
+    never_flipped  the share whose sign has been the same since counting began, see :class:`Flips`
 
     A flip of a weight that has flipped before is an oscillation in the sense of Nagel et al.: with two values, every
     change is opposite to the previous one.  Their running frequency is not kept; the window is that of the records.

@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import flax.struct
 import jax
+import numpy as np
 from jaxtyping import Array
 
 from bnn_jax.data import normalize
@@ -129,7 +130,7 @@ def _output_of(module: str) -> str:
 
 def _check(name: str, tree: Any) -> Check:
     leaves = jax.tree.leaves(tree)
-    return Check(sum(map(non_finite_counts, leaves)), name, sum(leaf.size for leaf in leaves))
+    return Check(sum(map(non_finite_counts, leaves)), name, sum(map(np.size, leaves)))
 
 
 def _order(outputs: list[str], path: tuple[Any, ...]) -> int:

@@ -109,7 +109,7 @@ def evaluate(
 ) -> dict[str, Float[Array, ""]]:
     """Mean `loss` and `accuracy` over a split, with running batch-norm statistics; every example counts once.
 
-    Of tokens each is an example, and their `perplexity` is there too, exp of the mean cross-entropy.
+    Of tokens each is an example, and their `perplexity` is there too, exp of the mean cross-entropy, at most 3.4e38.
 
     Where there are as many as :data:`TOP5_CLASSES`, also `top5_accuracy`, of labels among the five largest logits; of
     equal ones the first counts as the larger.  Examples with a label below 0 are padding; `examples` is the number of
@@ -142,7 +142,8 @@ def evaluate(
     examples = jnp.maximum((labels >= 0).sum(), 1)
     accuracies = {name: jnp.where(finite, count / examples, jnp.nan) for name, count in correct.items()}
     means = {name: total / examples.astype(total.dtype) for name, total in sums.items()}
-    means |= {name: jnp.exp(mean) for name, mean in means.items() if name == "perplexity"}
+    largest = jnp.finfo(jnp.float32).max  # exp of a mean above 88.7, which is a number like any other
+    means |= {name: jnp.minimum(jnp.exp(mean), largest) for name, mean in means.items() if name == "perplexity"}
     return {**means, **accuracies, "examples": (labels >= 0).sum()}
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from bnn_jax.checks import require
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.paths import local_path
 from bnn_jax.training.config import Config
@@ -13,6 +14,9 @@ from bnn_jax.training.data_record import data_of_run
 from bnn_jax.training.input_pipeline import make_input_pipeline
 from bnn_jax.training.programs import programs_of, state_shapes
 from bnn_jax.training.run_folder import read_config, restore_run
+from bnn_jax.training.state import WHICH
+
+SPLITS = ("train", "validation", "test")
 
 
 def evaluate_run(
@@ -38,9 +42,12 @@ def evaluate_run(
       What :func:`bnn_jax.training.epoch.evaluate` finds, and the `step` of the checkpoint.
 
     Raises:
-      UsageError: if `workdir` holds no run, or no checkpoint yet; for other data than the run's own.
+      UsageError: for another `split` or `which`; if `workdir` holds no run, or no checkpoint yet; for other data than
+        the run's own.
       RunError: if its checkpoints, or the logits, are not finite; names the layer.
     """
+    require("split", split, split in SPLITS, f"must be one of {', '.join(SPLITS)}", error=UsageError)
+    require("which", which, which in WHICH, "must be best or last", error=UsageError)
     workdir = local_path("workdir", workdir)
     config = read_config(workdir) if config is None else config
     if data_dir is not None:

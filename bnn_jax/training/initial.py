@@ -16,6 +16,7 @@ from bnn_jax.training.checkpoint import checkpoint_steps
 from bnn_jax.training.config import Config
 from bnn_jax.training.experiment import make_model
 from bnn_jax.training.manifest import Damaged, read_leaves, read_manifest
+from bnn_jax.training.state import WHICH
 
 
 def with_start(config: Config) -> Config:
@@ -87,7 +88,7 @@ def variables_of_run(folder: Path, which: Literal["best", "last"] = "best") -> d
       UsageError: if there is no checkpoint, or another word as `which`, which is `init_options.which` of a config.
       RunError: if it does not verify.
     """
-    require("init_options.which", which, which in ("best", "last"), "must be best or last", error=UsageError)
+    require("init_options.which", which, which in WHICH, "must be best or last", error=UsageError)
     checkpoints = folder.absolute() / "checkpoints"
     steps = checkpoint_steps(checkpoints)
     if not steps:

@@ -86,7 +86,7 @@ def train(
     longer run that was started with them: where no schedule, quantizer or optimizer spans the whole run.
 
     Ctrl-C saves after the training steps under way and raises KeyboardInterrupt, SIGTERM saves and raises Preempted; a
-    second Ctrl-C stops at once.
+    second Ctrl-C stops at once.  What is under way 8 seconds after SIGTERM is not waited for: the process ends with 0.
 
     Args:
       config: the run; validated first.
@@ -126,6 +126,8 @@ def train(
     config = with_start(validate(config))
     rule = "does not go with `warm_start`; give one of them"
     require("init_from", config.init_from, None in (config.init_from, warm_start), rule, error=UsageError)
+    several = isinstance(callbacks, Sequence) and all(isinstance(one, Callback) for one in callbacks)
+    require("callbacks", callbacks, several, "must be a list of callbacks", "as [CSVLogger()]", error=UsageError)
     check_teacher(config, teacher is not None)
     check_batch_size(config.batch_size, devices, parts=config.accumulate_steps)
     require("extend", extend, not (extend and overwrite), "does not go with `overwrite`", error=UsageError)
@@ -178,13 +180,14 @@ def train_together(
 
 
 class _Job(NamedTuple):
-    """What stays the same from the first epoch to the last."""
+    """What stays the same from the first epoch to the last; `begun` is the step at which the run was taken up."""
 
     members: list[Member]
     programs: Programs
     pipeline: InputPipeline
     hyper: HyperParameters
     pace: Pace
+    begun: int
     asked: Asked
     on_progress: OnProgress
 
@@ -231,7 +234,8 @@ def _train(
             for member in members:
                 locks.enter_context(member.told())
             try:
-                results = _run_epochs(_Job(members, programs, pipeline, hyper, pace, asked, on_progress), run)
+                begun = steps_done(run.train)
+                results = _run_epochs(_Job(members, programs, pipeline, hyper, pace, begun, asked, on_progress), run)
             except Diverged:
                 results = [member.diverged for member in members]
         ending = asked()
@@ -286,7 +290,8 @@ def _train_epoch(job: _Job, best: Best, state: TrainState, number: int) -> tuple
         for batches, first, count in job.pace.calls(parts, done=done, every_steps=every_steps):
             ending = job.asked()
             if ending is not None:
-                save(job.members, RunState(state, best))
+                if steps_done(state) > job.begun or job.begun == 0:  # else it is there, perhaps without counts of flips
+                    save(job.members, RunState(state, best))
                 raise ending(f"saved at step {steps_done(state)}; the same command resumes there")
             if not job.pace.milliseconds:
                 _compile(job, state, batches, number)

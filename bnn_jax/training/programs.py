@@ -6,7 +6,10 @@ from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax.core import unfreeze
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Array
 
@@ -233,14 +236,41 @@ def initial_state(programs: Programs, seed: int, *, warm_start: Any | None = Non
     """Initialise the state of a run; the variables `warm_start`, if any, start from given values.
 
     Raises:
-      UsageError: if network, quantizers and images do not go together, or a value of `warm_start` is not finite.
+      UsageError: if network, quantizers and images do not go together, or `warm_start` holds variables that the network
+        does not have, or values of another shape or dtype, or some that are not finite.
     """
-    require_finite("warm_start", warm_start, "give the variables of a run that did not diverge", error=UsageError)
+    if warm_start is not None:
+        require_finite("warm_start", warm_start, "give the variables of a run that did not diverge", error=UsageError)
+        warm_start = _start_in_dtypes(warm_start, programs)
     try:
         train = programs.init(np.uint32(seed), warm_start)
     except (ValueError, TypeError) as error:
         raise UsageError(f"the network cannot be built: {error}") from None
     return first_state(train)
+
+
+def _start_in_dtypes(warm_start: Any, programs: Programs) -> dict[str, Any]:
+    """The variables to start from, real numbers in the dtypes of the network's.
+
+    Raises:
+      UsageError: for variables that the network does not have, or has otherwise.
+    """
+    train = state_shapes(programs).train
+    known = flatten_dict({"params": train.params, **train.model_state}, sep="/")
+    given = {name: jnp.asarray(value) for name, value in flatten_dict(unfreeze(warm_start), sep="/").items()}
+    if unknown := sorted(given.keys() - known.keys()):
+        raise UsageError(
+            f"`warm_start` has {', '.join(unknown[:3])}{' ...' if len(unknown) > 3 else ''}, which the network does "
+            "not have; give variables as `run.variables` has them, {'params': {...}, 'batch_stats': {...}}"
+        )
+    for name, value in given.items():
+        like, kind = known[name], jnp.floating if jnp.issubdtype(known[name].dtype, jnp.floating) else known[name].dtype
+        if value.shape != like.shape or not jnp.issubdtype(value.dtype, kind):
+            raise UsageError(
+                f"`warm_start` has {name} as {value.dtype}{list(value.shape)}, the network has it as "
+                f"{like.dtype}{list(like.shape)}; convert it, or leave it out to have it initialised"
+            )
+    return unflatten_dict({name: value.astype(known[name].dtype) for name, value in given.items()}, sep="/")
 
 
 def state_shapes(programs: Programs) -> RunState:

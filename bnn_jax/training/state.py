@@ -8,6 +8,9 @@ from jaxtyping import Array, Float, Int, UInt32
 from bnn_jax.training.diagnostics import Flips
 from bnn_jax.types import Params
 
+WHICH = ("best", "last")
+"""Variables of a run: those of the best validation epoch, and those of the newest checkpoint."""
+
 
 class TrainState(flax.struct.PyTreeNode):
     """The whole state of a run between two steps.

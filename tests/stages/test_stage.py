@@ -17,6 +17,7 @@ from bnn_jax.optim import OPTIMIZERS
 from bnn_jax.stages.stage import Stage, replace_stage, run_stages
 from bnn_jax.stages.teachers import fingerprint, load_network
 from bnn_jax.stages.warm_start import TRANSFERS, by_name
+from bnn_jax.training.callbacks import CSVLogger
 from bnn_jax.training.config import Config, DistillationConfig, ModelConfig, OptimConfig
 from bnn_jax.training.experiment import ImageInfo, make_experiment
 from bnn_jax.training.loop import train
@@ -148,6 +149,17 @@ def test_a_finished_recipe_is_not_run_again(finished, dataset):
     assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
 
 
+def test_what_is_for_one_stage_is_refused(finished, dataset, tmp_path):
+    workdir, _, _ = finished
+    with pytest.raises(UsageError, match=r"^`path` \(=.*all.csv\) of CSVLogger is for one run alone; leave it out"):
+        run_stages(STAGES, workdir, data=dataset, callbacks=[CSVLogger(tmp_path / "all.csv")])
+    assert run_stages(STAGES, workdir, data=dataset, callbacks=[CSVLogger()]) == finished[1]
+    config = replace(STAGES[1].config, init_from="runs/other")
+    began = [Stage("binary", config, initialise_from=str(workdir / "real"), teacher=str(workdir / "real"))]
+    with pytest.raises(UsageError, match=r"^`init_from` \(='runs/other'\) does not go with `initialise_from` \(="):
+        run_stages(began, tmp_path, data=dataset)
+
+
 def test_a_changed_stage_or_predecessor_is_refused(finished, dataset, tmp_path):
     workdir, _, _ = finished
     for name in ("real", "binary"):
@@ -168,6 +180,10 @@ def test_a_changed_stage_or_predecessor_is_refused(finished, dataset, tmp_path):
     (tmp_path / "binary" / "stage.json").unlink()
     run_stages(STAGES, tmp_path, data=dataset)
     assert (tmp_path / "binary" / "stage.json").read_text() == whole  # the checkpoint holds it too
+    moved = tmp_path / "moved"
+    (tmp_path / "real").rename(moved)
+    results = run_stages(replace_stage(STAGES[:2], "real", moved), tmp_path, data=dataset)
+    assert results["binary"] == finished[1]["binary"]  # the same run, told by its hash
     (tmp_path / "binary" / "stage.json").unlink()
     shutil.rmtree(tmp_path / "binary" / "checkpoints")
     with pytest.raises(UsageError, match=r"`workdir` holds a run in .*binary that is no stage"):

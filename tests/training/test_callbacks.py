@@ -71,6 +71,10 @@ def test_callbacks_hear_start_records_and_end(tmp_path, dataset):
     assert notes.heard == [("test", "run"), *read_metrics(tmp_path / "run" / "metrics.jsonl"), result]
     train(CONFIG, tmp_path / "run", data=dataset, callbacks=[notes])  # it is finished
     assert notes.heard[-1] == result
+    for wrong in (Notes(), [Notes]):
+        with pytest.raises(UsageError, match=r"^`callbacks` \(=.*Notes.*\) must be a list of callbacks; as \[CSV"):
+            train(CONFIG, tmp_path / "other", data=dataset, callbacks=wrong)
+    assert not (tmp_path / "other").exists()
 
 
 def test_logs_of_a_run_that_was_interrupted_are_those_of_one_that_was_not(tmp_path, dataset):

@@ -1,6 +1,7 @@
 """Configs: what is refused, with which words; overrides; the round trip through JSON."""
 
 import dataclasses
+import re
 import runpy
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -216,6 +217,34 @@ def changed(**changes):
 def test_what_cannot_run_is_refused(changes, message):
     with pytest.raises(UsageError, match=message):
         validate(changed(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 2.0}, r"^`epochs` \(=2\.0\) must be a whole number$"),
+        ({"data__validation_examples": "9"}, r"^`data\.validation_examples` \(='9'\) must be a whole number or None$"),
+        ({"optim__learning_rate": None}, r"^`optim\.learning_rate` \(=None\) must be a number$"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused(changes, message):
+    with pytest.raises(UsageError, match=message):
+        validate(changed(**changes))
+
+
+def test_what_is_no_config_or_no_tuple_of_patterns_is_refused():
+    for pattern in ({"train_only": "*norm*"}, {"decay_only": "head"}):
+        ((name, value),) = pattern.items()
+        with pytest.raises(UsageError, match=rf"^`optim\.{name}` \(='{re.escape(value)}'\) must be patterns, as"):
+            validate(changed(**{f"optim__{name}": value}))
+    with pytest.raises(UsageError, match=r"^`optim\.latent_box` \(=1\.0\) must be two numbers or None$"):
+        validate(changed(optim__latent_box=1.0))
+    with pytest.raises(UsageError, match=r"^`config` \(='digits_xnor'\) must be of type Config; bnn_jax\.load_"):
+        validate("digits_xnor")
+    with pytest.raises(UsageError, match=r"^`data` \(='digits'\) must be of type DataConfig$"):
+        validate(changed(data="digits"))
+    numbers = validate(changed(seed=np.int64(3), optim__learning_rate=np.float32(0.5), optim__decay_only=["*kernel"]))
+    assert (numbers.seed, numbers.optim.learning_rate) == (3, 0.5)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from bnn_jax.training.config import Config, ModelConfig, OptimConfig
 from bnn_jax.training.initial import start_of, variables_of_run, with_start
 from bnn_jax.training.input_pipeline import with_data
 from bnn_jax.training.loop import train, train_together
+from bnn_jax.training.programs import initial_state, programs_of
 from bnn_jax.training.run_folder import read_config
 from bnn_jax.training.validation import validate
 
@@ -149,3 +150,37 @@ def test_the_first_stage_starts_from_it(first, dataset, tmp_path):
     run_stages(stages, tmp_path, data=dataset, announce=said.append)
     assert said[0] == f"stage 1/2 a: starts from {first[0]}"
     assert [read_config(tmp_path / name).init_from for name in ("a", "b")] == [str(first[0]), None]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda found: found["params"], r"`warm_start` has dense1/latent_kernel, .* \.\.\., which the network"),
+        (
+            lambda found: {"params": {"dense_1": found["params"]["dense1"]}},
+            r"`warm_start` has params/dense_1/latent_kernel, which the network does not have; give variables",
+        ),
+        (
+            lambda found: {"params": {"dense1": {"latent_kernel": np.zeros((64, 3), np.float32)}}},
+            r"`warm_start` has params/dense1/latent_kernel as float32\[64, 3\], the network has it as float32\[64, 4\]",
+        ),
+        (
+            lambda found: {"params": {"dense1": {"latent_kernel": np.zeros((64, 4), np.int32)}}},
+            r"as int32\[64, 4\], the network has it as float32\[64, 4\]; convert it, or leave it out",
+        ),
+    ],
+)
+def test_variables_that_are_not_the_networks_are_refused(first, dataset, tmp_path, change, message):
+    with pytest.raises(UsageError, match=message):
+        train(CONFIG, tmp_path / "run", data=dataset, warm_start=change(first[1]))
+    assert not (tmp_path / "run").exists()
+
+
+def test_narrow_and_wide_variables_are_taken_in_the_networks_dtype(first, dataset):
+    programs = programs_of(validate(with_data(CONFIG, dataset)[0]), dataset)
+    for dtype in (np.float16, np.float64):
+        given = jax.tree.map(lambda x, dtype=dtype: np.asarray(x, dtype), first[1])
+        state = initial_state(programs, 0, warm_start=given).train
+        for (path, found), value in zip(jax.tree.leaves_with_path(state.params), jax.tree.leaves(given["params"])):
+            assert found.dtype == np.float32, path
+            np.testing.assert_array_equal(found, value.astype(np.float32))

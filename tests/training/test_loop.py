@@ -156,8 +156,7 @@ def test_a_state_that_is_not_finite_names_step_and_parameter(tmp_path, dataset):
         r"\(3 too large to square of 3\); lower `optim.learning_rate`",
     ):
         train(config, tmp_path, data=dataset)
-    for record in read_metrics(tmp_path / "metrics.jsonl"):
-        assert all(np.isfinite(value) for value in record.values() if isinstance(value, float))
+    assert not list(read_metrics(tmp_path / "metrics.jsonl"))  # it was the first step
 
 
 def test_another_config_in_the_same_folder_is_refused(tmp_path, dataset):

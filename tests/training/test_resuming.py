@@ -1,5 +1,6 @@
 """What may change between two parts of a run, a run that goes on for longer, and one that takes another's place."""
 
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +68,25 @@ def test_a_longer_run_with_other_logs_is_the_run_that_was_longer(tmp_path, datas
         assert a.tobytes() == b.tobytes()
     with pytest.raises(UsageError, match=r"`epochs` is 1 now, but .* holds a run with 2; choose another `--workdir`"):
         train(parts[0], tmp_path / "run", data=dataset)
+
+
+def test_a_run_that_counts_flips_only_now_is_interrupted_before_its_first_step(tmp_path, dataset):
+    def interrupt(done, total, text):
+        if done == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    class Interrupt(Callback):
+        def on_start(self, config, workdir):
+            signal.raise_signal(signal.SIGINT)
+
+    told = "saved at step 1; the same command resumes there"
+    with pytest.raises(KeyboardInterrupt, match=told):
+        train(CONFIG, tmp_path, data=dataset, on_progress=interrupt)
+    counting = replace(CONFIG, diagnostics=DiagnosticsConfig(2))
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt, match=told):
+            train(counting, tmp_path, data=dataset, callbacks=[Interrupt()])
+    assert timeless(train(counting, tmp_path, data=dataset)) == timeless(train(CONFIG, tmp_path / "w", data=dataset))
 
 
 def test_a_longer_run_does_not_end_before_it_is_finished(tmp_path, dataset):

@@ -3,6 +3,7 @@
 import json
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,6 +53,22 @@ def test_an_evaluation_and_a_step_are_means_over_tokens():
     expected = numbers_of(experiment.model, variables, images, labels)
     assert found.keys() == expected.keys()
     np.testing.assert_allclose([found[name] for name in expected], list(expected.values()), rtol=1e-5)
+
+
+def test_a_large_loss_is_no_infinite_perplexity():
+    """exp(100) is beyond float32: the loss says how far."""
+    config = validate(Config("test", epochs=1, batch_size=3, loss="cross_entropy", model=MODEL, optim=ADAM))
+    experiment = make_experiment(config, ImageInfo((4, 1, 1), 7, (0.0,), (1.0,)), total_steps=2)
+    experiment = experiment._replace(model=Certain())
+    found = evaluate(experiment, {}, {}, jnp.zeros((3, 4, 1, 1), jnp.uint8), jnp.ones((3, 4), jnp.int32))
+    assert found["loss"] == 100 and found["perplexity"] == np.finfo(np.float32).max and found["accuracy"] == 0
+
+
+class Certain(nn.Module):
+    """Sure of token 0, whose logit is 100 above the others'."""
+
+    def __call__(self, x):
+        return jnp.zeros((*x.shape[:2], 7)).at[..., 0].set(100.0)
 
 
 @pytest.mark.full

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -190,6 +191,28 @@ def test_a_slope_that_is_nan_stops_the_run_and_names_the_gradient(tmp_path, data
     config = replace(CONFIG, model=replace(MODEL, input_quantizer="nan_below"), optim=optimizer)
     where = r"the gradient of norm1/bias \(\d NaN of 4\)"
     with pytest.raises(Diverged, match=rf"{became} at step 1 \(epoch 1\) of .*, first in {where}; "):
+        train(config, tmp_path, data=dataset)
+
+
+class Scaled(nn.Module):
+    """Returns its width too, as a plain number."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(x), x.shape[-1]
+
+
+class TellsItsWidth(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        y, width = Scaled()(x.reshape(len(x), -1))
+        return y / width
+
+
+def test_a_layer_may_return_plain_numbers_when_a_run_diverges(tmp_path, dataset):
+    optim = OptimConfig("sgd", 1e38, latent_box=None)
+    config = replace(CONFIG, model=ModelConfig(TellsItsWidth), optim=optim)
+    with pytest.raises(Diverged, match=r"at step 1 \(epoch 1\) of .*, first in the parameter Scaled_0/Dense_0/"):
         train(config, tmp_path, data=dataset)
 
 
