@@ -1,10 +1,11 @@
 """Optimizers as optax transforms, and the table that names those a comparison can run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial, wraps
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 from optax import contrib
@@ -80,9 +81,18 @@ def _polyak_sgd(settings: Settings, *, f_min: float = 0.0) -> optax.GradientTran
 
     Reference: Loizou et al., Stochastic Polyak Step-size for SGD, 2021, arXiv:2002.10542.
     """
-    # The bound of the step size (L - f_min) / |g|^2 has no schedule; `scaling` has, so the bound moves into it.
-    scaling = lambda step: settings.learning_rate(step) / settings.peak
-    polyak = optax.polyak_sgd(settings.peak, scaling=scaling, f_min=f_min)
+
+    # optax's bound takes no schedule, and its `scaling` scales the gradient whose norm is in the step size.
+    def init(params):
+        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+    def update(updates, state, params=None, *, value, **extra):
+        polyak = optax.polyak_sgd(settings.learning_rate(state.count), f_min=f_min)
+        steps, _ = polyak.update(updates, polyak.init(updates), value=value)
+        steps = jax.tree.map(lambda step, gradient: step.astype(gradient.dtype), steps, updates)
+        return steps, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+
+    polyak = optax.GradientTransformationExtraArgs(init, update)
     return boxed(settings, added_decay(settings), polyak, optax.trace(settings.momentum))
 
 
@@ -106,6 +116,7 @@ def _momo(
 def _bop(settings: Settings, *, threshold: float = 1e-6, adaptivity_rate: float = 1e-4) -> optax.GradientTransformation:
     """The optimizer of :func:`bop` for the latent weights, decoupled Adam for the others."""
     check_rate(adaptivity_rate)
+    require_positive("peak", settings.peak, "give the highest value of `learning_rate`, which is 0 at step 0")
 
     def decayed(step):
         return adaptivity_rate * settings.learning_rate(step) / settings.peak
@@ -211,12 +222,26 @@ def as_optimizer(optimizer: OptimizerLike, *, argument: str = "optimizer") -> Op
 _OF_OPTAX = Optimizer(None, takes_scale_latent=True, takes_momentum=False)
 
 
+def with_options(optimizer: OptimizerLike, options: Mapping[str, Any]) -> Optimizer:
+    """The record of an optimizer with options of its own, which may be called as arguments of :func:`make_optimizer`.
+
+    Raises:
+      UsageError, ValueError: as :func:`as_optimizer`, and for an option that is not known; the nearest is named.
+
+    >>> with_options("optax:sgd", {"momentum": 0.5}).make.keywords
+    {'momentum': 0.5}
+    """
+    found = as_optimizer(optimizer)
+    check_options("options", found.make, options)
+    return found._replace(make=partial(found.make, **options))
+
+
 def make_optimizer(
     optimizer: OptimizerLike,
     *,
-    learning_rate: Schedule,
+    learning_rate: Schedule | float,
     peak: float | Array | None = None,
-    momentum: float = 0.9,
+    momentum: float | Array | None = None,
     weight_decay: float = 0.0,
     latent_weight_decay: float = 0.0,
     decay_only: Sequence[str] = (),
@@ -246,10 +271,12 @@ def make_optimizer(
 
     Args:
       optimizer: one of these names, or as :func:`as_optimizer` takes it.
-      learning_rate: schedule; for dfw the proximal eta, for polyak_sgd and momo the upper bound of the step size.
-      peak: highest value of `learning_rate`, to which polyak_sgd's bound and bop's adaptivity are put in proportion;
-        None takes the value at step 0, right where there is no warm-up.
-      momentum: Nesterov's for dfw, heavy-ball for sgd, ovsw and polyak_sgd, beta1 of adam, beta of momo.
+      learning_rate: schedule, or a number that stays; for dfw the proximal eta, for polyak_sgd and momo the upper bound
+        of the step size.
+      peak: highest value of `learning_rate`, to which bop's adaptivity is put in proportion; None takes the value at
+        step 0, right where there is no warm-up.
+      momentum: Nesterov's for dfw, heavy-ball for sgd, ovsw and polyak_sgd, beta1 of adam, beta of momo; None takes
+        0.9.  Optimizers from elsewhere take their own, as ``partial(optax.sgd, momentum=0.9)``.
       weight_decay: of all weights but the latent ones; momo's own decays all.  In the gradient (coupled) for sgd,
         ovsw and polyak_sgd, in the proximal problem for dfw, decoupled for momo, bop and bnew, either for adam.
       latent_weight_decay: of the latent weights, in the same way; not for momo and bop.
@@ -273,6 +300,15 @@ def make_optimizer(
     """
     found = as_optimizer(optimizer)
     check_options("options", found.make, options)
+    own = "is for the optimizers of the table; bind that of another one with functools.partial"
+    require("momentum", momentum, momentum is None or found.takes_momentum, own)
+    momentum = 0.9 if momentum is None else momentum
+    require("momentum", momentum, lambda m: (m >= 0) & (m < 1), "must be in [0, 1)", "0.9 is usual")
+    for argument, value in (("weight_decay", weight_decay), ("latent_weight_decay", latent_weight_decay)):
+        require(argument, value, lambda decay: decay >= 0, "must not be negative", "0 decays nothing")
+    if not callable(learning_rate):
+        require_positive("learning_rate", learning_rate, "give a positive number or a schedule")
+        learning_rate = optax.constant_schedule(learning_rate)
     for argument, value, taken in (
         ("scale_latent", scale_latent, "takes_scale_latent"),
         ("latent_weight_decay", latent_weight_decay, "separate_decay"),
@@ -363,4 +399,5 @@ __all__ = [
     "push_to_bounds",
     "resolve_box",
     "scale_latent_updates",
+    "with_options",
 ]

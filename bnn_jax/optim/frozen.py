@@ -24,6 +24,7 @@ def is_trained(params: Params, patterns: Sequence[str], *, argument: str = "trai
     >>> is_trained({"norm": {"scale": jnp.ones(2)}, "head": {"kernel": jnp.ones(2)}}, ["norm/*"])
     {'head': {'kernel': False}, 'norm': {'scale': True}}
     """
+    patterns = [patterns] if isinstance(patterns, str) else patterns
     names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.tree_util import DictKey
 from jaxtyping import Array
 
 from bnn_jax.types import LATENT_KERNEL, Params
@@ -33,7 +34,8 @@ def is_latent(params: Params) -> Params:
         )
 
     def is_latent_leaf(path, _):
-        return bool(path) and getattr(path[-1], "key", None) == LATENT_KERNEL
+        # Below a box of Flax's, as nn.Partitioned, the last key is not that of a dict.
+        return next((key.key for key in path[::-1] if isinstance(key, DictKey)), None) == LATENT_KERNEL
 
     return jax.tree_util.tree_map_with_path(is_latent_leaf, params)
 

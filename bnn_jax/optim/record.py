@@ -74,7 +74,8 @@ def decay_of_parameters(
     >>> decay_of_parameters(params, weight_decay=0.1, latent_weight_decay=0.2, decay_only=["*kernel"])
     {'conv': {'bias': 0.0, 'latent_kernel': 0.2}, 'head': {'kernel': 0.1}}
     """
-    chosen = is_trained(params, decay_only or ["*"], argument="decay_only")
+    everything = lambda: jax.tree.map(lambda _: True, params)
+    chosen = is_trained(params, decay_only, argument="decay_only") if decay_only else everything()
     by_kind = lambda decayed, latent: (latent_weight_decay if latent else weight_decay) if decayed else 0.0
     return jax.tree.map(by_kind, chosen, is_latent(params))
 

@@ -13,7 +13,7 @@ from jaxtyping import Array
 from bnn_jax.checks import look_up
 from bnn_jax.losses import Loss, make_loss
 from bnn_jax.models.build import build_model
-from bnn_jax.optim import latent_box, make_optimizer
+from bnn_jax.optim import latent_box, make_optimizer, with_options
 from bnn_jax.optim.frozen import train_only
 from bnn_jax.regularizers import REGULARIZERS, penalty
 from bnn_jax.schedules import make_schedule
@@ -103,11 +103,12 @@ def make_experiment(
     box = latent_box(*optim.latent_box) if optim.latent_box else None
     warmup = {"warmup_share": optim.warmup_share, "warmup_start_share": optim.warmup_start_share}
     schedule = make_schedule(optim.schedule, optim.learning_rate, total_steps, **warmup, **optim.schedule_options)
+    record = with_options(optim.name, optim.options)
     optimizer = make_optimizer(
-        optim.name,
+        record,
         learning_rate=schedule,
         peak=optim.learning_rate,
-        momentum=optim.momentum,
+        momentum=optim.momentum if record.takes_momentum else None,
         weight_decay=optim.weight_decay,
         latent_weight_decay=optim.latent_weight_decay,
         decay_only=optim.decay_only,
@@ -116,7 +117,6 @@ def make_experiment(
         scale_latent=optim.scale_latent,
         max_gradient_norm=optim.max_gradient_norm,
         adaptive_clipping=optim.adaptive_clipping,
-        **optim.options,
     )
     optimizer = train_only(optimizer, optim.train_only) if optim.train_only else optimizer
     return Experiment(

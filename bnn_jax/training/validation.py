@@ -20,7 +20,7 @@ from bnn_jax.losses import LOSSES, as_loss, make_loss
 from bnn_jax.models import MODELS
 from bnn_jax.models.build import build_model, entry_of, quantizer_settings, settings_taken
 from bnn_jax.names import last_part, name_of
-from bnn_jax.optim import OPTIMIZERS, Optimizer, as_optimizer, latent_box, make_optimizer
+from bnn_jax.optim import OPTIMIZERS, Optimizer, as_optimizer, latent_box, make_optimizer, with_options
 from bnn_jax.quantizers import make_quantizer, named_quantizer
 from bnn_jax.regularizers import REGULARIZERS
 from bnn_jax.schedules import SCHEDULES, constant, make_schedule
@@ -278,7 +278,7 @@ def _check_optimizer(optim: OptimConfig, optimizer: Optimizer) -> None:
     box = latent_box(*optim.latent_box) if optim.latent_box else None
     settings = {"learning_rate": constant(1.0, 1), "box": box, "total_steps": 1}
     settings |= {"max_gradient_norm": optim.max_gradient_norm, "adaptive_clipping": optim.adaptive_clipping}
-    _check_made(last_part(optim.name), lambda: make_optimizer(optimizer, **settings, **optim.options))
+    _check_made(last_part(optim.name), lambda: make_optimizer(with_options(optimizer, optim.options), **settings))
 
 
 def _check_accumulation(config: Config) -> None:

@@ -4,6 +4,7 @@ import inspect
 from functools import partial
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,7 @@ from bnn_jax.optim import (
     make_optimizer,
     overcome_silent_weights,
     push_to_bounds,
+    with_options,
 )
 from bnn_jax.schedules import constant
 
@@ -197,6 +199,74 @@ def test_every_optimizer_takes_a_rate_that_is_0_at_first(name):
     assert (moved["head"]["kernel"][1] != moved["head"]["kernel"][0]).any()
 
 
+def numpy_of_both(tree):
+    return np.concatenate([np.asarray(tree[layer][leaf], np.float64).ravel() for layer, leaf in LEAVES])
+
+
+LEAVES = (("conv", "latent_kernel"), ("head", "kernel"))
+FALLING = lambda step: jnp.float32(0.3) * 0.1**step  # from above Polyak's step size to below it
+
+
+def numpy_polyak(w, gradients, *, f_min, momentum):
+    """Loizou et al., 2021, with a heavy ball: m <- momentum m + min((L - f_min) / |g|^2, rate) g, in float64."""
+    m, path = np.zeros_like(w), []
+    for step, g in enumerate(gradients):
+        m = momentum * m + min((1.0 - f_min) / (g @ g), 0.3 * 0.1**step) * g
+        w = w - m
+        path.append(w)
+    return path
+
+
+def numpy_momo(w, gradients, *, lower_bound, momentum):
+    """Schaipp et al., 2024, algorithm 1, in float64: averages start from the first step's."""
+    path = []
+    for step, g in enumerate(gradients):
+        keep, rate = (0.0 if step == 0 else momentum), 0.3 * 0.1**step
+        if step == 0:
+            d, f, inner = np.zeros_like(w), 0.0, 0.0
+        d, f = keep * d + (1 - keep) * g, keep * f + (1 - keep) * 1.0
+        inner = keep * inner + (1 - keep) * (g @ w)
+        w = w - min(rate, max(f - inner - lower_bound + d @ w, 0.0) / (d @ d)) * d
+        path.append(w)
+    return path
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.5])
+def test_step_sizes_from_the_loss_are_those_of_the_papers(momentum):
+    """With a rate that falls: the quotient is of the gradient itself, the rate its bound alone."""
+    w = numpy_of_both(PARAMS)
+    gradients = [numpy_of_both(jax.tree.map(lambda g, step=step: g[step], GRADIENTS)) for step in range(4)]
+    settings = {"learning_rate": FALLING, "peak": 0.3, "momentum": momentum}
+    expected = {
+        "polyak_sgd": numpy_polyak(w, gradients, f_min=0.4, momentum=momentum),
+        "momo": numpy_momo(w, gradients, lower_bound=0.4, momentum=momentum),
+    }
+    assert 0.003 < (1 - 0.4) / max(g @ g for g in gradients) < 0.3  # both sides of the minimum are taken
+    options = {"polyak_sgd": {"f_min": 0.4}, "momo": {"lower_bound": 0.4}}
+    for name, path in expected.items():
+        found = scanned(make_optimizer(name, **settings, **options[name]), PARAMS, GRADIENTS)[0]
+        for step, wanted in enumerate(path):
+            own = numpy_of_both(jax.tree.map(lambda leaf, step=step: leaf[step], found))
+            np.testing.assert_allclose(own, wanted, rtol=1e-5, atol=1e-6, err_msg=f"{name} {step}")
+
+
+def test_bops_adaptivity_falls_and_rises_with_the_rate():
+    rising = lambda step: 0.1 * jnp.minimum(step, 2) / 2
+    settings = {"threshold": 0.01, "adaptivity_rate": 0.2, "box": latent_box()}
+    optimizer = make_optimizer("bop", learning_rate=rising, peak=0.1, **settings)
+    signs = {**PARAMS, "conv": {"latent_kernel": jnp.sign(PARAMS["conv"]["latent_kernel"])}}
+    found = np.asarray(scanned(optimizer, signs, GRADIENTS)[0]["conv"]["latent_kernel"], np.float64)
+    w, m = np.asarray(signs["conv"]["latent_kernel"], np.float64), 0.0
+    for step, gradient in enumerate(np.asarray(GRADIENTS["conv"]["latent_kernel"], np.float64)):
+        adaptivity = 0.2 * min(step, 2) / 2
+        m = (1 - adaptivity) * m + adaptivity * gradient
+        w = np.where((np.abs(m) >= 0.01) & (np.sign(m) == np.sign(w)), -w, w)
+        np.testing.assert_array_equal(found[step], w)
+    assert (found[0] == signs["conv"]["latent_kernel"]).all() and (found[-1] != found[0]).any()
+    with pytest.raises(ValueError, match=r"^`peak` \(=0\.0\) must be positive; give the highest value of"):
+        make_optimizer("bop", learning_rate=rising, **settings)
+
+
 def numpy_clipped(gradients, params, norm=None, adaptive=None):
     """One step's gradients, clipped in float64; `head` is the last layer."""
     g = {
@@ -278,6 +348,51 @@ def test_unknown_names_and_options_are_refused(name, options, message):
 def test_what_an_optimizer_would_ignore_is_refused(name, settings, message):
     with pytest.raises(ValueError, match=message):
         make_optimizer(name, learning_rate=constant(0.1, 1), **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"learning_rate": -1.0},
+            r"^`learning_rate` \(=-1\.0\) must be positive; give a positive number or",
+        ),
+        ({"momentum": 1.0}, r"^`momentum` \(=1\.0\) must be in \[0, 1\); 0\.9 is usual$"),
+        ({"weight_decay": -1.0}, r"^`weight_decay` \(=-1\.0\) must not be negative; 0 decays nothing$"),
+    ],
+)
+def test_values_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_optimizer("sgd", **{"learning_rate": 0.1} | settings)
+
+
+def test_a_number_is_a_rate_that_stays():
+    by_number, by_schedule = (make_optimizer("sgd", learning_rate=rate) for rate in (0.1, constant(0.1, 1)))
+    chex.assert_trees_all_equal(*(scanned(made, PARAMS, GRADIENTS)[0] for made in (by_number, by_schedule)))
+
+
+def test_options_may_be_called_as_settings_are():
+    """optax.sgd has a momentum of its own, which is no setting of the table's."""
+    own = make_optimizer(with_options("optax:sgd", {"momentum": 0.5}), learning_rate=0.1)
+    chex.assert_trees_all_equal(*(scanned(made, PARAMS, GRADIENTS)[0] for made in (own, optax.sgd(0.1, momentum=0.5))))
+    with pytest.raises(ValueError, match=r"^`momentum` \(=0\.5\) is for the optimizers of the table; bind that"):
+        make_optimizer("optax:sgd", learning_rate=0.1, momentum=0.5)
+    with pytest.raises(UsageError, match=r"`options` \(='momentun'\) is not known; did you mean 'momentum'"):
+        with_options("optax:sgd", {"momentun": 0.5})
+
+
+def test_trees_without_decayed_or_with_boxed_parameters():
+    """Latent weights alone, none at all, and those in a box of Flax's that names their axes."""
+    latent = {"conv": PARAMS["conv"]}
+    for params in (latent, {}):
+        for name in OPTIMIZERS:
+            made(name).init(params)
+    kernel = nn.Partitioned(jnp.full((3, 4), 0.5), (None, "model"))
+    params = {"conv": {"latent_kernel": kernel}, "head": {"kernel": jnp.full((4, 2), 0.5)}}
+    optimizer = make_optimizer("sgd", learning_rate=10.0, box=latent_box())
+    moved, _ = training_step(optimizer)(params, optimizer.init(params), jax.tree.map(jnp.ones_like, params))
+    assert moved["conv"]["latent_kernel"].value.tolist() == [[-1.0] * 4] * 3
+    assert moved["head"]["kernel"].tolist() == [[-9.5] * 2] * 4
 
 
 def test_bnew_needs_a_box_and_an_end():

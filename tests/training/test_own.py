@@ -184,6 +184,8 @@ def test_an_optimizer_of_ones_own_needs_a_learning_rate():
         settled(before, after, {"optim.name"})
     with pytest.raises(UsageError, match=r"`optim.momentum` \(=0.5\) is for the table's; give its own among the"):
         validate(replace(after, optim=replace(after.optim, momentum=0.5)))
+    own = validate(replace(before, optim=OptimConfig("optax:sgd", 0.1, options={"momentum": 0.5})))
+    assert own.optim.options == {"momentum": 0.5}
     options = replace(after.optim, options={"b3": 0.9})
     with pytest.raises(UsageError, match=r"`optim.options` \(='b3'\) is not known; did you mean 'b[12]'"):
         validate(replace(after, optim=options))
