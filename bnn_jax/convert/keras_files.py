@@ -30,6 +30,9 @@ _NORM_LEAVES = _LEAVES | {"bias": "beta", "mean": "moving_mean", "var": "moving_
 _USUAL = {"gamma": 1.0, "beta": 0.0}
 """What a batch norm without them has."""
 
+_THREE = {"beta", "moving_mean", "moving_variance"}
+"""Of a batch norm in a file whose variables have numbers: gamma could stand in the place of beta."""
+
 
 class KerasWeights(NamedTuple):
     """The layers of a file that have weights, in its order.
@@ -92,6 +95,15 @@ def from_keras(
     found, target = read_keras(path, ignored), describe(model, image_shape)
     names = _by_order(found, target, branches) if names is None else dict(names)
     modules = {module_and_leaf(name)[0] for name in target.variables}
+    if target.transposed:
+        raise UsageError(
+            f"`path` (={path}) is not read for networks with transposed convolutions, as {min(target.transposed)}; "
+            "turn the windows by 180 degrees and give the arrays to `from_arrays`"
+        )
+    for module, layer in names.items():
+        leaves = found.layers.get(layer, {})
+        if not found.ordered and leaves.keys() == _THREE and f"params/{module}/bias" not in target.variables:
+            leaves["gamma"] = leaves.pop("beta")  # of three vectors the file does not say which is left out
     wrong = [f"`names` has {here}, which the network does not have" for here in sorted(names.keys() - modules)]
     arrays = {f"{layer}/{leaf}": array for layer, leaves in found.layers.items() for leaf, array in leaves.items()}
     sources = {}

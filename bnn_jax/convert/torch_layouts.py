@@ -8,6 +8,7 @@ into thresholds that are subtracted.
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
+from math import prod
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -249,7 +250,9 @@ def _converted(state, target, modules, permutations, *, ignored, fresh, epsilon,
         module, leaf = module_and_leaf(name)
         if (found := modules.get(name.partition("/")[2])) is not None:
             sign = -1 if found.negated else 1
-            sources[name] = Source(found.texts, lambda x, sign=sign, like=like: sign * _squeezed(x).reshape(like.shape))
+            vector = partial(_vector, name=name, target=target, of=epsilon)
+            make = lambda x, sign=sign, like=like, vector=vector: sign * vector(x).reshape(like.shape)
+            sources[name] = Source(found.texts, make)
         elif (found := modules.get(module)) is not None and leaf in _LEAVES:
             candidates = [found.leaf(theirs) for theirs in _LEAVES[leaf]]
             names = next((c for c in candidates if set(c) <= state.keys()), candidates[0])
@@ -265,7 +268,20 @@ def _squeezed(x: np.ndarray) -> np.ndarray:
 
 
 def _vector(*parts, name, target, of):
-    return np.concatenate([_squeezed(part) for part in parts])
+    vector = np.concatenate([_squeezed(part) for part in parts])
+    module, _ = module_and_leaf(name)
+    size = target.flattened.get(module, ())
+    return _channels_last(vector, size) if module not in target.layers and vector.size == prod(size) else vector
+
+
+def _channels_last(x: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """What belongs to the pixels of a flattened image (height, width, channels), of which PyTorch's has channels first.
+
+    Args:
+      x: with the pixels along the last axis.
+    """
+    height, width, channels = size
+    return np.moveaxis(x.reshape(-1, channels, height, width), 1, -1).reshape(x.shape)
 
 
 def _variance(*parts, name, target, of):
@@ -276,7 +292,9 @@ def _variance(*parts, name, target, of):
 
 
 def _kernel(*parts, name, target, of):
-    shape = target.variables[name].shape
+    shape, (module, _) = target.variables[name].shape, module_and_leaf(name)
+    if module in target.transposed:
+        return _transposed(*parts, to_last_inputs=target.transposed[module])
     if len(shape) == 4:
         height, width, inputs, _ = shape
         for part in parts:
@@ -287,10 +305,14 @@ def _kernel(*parts, name, target, of):
         if part[0].size != shape[0]:
             _squeezed(part)
     kernel = np.concatenate([part.reshape(-1, shape[0]) for part in parts])
-    if kernel.shape[1] in target.flattened:
-        height, width, channels = target.flattened[kernel.shape[1]]
-        kernel = kernel.reshape(-1, channels, height, width).transpose(0, 2, 3, 1).reshape(kernel.shape)
-    return kernel.T
+    return (_channels_last(kernel, target.flattened[module]) if module in target.flattened else kernel).T
+
+
+def _transposed(part, *, to_last_inputs):
+    """From (inputs, outputs, height, width), whose window is that of the gradient of a convolution."""
+    if part.ndim != 4:
+        raise ValueError(f"{part.ndim} axes in the place of 4")
+    return part.transpose(2, 3, 1, 0) if to_last_inputs else part[..., ::-1, ::-1].transpose(2, 3, 0, 1)
 
 
 _MAKERS = {"kernel": _kernel, LATENT_KERNEL: _kernel, "var": _variance}

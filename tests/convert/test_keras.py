@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from networks import random_variables
 
 from bnn_jax.convert import from_keras
 from bnn_jax.errors import UsageError
+from bnn_jax.layers import BatchNorm
 from bnn_jax.models.build import build_model
 from bnn_jax.outputs import network_logits
 
@@ -168,3 +170,39 @@ def test_a_file_without_layers(tmp_path):
         file["numbers"] = np.ones(3)
     with pytest.raises(UsageError, match=r"holds no layers of Keras's, but numbers; save them: model\.save_weights"):
         from_keras(tmp_path / "x.h5", MODEL, SHAPE)
+
+
+class Normed(nn.Module):
+    """A dense layer and a batch norm that has a scale, a bias, or both."""
+
+    use_scale: bool
+    use_bias: bool
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(3, use_bias=False, name="dense")(x.reshape(len(x), -1))
+        return BatchNorm(use_scale=self.use_scale, use_bias=self.use_bias, name="norm")(x, train=False)
+
+
+def test_three_vectors_of_a_norm_are_what_the_network_has(tmp_path):
+    """The file says nothing of what was left out: gamma where the norm here has no bias, else beta."""
+    path, vectors = tmp_path / "three.weights.h5", np.arange(9, dtype=np.float32).reshape(3, 3) + 1
+    with h5py.File(path, "w") as file:
+        file["layers/dense/vars/0"] = np.ones((4, 3), np.float32)
+        for number, vector in enumerate(vectors):
+            file[f"layers/batch_normalization/vars/{number}"] = vector
+    for use_scale, use_bias, own in ((True, False, "scale"), (False, True, "bias")):
+        found = from_keras(path, Normed(use_scale, use_bias), (2, 2, 1), epsilon=1e-5)
+        np.testing.assert_array_equal(found["params"]["norm"][own], vectors[0])
+        np.testing.assert_array_equal(found["batch_stats"]["norm"]["mean"], vectors[1])
+
+
+def test_transposed_convolutions_are_refused(tmp_path):
+    path = tmp_path / "up.weights.h5"
+    with h5py.File(path, "w") as file:
+        file["layers/conv2d_transpose/vars/0"] = np.ones((2, 2, 3, 3), np.float32)
+    up = nn.Sequential([nn.ConvTranspose(3, (2, 2), use_bias=False)])
+    with pytest.raises(
+        UsageError, match=r"^`path` \(=.*\) is not read for networks with transposed convolutions, as"
+    ):
+        from_keras(path, up, (2, 2, 3))

@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from bnn_jax.convert import LAYOUTS, Joined, Negated, from_torch
 from bnn_jax.errors import UsageError
+from bnn_jax.layers import BatchNorm, BinaryConvTranspose
 from bnn_jax.models.build import build_model
 from bnn_jax.outputs import network_logits
 
@@ -153,3 +156,64 @@ def test_a_live_module_of_another_seed(name):
 
     module, model = seeded(name, seed=1), network(name)
     assert_same(model, from_torch(module.state_dict(), model, SHAPE), logits_of(module, images_of()))
+
+
+class Flattening(nn.Module):
+    """Two dense layers with as many inputs; one of them alone is behind the flattened image."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(8, (3, 3), padding=1, name="conv")(x)
+        x = BatchNorm(name="norm")(x.reshape(len(x), -1), train=False)
+        return nn.Dense(10, name="fc2")(nn.Dense(128, name="fc1")(nn.relu(x)))
+
+
+def test_dense_layers_of_the_size_of_a_flattened_image_keep_their_order():
+    """In float64: a sum over the window, then products of what PyTorch flattens, channels first."""
+    rng = np.random.default_rng(0)
+    shapes = {"conv": (8, 2, 3, 3), "fc1": (128, 128), "fc2": (10, 128)}
+    state = {f"{name}.weight": rng.normal(size=shape) for name, shape in shapes.items()}
+    state |= {f"{name}.bias": rng.normal(size=shape[0]) for name, shape in shapes.items()}
+    state |= {f"norm.{name}": rng.uniform(0.5, 2, 128) for name in ("weight", "bias", "running_mean", "running_var")}
+    images = rng.normal(size=(3, 4, 4, 2))
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
+    x = np.einsum("nhwcij,ocij->nohw", windows, state["conv.weight"]).reshape(3, 8, 16)
+    x = (x + state["conv.bias"][:, None]).reshape(3, 128)
+    x = (x - state["norm.running_mean"]) / np.sqrt(state["norm.running_var"] + 1e-5)
+    x = np.maximum(x * state["norm.weight"] + state["norm.bias"], 0)
+    for name in ("fc1", "fc2"):
+        x = x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+    names = {name: name for name in (*shapes, "norm")}
+    variables = from_torch(state, Flattening(), (4, 4, 2), names=names)  # the norm's vectors change their order too
+    np.testing.assert_allclose(Flattening().apply(variables, jnp.asarray(images, jnp.float32)), x, rtol=1e-3)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda size: nn.ConvTranspose(4, (size, size), (2, 2), "VALID", name="up"),
+        lambda size: nn.ConvTranspose(4, (size, size), (2, 2), "VALID", transpose_kernel=True, name="up"),
+        lambda size: BinaryConvTranspose(4, (size, size), strides=2, padding="VALID", name="up"),
+    ],
+    ids=["flax", "flax, transposed kernel", "binary"],
+)
+def test_transposed_convolutions_add_their_windows_as_there(layer, size):
+    """Each pixel of PyTorch's adds its window to the output: in float64, for as many inputs as outputs."""
+    rng = np.random.default_rng(0)
+    weight, images = rng.normal(size=(4, 4, size, size)), rng.normal(size=(2, 3, 3, 4))
+    expected = np.zeros((2, 4 + size, 4 + size, 4))
+    for i in range(3):
+        for j in range(3):
+            window = np.einsum("nc,cokl->nklo", images[:, i, j], weight)
+            expected[:, 2 * i : 2 * i + size, 2 * j : 2 * j + size] += window
+
+    class Up(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return layer(size)(x)
+
+    state = {"up.weight": weight} | ({} if "Binary" in type(layer(size)).__name__ else {"up.bias": np.zeros(4)})
+    variables = from_torch(state, Up(), (3, 3, 4), names={"up": "up"})
+    np.testing.assert_allclose(Up().apply(variables, jnp.asarray(images, jnp.float32)), expected, rtol=1e-4, atol=1e-5)
