@@ -157,10 +157,12 @@ class SelfAttention(nn.Module):
       param_dtype: of the parameters.
 
     Called with ``decode=True`` and the collection "cache" mutable it takes x as the tokens that follow those it was
-    called with before, whose keys and values it keeps; where they are more than `context` all is NaN.
+    called with before, whose keys and values it keeps; where they become more than `context` all is NaN.  Initializing
+    keeps none.
 
     Raises:
-      ValueError: for `heads` or a `head_size` that are no positive whole numbers, or binary scores of a causal
+      ValueError: for `heads`, a `head_size` or a `context` that are no positive whole numbers, more tokens to decode at
+        once than the `context`, or binary scores of a causal
         attention; if the features of x do not divide among the heads, or its tokens do not fill the `grid`.
 
     Reference: Vaswani et al., Attention Is All You Need, 2017, arXiv:1706.03762.  Binary scores: Xiao, Zhang, Zhang,
@@ -187,7 +189,8 @@ class SelfAttention(nn.Module):
     def __post_init__(self):
         make_quantizers(self)
         super().__post_init__()
-        require_of_layer(self, "heads", self.heads, is_whole(self.heads, 1), WHOLE)
+        for argument in ("heads", "context"):
+            require_of_layer(self, argument, getattr(self, argument), is_whole(getattr(self, argument), 1), WHOLE)
         holds = self.head_size is None or is_whole(self.head_size, 1)
         require_of_layer(self, "head_size", self.head_size, holds, WHOLE)
         rule = "cannot be with `causal`: their scales are means over all tokens"
@@ -204,6 +207,8 @@ class SelfAttention(nn.Module):
         decode: bool = False,
     ) -> Float[Array, "batch tokens features"]:
         phase = {"train": train, "progress": progress}
+        rule = f"must be a place at least for each of {x.shape[1]} tokens"
+        require_of_layer(self, "context", self.context, not decode or x.shape[1] <= self.context, rule)
         rule = "must be True to decode, for the tokens that follow are not there yet"
         require_of_layer(self, "causal", self.causal, self.causal or not decode, rule)
         size = self.head_size or x.shape[-1] // self.heads
@@ -224,7 +229,7 @@ class SelfAttention(nn.Module):
             scores = jnp.where(later[None, None], -jnp.inf, scores)
         shares = nn.softmax(scores).astype(v.dtype)
         y = (self._binary_values(shares, v) if self.binary_values else dot(shares, v)).swapaxes(1, 2).astype(x.dtype)
-        y = Normalized(self.center_norm, name="out_norm")(y.reshape(*x.shape[:2], -1))
+        y = Normalized(self.center_norm, name="out_norm")(y.reshape(*x.shape[:2], self.heads * size))
         return BinaryDenseGeneral(x.shape[-1], name="out", **quantizers)(y, **phase)
 
     @nn.nowrap
@@ -275,12 +280,16 @@ class SelfAttention(nn.Module):
     def _first_position(self, tokens: int) -> Int[Array, ""]:
         """Of so many tokens that follow those decoded before."""
         position = self.variable(CACHE, "position", lambda: jnp.zeros((), jnp.int32))
-        first, position.value = position.value, position.value + tokens
+        first = position.value
+        if not self.is_initializing():
+            position.value = first + tokens
         return first
 
     @nn.nowrap
     def _with_those_before(self, name: str, new: Array, first: Array) -> Float[Array, "batch context heads size"]:
         """The cached keys or values, with new ones from `first` on; NaN where they do not all have a place."""
         kept = self.variable(CACHE, name, jnp.zeros, (new.shape[0], self.context, *new.shape[2:]), new.dtype)
-        kept.value = lax.dynamic_update_slice_in_dim(kept.value, new, first, axis=1)
-        return jnp.where(first + new.shape[1] <= self.context, kept.value, jnp.asarray(jnp.nan, new.dtype))
+        filled = lax.dynamic_update_slice_in_dim(kept.value, new, first, axis=1)
+        if not self.is_initializing():
+            kept.value = filled
+        return jnp.where(first + new.shape[1] <= self.context, filled, jnp.asarray(jnp.nan, new.dtype))

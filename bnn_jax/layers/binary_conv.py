@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Int32, Num
 
@@ -238,9 +239,9 @@ class BinaryConvTranspose(BinaryConv):
     paddings: ClassVar[tuple[str, ...]] = WORDS
 
     def __post_init__(self):
-        super().__post_init__()
-        single, rule = self.input_dilation == 1 or set(self.input_dilation) == {1}, "must stay 1"
+        single, rule = set(np.ravel(self.input_dilation)) == {1}, "must stay 1"
         require_of_layer(self, "input_dilation", self.input_dilation, single, rule, "`strides` spread the inputs")
+        super().__post_init__()
 
     @nn.nowrap
     def geometry(self, shape: Sizes) -> Geometry:

@@ -154,6 +154,7 @@ class BinaryDenseGeneral(nn.Module):
         require_of_layer(self, "features", self.features, holds, rule)
 
     @nn.compact
+    @check_arrays
     def __call__(
         self, x: Num[Array, "*axes"], *, train: bool = False, progress: Array | float = 1.0
     ) -> Num[Array, "*others_and_features"]:
@@ -165,7 +166,8 @@ class BinaryDenseGeneral(nn.Module):
         others = x.shape[: -len(axes)]
         own = {f.name for f in fields(BinaryDense)} - {"features", "name", "parent", "real_activation"}
         layer = BinaryDense(math.prod(features), name="dense", **{name: getattr(self, name) for name in own})
-        return layer(x.reshape(*others, -1), train=train, progress=progress).reshape(*others, *features)
+        inputs = math.prod(x.shape[len(others) :])
+        return layer(x.reshape(*others, inputs), train=train, progress=progress).reshape(*others, *features)
 
 
 def _several(value: int | tuple[int, ...]) -> tuple[int, ...]:

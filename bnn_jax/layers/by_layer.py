@@ -92,16 +92,28 @@ def _settings(pattern: str, choice: Any) -> dict[str, Any]:
     return {kind: make_quantizer(QUANTIZERS[kind], given, argument=argument) for kind, given in choice.items()}
 
 
+def quantizers_of(parent: nn.Module, name: str) -> dict[str, Any]:
+    """What the network around a module chooses, by patterns, for the layer that will have that `name` in the module."""
+    network = _network_around(parent)
+    return {} if network is None else network.quantizers.of((*parent.path, name)[len(network.path) :])
+
+
+def _network_around(module: Any) -> Any:
+    """The outermost module with the quantizers of a network, from a module on outwards."""
+    network = None
+    while isinstance(module, nn.Module):
+        if isinstance(getattr(module, "quantizers", None), LayerQuantizers):
+            network = module
+        module = module.parent
+    return network
+
+
 def take_quantizers(layer: nn.Module) -> None:
     """Give a layer what the network around it chooses: its `execution`, and quantizers by patterns.
 
     See :class:`LayerQuantizers`.
     """
-    network, around = None, layer.parent
-    while isinstance(around, nn.Module):
-        if isinstance(getattr(around, "quantizers", None), LayerQuantizers):
-            network = around
-        around = around.parent
+    network = _network_around(layer.parent)
     if network is None or layer.scope is None:
         return
     if hasattr(layer, "execution") and layer.execution is None:

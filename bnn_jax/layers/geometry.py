@@ -62,6 +62,8 @@ def _require_padding(layer: nn.Module, rank: int | None) -> None:
 
 def require_image(layer: nn.Module, x: Array, rank: int, *, words: bool) -> None:
     """Refuse x without the axes of an image, and a number of channels that the groups do not divide; not of `words`."""
+    rule = "must be a tuple, which tells the spatial axes, for images in more than one axis of a batch"
+    require_of_layer(layer, "kernel_size", layer.kernel_size, rank <= len(AXES), rule)
     axes = ", ".join(AXES[-rank:])
     require_of_layer(layer, "x.shape", x.shape, x.ndim > rank, f"must be (..., {axes}, channels)")
     _require_padding(layer, rank)

@@ -61,8 +61,8 @@ def _batch_norm(x, scale, bias, epsilon):
 
 
 def has_one_value(x: Array) -> bool:
-    """Whether x has a single value of each channel."""
-    return math.prod(x.shape[:-1]) == 1
+    """Whether x has a single value of each channel, or none."""
+    return math.prod(x.shape[:-1]) <= 1
 
 
 def _per_channel(x, *vectors):

@@ -86,7 +86,7 @@ class BinaryLSTM(Recurrent):
             c = nn.sigmoid(f) * c + nn.sigmoid(i) * jnp.tanh(g)
             h = nn.sigmoid(o) * jnp.tanh(c)
             states.append(h)
-        return jnp.stack(states, axis=1)
+        return jnp.stack(states, axis=1) if states else jnp.zeros((x.shape[0], 0, self.features), x.dtype)
 
 
 class BinaryGRU(Recurrent):
@@ -118,4 +118,4 @@ class BinaryGRU(Recurrent):
             u = nn.sigmoid(z + z_h)
             h = (1 - u) * jnp.tanh(n + nn.sigmoid(r + r_h) * n_h) + u * h
             states.append(h)
-        return jnp.stack(states, axis=1)
+        return jnp.stack(states, axis=1) if states else jnp.zeros((x.shape[0], 0, self.features), x.dtype)

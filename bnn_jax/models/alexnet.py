@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bnn_jax.checks import check_arrays
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool
 from bnn_jax.layers.by_layer import REAL
 from bnn_jax.layers.convolution import resolve_padding
@@ -45,6 +46,7 @@ class XnorAlexNet(Network):
     input_scaling: bool = False
 
     @nn.compact
+    @check_arrays
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
     ):
@@ -103,6 +105,7 @@ class DorefaAlexNet(Network):
         self.require("width", self.width % 2 == 0, "must be even, for the groups split it", "96 is usual")
 
     @nn.compact
+    @check_arrays
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
     ):
@@ -177,6 +180,7 @@ class BnnPlusAlexNet(Network):
     final_norm: bool = True
 
     @nn.compact
+    @check_arrays
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
     ):

@@ -5,6 +5,7 @@ from functools import partial
 import flax.linen as nn
 from jaxtyping import Array, Float
 
+from bnn_jax.checks import check_arrays
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense
 from bnn_jax.models.alexnet import overlapping_pool
 from bnn_jax.models.network import Network, check_image_size
@@ -37,6 +38,7 @@ class BinaryAlexNet(Network):
     """
 
     @nn.compact
+    @check_arrays
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
     ):

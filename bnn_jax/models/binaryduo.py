@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from bnn_jax.checks import check_arrays
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool, mean_pool
+from bnn_jax.layers.by_layer import REAL
 from bnn_jax.models.network import Network, check_image_size, stem_layers
 from bnn_jax.precision import widened
 from bnn_jax.quantizers import Quantizer, decouple, dequantize
@@ -43,7 +45,7 @@ class _Duo(Network):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.coupled or self.input_quantizer is None:
+        if self.coupled or self.input_quantizer in (None, REAL):
             return
         levels = _levels(self.input_quantizer)
         if levels != 2:
@@ -90,6 +92,7 @@ class BinaryDuoVGG7(_Duo):
     width: int = 45
 
     @nn.compact
+    @check_arrays
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
     ):
@@ -152,6 +155,7 @@ class BinaryDuoResNet(_Duo):
     stem: str = "cifar"
 
     @nn.compact
+    @check_arrays
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
     ):

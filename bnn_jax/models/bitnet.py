@@ -95,6 +95,7 @@ class BitNetLM(Network):
         self.require("heads", even, f"must divide `width` (={self.width}) into even numbers", "2 is usual")
 
     @nn.compact
+    @check_arrays
     def __call__(
         self,
         images: Num[Array, "batch tokens *ones"],
@@ -106,6 +107,8 @@ class BitNetLM(Network):
         rule = "must be (batch, tokens), or (batch, tokens, 1, 1)"
         require("images.shape", images.shape, images.shape[2:] in ((), (1, 1)), rule)
         dtype = images.dtype if jnp.issubdtype(images.dtype, jnp.floating) else jnp.float32
+        rule, exact = f"does not hold all of {self.num_classes} tokens", 2 ** (jnp.finfo(dtype).nmant + 1)
+        require("images.dtype", str(dtype), self.num_classes - 1 <= exact, rule, "give whole numbers")
         tokens = images.reshape(images.shape[:2]).astype(jnp.int32)
         table = self.param("embedding", nn.initializers.normal(1.0), (self.num_classes, self.width), jnp.float32)
         x = (
@@ -151,7 +154,8 @@ def sample(
       key: of the random numbers; not needed at temperature 0.
 
     Raises:
-      ValueError: for a prompt without tokens, a `count` below 1, or a negative `temperature`; without a `key`.
+      ValueError: for a prompt without tokens, or with others than the model knows, a `count` below 1, or a negative
+        `temperature`; without a `key`.
 
     >>> model = BitNetLM(num_classes=5, width=8, depth=1)
     >>> prompt = jnp.array([[1, 2]])
@@ -160,6 +164,8 @@ def sample(
     (1, 3)
     """
     require("prompt.shape", prompt.shape, prompt.shape[1] >= 1, "must have a token at least", "begin with a space")
+    known = lambda tokens: (tokens >= 0) & (tokens < model.num_classes)
+    require("prompt", prompt, known, f"must hold tokens from 0 to {model.num_classes - 1}")
     require("count", count, count >= 1, "must be at least 1")
     require("temperature", temperature, temperature >= 0, "must not be negative", "0 takes the most likely token")
     needed = temperature == 0 or key is not None

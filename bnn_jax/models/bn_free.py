@@ -10,6 +10,7 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from bnn_jax.layers import BinaryConv, OutputScale, RPReLU, avg_pool_2x2
+from bnn_jax.layers.by_layer import quantizers_of
 from bnn_jax.models.network import STEMS, stem_pool
 from bnn_jax.models.residual import ResidualNetwork
 from bnn_jax.quantizers import Quantizer
@@ -63,7 +64,8 @@ def scaled_standardized_conv(
 
     The gain, one at the start, is the parameter `scale` of `{name}_gain`.  A kernel quantizer must standardize itself.
     """
-    if options.get("kernel_quantizer") is not None:
+    chosen = quantizers_of(parent, name).get("kernel_quantizer", options.get("kernel_quantizer"))
+    if chosen is not None:
         return BinaryConv(features, name=name, **options)(x, train=train, progress=progress)
     standardized = nn.map_variables(
         BinaryConv, "params", trans_in_fn=_standardize_kernel, init=parent.is_initializing()

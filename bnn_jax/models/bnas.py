@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bnn_jax.checks import check_arrays
 from bnn_jax.layers import BatchNorm, BinaryConv, max_pool, mean_pool
 from bnn_jax.models.network import Network
 
@@ -211,6 +212,7 @@ class BNAS(Network):
         check_genotype(self.genotype)
 
     @nn.compact
+    @check_arrays
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
     ):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bnn_jax.checks import check_arrays
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool
 from bnn_jax.layers.by_layer import REAL
 from bnn_jax.models.network import Network, check_image_size
@@ -61,6 +62,7 @@ class ConvNet(Network):
             self.require_positive("latent_range")
 
     @nn.compact
+    @check_arrays
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
     ):
@@ -152,6 +154,7 @@ class BinaryMLP(Network):
             self.require(argument, 0 <= getattr(self, argument) < 1, "must be in [0, 1)", "0 drops nothing")
 
     @nn.compact
+    @check_arrays
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
     ):
@@ -160,7 +163,7 @@ class BinaryMLP(Network):
         norm = partial(BatchNorm, epsilon=1e-4)
         dropout = partial(nn.Dropout, rng_collection="quantizer", deterministic=not train)
         real, hidden_quantizer = self.input_quantizer is None, self.input_quantizer
-        if hidden_quantizer not in (None, REAL):
+        if self.hidden_dropout and hidden_quantizer not in (None, REAL):
             hidden_quantizer = with_dropout(hidden_quantizer, self.hidden_dropout)
 
         def dropped_relu(x):

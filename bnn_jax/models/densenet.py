@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bnn_jax.checks import check_arrays
 from bnn_jax.layers import BatchNorm, BinaryConv, max_pool
 from bnn_jax.models.fractal import JOINS, join_paths
 from bnn_jax.models.network import Network, identity, stem_layers
@@ -115,6 +116,7 @@ class DenseNetwork(Network):
         self.require("reduction", min(self.reduction, default=1) >= 1, "must be at least 1", "1 keeps all channels")
 
     @nn.compact
+    @check_arrays
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
     ):

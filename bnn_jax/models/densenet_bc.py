@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bnn_jax.checks import check_arrays
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, mean_pool
 from bnn_jax.models.network import STEMS, Network, check_image_size, stem_pool
 from bnn_jax.precision import widened
@@ -72,6 +73,7 @@ class DenseNet(Network):
         self.require("reduction", self.reduction >= 1, "must be at least 1", "1 keeps all channels")
 
     @nn.compact
+    @check_arrays
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
     ):

@@ -6,6 +6,7 @@ from functools import partial
 import flax.linen as nn
 from jaxtyping import Array, Float
 
+from bnn_jax.checks import check_arrays
 from bnn_jax.layers import BatchNorm, BinaryConv, mean_pool
 from bnn_jax.models.network import Network, identity, stem_layers
 
@@ -98,6 +99,7 @@ class IGPResNet(Network):
         check_stages(self.columns, self.depths)
 
     @nn.compact
+    @check_arrays
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
     ):

@@ -5,6 +5,7 @@ from functools import partial
 import flax.linen as nn
 from jaxtyping import Array, Float
 
+from bnn_jax.checks import check_arrays
 from bnn_jax.layers import BinaryConv, BinaryDense, max_pool
 from bnn_jax.models.network import Network, check_image_size
 from bnn_jax.precision import widened
@@ -47,6 +48,7 @@ class LeNet(Network):
     input_scaling: bool = False
 
     @nn.compact
+    @check_arrays
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
     ):

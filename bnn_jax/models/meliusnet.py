@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bnn_jax.checks import check_arrays
 from bnn_jax.layers import BatchNorm, BinaryConv, max_pool
 from bnn_jax.models.densenet import Transition
 from bnn_jax.models.network import Network, check_image_size
@@ -77,6 +78,7 @@ class MeliusNet(Network):
         self.require("reduced", fits, f"must leave channels behind each of {transitions} transitions")
 
     @nn.compact
+    @check_arrays
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
     ):

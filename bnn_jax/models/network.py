@@ -13,7 +13,7 @@ from bnn_jax.bitops.paths import PATHS
 from bnn_jax.errors import unknown_name
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool
 from bnn_jax.layers.arguments import QUANTIZERS, make_quantizers
-from bnn_jax.layers.by_layer import LayerQuantizers
+from bnn_jax.layers.by_layer import REAL, LayerQuantizers
 from bnn_jax.layers.code_products import EXECUTION_RULE
 from bnn_jax.layers.convolution import Padding
 from bnn_jax.precision import widened
@@ -71,7 +71,9 @@ class Network(nn.Module):
         make_quantizers(self)
         patterns = self.quantizers.given if isinstance(self.quantizers, LayerQuantizers) else self.quantizers
         patterns = {} if patterns is None else patterns
-        self.quantizers = LayerQuantizers({kind: getattr(self, kind) for kind in QUANTIZERS}, patterns)
+        own = {kind: getattr(self, kind) for kind in QUANTIZERS}
+        own |= {kind: None for kind, quantizer in own.items() if quantizer == REAL}  # of another network's patterns
+        self.quantizers = LayerQuantizers(own, patterns)
         self.input_quantizer = self.quantizers["input_quantizer"]
         super().__post_init__()
         for argument in counts:
@@ -131,6 +133,15 @@ class Network(nn.Module):
         """
         self.quantizers.activation = activation
         return activation if self.input_quantizer is None else identity
+
+    @nn.nowrap
+    def beside_quantized(self, activation: Callable[[Array], Array]) -> Callable[[Array], Array]:
+        """The `activation` for what no quantized layer takes, where :meth:`unless_quantized` left it to such layers.
+
+        That is in a network of real inputs whose `quantizers` have patterns: its layers apply it themselves, its
+        shortcuts do not.
+        """
+        return activation if self.input_quantizer == REAL else identity
 
     @nn.nowrap
     def classify(

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bnn_jax.checks import check_arrays
 from bnn_jax.layers import BatchNorm, BinaryConv, max_pool, mean_pool
 from bnn_jax.layers.convolution import resolve_padding
 from bnn_jax.models.network import Network, check_image_size
@@ -64,6 +65,7 @@ class QuickNet(Network):
         self.require("multiples", enough, f"must have one for each of {len(self.stage_sizes)} stages")
 
     @nn.compact
+    @check_arrays
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
     ):

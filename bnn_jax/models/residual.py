@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bnn_jax.checks import check_arrays
 from bnn_jax.layers import BatchNorm, BinaryConv, avg_pool_2x2
 from bnn_jax.models.network import Network, stem_layers
 
@@ -50,6 +51,7 @@ class ResidualNetwork(Network):
     """Whether `stage_sizes` counts units, of which a block holds up to two."""
 
     @nn.compact
+    @check_arrays
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
     ):

@@ -12,9 +12,14 @@ from bnn_jax.models.residual import Block, ResidualNetwork
 
 
 class PostActivationBlock(Block):
-    """conv -> BN -> ReLU -> conv -> BN, plus the shortcut -> ReLU; `activation` is what stands in ReLU's place."""
+    """conv -> BN -> ReLU -> conv -> BN, plus the shortcut -> ReLU; `activation` is what stands in ReLU's place.
+
+    The input of the block, which a quantized convolution takes, and its shortcut come without the ReLU in front of
+    them where layers apply it themselves: `shortcut_activation` makes up for it.
+    """
 
     activation: Callable[[Array], Array]
+    shortcut_activation: Callable[[Array], Array]
     binary_downsampling: bool
 
     @nn.compact
@@ -25,7 +30,9 @@ class PostActivationBlock(Block):
         y = self.activation(BatchNorm(name="norm1")(y, train=train))
         y = self.conv(self.features, name="conv2")(y, **phase)
         y = BatchNorm(name="norm2")(y, train=train)
-        if x.shape != y.shape:
+        same_shape = x.shape == y.shape
+        x = x if self.binary_downsampling and not same_shape else self.shortcut_activation(x)
+        if not same_shape:
             conv = self.conv if self.binary_downsampling else BinaryConv
             conv = conv(self.features, kernel_size=(1, 1), strides=strides, padding=0, name="downsample")
             x = BatchNorm(name="downsample_norm")(conv(x, **phase), train=train)
@@ -63,8 +70,9 @@ class PostActivationResNet(ResidualNetwork):
 
     @nn.nowrap
     def block(self, **place):
-        activation = self.unless_quantized(nn.relu)
-        return PostActivationBlock(activation=activation, binary_downsampling=self.binary_downsampling, **place)
+        activations = {"activation": self.unless_quantized(nn.relu)}
+        activations |= {"shortcut_activation": self.beside_quantized(nn.relu)}
+        return PostActivationBlock(**activations, binary_downsampling=self.binary_downsampling, **place)
 
     @nn.nowrap
     def report(self, name, outputs, intermediates):

@@ -5,6 +5,7 @@ from functools import partial
 import flax.linen as nn
 from jaxtyping import Array, Float
 
+from bnn_jax.checks import check_arrays
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool
 from bnn_jax.models.network import Network, check_image_size
 
@@ -42,6 +43,7 @@ class VGG(Network):
     final_norm: bool = False
 
     @nn.compact
+    @check_arrays
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
     ):

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bnn_jax.checks import check_arrays
 from bnn_jax.layers import BinaryConv, BinaryDense, Normalized, SelfAttention
 from bnn_jax.layers.arguments import QUANTIZERS, make_quantizers
 from bnn_jax.layers.frozen import code_sets
@@ -92,6 +93,7 @@ class ViT(Network):
         self.require("heads", self.width % self.heads == 0, f"must divide `width` (={self.width})", "2 is usual")
 
     @nn.compact
+    @check_arrays
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
     ):

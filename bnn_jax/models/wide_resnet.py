@@ -18,6 +18,7 @@ class WideBlock(Block):
     """
 
     activation: Callable[[Array], Array]
+    shortcut_activation: Callable[[Array], Array]
 
     @nn.compact
     def __call__(self, x, *, train: bool, progress: Array | float):
@@ -27,6 +28,7 @@ class WideBlock(Block):
         y = self.activation(BatchNorm(name="norm2")(y, train=train))
         y = self.conv(self.features, name="conv2")(y, **phase)
         if x.shape != y.shape:
+            seen = self.shortcut_activation(seen)
             x = BinaryConv(self.features, kernel_size=1, strides=strides, padding=0, name="downsample")(seen)
         return x + y
 
@@ -62,7 +64,8 @@ class WideResNet(ResidualNetwork):
 
     @nn.nowrap
     def block(self, **place):
-        return WideBlock(activation=self.unless_quantized(nn.relu), **place)
+        activations = {"activation": self.unless_quantized(nn.relu)}
+        return WideBlock(**activations, shortcut_activation=self.beside_quantized(nn.relu), **place)
 
     @nn.nowrap
     def end(self, x, train):

@@ -202,7 +202,5 @@ def test_transposed_convolutions_are_refused(tmp_path):
     with h5py.File(path, "w") as file:
         file["layers/conv2d_transpose/vars/0"] = np.ones((2, 2, 3, 3), np.float32)
     up = nn.Sequential([nn.ConvTranspose(3, (2, 2), use_bias=False)])
-    with pytest.raises(
-        UsageError, match=r"^`path` \(=.*\) is not read for networks with transposed convolutions, as"
-    ):
+    with pytest.raises(UsageError, match=r"^`path` \(=.*\) is not read for networks with transposed convolutions, as"):
         from_keras(path, up, (2, 2, 3))

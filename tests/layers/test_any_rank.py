@@ -153,7 +153,7 @@ def test_what_flax_refuses_is_refused_in_a_sentence(name):
     ("layer", "arguments", "text"),
     [
         (BinaryConv, {"kernel_size": ()}, r"`kernel_size` \(=\(\)\) must be a positive whole number or one to three"),
-        (BinaryConvTranspose, {"input_dilation": 2, "padding": 1}, r"`input_dilation` \(=\(2, 2\)\) must stay 1"),
+        (BinaryConvTranspose, {"input_dilation": 2, "padding": 1}, r"`input_dilation` \(=2\) must stay 1"),
         (BinaryConvTranspose, {"padding": "CIRCULAR"}, r"`padding` \(='CIRCULAR'\) must .* SAME or VALID in layer"),
         (
             BinaryConv,
@@ -339,3 +339,10 @@ def test_the_map_of_input_scales_has_the_rank_of_the_convolution(padding):
     magnitude = np.pad(np.abs(x).mean(-1), ((0, 0), (1, 1)), **edges)
     means = np.stack([magnitude[:, i : i + 3].mean(-1) for i in range(9)], 1)
     np.testing.assert_allclose(scaled, y * means[..., None], rtol=1e-5)
+
+
+def test_a_number_for_a_size_does_not_tell_the_axes_of_a_batch_of_videos():
+    x = jnp.ones((1, 4, 4, 4, 4, 2))
+    with pytest.raises(ValueError, match=r"`kernel_size` \(=3\) must be a tuple, which tells the spatial axes, for"):
+        BinaryConv(8, kernel_size=3).init(KEY, x)
+    assert BinaryConv(8, kernel_size=(3, 3, 3), padding=1).init_with_output(KEY, x)[0].shape == (1, 4, 4, 4, 4, 8)

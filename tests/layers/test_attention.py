@@ -132,10 +132,21 @@ def test_a_causal_attention_with_a_cache_is_the_one_over_all_tokens():
     assert jnp.isnan(step(state, x[:, :1])[0]).all()
 
 
+def test_initializing_to_decode_keeps_no_tokens():
+    attention, x = SelfAttention(heads=2, causal=True, context=6), normal(2, 6, 8)
+    variables = attention.init(KEY, x, decode=True)
+    assert variables["cache"]["position"] == 0
+    found, _ = attention.apply(variables, x, decode=True, mutable=["cache"])
+    np.testing.assert_allclose(found, attention.apply({"params": variables["params"]}, x), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"`context` \(=6\) must be a place at least for each of 7 tokens in layer"):
+        attention.apply(variables, normal(2, 7, 8), decode=True, mutable=["cache"])
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
         ({"heads": 0}, r"`heads` \(=0\) must be a positive whole number in layer 'attention'"),
+        ({"heads": 2, "context": 0}, r"`context` \(=0\) must be a positive whole number in layer 'attention'"),
         ({"heads": 3}, r"`heads` \(=3\) must divide the 8 features of x, where no `head_size` is given, in layer"),
         ({"heads": 2, "head_size": -1}, r"`head_size` \(=-1\) must be a positive whole number in layer 'attention'"),
         ({"heads": 2, "causal": True, "binary_scores": True}, r"`binary_scores` \(=True\) cannot be with `causal`"),

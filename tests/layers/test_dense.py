@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bnn_jax.analysis.accounting import account
-from bnn_jax.layers import BinaryDense, BinaryDenseGeneral
+from bnn_jax.layers import BinaryDense, BinaryDenseGeneral, BinaryGRU, BinaryLSTM, SelfAttention
 from bnn_jax.packed import freeze, verify
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, make_quantizer
 
@@ -172,3 +172,12 @@ def test_dense_over_axes_is_flaxs_with_quantizers_off(shape, axis, features, dty
 def test_impossible_axes_are_refused(arguments, text):
     with pytest.raises(ValueError, match=text):
         BinaryDenseGeneral(**arguments, name="heads").init(KEY, jnp.ones((2, 4)))
+
+
+def test_no_examples_and_no_tokens():
+    x = jnp.ones((0, 5, 8))
+    layers = (BinaryDenseGeneral((2, 4)), BinaryDenseGeneral(3, axis=(-2, -1)), SelfAttention(heads=2))
+    shapes = [layer.init_with_output(KEY, x)[0].shape for layer in layers]
+    assert shapes == [(0, 5, 2, 4), (0, 3), (0, 5, 8)]
+    for layer in (BinaryLSTM(4), BinaryGRU(4)):
+        assert layer.init_with_output(KEY, jnp.ones((2, 0, 3)))[0].shape == (2, 0, 4)

@@ -68,3 +68,11 @@ def test_constant_channels_stay_finite(dtype):
     assert y.dtype == dtype
     assert (variance >= 0).all()
     assert jnp.isfinite(jax.jit(jax.grad(lambda x: normalize(x)[0].sum()))(x)).all()
+
+
+def test_no_examples_are_refused_in_training():
+    """They would make the running statistics NaN."""
+    x = jnp.ones((0, 4, 4, 3))
+    variables = BatchNorm().init(jax.random.key(0), x, train=False)
+    with pytest.raises(ValueError, match=r"`x.shape` \(=\(0, 4, 4, 3\)\) must hold at least two values of each"):
+        BatchNorm().apply(variables, x, train=True, mutable=["batch_stats"])

@@ -132,12 +132,19 @@ def test_samples_are_drawn_by_their_probabilities(network, tokens):
         ({"count": 0}, r"`count` \(=0\) must be at least 1"),
         ({"temperature": -1.0}, r"`temperature` \(=-1.0\) must not be negative; 0 takes the most likely token"),
         ({}, r"`key` \(=None\) is needed to draw tokens; give jax.random.key\(0\), or `temperature` 0"),
+        ({"prompt": jnp.array([[1, WORDS]])}, r"`prompt` \(=.*11.*\) must hold tokens from 0 to 10"),
         ({"prompt": jnp.zeros((1, 0))}, r"`prompt.shape` \(=\(1, 0\)\) must have a token at least"),
     ],
 )
 def test_impossible_samples_are_refused(network, tokens, options, text):
     with pytest.raises(ValueError, match=text):
         sample(*network, **{"prompt": tokens, "count": 2} | options)
+
+
+def test_a_dtype_that_rounds_tokens_is_refused():
+    model = build_model("bitnet_lm", num_classes=258, width=8, options={"depth": 1, "heads": 2})
+    with pytest.raises(ValueError, match=r"`images.dtype` \(='bfloat16'\) does not hold all of 258 tokens; give whole"):
+        jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), jnp.ones((1, 2), jnp.bfloat16))
 
 
 def test_impossible_sizes_are_refused():

@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from packed_checks import initialized
-from small_models import image_shape, small
+from small_models import TEXTS, image_shape, small
 
 from bnn_jax.analysis.accounting import account_model
 from bnn_jax.errors import UsageError
 from bnn_jax.models import MODELS
 from bnn_jax.models.build import build_model
-from bnn_jax.outputs import init_network
+from bnn_jax.outputs import init_network, network_logits
 from bnn_jax.packed import PackedModel, freeze, load, save, verify
 from bnn_jax.packed.artifact import _is_safe
 from bnn_jax.training.config import Config, ModelConfig
@@ -87,6 +88,46 @@ def test_a_network_whose_layers_are_all_real_is_the_one_in_full_precision(name, 
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, *shape)), jnp.float32)
     logits, found = (jax.jit(lambda v, x, m=m: m.apply(v, x, train=False)[0])(variables, x) for m in (real, model))
     np.testing.assert_allclose(found, logits, rtol=1e-5, atol=1e-5 * np.abs(logits).max())
+
+
+BARE = {f"{kind}_quantizer_options": {} for kind in ("input", "kernel", "gradient")}
+FULL = BARE | {"input_quantizer": "full_precision", "kernel_quantizer": "full_precision", "gradient_quantizer": None}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "resnet18" else pytest.mark.full) for name in MODELS]
+)
+def test_a_pattern_changes_no_layer_that_it_does_not_name(name):
+    """In a network in full precision, whose head is real anyway: all else has its activations where it had them."""
+    shape = image_shape(name, 32)
+    plain, other = (
+        make_model(replace(small(name), **FULL, quantizers=quantizers), num_classes=10)
+        for quantizers in ({}, {"head": "real"})
+    )
+    variables = initialized(plain, shape)
+    x = np.random.default_rng(0).normal(size=(2, *shape))
+    x = jnp.asarray(np.abs(x.round()) if name in TEXTS else x, jnp.float32)
+    logits, found, cloned = (
+        jax.jit(lambda v, x, m=m: network_logits(m, v, x))(variables, x)
+        for m in (plain, other, other.clone(quantizers=None))
+    )
+    np.testing.assert_allclose(found, logits, rtol=1e-5, atol=1e-5 * np.abs(logits).max())
+    np.testing.assert_array_equal(cloned, logits)
+
+
+def test_patterns_reach_the_standardized_convolutions():
+    """Those without a kernel quantizer are standardized and have a gain, whichever way they came to have none."""
+    settings, shape = small("reactnet18_bn_free"), (16, 16, 3)
+    plain = make_model(replace(settings, **FULL), num_classes=10)
+    variables = initialized(plain, shape)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, *shape)), jnp.float32)
+    real = make_model(replace(settings, quantizers={"*": "real"}), num_classes=10)
+    np.testing.assert_array_equal(network_logits(real, variables, x), network_logits(plain, variables, x))
+    for quantizers, latent in (({"stem": "binary"}, "stem"), ({"stage2_*": "real"}, "stage1_block1/conv1")):
+        made = initialized(make_model(replace(settings, quantizers=quantizers), num_classes=10), shape)["params"]
+        flat = flatten_dict(made, sep="/")
+        assert f"{latent}/latent_kernel" in flat and f"{latent}_gain/scale" not in flat
+    assert "stage2_block1/conv1_gain/scale" in flat and "stage2_block1/conv1/kernel" in flat
 
 
 def test_real_hidden_layers_drop_as_those_in_full_precision_do():

@@ -15,6 +15,7 @@ from bnn_jax.layers import BinaryConv, BinaryDense
 from bnn_jax.models import MODELS
 from bnn_jax.models.build import build_model
 from bnn_jax.models.residual import ResidualNetwork
+from bnn_jax.outputs import init_network
 from bnn_jax.stages.warm_start import by_name
 from bnn_jax.training.config import Config, ModelConfig, OptimConfig
 from bnn_jax.training.experiment import ImageInfo, make_experiment, make_model
@@ -287,3 +288,20 @@ def test_a_constructor_is_taken_as_a_name_is():
     assert model.kernel_quantizer.code_set == (-1, 1)
     lenet = build_model(MODELS["lenet"], num_classes=3)
     assert lenet.clone(kernel_quantizer=None) == MODELS["lenet"].constructor(num_classes=3)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "lenet", "vit_tiny", "mnist_mlp"])
+def test_images_without_channels_are_refused(name, unchecked):
+    model = make_model(small(name), num_classes=3)
+    with pytest.raises(ValueError, match=r"`images` \(of shape \(16, 32, 32\)\) must be of shape \(batch, hei"):
+        jax.eval_shape(lambda x: init_network(model, jax.random.key(0), x), jnp.ones((16, 32, 32)))
+
+
+def test_options_of_real_networks():
+    """A pair of stages may be decoupled where its inputs are real; without dropout no random numbers are needed."""
+    real = {"input_quantizer": "full_precision", "options": {"coupled": False}}
+    assert build_model("binaryduo_vgg7", num_classes=3, quantizers={"conv3": "binary"}, **real).coupled is False
+    model = build_model("mnist_mlp", num_classes=3, width=4, options={"hidden_dropout": 0.0, "input_dropout": 0.0})
+    x = jnp.ones((4, 2, 2, 1))
+    variables = model.init(jax.random.key(0), x, train=False)
+    model.apply(variables, x, train=True, mutable=["batch_stats"])
