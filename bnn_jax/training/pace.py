@@ -57,10 +57,13 @@ class Pace:
         >>> pace.took(0.5, steps=5)
         >>> pace.told(32, steps=420, evaluations=0), pace.told(32, steps=0, evaluations=0)
         (['320 images/s', '0:00:42 left'], ['320 images/s'])
+        >>> pace.evaluations = [30.0, 1.0, 2.0, 3.0]
+        >>> pace.told(32, steps=420, evaluations=9)
+        ['320 images/s', '0:01:00 left']
         """
         if not self.median:
             return []
-        each = np.median(self.evaluations[1:] or self.evaluations or [0.0])  # the first one compiles
+        each = np.median(self.evaluations[1:] or [0.0])  # the first one compiles
         left = timedelta(seconds=round(1e-3 * steps * self.members * self.median + evaluations * float(each)))
         return [f"{1e3 * batch_size / self.median:,.0f} images/s", *([f"{left} left"] if steps or evaluations else [])]
 

@@ -11,11 +11,13 @@ import pytest
 from small_sets import brightness_set, write_npz
 
 from bnn_jax.errors import Preempted, UsageError
+from bnn_jax.training import loop
 from bnn_jax.training.checkpoint import checkpoint_steps, restore_checkpoint
 from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
 from bnn_jax.training.evaluation import evaluate_run
 from bnn_jax.training.loop import Diverged, train
-from bnn_jax.training.metrics import read_metrics
+from bnn_jax.training.metrics import read_metrics, summarize
+from bnn_jax.training.pace import Pace
 from bnn_jax.training.programs import initial_state, programs_of
 from bnn_jax.training.run_folder import DamagedFileWarning
 from bnn_jax.training.step_size import StepSizeWarning
@@ -61,7 +63,9 @@ def test_a_run_writes_what_it_says(tmp_path, dataset):
     assert [r["epoch"] for r in evaluations] == [1, 2, 3]
     best = max(r["validation_accuracy"] for r in evaluations)
     assert result["validation_accuracy_best"] == pytest.approx(best)
-    assert evaluations[result["best_epoch"] - 1]["validation_accuracy"] == best
+    assert result["best_epoch"] == 1 + [r["validation_accuracy"] for r in evaluations].index(best)
+    uneven = [r | {"search_iterations": r["step"]} if r["kind"] == "train" else r for r in records]
+    assert summarize(uneven)["search_iterations_mean"] == np.mean(range(1, 16))
     assert result["max_abs_latent"] <= 1.0
     assert len(result["gamma"]["value"]) == 15
     losses = [r["loss"] for r in records if r["kind"] == "train" and r["epoch"] == 3]
@@ -69,6 +73,19 @@ def test_a_run_writes_what_it_says(tmp_path, dataset):
     Path(path).unlink()
     again = train(config, tmp_path)  # finished: not even the data are needed
     assert again == result
+
+
+def test_a_run_is_saved_every_few_epochs_and_at_its_end(tmp_path, dataset, monkeypatch):
+    saved, save = [], loop.save
+    monkeypatch.setattr(loop, "save", lambda members, run: (saved.append(int(run.train.step)), save(members, run)))
+    result = train(replace(CONFIG, checkpoint_every_epochs=2), tmp_path, data=dataset)
+    assert saved == [2 * 5, 3 * 5] and result["epochs"] == 3
+
+
+def test_the_time_of_a_step_is_that_of_one_run_of_several():
+    pace = Pace(10, members=4)
+    pace.took(0.5, steps=5)
+    assert pace.median == 25.0 and pace.told(32, steps=10, evaluations=0)[1] == "0:00:01 left"
 
 
 def test_a_run_whose_step_size_was_1_throughout_says_what_it_was(tmp_path, dataset):

@@ -200,6 +200,9 @@ def test_a_wrong_real_number_that_moves_no_prediction_is_found(images):
     assert found.differing_predictions == 0 and sum(sum(layer[1::2]) for layer in found.layers.values()) == 0
     assert found.largest_logit_difference == pytest.approx(found.largest_logit) and not found.passed
     assert not Verification(found.layers, 5, 0, float("nan"), 1.0).passed
+    slightly = {**packed, "params": jax.tree.map(lambda leaf: 1.01 * leaf, packed["params"])}
+    assert not verify(model, variables, slightly, [images]).passed
+    assert [Verification(found.layers, 5, 0, difference, 1.0).passed for difference in (5e-4, 2e-3)] == [True, False]
 
 
 @pytest.mark.parametrize("layers", [{}, {"conv": LayerReport(0, 0, 0, 0, 0, 0, "bits")}])
