@@ -1,7 +1,9 @@
 """What is asked of XLA's compiler, and where it keeps what it compiled."""
 
 import os
+from contextlib import suppress
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -47,7 +49,23 @@ def _known(options: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
 
 
 def use_compilation_cache() -> None:
-    """Keep compiled programs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR names another."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+    """Keep compiled programs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR names another.
+
+    Where there is no home, or nothing can be written in it, none are kept.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or not (os.environ.get("XDG_CACHE_HOME") or _has_home()):
+        return
+    folder = cache_folder() / "compiled"
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if os.access(folder, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _has_home() -> bool:
+    try:
+        Path.home()
+    except RuntimeError:
+        return False
+    return True

@@ -5,10 +5,12 @@ folder or a file raises one of these two, always with one sentence that names th
 """
 
 import difflib
+import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -36,12 +38,16 @@ def exit_code_of(main: Callable[[], None], flags: Mapping[str, str] = {}) -> int
 
     Returns:
       0 when `main` returned or was preempted, 2 after a :class:`UsageError`, 1 after a :class:`RunError`, 130 after
-      Ctrl-C.
+      Ctrl-C, 141 where who reads the output has ended before it did.
     """
     try:
         with warnings.catch_warnings():
             warnings.showwarning = partial(_show_warning, warnings.showwarning, flags)
             main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        leave_output()
+        return 141
     except UsageError as error:
         print(f"error: {renamed(str(error), flags)}", file=sys.stderr)
         return 2
@@ -55,6 +61,12 @@ def exit_code_of(main: Callable[[], None], flags: Mapping[str, str] = {}) -> int
         print(f"interrupted: {interrupt}" if str(interrupt) else "interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def leave_output() -> None:
+    """Write nothing more to a standard output whose reader has ended, as `| head`; Python would at the very end."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _show_warning(

@@ -1,7 +1,9 @@
 """Where files lie: paths that a user gives, and the product's own folder."""
 
+import errno
 import os
 import re
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -80,8 +82,40 @@ def folder_named_by(variable: str) -> Path | None:
 
 
 def cache_folder() -> Path:
-    """The folder of what is decoded, compiled or measured once: `$XDG_CACHE_HOME/bnn_jax`, else `~/.cache/bnn_jax`."""
-    return (folder_named_by("XDG_CACHE_HOME") or Path.home() / ".cache") / "bnn_jax"
+    """The folder of what is decoded, compiled or measured once: `$XDG_CACHE_HOME/bnn_jax`, else `~/.cache/bnn_jax`.
+
+    Raises:
+      UsageError: as :func:`folder_or_home`.
+    """
+    return folder_or_home("XDG_CACHE_HOME", ".cache") / "bnn_jax"
+
+
+def folder_or_home(variable: str, name: str) -> Path:
+    """The folder that an environment variable names, else the folder `name` in the user's home.
+
+    Raises:
+      UsageError: as :func:`local_path`; if neither is there, as in a container without a home.
+    """
+    try:
+        return folder_named_by(variable) or Path.home() / name
+    except RuntimeError:
+        raise UsageError(f"`${variable}` (unset) must name a folder, for there is no home folder") from None
+
+
+def require_writable(argument: str, path: Path) -> None:
+    """Make the folder of a file that is to be written when the work is done, and refuse one that cannot be.
+
+    Raises:
+      UsageError: naming the argument, the file and why.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UsageError(f"`{argument}` (={path}) cannot be written ({error.strerror}); choose another file") from None
 
 
 def with_local_paths(arguments: Any) -> Any:

@@ -15,7 +15,7 @@ Run it on an idle machine.
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import jax
 import tyro
@@ -28,22 +28,18 @@ from bnn_jax.benchmarks.packed_tables import plot_packed, print_packed
 from bnn_jax.benchmarks.sweep import benchmark_sweep, print_sweep
 from bnn_jax.benchmarks.training import benchmark_training, print_training
 from bnn_jax.benchmarks.zoo import benchmark_zoo, print_zoo
-from bnn_jax.cli.options import TableOptions, command_line, parse_options, refuse_unread
+from bnn_jax.cli.options import TableOptions, command_line, parse_options, refuse_unread, write_output
 from bnn_jax.compilation import use_compilation_cache
 from bnn_jax.errors import UsageError, unknown_name
 from bnn_jax.models import MODELS
-from bnn_jax.paths import require_ending
+from bnn_jax.paths import require_ending, require_writable
 from bnn_jax.training.config import load_config
-from bnn_jax.training.metrics import write_file
 from bnn_jax.training.progress import progress_display
 
 
 @dataclass(frozen=True)
 class Arguments(TableOptions):
-    what: Annotated[
-        tyro.conf.Positional[Literal["training", "estimators", "packed", "input", "sweep", "zoo"]],
-        tyro.conf.arg(metavar="BENCHMARK"),
-    ]
+    what: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="BENCHMARK")]
     """One of the above."""
     config: Path = Path("cifar10_xnor_resnet20")
     """Gives the network, the batch size and the optimizers of training."""
@@ -123,8 +119,11 @@ BENCHMARKS = {
 
 def main() -> None:
     arguments = parse_options(Arguments, __doc__)
+    if arguments.what not in BENCHMARKS:
+        raise unknown_name("BENCHMARK", arguments.what, BENCHMARKS)
     if arguments.output:
         require_ending("output", arguments.output, ".json")
+        require_writable("output", arguments.output)
     for name in ("values", "repeats"):
         if (value := getattr(arguments, name)) < 1:
             raise UsageError(f"`{name}` (={value}) must be at least 1; leave it out for {getattr(Arguments, name)}")
@@ -137,7 +136,6 @@ def main() -> None:
         show(found, tables)
         if arguments.output:
             record = {"command": command_line(), **found, "provenance": provenance()}
-            arguments.output.parent.mkdir(parents=True, exist_ok=True)
-            write_file(arguments.output, json.dumps(record, indent=1))
+            write_output("output", arguments.output, json.dumps(record, indent=1))
             if arguments.what == "packed":
                 print(plot_packed(found, arguments.output.with_suffix(".png")))

@@ -19,7 +19,7 @@ from bnn_jax.training.config import DataConfig
 from bnn_jax.training.epoch import EVALUATION_BATCH
 from bnn_jax.training.evaluation import evaluate_run
 from bnn_jax.training.input_pipeline import load_data
-from bnn_jax.zoo import file_of
+from bnn_jax.zoo import PRETRAINED, file_of
 
 ZOO = "zoo:"
 """What the name of a pretrained network is told by."""
@@ -87,5 +87,9 @@ def main() -> None:
     use_compilation_cache()
     if (named := str(arguments.workdir)).startswith(ZOO):
         arguments = replace(arguments, workdir=file_of(named.removeprefix(ZOO)))
+    elif not arguments.workdir.exists():
+        hint = f"; did you mean {ZOO}{named}?" if named in PRETRAINED else ""
+        kinds = f"is no folder of a run, no file of bnn-jax export and no {ZOO}NAME"
+        raise UsageError(f"`workdir` (={named}) {kinds}{hint or '; bnn-jax list pretrained names those of the zoo'}")
     is_run = arguments.workdir.suffix != ".safetensors" and not arguments.workdir.is_file()
     print(evaluate_trained(arguments) if is_run else evaluate_file(arguments))

@@ -23,7 +23,7 @@ from bnn_jax.files import write_atomically
 from bnn_jax.packed import PackedModel, save, to_stablehlo, write_header, write_npz, write_tflite
 from bnn_jax.packed.artifact import rounded
 from bnn_jax.packed.runs import freeze_run
-from bnn_jax.paths import require_ending
+from bnn_jax.paths import require_ending, require_writable
 from bnn_jax.training.config import DataConfig
 from bnn_jax.training.epoch import EVALUATION_BATCH
 
@@ -130,6 +130,7 @@ def main() -> None:
     if arguments.float16 and form != "safetensors":
         ending = ENDINGS[form]
         raise UsageError(f"`float16` (=True) is not for {ending} files; leave it out, or name another ending")
+    require_writable("output", output)
     network, variables = pack(arguments)
     try:
         said = write(form, output, network, variables, arguments.float16)

@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import bnn_jax
-from bnn_jax.errors import exit_code_of, unknown_name
+from bnn_jax.errors import exit_code_of, leave_output, unknown_name
 
 
 class Command(NamedTuple):
@@ -58,8 +58,18 @@ options:
 
 def main() -> int:
     """Run the command that `sys.argv` names; returns its exit code."""
+    try:
+        code = _answer()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        leave_output()
+        return 0
+    return code
+
+
+def _answer() -> int:
     words = sys.argv[1:]
-    if not words or words[0] in ("-h", "--help"):
+    if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE.format(commands="\n".join(f"  {name:22} {command.summary}" for name, command in COMMANDS.items())))
         return 0 if words else 2
     if words[0] == "--version":

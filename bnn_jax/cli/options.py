@@ -13,13 +13,26 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from bnn_jax.analysis.tables import Tables
-from bnn_jax.errors import UsageError
+from bnn_jax.errors import RunError, UsageError
+from bnn_jax.files import write_atomically
 from bnn_jax.paths import with_local_paths
 from bnn_jax.training.command_line import read_command_line
 from bnn_jax.training.config import Config, Settings
 from bnn_jax.training.overrides import default_of
 
 POSITIONAL = typing.get_args(tyro.conf.Positional[str])[1]
+
+
+def write_output(argument: str, path: Path, text: str) -> None:
+    """Write a file that an argument names, in one step.
+
+    Raises:
+      RunError: if it cannot be written, as on a full disk.
+    """
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        raise RunError(f"cannot write {path} ({error.strerror}); make room, or choose another `{argument}`") from None
 
 
 def command_line() -> str:

@@ -19,12 +19,11 @@ from bnn_jax.analysis.path_diagram import draw_gradient_paths
 from bnn_jax.analysis.published_sizes import TABLE, print_sizes
 from bnn_jax.analysis.tables import Tables
 from bnn_jax.analysis.zoo_sizes import print_zoo_sizes
-from bnn_jax.cli.options import TableOptions, parse_options, refuse_unread
+from bnn_jax.cli.options import TableOptions, parse_options, refuse_unread, write_output
 from bnn_jax.data.text import BYTES
 from bnn_jax.errors import UsageError
 from bnn_jax.models.build import settings_taken
-from bnn_jax.paths import require_ending
-from bnn_jax.training.metrics import write_file
+from bnn_jax.paths import require_ending, require_writable
 from bnn_jax.training.options import Options
 
 LARGE_IMAGES = 64
@@ -112,6 +111,7 @@ def main() -> None:
     for name, ending in (("json", ".json"), ("diagram", ".png")):
         if path := getattr(arguments, name):
             require_ending(name, path, ending)
+            require_writable(name, path)
     for name in ("image_size", "channels", "tokens", "classes"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
@@ -130,4 +130,4 @@ def main() -> None:
     with arguments.tables() as tables:
         record = (summarize_table if arguments.table else summarize_network)(arguments, tables)
     if arguments.json:
-        write_file(arguments.json, json.dumps(record, indent=1))
+        write_output("json", arguments.json, json.dumps(record, indent=1))

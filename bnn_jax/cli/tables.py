@@ -6,11 +6,12 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
 from bnn_jax.cli.options import TableOptions, parse_options
+from bnn_jax.errors import unknown_name
 from bnn_jax.estimators import ESTIMATORS
 from bnn_jax.losses import LOSSES
 from bnn_jax.models import MODELS
@@ -21,14 +22,11 @@ from bnn_jax.zoo import PRETRAINED, file_of
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(TableOptions):
-    what: Annotated[
-        tyro.conf.Positional[
-            Literal["models", "quantizers", "estimators", "optimizers", "losses", "data", "pretrained"]
-        ],
-        tyro.conf.arg(metavar="TABLE"),
-    ]
+    what: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TABLE")]
     """models, quantizers, estimators, optimizers, losses, data or pretrained."""
 
+
+TABLES = ("models", "quantizers", "estimators", "optimizers", "losses", "data", "pretrained")
 
 LECUN = "LeCun et al., Gradient-Based Learning Applied to Document Recognition, 1998"
 KRIZHEVSKY = "Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009"
@@ -114,6 +112,8 @@ def rows_of(what: str) -> list[tuple[str, ...]]:
 def main() -> None:
     arguments = parse_options(Arguments, __doc__)
     what = arguments.what
+    if what not in TABLES:
+        raise unknown_name("TABLE", what, TABLES)
     header = ("name", *(["of"] if what == "quantizers" else []), "", "paper")
     with arguments.tables() as tables:
         tables.print(header, rows_of(what), title=what, texts=range(len(header)), unbroken={0})

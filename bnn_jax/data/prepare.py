@@ -25,7 +25,7 @@ import numpy as np
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.extras import import_extra
 from bnn_jax.files import replacing
-from bnn_jax.paths import folder_named_by, local_path
+from bnn_jax.paths import folder_or_home, local_path
 
 
 class CifarArchive(NamedTuple):
@@ -79,8 +79,12 @@ class Parsed(NamedTuple):
 
 
 def default_data_dir() -> Path:
-    """The folder of prepared sets when none is given: `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`."""
-    return folder_named_by("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets"
+    """The folder of prepared sets when none is given: `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+
+    Raises:
+      UsageError: as :func:`bnn_jax.paths.folder_or_home`.
+    """
+    return folder_or_home("TFDS_DATA_DIR", "tensorflow_datasets")
 
 
 def import_tfds() -> ModuleType:

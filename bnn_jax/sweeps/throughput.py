@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bnn_jax.errors import UsageError
 from bnn_jax.files import write_atomically
 from bnn_jax.paths import cache_folder
 from bnn_jax.timing import interleaved_seconds, median_ms
@@ -98,14 +99,14 @@ def _times_path() -> Path:
 
 
 def _read_times() -> dict[str, Any]:
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, UsageError):
         kept = json.loads(_times_path().read_text())
         return kept if isinstance(kept, dict) else {}
     return {}
 
 
 def _keep_times(kept: dict[str, Any]) -> None:
-    # A cache folder that cannot be written costs the next sweep a measurement, no more.
-    with suppress(OSError):
+    # A cache folder that is not there or cannot be written costs the next sweep a measurement, no more.
+    with suppress(OSError, UsageError):
         _times_path().parent.mkdir(parents=True, exist_ok=True)
         write_atomically(_times_path(), json.dumps(kept, indent=1))

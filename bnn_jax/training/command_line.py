@@ -1,7 +1,6 @@
 """A command line as a dataclass: tyro, with values shown as one types them."""
 
 import dataclasses
-import os
 import re
 import shutil
 import sys
@@ -24,6 +23,8 @@ from tyro.constructors import (
     StructTypeInfo,
     UnsupportedTypeAnnotationError,
 )
+
+from bnn_jax.errors import leave_output
 
 Arguments = TypeVar("Arguments")
 
@@ -121,8 +122,8 @@ def read_command_line(
     shown = description and _filled(description)
     try:
         return tyro.cli(arguments_type, description=shown, args=argv, registry=REGISTRY, **given)
-    except BrokenPipeError:  # Who reads the help has seen enough, as `| head`; nothing is left to be written.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # Who reads the help has seen enough; nothing is left to be written.
+        leave_output()
         sys.exit(0)
 
 

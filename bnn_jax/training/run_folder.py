@@ -175,7 +175,7 @@ def last_saved(workdir: Path) -> str:
     """From where the same command would go on now, in words."""
     folder = workdir / "checkpoints"
     steps = checkpoint_steps(folder) if folder.is_dir() else []
-    where = f"from step {steps[-1]}, saved before" if steps else "from the start; nothing was saved yet"
+    where = f"from step {steps[-1]}, saved before" if steps else "from the start, for nothing of this run is saved"
     return f"the same command goes on {where}"
 
 

@@ -1,6 +1,7 @@
 """The command `bnn-jax`: what it lists, what it refuses, what it imports."""
 
 import contextlib
+import os
 import re
 import signal
 import subprocess
@@ -69,6 +70,52 @@ print(bnn_jax.layers.BinaryConv is bnn_jax.BinaryConv, bnn_jax.packed.load.__nam
     assert {"layers", "packed", "BinaryConv", "__version__"} <= set(dir(bnn_jax))
     with pytest.raises(AttributeError, match="module 'bnn_jax' has no attribute 'layer'"):
         bnn_jax.layer  # noqa: B018
+
+
+@pytest.mark.parametrize("words", [("--help",), ("list", "models")], ids=" ".join)
+def test_a_reader_that_has_seen_enough_is_no_error(words):
+    """Its end of the pipe is closed before anything is written."""
+    call = "import sys, bnn_jax.cli.main as c; sys.argv[1:] = {}; sys.exit(c.main())"
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-c", call.format(list(words))], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert done.stderr == b"" and done.returncode == (141 if words[0] == "list" else 0)
+
+
+@pytest.mark.full
+def test_without_a_home_nothing_is_kept_and_a_folder_is_asked_for(tmp_path):
+    """As in a container whose user is none that it knows."""
+    call = (
+        "import pathlib, sys\n"
+        "def home(): raise RuntimeError('Could not determine home directory.')\n"
+        "pathlib.Path.home = home\n"
+        "import bnn_jax.cli.main as c; sys.argv[1:] = {}; sys.exit(c.main())"
+    )
+    known = ("HOME", "XDG_CACHE_HOME", "TFDS_DATA_DIR", "JAX_COMPILATION_CACHE_DIR")
+    env = {name: value for name, value in os.environ.items() if name not in known}
+    for words, code, text in (
+        (["evaluate", "zoo:digits_xnor_resnet6"], 0, ""),
+        (["prepare", "mnist"], 2, "error: `$TFDS_DATA_DIR` (unset) must name a folder, for there is no home folder\n"),
+    ):
+        program = [sys.executable, "-c", call.format(words)]
+        done = subprocess.run(program, env=env, cwd=tmp_path, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (code, text)
+
+
+def test_a_table_a_benchmark_and_a_network_that_are_nearly_named(monkeypatch, capsys):
+    for words, text in (
+        (("list", "modles"), "error: `TABLE` (='modles') is not known; did you mean 'models'?"),
+        (("benchmark", "trainng"), "error: `BENCHMARK` (='trainng') is not known; did you mean 'training'?"),
+        (("evaluate", "digits_xnor_resnet6"), "did you mean zoo:digits_xnor_resnet6?"),
+        (
+            ("evaluate", "mine.bnn.safetensor"),
+            "is no folder of a run, no file of bnn-jax export and no zoo:NAME;",
+        ),
+    ):
+        code, printed = run(monkeypatch, capsys, *words)
+        assert code == 2 and text in printed.err
+    assert run(monkeypatch, capsys, "help") == run(monkeypatch, capsys, "--help")
 
 
 def test_the_version(monkeypatch, capsys):

@@ -131,7 +131,12 @@ def test_a_file_that_names_no_data(exported, tmp_path):
     ("script", "arguments", "code", "text"),
     [
         ("export", ("{tmp}",), 2, "`workdir` (={tmp}) holds no run: there is no"),
-        ("export", ("{run}", "-o", "{tmp}/no/x"), 1, "cannot write {tmp}/no/x (No such file or directory); make room"),
+        (
+            "export",
+            ("{run}", "-o", "{data}/x"),
+            2,
+            "`--output` (={data}/x) cannot be written (",
+        ),
         ("evaluate", ("{tmp}/x.safetensors",), 2, "`path` (={tmp}/x.safetensors) is not a file; write one: bnn-jax"),
         ("evaluate", ("{data}",), 1, "is damaged, or no packed network: it claims a header of"),
         (

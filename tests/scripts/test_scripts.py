@@ -55,7 +55,7 @@ def test_evaluate_agrees_with_the_training_script(comparison):
         ("train", ("--optim.lr", "1"), r"--optim\.l"),
         ("compare_optimizers", ("--seeds", "1", "1"), r"error: `--seeds` \(=\[1, 1\]\) must differ"),
         ("compare_optimizers", ("--optimizers", "dwf"), r"error: `--optimizers` \(='dwf'\) .* did you mean 'dfw'\?"),
-        ("evaluate", ("/nowhere",), r"error: `workdir` \(=/nowhere\) holds no run"),
+        ("evaluate", ("/nowhere",), r"error: `workdir` \(=/nowhere\) is no folder of a run, no file"),
     ],
 )
 def test_usage_errors_are_one_sentence_and_exit_2(script, arguments, words, tmp_path):
