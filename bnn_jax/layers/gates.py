@@ -31,7 +31,7 @@ class ChannelGate(nn.Module):
       reduction: how many input channels become one in the gate.
       use_bias: add biases to both products, as squeeze-and-excitation does.
       squash: what stands in sigmoid's place.
-      param_dtype: of W1, `squeeze`, and W2, `expand`; the gate keeps z's dtype.
+      param_dtype: of W1, `squeeze`, and W2, `expand`; the gate has z's dtype, at most float32.
 
     Raises:
       ValueError: if `features` or `reduction` is not positive, or `reduction` leaves a gate with no channels.

@@ -65,9 +65,10 @@ class Network(nn.Module):
     execution: str | None = None
 
     def __post_init__(self):
-        counts = {f.name: getattr(self, f.name) for f in fields(self) if f.type in (int, tuple[int, ...])}
-        for argument, value in counts.items():
-            setattr(self, argument, tuple(value) if isinstance(value, list) else value)
+        counts = [f.name for f in fields(self) if f.type in (int, tuple[int, ...])]
+        for field in fields(self):
+            if isinstance(value := getattr(self, field.name), list):
+                setattr(self, field.name, tuple(value))  # as a file has it; networks are hashed
         make_quantizers(self)
         patterns = self.quantizers.given if isinstance(self.quantizers, LayerQuantizers) else self.quantizers
         patterns = {} if patterns is None else patterns

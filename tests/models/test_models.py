@@ -305,3 +305,11 @@ def test_options_of_real_networks():
     x = jnp.ones((4, 2, 2, 1))
     variables = model.init(jax.random.key(0), x, train=False)
     model.apply(variables, x, train=True, mutable=["batch_stats"])
+
+
+def test_lists_in_options_are_tuples():
+    """As JSON has them; Flax hashes networks."""
+    given = {"stage_sizes": [1, 1], "reduction": [2.0], "rounding": 1}
+    model = build_model("binary_densenet28", num_classes=3, width=4, options=given)
+    assert model.reduction == (2.0,) and model.stage_sizes == (1, 1)
+    assert hash(model) == hash(model.clone())
