@@ -208,6 +208,7 @@ def _check_array(named: str, value: Any, wanted: type, optional: bool, sizes: di
             raise TypeError(f"{named} must be {kind} array; got {type(value).__name__}; use `jnp.asarray`")
         return
     if isinstance(wanted.dtypes, tuple) and getattr(value.dtype, "name", "") not in wanted.dtypes:
+        advice = OF_BYTES if (name, value.dtype) == ("Float", "uint8") else advice
         raise TypeError(f"{named} must be {kind} array; got {value.dtype}; {advice}")
     axes = wanted.dim_str.split()
     if not _matches(axes, tuple(value.shape), sizes):
@@ -290,6 +291,9 @@ _KINDS: tuple[tuple[type, Callable[[Any], bool], str], ...] = (
     (tuple, lambda value: not isinstance(value, (str, bool)), "must be a number or several"),
 )
 """(type of the default, whether a value is of that kind, what it must be)."""
+
+OF_BYTES = "images of 0..255 go through `bnn_jax.data.normalize` first"
+"""The way out for images as files have them."""
 
 _KINDS_OF_ARRAYS = {
     "Float": ("a floating-point", "convert it with `.astype`"),

@@ -5,6 +5,7 @@ folder or a file raises one of these two, always with one sentence that names th
 """
 
 import difflib
+import errno
 import os
 import re
 import sys
@@ -44,10 +45,9 @@ def exit_code_of(main: Callable[[], None], flags: Mapping[str, str] = {}) -> int
         with warnings.catch_warnings():
             warnings.showwarning = partial(_show_warning, warnings.showwarning, flags)
             main()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        leave_output()
-        return 141
+        flush_output()
+    except OSError as error:
+        return code_of_output(error)
     except UsageError as error:
         print(f"error: {renamed(str(error), flags)}", file=sys.stderr)
         return 2
@@ -63,9 +63,31 @@ def exit_code_of(main: Callable[[], None], flags: Mapping[str, str] = {}) -> int
     return 0
 
 
+def code_of_output(error: OSError) -> int:
+    """The exit code where something could not be written, as the standard output: 141 if its reader ended, 1 if full.
+
+    Raises:
+      OSError: any other, which is no user's.
+    """
+    if not isinstance(error, BrokenPipeError) and error.errno != errno.ENOSPC:
+        raise error
+    leave_output()
+    if isinstance(error, BrokenPipeError):
+        return 141
+    where = f"write {error.filename}" if error.filename else "write what is printed"
+    print(f"error: cannot {where} ({error.strerror}); make room and run the command again", file=sys.stderr)
+    return 1
+
+
+def flush_output() -> None:
+    """Write what is still kept of the standard output, if there is one."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
 def leave_output() -> None:
     """Write nothing more to a standard output whose reader has ended, as `| head`; Python would at the very end."""
-    with suppress(OSError, ValueError):
+    with suppress(AttributeError, OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

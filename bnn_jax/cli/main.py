@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import bnn_jax
-from bnn_jax.errors import exit_code_of, leave_output, unknown_name
+from bnn_jax.errors import code_of_output, exit_code_of, flush_output, unknown_name
 
 
 class Command(NamedTuple):
@@ -60,10 +60,9 @@ def main() -> int:
     """Run the command that `sys.argv` names; returns its exit code."""
     try:
         code = _answer()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        leave_output()
-        return 0
+        flush_output()
+    except OSError as error:
+        return code_of_output(error)
     return code
 
 

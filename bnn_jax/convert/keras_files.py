@@ -98,7 +98,8 @@ def from_keras(
     if target.transposed:
         raise UsageError(
             f"`path` (={path}) is not read for networks with transposed convolutions, as {min(target.transposed)}; "
-            "turn the windows by 180 degrees and give the arrays to `from_arrays`"
+            "give `from_arrays` arrays whose windows are turned by 180 degrees and whose last two axes are exchanged, "
+            "or as they are for layers with `transpose_kernel`"
         )
     for module, layer in names.items():
         leaves = found.layers.get(layer, {})

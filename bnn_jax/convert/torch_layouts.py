@@ -270,8 +270,9 @@ def _squeezed(x: np.ndarray) -> np.ndarray:
 def _vector(*parts, name, target, of):
     vector = np.concatenate([_squeezed(part) for part in parts])
     module, _ = module_and_leaf(name)
-    size = target.flattened.get(module, ())
-    return _channels_last(vector, size) if module not in target.layers and vector.size == prod(size) else vector
+    size = target.flattened.get(module)
+    of_pixels = size is not None and module not in target.layers and vector.size == prod(size)
+    return _channels_last(vector, size) if of_pixels else vector
 
 
 def _channels_last(x: np.ndarray, size: Sequence[int]) -> np.ndarray:

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from bnn_jax.checks import is_whole, require
+from bnn_jax.checks import OF_BYTES, is_whole, require
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, GRADIENT_QUANTIZERS, WEIGHT_QUANTIZERS, make_quantizer
 
 QUANTIZERS = {
@@ -31,7 +31,7 @@ def require_floats(layer: nn.Module, x: Array) -> None:
     Raises:
       TypeError: naming the layer.
     """
-    rule, advice = "must be floating-point", "images of 0..255 go through `bnn_jax.data.normalize` first"
+    rule, advice = "must be floating-point", OF_BYTES
     holds = jnp.issubdtype(x.dtype, jnp.floating)
     require_of_layer(layer, "x.dtype", x.dtype.name, holds, rule, advice, error=TypeError)
 

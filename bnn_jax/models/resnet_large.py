@@ -7,6 +7,7 @@ import flax.linen as nn
 from jaxtyping import Array
 
 from bnn_jax.layers import BatchNorm, BinaryConv, OutputScale, avg_pool_2x2
+from bnn_jax.layers.by_layer import quantizers_of
 from bnn_jax.models.network import identity, stem_layers
 from bnn_jax.models.residual import Block, ResidualNetwork
 
@@ -30,8 +31,9 @@ class PostActivationBlock(Block):
         y = self.activation(BatchNorm(name="norm1")(y, train=train))
         y = self.conv(self.features, name="conv2")(y, **phase)
         y = BatchNorm(name="norm2")(y, train=train)
-        same_shape = x.shape == y.shape
-        x = x if self.binary_downsampling and not same_shape else self.shortcut_activation(x)
+        same_shape, chosen = x.shape == y.shape, quantizers_of(self, "downsample").get("input_quantizer")
+        if same_shape or (chosen is None and not self.binary_downsampling):
+            x = self.shortcut_activation(x)  # a quantizer stands in its place
         if not same_shape:
             conv = self.conv if self.binary_downsampling else BinaryConv
             conv = conv(self.features, kernel_size=(1, 1), strides=strides, padding=0, name="downsample")

@@ -7,6 +7,7 @@ import flax.linen as nn
 from jaxtyping import Array
 
 from bnn_jax.layers import BatchNorm, BinaryConv
+from bnn_jax.layers.by_layer import quantizers_of
 from bnn_jax.models.network import STEMS, stem_pool
 from bnn_jax.models.residual import Block, ResidualNetwork
 
@@ -28,7 +29,8 @@ class WideBlock(Block):
         y = self.activation(BatchNorm(name="norm2")(y, train=train))
         y = self.conv(self.features, name="conv2")(y, **phase)
         if x.shape != y.shape:
-            seen = self.shortcut_activation(seen)
+            chosen = quantizers_of(self, "downsample").get("input_quantizer")
+            seen = self.shortcut_activation(seen) if chosen is None else seen  # a quantizer stands in its place
             x = BinaryConv(self.features, kernel_size=1, strides=strides, padding=0, name="downsample")(seen)
         return x + y
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, wraps
+from numbers import Real
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array
 from optax import contrib
@@ -303,6 +305,11 @@ def make_optimizer(
     own = "is for the optimizers of the table; bind that of another one with functools.partial"
     require("momentum", momentum, momentum is None or found.takes_momentum, own)
     momentum = 0.9 if momentum is None else momentum
+    numbers = {"momentum": momentum, "weight_decay": weight_decay, "latent_weight_decay": latent_weight_decay}
+    numbers |= {} if callable(learning_rate) else {"learning_rate": learning_rate}
+    for argument, value in numbers.items():
+        is_number = isinstance(value, Real | np.ndarray | jax.Array)
+        require(argument, value, is_number, "must be a number" + " or a schedule" * (argument == "learning_rate"))
     require("momentum", momentum, lambda m: (m >= 0) & (m < 1), "must be in [0, 1)", "0.9 is usual")
     for argument, value in (("weight_decay", weight_decay), ("latent_weight_decay", latent_weight_decay)):
         require(argument, value, lambda decay: decay >= 0, "must not be negative", "0 decays nothing")

@@ -16,7 +16,7 @@ from bnn_jax.errors import UsageError, unknown_name
 from bnn_jax.paths import local_path
 from bnn_jax.stages.teachers import fingerprint, load_network
 from bnn_jax.stages.warm_start import TRANSFERS, Transfer, Variables, WarmStart
-from bnn_jax.training.callbacks import CSVLogger, TensorBoard
+from bnn_jax.training.callbacks import CSVLogger, TensorBoard, check_callbacks
 from bnn_jax.training.config import Config
 from bnn_jax.training.input_pipeline import load_data, with_data
 from bnn_jax.training.loop import train
@@ -115,6 +115,7 @@ def run_stages(
     """
     workdir = local_path("workdir", workdir)
     check_stages(stages)
+    check_callbacks(training.get("callbacks", ()))
     for callback in training.get("callbacks", ()):
         argument = {CSVLogger: "path", TensorBoard: "folder"}.get(type(callback))
         if argument and len(stages) > 1:

@@ -2,10 +2,12 @@
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bnn_jax.checks import require
+from bnn_jax.errors import UsageError
 from bnn_jax.extras import import_extra
 from bnn_jax.paths import local_path
 from bnn_jax.training.config import Config, flatten, to_dict
@@ -30,6 +32,16 @@ class Callback:
 
     def on_end(self, result: dict[str, Any] | None) -> None:
         """Hear the result of the run; None where it stopped before its end."""
+
+
+def check_callbacks(callbacks: Any) -> None:
+    """Refuse what is no list of callbacks.
+
+    Raises:
+      UsageError: for a callback by itself, or a class of one.
+    """
+    several = isinstance(callbacks, Sequence) and all(isinstance(one, Callback) for one in callbacks)
+    require("callbacks", callbacks, several, "must be a list of callbacks", "as [CSVLogger()]", error=UsageError)
 
 
 class CSVLogger(Callback):

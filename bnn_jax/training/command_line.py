@@ -124,7 +124,7 @@ def read_command_line(
         return tyro.cli(arguments_type, description=shown, args=argv, registry=REGISTRY, **given)
     except BrokenPipeError:  # Who reads the help has seen enough; nothing is left to be written.
         leave_output()
-        sys.exit(0)
+        sys.exit(141)
 
 
 def _filled(text: str) -> str:

@@ -21,7 +21,7 @@ from bnn_jax.checks import require
 from bnn_jax.data import Dataset, ImageStream
 from bnn_jax.errors import UsageError
 from bnn_jax.paths import local_path
-from bnn_jax.training.callbacks import Callback
+from bnn_jax.training.callbacks import Callback, check_callbacks
 from bnn_jax.training.config import Config, to_dict
 from bnn_jax.training.devices import (
     check_batch_size,
@@ -126,8 +126,7 @@ def train(
     config = with_start(validate(config))
     rule = "does not go with `warm_start`; give one of them"
     require("init_from", config.init_from, None in (config.init_from, warm_start), rule, error=UsageError)
-    several = isinstance(callbacks, Sequence) and all(isinstance(one, Callback) for one in callbacks)
-    require("callbacks", callbacks, several, "must be a list of callbacks", "as [CSVLogger()]", error=UsageError)
+    check_callbacks(callbacks)
     check_teacher(config, teacher is not None)
     check_batch_size(config.batch_size, devices, parts=config.accumulate_steps)
     require("extend", extend, not (extend and overwrite), "does not go with `overwrite`", error=UsageError)

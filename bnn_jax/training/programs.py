@@ -1,6 +1,6 @@
 """The jitted programs of a run, and the state that they start from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.core import unfreeze
+from flax.core.meta import replace_boxed, unbox
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from bnn_jax.checks import look_up
+from bnn_jax.checks import look_up, require
 from bnn_jax.compilation import QUICK_COMPILATION, training_options
 from bnn_jax.data import Dataset, ImageStream
 from bnn_jax.distillation import DISTILLATION_LOSSES
@@ -240,6 +241,8 @@ def initial_state(programs: Programs, seed: int, *, warm_start: Any | None = Non
         does not have, or values of another shape or dtype, or some that are not finite.
     """
     if warm_start is not None:
+        rule, way = "must be variables, as `run.variables` has them", "`config.init_from` takes the folder of a run"
+        require("warm_start", warm_start, isinstance(warm_start, Mapping), rule, way, error=UsageError)
         require_finite("warm_start", warm_start, "give the variables of a run that did not diverge", error=UsageError)
         warm_start = _start_in_dtypes(warm_start, programs)
     try:
@@ -257,12 +260,15 @@ def _start_in_dtypes(warm_start: Any, programs: Programs) -> dict[str, Any]:
     """
     train = state_shapes(programs).train
     known = flatten_dict({"params": train.params, **train.model_state}, sep="/")
-    given = {name: jnp.asarray(value) for name, value in flatten_dict(unfreeze(warm_start), sep="/").items()}
+    given = flatten_dict(unbox(unfreeze(warm_start)), sep="/")
+    given = {name: jnp.asarray(value) for name, value in given.items() if value is not None}
     if unknown := sorted(given.keys() - known.keys()):
         raise UsageError(
             f"`warm_start` has {', '.join(unknown[:3])}{' ...' if len(unknown) > 3 else ''}, which the network does "
             "not have; give variables as `run.variables` has them, {'params': {...}, 'batch_stats': {...}}"
         )
+    boxes = {name: known[name] for name in given}  # of Flax's, as nn.Partitioned; most are none
+    known = unbox(known)
     for name, value in given.items():
         like, kind = known[name], jnp.floating if jnp.issubdtype(known[name].dtype, jnp.floating) else known[name].dtype
         if value.shape != like.shape or not jnp.issubdtype(value.dtype, kind):
@@ -270,7 +276,8 @@ def _start_in_dtypes(warm_start: Any, programs: Programs) -> dict[str, Any]:
                 f"`warm_start` has {name} as {value.dtype}{list(value.shape)}, the network has it as "
                 f"{like.dtype}{list(like.shape)}; convert it, or leave it out to have it initialised"
             )
-    return unflatten_dict({name: value.astype(known[name].dtype) for name, value in given.items()}, sep="/")
+    cast = {name: value.astype(known[name].dtype) for name, value in given.items()}
+    return unflatten_dict(replace_boxed(boxes, cast), sep="/")
 
 
 def state_shapes(programs: Programs) -> RunState:

@@ -1,11 +1,11 @@
 """Whether a run can start from a config: names, options and ranges, each with an error that says the way out."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass, replace
 from functools import partial, reduce
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import flax.linen as nn
 import numpy as np
@@ -54,7 +54,7 @@ def validate(config: Config) -> Config:
       UsageError: for an unknown name (the nearest is named), one that cannot be imported, an option that what is named
         does not take, a value out of range, or settings that do not go together.
     """
-    _check_kinds(config)
+    config = _with_kinds(config)
     config = with_names(config, _name_or_thing)
     _check_names(config)
     config = with_names(replace(config, model=with_published_quantizers(config.model)), _name_or_thing)
@@ -76,16 +76,48 @@ def _require(argument: str, value: Any, holds: bool, rule: str) -> None:
     require(argument, value, bool(holds), rule, error=UsageError)
 
 
-KINDS: dict[type, tuple[tuple[type, ...], str]] = {
-    bool: ((bool, np.bool_), "True or False"),
-    int: ((Integral,), "a whole number"),
-    float: ((Real,), "a number"),
+class _Kind(NamedTuple):
+    """What a field takes by its annotation.
+
+    Attributes:
+      holds: whether a value is of it.
+      said: in words.
+    """
+
+    holds: Callable[[Any], bool]
+    said: str
+
+
+def _all_of(types: tuple[type, ...]) -> Callable[[Any], bool]:
+    return lambda values: all(isinstance(value, types) for value in values)
+
+
+NUMBER = (Real,)
+KINDS = {
+    bool: _Kind(lambda value: isinstance(value, bool | np.bool_), "True or False"),
+    int: _Kind(lambda value: isinstance(value, Integral) and not isinstance(value, bool), "a whole number"),
+    float: _Kind(lambda value: isinstance(value, NUMBER) and not isinstance(value, bool), "a number"),
+    str: _Kind(lambda value: isinstance(value, str), "a string"),
+    tuple[str, ...]: _Kind(
+        lambda value: isinstance(value, tuple) and _all_of((str,))(value), "patterns, as ('head/*',)"
+    ),
+    tuple[float, float]: _Kind(
+        lambda value: isinstance(value, tuple) and len(value) == 2 and _all_of(NUMBER)(value), "two numbers"
+    ),
+    tuple[OptimConfig, ...]: _Kind(
+        lambda value: isinstance(value, tuple) and _all_of((OptimConfig,))(value), "as (OptimConfig('sgd', 0.1),)"
+    ),
+    dict[str, float]: _Kind(
+        lambda value: isinstance(value, Mapping) and _all_of((str,))(value) and _all_of(NUMBER)(value.values()),
+        "names with numbers, as {'knowledge': 1.0}",
+    ),
 }
-"""Annotation of a setting -> what it takes, NumPy's numbers too, in words; texts, names and options are looked up."""
+"""Annotation of a setting -> what it takes, NumPy's numbers too."""
+OPTIONS = _Kind(lambda value: isinstance(value, Mapping) and _all_of((str,))(value), "options, as {'b2': 0.99}")
 
 
-def _check_kinds(config: Any, kind: type = Config, prefix: str = "") -> None:
-    """Refuse a value that is not of its field's kind, as a string for a number.
+def _with_kinds(config: Any, kind: type = Config, prefix: str = "") -> Any:
+    """The config with tuples for lists; a value that is not of its field's kind is refused, as a string for a number.
 
     Raises:
       UsageError: for one, or a config of another type.
@@ -93,28 +125,18 @@ def _check_kinds(config: Any, kind: type = Config, prefix: str = "") -> None:
     way = "bnn_jax.load_config makes one from a name or a file" if kind is Config else ""
     rule = f"must be of type {kind.__name__}"
     require(prefix.rstrip(".") or "config", config, isinstance(config, kind), rule, way, error=UsageError)
+    changed = {}
     for name, hint in get_type_hints(kind).items():
         value, choices = getattr(config, name), get_args(hint) if isinstance(hint, UnionType) else (hint,)
         if is_dataclass(hint):
-            _check_kinds(value, hint, f"{prefix}{name}.")
-        elif value is not None or NoneType not in choices:
-            kinds = [_kind_of(choice) for choice in choices if choice is not NoneType]
-            for holds, said in filter(None, kinds):
-                none = " or None" if NoneType in choices else ""
-                _require(f"{prefix}{name}", value, holds(value), f"must be {said}{none}")
-
-
-def _kind_of(hint: Any) -> tuple[Callable[[Any], bool], str] | None:
-    """Whether a value is of a field's annotation, and that in words; None for what is checked otherwise."""
-    if hint in KINDS:
-        types, said = KINDS[hint]
-        return lambda value: isinstance(value, types), said
-    if get_origin(hint) is tuple and get_args(hint)[0] in (float, str):
-        inner, several = get_args(hint)[0], get_args(hint)[1] is Ellipsis
-        types, said = ((str,), "patterns, as ('head/*',)") if inner is str else (KINDS[float][0], "two numbers")
-        holds = lambda value: isinstance(value, tuple | list) and all(isinstance(one, types) for one in value)
-        return lambda value: holds(value) and (several or len(value) == len(get_args(hint))), said
-    return None
+            changed[name] = _with_kinds(value, hint, f"{prefix}{name}.")
+        elif hint is not Any and (value is not None or NoneType not in choices):
+            changed[name] = value = tuple(value) if isinstance(value, list) else value
+            (own,) = (choice for choice in choices if choice is not NoneType)
+            own = OPTIONS if get_origin(own) is dict and own not in KINDS else KINDS[own]
+            none = " or None" if NoneType in choices else ""
+            _require(f"{prefix}{name}", value, own.holds(value), f"must be {own.said}{none}")
+    return replace(config, **changed)
 
 
 def _ruled_fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Rule]]:

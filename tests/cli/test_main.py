@@ -80,7 +80,19 @@ def test_a_reader_that_has_seen_enough_is_no_error(words):
     os.close(read)
     done = subprocess.run([sys.executable, "-c", call.format(list(words))], stdout=write, stderr=subprocess.PIPE)
     os.close(write)
-    assert done.stderr == b"" and done.returncode == (141 if words[0] == "list" else 0)
+    assert done.stderr == b"" and done.returncode == 141
+
+
+def test_a_full_disk_behind_the_output_is_a_sentence_and_a_closed_output_nothing():
+    call = [sys.executable, "-c", "import sys, bnn_jax.cli.main as c; sys.argv[1:] = ['--version']; sys.exit(c.main())"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(call, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: cannot write what is printed (No space left on device); make room and run the command again\n",
+    )
+    closed = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *call], stderr=subprocess.PIPE, text=True)
+    assert (closed.returncode, closed.stderr) == (0, "")
 
 
 @pytest.mark.full

@@ -189,6 +189,24 @@ def test_dense_layers_of_the_size_of_a_flattened_image_keep_their_order():
     np.testing.assert_allclose(Flattening().apply(variables, jnp.asarray(images, jnp.float32)), x, rtol=1e-3)
 
 
+class OneChannel(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.PReLU(name="act")(BatchNorm(name="norm")(x, train=False))
+
+
+def test_vectors_of_one_number():
+    """Norms of grey images, and the one slope that PyTorch's PReLU has as a rule."""
+    state = {f"norm.{name}": np.array([2.0]) for name in ("weight", "bias", "running_mean", "running_var")}
+    state["act.weight"] = np.array([0.1])
+    names = {"norm": "norm", "act/negative_slope": "act.weight"}
+    variables = from_torch(state, OneChannel(), (4, 4, 1), names=names)
+    x = np.random.default_rng(0).normal(size=(2, 4, 4, 1))
+    y = (x - 2) / np.sqrt(2 + 1e-5) * 2 + 2
+    found = OneChannel().apply(variables, jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(found, np.where(y < 0, 0.1 * y, y), rtol=1e-5)
+
+
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize(
     "layer",

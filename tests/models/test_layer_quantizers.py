@@ -115,6 +115,25 @@ def test_a_pattern_changes_no_layer_that_it_does_not_name(name):
     np.testing.assert_array_equal(cloned, logits)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "wide_resnet40_4"])
+def test_a_quantizer_on_a_shortcut_stands_in_the_place_of_relu(name):
+    """Behind one all codes would be +1."""
+    shape = image_shape(name, 16)
+    model = make_model(replace(small(name), **FULL, quantizers={"stage2_*": "binary"}), num_classes=10)
+    variables, seen = initialized(model, shape), {}
+
+    def watch(call, arguments, options, context):
+        returned = call(*arguments, **options)
+        if context.method_name == "__call__" and context.module.name == "downsample":
+            seen[context.module.path] = returned
+        return returned
+
+    with nn.intercept_methods(watch):
+        network_logits(model, variables, jnp.asarray(np.random.default_rng(0).normal(size=(4, *shape)), jnp.float32))
+    (outputs,) = (y for path, y in seen.items() if path[0].startswith("stage2"))
+    assert outputs.std((0, 1, 2)).min() > 0.01
+
+
 def test_patterns_reach_the_standardized_convolutions():
     """Those without a kernel quantizer are standardized and have a gain, whichever way they came to have none."""
     settings, shape = small("reactnet18_bn_free"), (16, 16, 3)

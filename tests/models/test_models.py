@@ -297,6 +297,12 @@ def test_images_without_channels_are_refused(name, unchecked):
         jax.eval_shape(lambda x: init_network(model, jax.random.key(0), x), jnp.ones((16, 32, 32)))
 
 
+def test_bytes_are_told_to_be_normalized(unchecked):
+    model = make_model(small("lenet"), num_classes=3)
+    with pytest.raises(TypeError, match=r"got uint8; images of 0..255 go through `bnn_jax.data.normalize` first"):
+        jax.eval_shape(lambda x: init_network(model, jax.random.key(0), x), jnp.ones((1, 16, 16, 3), jnp.uint8))
+
+
 def test_options_of_real_networks():
     """A pair of stages may be decoupled where its inputs are real; without dropout no random numbers are needed."""
     real = {"input_quantizer": "full_precision", "options": {"coupled": False}}

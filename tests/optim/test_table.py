@@ -358,6 +358,9 @@ def test_what_an_optimizer_would_ignore_is_refused(name, settings, message):
             r"^`learning_rate` \(=-1\.0\) must be positive; give a positive number or",
         ),
         ({"momentum": 1.0}, r"^`momentum` \(=1\.0\) must be in \[0, 1\); 0\.9 is usual$"),
+        ({"learning_rate": "0.1"}, r"^`learning_rate` \(='0\.1'\) must be a number or a schedule$"),
+        ({"weight_decay": None}, r"^`weight_decay` \(=None\) must be a number$"),
+        ({"momentum": lambda step: 0.9}, r"^`momentum` \(=.*\) must be a number$"),
         ({"weight_decay": -1.0}, r"^`weight_decay` \(=-1\.0\) must not be negative; 0 decays nothing$"),
     ],
 )

@@ -154,6 +154,8 @@ def test_what_is_for_one_stage_is_refused(finished, dataset, tmp_path):
     with pytest.raises(UsageError, match=r"^`path` \(=.*all.csv\) of CSVLogger is for one run alone; leave it out"):
         run_stages(STAGES, workdir, data=dataset, callbacks=[CSVLogger(tmp_path / "all.csv")])
     assert run_stages(STAGES, workdir, data=dataset, callbacks=[CSVLogger()]) == finished[1]
+    with pytest.raises(UsageError, match=r"^`callbacks` \(=.*\) must be a list of callbacks; as \[CSVLogger\(\)\]$"):
+        run_stages(STAGES, workdir, data=dataset, callbacks=CSVLogger())
     config = replace(STAGES[1].config, init_from="runs/other")
     began = [Stage("binary", config, initialise_from=str(workdir / "real"), teacher=str(workdir / "real"))]
     with pytest.raises(UsageError, match=r"^`init_from` \(='runs/other'\) does not go with `initialise_from` \(="):

@@ -224,6 +224,12 @@ def test_what_cannot_run_is_refused(changes, message):
     [
         ({"epochs": 2.0}, r"^`epochs` \(=2\.0\) must be a whole number$"),
         ({"data__validation_examples": "9"}, r"^`data\.validation_examples` \(='9'\) must be a whole number or None$"),
+        ({"epochs": True}, r"^`epochs` \(=True\) must be a whole number$"),
+        ({"data__name": Path("x.npz")}, r"^`data\.name` \(=x\.npz\) must be a string$"),
+        ({"optim__options": None}, r"^`optim\.options` \(=None\) must be options, as \{'b2': 0\.99\}$"),
+        ({"distillation__losses": ["knowledge"]}, r"^`distillation\.losses` .* must be names with numbers, as"),
+        ({"distillation__losses": {"knowledge": "3"}}, r"^`distillation\.losses` .* must be names with numbers, as"),
+        ({"optimizers": ("sgd",)}, r"^`optimizers` \(=\('sgd',\)\) must be as \(OptimConfig\('sgd', 0\.1\),\)$"),
         ({"optim__learning_rate": None}, r"^`optim\.learning_rate` \(=None\) must be a number$"),
     ],
 )
@@ -243,8 +249,10 @@ def test_what_is_no_config_or_no_tuple_of_patterns_is_refused():
         validate("digits_xnor")
     with pytest.raises(UsageError, match=r"^`data` \(='digits'\) must be of type DataConfig$"):
         validate(changed(data="digits"))
-    numbers = validate(changed(seed=np.int64(3), optim__learning_rate=np.float32(0.5), optim__decay_only=["*kernel"]))
-    assert (numbers.seed, numbers.optim.learning_rate) == (3, 0.5)
+    given = {"optim__decay_only": ["*kernel"], "optim__latent_box": [-1.0, 1.0]}
+    found = validate(changed(seed=np.int64(3), optim__learning_rate=np.float32(0.5), **given))
+    assert (found.seed, found.optim.learning_rate, found.optim.decay_only) == (3, 0.5, ("*kernel",))
+    assert hash(found.optim.latent_box) == hash((-1.0, 1.0))
 
 
 @dataclass(frozen=True)

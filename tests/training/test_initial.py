@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import chex
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -174,6 +176,30 @@ def test_variables_that_are_not_the_networks_are_refused(first, dataset, tmp_pat
     with pytest.raises(UsageError, match=message):
         train(CONFIG, tmp_path / "run", data=dataset, warm_start=change(first[1]))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("given", ["runs/mine", [1.0]])
+def test_what_is_no_variables_is_refused(dataset, tmp_path, given):
+    with pytest.raises(UsageError, match=r"^`warm_start` \(=.*\) must be variables, as `run.variables` has"):
+        train(CONFIG, tmp_path / "run", data=dataset, warm_start=given)
+
+
+class Boxed(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        init = nn.with_partitioning(nn.initializers.lecun_normal(), (None, None))
+        return nn.Dense(self.num_classes, kernel_init=init)(x.reshape(len(x), -1))
+
+
+def test_boxed_parameters_start_from_boxed_and_from_plain_ones(dataset):
+    config = replace(CONFIG, model=ModelConfig(Boxed))
+    programs = programs_of(validate(with_data(config, dataset)[0]), dataset)
+    params = initial_state(programs, 1).train.params
+    for given in (params, nn.unbox(params)):
+        found = initial_state(programs, 0, warm_start={"params": given}).train.params
+        chex.assert_trees_all_equal(found, params)
 
 
 def test_narrow_and_wide_variables_are_taken_in_the_networks_dtype(first, dataset):
