@@ -151,7 +151,7 @@ def standardized_distillation(
     """
     _same_shape(activations, teacher_activations)
     centred = [a.reshape((len(a), -1)) for a in (activations, teacher_activations)]
-    centred = [_unit(a - a.mean(axis=1, keepdims=True)) for a in centred]
+    centred = [_unit(_centred(a)) for a in centred]
     # A standardised vector of n values has length sqrt(n), which cancels the mean's 1 / n.
     difference = centred[0] - centred[1]
     return (difference * difference).sum(axis=-1)
@@ -234,7 +234,8 @@ def enqueue(keys: Float[Array, "keys size"], embeddings: Float[Array, "batch siz
 def shared_stages(network: Outputs, teacher: Outputs) -> Iterator[tuple[str, Array, Array]]:
     """(name, output there, teacher's output there) of what both networks name among their intermediates.
 
-    That is each stage, or in its place its blocks, where both networks name them; `features` are left out.
+    That is each stage, or in its place its blocks, where both networks name the same ones: stages of different depths
+    end where the other's end.  `features` are left out.
 
     Raises:
       ValueError: if there is none.
@@ -245,7 +246,12 @@ def shared_stages(network: Outputs, teacher: Outputs) -> Iterator[tuple[str, Arr
             f"`teacher` (with {', '.join(teacher.intermediates)}) shares no stage with the network, which has "
             f"{', '.join(network.intermediates)}; choose a teacher of the same family"
         )
-    for name in (name for name in names if not any(other.startswith(f"{name}_") for other in names)):
+    blocks = lambda of, stage: {name for name in of.intermediates if name.startswith(f"{stage}_")}
+    left_out: set[str] = set()
+    for stage in names:
+        own, theirs = blocks(network, stage), blocks(teacher, stage)
+        left_out |= {stage} if own and own == theirs else own
+    for name in (name for name in names if name not in left_out):
         yield name, network.intermediates[name], teacher.intermediates[name]
 
 
@@ -332,6 +338,13 @@ def _norm(x: Float[Array, "batch size"]) -> Float[Array, "batch 1"]:
 def _unit(x: Float[Array, "batch size"]) -> Float[Array, "batch size"]:
     length = _norm(x)
     return x / jnp.where(length > 0, length, 1)
+
+
+def _centred(x: Float[Array, "batch size"]) -> Float[Array, "batch size"]:
+    """x less its mean; 0 where that is rounding alone."""
+    centred = x - x.mean(axis=1, keepdims=True)
+    rounding = 4 * jnp.finfo(x.dtype).eps * jnp.abs(x).max(axis=1, keepdims=True)
+    return jnp.where(jnp.abs(centred).max(axis=1, keepdims=True) > rounding, centred, 0)
 
 
 def _with_largest_one(q: Float[Array, "batch size"]) -> Float[Array, "batch size"]:

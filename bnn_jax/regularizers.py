@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+from flax.core.meta import unbox
 from jax.tree_util import DictKey
 from jaxtyping import Array, Float
 
@@ -192,7 +193,7 @@ def penalty(params: Params, regularizer: str | Regularizer) -> Float[Array, ""]:
     Reference: Darabi et al., BNN+: Improved Binary Network Training, 2018, arXiv:1812.11800.
     """
     regularizer = look_up("regularizer", regularizer, REGULARIZERS)
-    leaves = dict(jax.tree_util.tree_leaves_with_path(params))
+    leaves = dict(jax.tree_util.tree_leaves_with_path(unbox(params)))
 
     def scale_of(path):
         return leaves.get((*path[:-1], DictKey("kernel_quantizer"), DictKey("scale")), 1.0)
@@ -218,4 +219,5 @@ def clipping_penalty(params: Params) -> Float[Array, ""]:
     Reference: Choi et al., PACT: Parameterized Clipping Activation, 2018, arXiv:1805.06085.
     """
     suffix = (DictKey("input_quantizer"), DictKey("clipping_level"))
-    return _total([l2(level) for path, level in jax.tree_util.tree_leaves_with_path(params) if path[-2:] == suffix])
+    leaves = jax.tree_util.tree_leaves_with_path(unbox(params))
+    return _total([l2(level) for path, level in leaves if path[-2:] == suffix])

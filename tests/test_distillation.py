@@ -239,6 +239,21 @@ def test_stages_are_summed_and_blocks_stand_for_their_stage():
     assert names == ["stage1_block1", "stage1_block2"]
     names = [name for name, _, _ in shared_stages(outputs(LOGITS[0], MAPS[0], **blocks), WANTED)]
     assert names == ["stage1"]
+    deeper = blocks | {"stage1_block3": MAPS[0]}
+    names = [name for name, _, _ in shared_stages(outputs(LOGITS[0], MAPS[0], **blocks), outputs(*LOGITS, **deeper))]
+    assert names == ["stage1"]  # whose ends both have
+
+
+@pytest.mark.parametrize("value", [0.1, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize("size", [7, 784])
+def test_constant_activations_are_zero_when_they_are_standardized(value, size):
+    """Their mean rounds to another number, whose difference would be blown up."""
+    constant, varied = jnp.full((1, size), value), normal(0, 1, size)
+    zero = jnp.zeros((1, size))
+    assert standardized_distillation(constant, zero).tolist() == [0.0]
+    assert standardized_distillation(constant, varied).tolist() == pytest.approx([1.0], rel=1e-5)
+    gradient = jax.grad(lambda a: standardized_distillation(a, varied).sum())(constant)
+    assert (gradient == 0).all()
 
 
 @pytest.mark.usefixtures("unchecked")

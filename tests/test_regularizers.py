@@ -1,5 +1,6 @@
 """Regularizers against scalar twins and their optimality, and their sum over a network."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +20,7 @@ from bnn_jax.regularizers import (
     tang,
 )
 from bnn_jax.schedules import milestones
+from bnn_jax.training.diagnostics import latent_kernels
 
 
 def sgn(x):
@@ -280,3 +282,13 @@ def test_a_scheduled_strength_scales_the_gradient_without_a_new_trace():
         slope = gradient(params, jnp.int32(step))["conv"]["latent_kernel"]
         np.testing.assert_allclose(slope, [[-2 * 0.75 * factor]], rtol=1e-5)
     assert gradient._cache_size() == 1
+
+
+def test_boxed_weights_are_regularized_as_plain_ones():
+    """Flax's boxes name the axes of a parameter."""
+    layer = {"latent_kernel": jnp.array([[0.5], [-2.0]]), "kernel_quantizer": {"scale": jnp.array([[1.5]])}}
+    boxed = jax.tree.map(lambda leaf: nn.Partitioned(leaf, (None, None)), {"conv": layer})
+    assert penalty(boxed, "manhattan") == penalty({"conv": layer}, "manhattan") > 0
+    level = {"conv": {"input_quantizer": {"clipping_level": nn.Partitioned(jnp.array(8.0), ())}}}
+    assert clipping_penalty(level) == 64
+    assert latent_kernels(boxed).keys() == {"conv"}

@@ -217,7 +217,7 @@ def account(function: Callable[..., Any], variables: Any, x: Any) -> Account:
               or `kernel`, else the largest.
     Codes     A kernel that reaches the outputs through the marks of quantizers alone is stored as codes and scales, and
               what else stands before those marks is not stored; every other variable that reaches an output is stored
-              as float32.
+              as float32.  What decides a branch or a loop, and nothing else, is not seen.
     Scales    those marked after the codes, unless they are constants.
     Bias      a variable beside the kernel, in the same module, with one value a filter.
     Batch     what has statistics in the collection "batch_stats" of `variables`; parameters of the same module belong

@@ -1,7 +1,7 @@
 """Write made-up images in ImageNet's format: bnn-jax synthesize --train-examples 2000
 
 The images differ in size, some are grey, some CMYK, and one of each split is corrupt.  A config that streams
-imagenet2012 then runs with --data.data-dir DATA_DIR.
+imagenet2012 then runs with --data.data-dir DATA_DIR, and --data.name NAME where the set has another one.
 """
 
 from dataclasses import dataclass
@@ -43,7 +43,8 @@ def main() -> None:
     options = vars(arguments) | {"data_dir": arguments.data_dir or default_data_dir()}
     folder = write_synthetic_imagenet(**options)
     size = sum(path.stat().st_size for path in folder.iterdir())
+    named = "" if arguments.name == Arguments.name else f" --data.name {arguments.name}"
     print(
         f"{folder}: {arguments.train_examples} training and {arguments.validation_examples} validation images, "
-        f"{size / 1e6:.1f} MB; train on it with --data.data-dir {folder.parents[1]}"
+        f"{size / 1e6:.1f} MB; train on it with --data.data-dir {folder.parents[1]}{named}"
     )

@@ -6,6 +6,7 @@ learn them; they differ in size and shape, some are grey, some CMYK, and some fi
 
 import io
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def write_synthetic_imagenet(
     """
     data_dir = local_path("data_dir", data_dir)
     sizes = {"train": train_examples, "validation": validation_examples}
-    _check(sizes, classes, corrupt, grey, cmyk, short_side, aspect, seed)
+    _check(name, sizes, classes, corrupt, grey, cmyk, short_side, aspect, seed)
     folder = data_dir / name / VERSION
     if folder.exists():
         raise UsageError(f"{folder} exists already; delete it to write it anew, or give another `data_dir`")
@@ -74,7 +75,7 @@ def write_synthetic_imagenet(
         count = sizes[split]
         # Which are corrupt, grey and CMYK: these many at the front of a random order.
         order = permutation(count, seed=2 * seed + (split == "train"))
-        kinds = ["corrupt"] * corrupt + ["L"] * math.ceil(grey * count) + ["CMYK"] * math.ceil(cmyk * count)
+        kinds = ["corrupt"] * corrupt + ["L"] * _share(grey, count) + ["CMYK"] * _share(cmyk, count)
         special = dict(zip(order.tolist(), kinds))
         for index in range(count):
             random = np.random.default_rng([seed, split == "train", index])
@@ -147,10 +148,16 @@ def _builder(name: str, classes: int, data_dir: Path, splits: dict[str, Any]) ->
     return builder_class(data_dir=data_dir, file_format="array_record")
 
 
-def _check(sizes, classes, corrupt, grey, cmyk, short_side, aspect, seed) -> None:
+def _share(share: float, count: int) -> int:
+    """So many of `count`, rounded up, but for what floats add to a whole number."""
+    return math.ceil(round(share * count, 6))
+
+
+def _check(set_name, sizes, classes, corrupt, grey, cmyk, short_side, aspect, seed) -> None:
     smallest = min(sizes.values())
-    special = corrupt + math.ceil(max(grey, 0) * smallest) + math.ceil(max(cmyk, 0) * smallest)
+    special = corrupt + _share(max(grey, 0), smallest) + _share(max(cmyk, 0), smallest)
     for name, value, holds, rule in (
+        ("name", set_name, bool(re.fullmatch(r"\w[\w.-]*", set_name)), "must be made of letters, digits, _, - and ."),
         ("train_examples", sizes["train"], sizes["train"] >= 1, "must be at least 1"),
         ("validation_examples", sizes["validation"], sizes["validation"] >= 1, "must be at least 1"),
         ("classes", classes, classes >= 1, "must be at least 1"),

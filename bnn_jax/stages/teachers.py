@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from flax.core.meta import unbox
 from flax.traverse_util import flatten_dict
 
 from bnn_jax.checks import require
@@ -56,7 +57,7 @@ def fingerprint(variables: Variables) -> str:
     (True, False)
     """
     digest = hashlib.sha256()
-    for name, leaf in sorted(flatten_dict(variables, sep="/").items()):
+    for name, leaf in sorted(flatten_dict(unbox(variables), sep="/").items()):
         array = np.asarray(leaf)
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
         digest.update(array.tobytes())

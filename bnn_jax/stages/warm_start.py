@@ -5,9 +5,11 @@ from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
+from flax.core.meta import unbox
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from bnn_jax.errors import UsageError
+from bnn_jax.checks import require
+from bnn_jax.errors import UsageError, unknown_name
 from bnn_jax.models.binaryduo import decouple_variables
 from bnn_jax.types import LATENT_KERNEL
 
@@ -43,7 +45,10 @@ def by_name(source: Variables, target: Variables, *, leave_out: Sequence[str] = 
     Args:
       source: variables of the earlier network.
       target: variables of the new one, or their shapes.
-      leave_out: layers, as params/head, that start afresh.
+      leave_out: layers, as params/head, or variables that start afresh.
+
+    Raises:
+      UsageError: for a name in `leave_out` that the new network does not have; the nearest is named.
 
     >>> source = {"params": {"conv": {"kernel": jnp.ones(2)}, "head": {"bias": jnp.ones(3)}}}
     >>> target = {"params": {"conv": {"latent_kernel": jnp.zeros(2)}, "head": {"bias": jnp.zeros(4)}}}
@@ -51,13 +56,19 @@ def by_name(source: Variables, target: Variables, *, leave_out: Sequence[str] = 
     >>> print(start.names, start.initialised)
     ('params/conv/latent_kernel',) {'params/head/bias': 'of shape (3,), here (4,)'}
     """
-    given, wanted = flatten_dict(source, sep="/"), flatten_dict(target, sep="/")
+    given, wanted = (flatten_dict(unbox(variables), sep="/") for variables in (source, target))
+    inside = lambda name, layer: f"{name}/".startswith(f"{layer}/")
+    several = not isinstance(leave_out, str)
+    require("leave_out", leave_out, several, "must be a list", "as ('params/head',)", error=UsageError)
+    for layer in leave_out:
+        if not any(inside(name, layer) for name in wanted):
+            raise unknown_name("leave_out", layer, {name.rpartition("/")[0] for name in wanted})
     found, initialised, used = {}, {}, set()
     for name, like in wanted.items():
         origin = next((n for n in (name, _other_kernel(name)) if n in given), None)
         if origin is None:
             initialised[name] = "not there"
-        elif any(name.startswith(f"{layer}/") for layer in leave_out):
+        elif any(inside(name, layer) for layer in leave_out):
             initialised[name] = "left out"
         elif given[origin].shape != like.shape:
             initialised[name] = f"of shape {given[origin].shape}, here {like.shape}"

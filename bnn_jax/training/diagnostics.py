@@ -14,6 +14,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from flax.core.meta import unbox
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -36,7 +37,7 @@ def latent_kernels(params: Params) -> dict[str, Array]:
     >>> list(latent_kernels({"block": {"conv": {"latent_kernel": jnp.ones(2)}}, "head": {"kernel": jnp.ones(2)}}))
     ['block/conv']
     """
-    leaves = jax.tree_util.tree_leaves_with_path(params)
+    leaves = jax.tree_util.tree_leaves_with_path(unbox(params))
     paths = [([str(getattr(key, "key", key)) for key in path], leaf) for path, leaf in leaves]
     return {"/".join(names[:-1]): leaf for names, leaf in paths if names and names[-1] == LATENT_KERNEL}
 

@@ -287,7 +287,7 @@ def train_step(
         params=params,
         model_state=found.model_state,
         opt_state=opt_state,
-        keys=None if state.keys is None else enqueue(state.keys, found.taught),
+        keys=None if state.keys is None else enqueue(state.keys, found.taught.reshape(-1, found.taught.shape[-1])),
         flips=None if state.flips is None else count_flips(state.flips, state.params, params),
         average=_averaged(experiment, state, params, found.model_state),
     )

@@ -353,6 +353,11 @@ def _check_distillation(taught: DistillationConfig) -> None:
         taught.losses or taught.label_weight == 1,
         "must be 1 without `distillation.losses`, for there is nothing else to weigh",
     )
+    read_by = {"temperature": ("knowledge", "embedding", "similarity"), "queue_size": ("similarity",)}
+    for argument, readers in read_by.items():
+        value, usual = getattr(taught, argument), getattr(DistillationConfig, argument)
+        read = value == usual or not taught.losses.keys().isdisjoint(readers)
+        _require(f"distillation.{argument}", value, read, f"is for the losses {_listed(list(readers))}; leave it out")
 
 
 def check_teacher(config: Config, given: bool) -> None:

@@ -20,7 +20,7 @@ from small_sets import write_mnist
 
 from bnn_jax.data import batches, batching, load_dataset, open_stream, padded_order, prefetch, stream, tfds_records
 from bnn_jax.data.decoding import decode_image
-from bnn_jax.data.synthetic import write_synthetic_imagenet
+from bnn_jax.data.synthetic import _share, write_synthetic_imagenet
 from bnn_jax.errors import RunError, UsageError
 
 READ = {"seed": 5, "epoch": 2, "training": True}
@@ -310,6 +310,8 @@ def test_made_up_photographs_are_the_same_again(photographs, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"name": "mine/v2"}, r"`name` \(='mine/v2'\) must be made of letters, digits, _, - and \."),
+        ({"name": ".."}, r"`name` \(='\.\.'\) must be made of letters"),
         (
             {"corrupt": 20},
             r"`corrupt` \(=20\) must leave ordinary images: with grey and CMYK ones it makes 22 of the 20",
@@ -446,3 +448,8 @@ def test_workers_leave_signals_to_their_program_and_end_when_it_is_killed(photog
         time.sleep(0.05)
     assert not is_alive(process.pid)
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(("share", "count", "images"), [(0.07, 100, 7), (0.14, 50, 7), (0.001, 100, 1), (0.0, 10, 0)])
+def test_a_share_is_rounded_up_but_for_what_floats_add(share, count, images):
+    assert _share(share, count) == images

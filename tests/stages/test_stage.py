@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -358,3 +359,20 @@ def test_the_teacher_is_an_argument_and_only_the_network_moves(dataset):
     np.testing.assert_allclose(after.params["head"]["bias"] - state.params["head"]["bias"], expected, atol=1e-6)
     assert float(metrics["distillation_distribution"]) == pytest.approx(-(p_t * np.log(p_s)).sum(1).mean(), rel=1e-5)
     assert float(metrics["objective"]) == pytest.approx(3 * float(metrics["distillation_distribution"]), rel=1e-6)
+
+
+def test_layers_that_start_afresh_are_named_rightly():
+    source = {"params": {"conv": {"kernel": jnp.ones(2)}, "head": {"kernel": jnp.ones(3), "bias": jnp.ones(3)}}}
+    assert by_name(source, source, leave_out=["params/head"]).names == ("params/conv/kernel",)
+    assert by_name(source, source, leave_out=["params/head/bias"]).names == ("params/conv/kernel", "params/head/kernel")
+    with pytest.raises(UsageError, match=r"^`leave_out` \(='params/hed'\) is not known; did you mean 'params/head'\?"):
+        by_name(source, source, leave_out=["params/hed"])
+    with pytest.raises(UsageError, match=r"^`leave_out` \(='params/head'\) must be a list; as \('params/head',\)$"):
+        by_name(source, source, leave_out="params/head")
+
+
+def test_boxed_variables_are_known_by_their_values():
+    plain = {"params": {"conv": {"kernel": jnp.arange(2.0)}}}
+    boxed = [{"params": {"conv": {"kernel": nn.Partitioned(jnp.arange(2.0), (None,))}}} for _ in range(2)]
+    assert len({fingerprint(variables) for variables in (plain, *boxed)}) == 1
+    assert by_name(boxed[0], boxed[1]).names == ("params/conv/kernel",)

@@ -109,6 +109,14 @@ def changed(**changes):
             r"`distillation\.losses` \(={'attention': 0\.0}\) must have positive weights; leave attention out",
         ),
         ({"distillation__losses": {"attention": 1.0}}, r"`distillation\.losses` \(=.*\) do not go with dfw"),
+        (
+            {"distillation__losses": {"distribution": 1.0}, "distillation__temperature": 4.0, "optim__name": "adam"},
+            r"`distillation\.temperature` \(=4\.0\) is for the losses knowledge, embedding and similarity; leave it",
+        ),
+        (
+            {"distillation__losses": {"knowledge": 1.0}, "distillation__queue_size": 7, "optim__name": "adam"},
+            r"`distillation\.queue_size` \(=7\) is for the losses similarity alone; leave it out",
+        ),
         ({"distillation__label_weight": 0.0}, r"`distillation\.label_weight` \(=0\.0\) must be 1 without"),
         ({"distillation__label_weight": -1.0}, r"`distillation\.label_weight` \(=-1\.0\) must not be negative"),
         ({"distillation__temperature": 0.0}, r"`distillation\.temperature` \(=0\.0\) must be positive"),

@@ -72,6 +72,20 @@ class Certain(nn.Module):
 
 
 @pytest.mark.full
+def test_the_queue_of_a_teacher_of_texts_holds_tokens():
+    taught = DistillationConfig(losses={"similarity": 1.0}, queue_size=20)
+    model = with_published_quantizers(MODEL)
+    config = Config("test", epochs=1, batch_size=3, loss="cross_entropy", model=model, optim=ADAM, distillation=taught)
+    experiment = make_experiment(config, ImageInfo((4, 1, 1), 7, (0.0,), (1.0,)), total_steps=2, teacher=model)
+    state, teacher = (jax.jit(partial(init_state, experiment))(jnp.uint32(seed)) for seed in (0, 1))
+    images, labels = jnp.ones((3, 4, 1, 1), jnp.uint8), jnp.ones((3, 4), jnp.int32)
+    after, _ = jax.jit(partial(train_step, experiment))(state, images, labels, {"params": teacher.params})
+    logits = apply(experiment.model, {"params": teacher.params}, images.astype(jnp.float32))[0].reshape(12, 7)
+    unit = logits / jnp.linalg.norm(logits, axis=1, keepdims=True)
+    np.testing.assert_allclose(after.keys, jnp.concatenate([unit, state.keys[:8]]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.full
 def test_a_teacher_of_texts_teaches_each_token():
     """By the divergence of its predictions, in float64: the mean over all tokens."""
     taught = DistillationConfig(losses={"knowledge": 1.0}, label_weight=0.0)
