@@ -16,7 +16,7 @@ from strictness import check_arrays
 ROOT = Path(__file__).parents[1]
 MOST_RESIDENT = 10**9
 CACHE = ROOT / ".cache" / "jax"
-MANY_CASES, EVERY = 4, 6
+MANY_CASES, EVERY = 3, 8
 """Of a test with so many cases make test takes one in six; make test-full takes the others."""
 
 # Compiling is most of the tests' time: no optimizations by LLVM, no splitting of programs that are small,

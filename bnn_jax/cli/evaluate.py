@@ -42,6 +42,13 @@ def evaluate_trained(arguments: Arguments) -> str:
             f"`data` (={arguments.data!r}) is for a file; a run is evaluated on its own data, leave it out"
         )
     refuse_unread(arguments, ("model",), "is for a file; a run names its network")
+    if not arguments.workdir.exists():
+        named = str(arguments.workdir)
+        hint = (
+            f"did you mean {ZOO}{named}?" if named in PRETRAINED else "bnn-jax list pretrained names those of the zoo"
+        )
+        kinds = f"is no folder of a run, no file of bnn-jax export and no {ZOO}NAME"
+        raise UsageError(f"`workdir` (={named}) {kinds}; {hint}")
     found = evaluate_run(arguments.workdir, split=arguments.split, which=arguments.which, data_dir=arguments.data_dir)
     top5 = f", top-5 {100 * found['top5_accuracy']:.2f} %" if "top5_accuracy" in found else ""
     top5 += f", perplexity {found['perplexity']:.4f}" if "perplexity" in found else ""
@@ -87,9 +94,5 @@ def main() -> None:
     use_compilation_cache()
     if (named := str(arguments.workdir)).startswith(ZOO):
         arguments = replace(arguments, workdir=file_of(named.removeprefix(ZOO)))
-    elif not arguments.workdir.exists():
-        hint = f"; did you mean {ZOO}{named}?" if named in PRETRAINED else ""
-        kinds = f"is no folder of a run, no file of bnn-jax export and no {ZOO}NAME"
-        raise UsageError(f"`workdir` (={named}) {kinds}{hint or '; bnn-jax list pretrained names those of the zoo'}")
     is_run = arguments.workdir.suffix != ".safetensors" and not arguments.workdir.is_file()
     print(evaluate_trained(arguments) if is_run else evaluate_file(arguments))

@@ -56,7 +56,9 @@ def by_name(source: Variables, target: Variables, *, leave_out: Sequence[str] = 
     >>> print(start.names, start.initialised)
     ('params/conv/latent_kernel',) {'params/head/bias': 'of shape (3,), here (4,)'}
     """
-    given, wanted = (flatten_dict(unbox(variables), sep="/") for variables in (source, target))
+    given, wanted = (
+        {name: unbox(leaf) for name, leaf in flatten_dict(variables, sep="/").items()} for variables in (source, target)
+    )
     inside = lambda name, layer: f"{name}/".startswith(f"{layer}/")
     several = not isinstance(leave_out, str)
     require("leave_out", leave_out, several, "must be a list", "as ('params/head',)", error=UsageError)

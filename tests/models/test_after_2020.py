@@ -198,7 +198,7 @@ def test_a_processor_of_bnext(attention, stride):
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_wide_block_sees_the_normalized_inputs_on_its_shortcut(stride):
-    block = WideBlock(4 * stride, stride, conv_of(), jax.nn.relu)
+    block = WideBlock(4 * stride, stride, conv_of(), jax.nn.relu, identity)
     values, wide, x = drawn(block)
     seen = relu(normalize(x, wide, "norm1"))
     y = relu(normalize(correlate(seen, wide["params"]["conv1"]["kernel"], stride, 1), wide, "norm2"))

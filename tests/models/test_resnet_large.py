@@ -18,6 +18,7 @@ from networks import (
 )
 from numpy_layers import correlate, means_of_2x2, normalize, relu, signs, stem_of
 
+from bnn_jax.models.network import identity
 from bnn_jax.models.resnet_large import (
     PostActivationBlock,
     PostActivationResNet,
@@ -104,7 +105,7 @@ IMAGES = normal(2, 5, 6, 3)
 
 
 def test_a_post_activation_block_equals_numpy():
-    block = PostActivationBlock(4, 2, conv_of(), jax.nn.relu, binary_downsampling=False)
+    block = PostActivationBlock(4, 2, conv_of(), jax.nn.relu, identity, binary_downsampling=False)
     values = random_variables(block, IMAGES, progress=1.0)
     kernel = {name: values["params"][name]["kernel"] for name in ("conv1", "conv2", "downsample")}
     y = relu(normalize(correlate(IMAGES, kernel["conv1"], 2, padding=1), values, "norm1"))

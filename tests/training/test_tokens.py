@@ -107,8 +107,11 @@ def test_a_teacher_of_texts_teaches_each_token():
 
 @pytest.mark.parametrize("argument", ["crop_padding", "flip", "mixup_alpha"])
 def test_texts_are_not_augmented(argument):
-    data = DataConfig("text", **{argument: 1})
-    with pytest.raises(UsageError, match=rf"`data.{argument}` \(=1\) is for images, and text is a text; leave it out"):
+    value = argument == "flip" or 1
+    data = DataConfig("text", **{argument: value})
+    with pytest.raises(
+        UsageError, match=rf"`data.{argument}` \(={value}\) is for images, and text is a text; leave it out"
+    ):
         validate(Config("test", epochs=1, batch_size=4, data=data, model=MODEL, optim=ADAM))
 
 
