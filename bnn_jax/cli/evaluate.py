@@ -42,14 +42,16 @@ def evaluate_trained(arguments: Arguments) -> str:
             f"`data` (={arguments.data!r}) is for a file; a run is evaluated on its own data, leave it out"
         )
     refuse_unread(arguments, ("model",), "is for a file; a run names its network")
-    if not arguments.workdir.exists():
+    options = {"split": arguments.split, "which": arguments.which, "data_dir": arguments.data_dir}
+    try:
+        found = evaluate_run(arguments.workdir, **options)
+    except UsageError:
+        if arguments.workdir.exists():
+            raise
         named = str(arguments.workdir)
-        hint = (
-            f"did you mean {ZOO}{named}?" if named in PRETRAINED else "bnn-jax list pretrained names those of the zoo"
-        )
+        hint = f"did you mean {ZOO}{named}?" if named in PRETRAINED else f"bnn-jax list pretrained: NAME of {ZOO}NAME"
         kinds = f"is no folder of a run, no file of bnn-jax export and no {ZOO}NAME"
-        raise UsageError(f"`workdir` (={named}) {kinds}; {hint}")
-    found = evaluate_run(arguments.workdir, split=arguments.split, which=arguments.which, data_dir=arguments.data_dir)
+        raise UsageError(f"`workdir` (={named}) {kinds}; {hint}") from None
     top5 = f", top-5 {100 * found['top5_accuracy']:.2f} %" if "top5_accuracy" in found else ""
     top5 += f", perplexity {found['perplexity']:.4f}" if "perplexity" in found else ""
     numbers = (
