@@ -54,6 +54,7 @@ def run_all(pages, tmp_path, monkeypatch):
             run_python(page)
 
 
+@pytest.mark.full
 def test_python_of_the_readme_runs_with_runs_of_an_epoch(tmp_path, monkeypatch, as_users_have_it):
     train = bnn_jax.train
     monkeypatch.setattr(

@@ -49,7 +49,8 @@ def evaluate_trained(arguments: Arguments) -> str:
         if arguments.workdir.exists():
             raise
         named = str(arguments.workdir)
-        hint = f"did you mean {ZOO}{named}?" if named in PRETRAINED else f"bnn-jax list pretrained: NAME of {ZOO}NAME"
+        others = "bnn-jax list pretrained names those of the zoo"
+        hint = f"did you mean {ZOO}{named}?" if named in PRETRAINED else others
         kinds = f"is no folder of a run, no file of bnn-jax export and no {ZOO}NAME"
         raise UsageError(f"`workdir` (={named}) {kinds}; {hint}") from None
     top5 = f", top-5 {100 * found['top5_accuracy']:.2f} %" if "top5_accuracy" in found else ""

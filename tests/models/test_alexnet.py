@@ -172,6 +172,7 @@ def test_a_block_of_xnor_net_equals_numpy():
     np.testing.assert_allclose(stages["stage2"], pooled(x + params["conv2"]["bias"]), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.full
 def test_groups_of_dorefa_net_equal_numpy():
     """[quantize -> conv in groups -> BN -> pool]: a filter sees its half of the channels."""
     images, params, _, _, stages = trained("dorefa")
@@ -187,6 +188,7 @@ def test_groups_of_dorefa_net_equal_numpy():
     assert stages["features"].max() <= 1
 
 
+@pytest.mark.full
 def test_a_block_of_bnn_plus_equals_numpy():
     """conv -> pool -> BN -> [sign -> conv -> pool -> BN], the scale of a filter learned."""
     images, params, _, logits, stages = trained("bnn_plus")

@@ -153,6 +153,7 @@ def test_the_switch_preserves_the_function(name, quantizer, train):
     assert np.ptp(logits, axis=0).min() > 0.01
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", SMALL)
 def test_the_statistics_stay_decoupled_in_training(name):
     (_, variables), _, _ = networks(name, LAYERWISE)

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from run_script import run_script
 
+pytestmark = pytest.mark.full
+
 SMALL = ("--epochs", "2", "--model.width", "4", "--batch-size", "64")
 
 

@@ -15,6 +15,8 @@ from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
 from bnn_jax.training.evaluation import evaluate_run
 from bnn_jax.training.loop import train
 
+pytestmark = pytest.mark.full
+
 ROOT = Path(__file__).parents[2]
 MLP = ModelConfig("mnist_mlp", width=16, options={"hidden_layers": 2})
 CONFIG = Config(

@@ -75,6 +75,7 @@ def test_a_run_writes_what_it_says(tmp_path, dataset):
     assert again == result
 
 
+@pytest.mark.full
 def test_a_run_is_saved_every_few_epochs_and_at_its_end(tmp_path, dataset, monkeypatch):
     saved, save = [], loop.save
     monkeypatch.setattr(loop, "save", lambda members, run: (saved.append(int(run.train.step)), save(members, run)))

@@ -70,6 +70,7 @@ def test_a_longer_run_with_other_logs_is_the_run_that_was_longer(tmp_path, datas
         train(parts[0], tmp_path / "run", data=dataset)
 
 
+@pytest.mark.full
 def test_a_run_that_counts_flips_only_now_is_interrupted_before_its_first_step(tmp_path, dataset):
     def interrupt(done, total, text):
         if done == 1:

@@ -64,6 +64,7 @@ def test_latent_variables_give_the_same_logits_and_labels(name):
     np.testing.assert_array_equal(latent.argmax(axis=1), logits.argmax(axis=1))
 
 
+@pytest.mark.full
 def test_further_training_begins_at_the_network(digits):
     """In training, with the statistics of a batch, it is as good as in evaluation."""
     data = load_dataset("digits")
