@@ -3,11 +3,11 @@
 import os
 from contextlib import suppress
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import jax
 
+from bnn_jax.errors import UsageError
 from bnn_jax.paths import cache_folder
 
 QUICK_COMPILATION = {"xla_backend_optimization_level": 0}
@@ -53,19 +53,16 @@ def use_compilation_cache() -> None:
 
     Where there is no home, or nothing can be written in it, none are kept.
     """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ or not (os.environ.get("XDG_CACHE_HOME") or _has_home()):
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    folder = cache_folder() / "compiled"
+    try:
+        folder = cache_folder() / "compiled"
+    except UsageError:
+        if os.environ.get("XDG_CACHE_HOME"):
+            raise
+        return
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
     if os.access(folder, os.W_OK):
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-def _has_home() -> bool:
-    try:
-        Path.home()
-    except RuntimeError:
-        return False
-    return True

@@ -5,7 +5,7 @@ from dataclasses import is_dataclass, replace
 from functools import partial, reduce
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import flax.linen as nn
 import numpy as np
@@ -76,44 +76,33 @@ def _require(argument: str, value: Any, holds: bool, rule: str) -> None:
     require(argument, value, bool(holds), rule, error=UsageError)
 
 
-class _Kind(NamedTuple):
-    """What a field takes by its annotation.
-
-    Attributes:
-      holds: whether a value is of it.
-      said: in words.
-    """
-
-    holds: Callable[[Any], bool]
-    said: str
-
-
 def _all_of(types: tuple[type, ...]) -> Callable[[Any], bool]:
     return lambda values: all(isinstance(value, types) for value in values)
 
 
 NUMBER = (Real,)
 KINDS = {
-    bool: _Kind(lambda value: isinstance(value, bool | np.bool_), "True or False"),
-    int: _Kind(lambda value: isinstance(value, Integral) and not isinstance(value, bool), "a whole number"),
-    float: _Kind(lambda value: isinstance(value, NUMBER) and not isinstance(value, bool), "a number"),
-    str: _Kind(lambda value: isinstance(value, str), "a string"),
-    tuple[str, ...]: _Kind(
-        lambda value: isinstance(value, tuple) and _all_of((str,))(value), "patterns, as ('head/*',)"
+    bool: Rule(lambda value: isinstance(value, bool | np.bool_), "must be True or False"),
+    int: Rule(lambda value: isinstance(value, Integral) and not isinstance(value, bool), "must be a whole number"),
+    float: Rule(lambda value: isinstance(value, NUMBER) and not isinstance(value, bool), "must be a number"),
+    str: Rule(lambda value: isinstance(value, str), "must be a string"),
+    tuple[str, ...]: Rule(
+        lambda value: isinstance(value, tuple) and _all_of((str,))(value), "must be patterns, as ('head/*',)"
     ),
-    tuple[float, float]: _Kind(
-        lambda value: isinstance(value, tuple) and len(value) == 2 and _all_of(NUMBER)(value), "two numbers"
+    tuple[float, float]: Rule(
+        lambda value: isinstance(value, tuple) and len(value) == 2 and _all_of(NUMBER)(value), "must be two numbers"
     ),
-    tuple[OptimConfig, ...]: _Kind(
-        lambda value: isinstance(value, tuple) and _all_of((OptimConfig,))(value), "as (OptimConfig('sgd', 0.1),)"
+    tuple[OptimConfig, ...]: Rule(
+        lambda value: isinstance(value, tuple) and _all_of((OptimConfig,))(value),
+        "must be as (OptimConfig('sgd', 0.1),)",
     ),
-    dict[str, float]: _Kind(
+    dict[str, float]: Rule(
         lambda value: isinstance(value, Mapping) and _all_of((str,))(value) and _all_of(NUMBER)(value.values()),
-        "names with numbers, as {'knowledge': 1.0}",
+        "must be names with numbers, as {'knowledge': 1.0}",
     ),
 }
 """Annotation of a setting -> what it takes, NumPy's numbers too."""
-OPTIONS = _Kind(lambda value: isinstance(value, Mapping) and _all_of((str,))(value), "options, as {'b2': 0.99}")
+OPTIONS = Rule(lambda value: isinstance(value, Mapping) and _all_of((str,))(value), "must be options, as {'b2': 0.99}")
 
 
 def _with_kinds(config: Any, kind: type = Config, prefix: str = "") -> Any:
@@ -135,7 +124,7 @@ def _with_kinds(config: Any, kind: type = Config, prefix: str = "") -> Any:
             (own,) = (choice for choice in choices if choice is not NoneType)
             own = OPTIONS if get_origin(own) is dict and own not in KINDS else KINDS[own]
             none = " or None" if NoneType in choices else ""
-            _require(f"{prefix}{name}", value, own.holds(value), f"must be {own.said}{none}")
+            _require(f"{prefix}{name}", value, own.holds(value), f"{own.sentence}{none}")
     return replace(config, **changed)
 
 

@@ -71,13 +71,18 @@ class Certain(nn.Module):
         return jnp.zeros((*x.shape[:2], 7)).at[..., 0].set(100.0)
 
 
-@pytest.mark.full
-def test_the_queue_of_a_teacher_of_texts_holds_tokens():
-    taught = DistillationConfig(losses={"similarity": 1.0}, queue_size=20)
+def taught_by_itself(taught):
+    """A network of texts, its state, and that of another seed which teaches it."""
     model = with_published_quantizers(MODEL)
     config = Config("test", epochs=1, batch_size=3, loss="cross_entropy", model=model, optim=ADAM, distillation=taught)
     experiment = make_experiment(config, ImageInfo((4, 1, 1), 7, (0.0,), (1.0,)), total_steps=2, teacher=model)
-    state, teacher = (jax.jit(partial(init_state, experiment))(jnp.uint32(seed)) for seed in (0, 1))
+    return experiment, *(jax.jit(partial(init_state, experiment))(jnp.uint32(seed)) for seed in (0, 1))
+
+
+@pytest.mark.full
+def test_the_queue_of_a_teacher_of_texts_holds_tokens():
+    taught = DistillationConfig(losses={"similarity": 1.0}, queue_size=20)
+    experiment, state, teacher = taught_by_itself(taught)
     images, labels = jnp.ones((3, 4, 1, 1), jnp.uint8), jnp.ones((3, 4), jnp.int32)
     after, _ = jax.jit(partial(train_step, experiment))(state, images, labels, {"params": teacher.params})
     logits = apply(experiment.model, {"params": teacher.params}, images.astype(jnp.float32))[0].reshape(12, 7)
@@ -89,12 +94,9 @@ def test_the_queue_of_a_teacher_of_texts_holds_tokens():
 def test_a_teacher_of_texts_teaches_each_token():
     """By the divergence of its predictions, in float64: the mean over all tokens."""
     taught = DistillationConfig(losses={"knowledge": 1.0}, label_weight=0.0)
-    model = with_published_quantizers(MODEL)
-    config = Config("test", epochs=1, batch_size=3, loss="cross_entropy", model=model, optim=ADAM, distillation=taught)
-    experiment = make_experiment(config, ImageInfo((4, 1, 1), 7, (0.0,), (1.0,)), total_steps=2, teacher=model)
+    experiment, state, teacher = taught_by_itself(taught)
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 7, (3, 4, 1, 1)).astype(np.uint8), rng.integers(0, 7, (3, 4)).astype(np.int32)
-    state, teacher = (jax.jit(partial(init_state, experiment))(jnp.uint32(seed)) for seed in (0, 1))
     arguments = (jnp.asarray(images), jnp.asarray(labels), {"params": teacher.params})
     _, metrics = jax.jit(partial(train_step, experiment))(state, *arguments)
     own, wanted = (
