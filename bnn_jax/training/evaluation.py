@@ -17,6 +17,7 @@ from bnn_jax.training.run_folder import read_config, restore_run
 from bnn_jax.training.state import WHICH
 
 SPLITS = ("train", "validation", "test")
+"""Of a data set."""
 
 
 def evaluate_run(

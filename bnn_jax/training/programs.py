@@ -237,8 +237,8 @@ def initial_state(programs: Programs, seed: int, *, warm_start: Any | None = Non
     """Initialise the state of a run; the variables `warm_start`, if any, start from given values.
 
     Raises:
-      UsageError: if network, quantizers and images do not go together, or `warm_start` holds variables that the network
-        does not have, or values of another shape or dtype, or some that are not finite.
+      UsageError: if network, quantizers and images do not go together, or `warm_start` holds none, some that the
+        network does not have, or values of another shape or dtype, or some that are not finite.
     """
     if warm_start is not None:
         rule, way = "must be variables, as `run.variables` has them", "`config.init_from` takes the folder of a run"
@@ -262,6 +262,7 @@ def _start_in_dtypes(warm_start: Any, programs: Programs) -> dict[str, Any]:
     known = flatten_dict({"params": train.params, **train.model_state}, sep="/")
     given = flatten_dict(unbox(unfreeze(warm_start)), sep="/")
     given = {name: jnp.asarray(value) for name, value in given.items() if value is not None}
+    require("warm_start", warm_start, bool(given), "must hold variables", "None starts at random", error=UsageError)
     if unknown := sorted(given.keys() - known.keys()):
         raise UsageError(
             f"`warm_start` has {', '.join(unknown[:3])}{' ...' if len(unknown) > 3 else ''}, which the network does "

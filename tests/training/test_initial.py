@@ -202,6 +202,12 @@ def test_boxed_parameters_start_from_boxed_and_from_plain_ones(dataset):
         chex.assert_trees_all_equal(found, params)
 
 
+@pytest.mark.parametrize("given", [{}, {"params": {}}, {"params": {"dense1": None}}])
+def test_no_variables_are_no_start(dataset, tmp_path, given):
+    with pytest.raises(UsageError, match=r"^`warm_start` \(=.*\) must hold variables; None starts at random$"):
+        train(CONFIG, tmp_path / "run", data=dataset, warm_start=given)
+
+
 def test_narrow_and_wide_variables_are_taken_in_the_networks_dtype(first, dataset):
     programs = programs_of(validate(with_data(CONFIG, dataset)[0]), dataset)
     for dtype in (np.float16, np.float64):
