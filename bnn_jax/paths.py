@@ -103,16 +103,16 @@ def folder_or_home(variable: str, name: str) -> Path:
 
 
 def require_writable(argument: str, path: Path) -> None:
-    """Make the folder of a file that is to be written when the work is done, and refuse one that cannot be.
+    """Refuse a file that is to be written when the work is done and cannot be; nothing is made.
 
     Raises:
       UsageError: naming the argument, the file and why.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        with tempfile.TemporaryFile(dir=path.parent):
+        there = next(folder for folder in path.absolute().parents if folder.exists())
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         raise UsageError(f"`{argument}` (={path}) cannot be written ({error.strerror}); choose another file") from None

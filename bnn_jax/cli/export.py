@@ -133,6 +133,7 @@ def main() -> None:
     require_writable("output", output)
     network, variables = pack(arguments)
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         said = write(form, output, network, variables, arguments.float16)
     except UsageError:
         raise

@@ -24,12 +24,13 @@ POSITIONAL = typing.get_args(tyro.conf.Positional[str])[1]
 
 
 def write_output(argument: str, path: Path, text: str) -> None:
-    """Write a file that an argument names, in one step.
+    """Write a file that an argument names, in one step; its folder is made.
 
     Raises:
       RunError: if it cannot be written, as on a full disk.
     """
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text)
     except OSError as error:
         raise RunError(f"cannot write {path} ({error.strerror}); make room, or choose another `{argument}`") from None

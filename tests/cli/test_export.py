@@ -5,8 +5,10 @@ import errno
 import pytest
 
 from bnn_jax.cli import benchmark, evaluate, export, summarize
+from bnn_jax.cli.options import write_output
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.packed import artifact, c_header, named_arrays
+from bnn_jax.paths import require_writable
 from bnn_jax.zoo import load
 
 LONG = [pytest.param(ending, marks=pytest.mark.full) for ending in (".h", ".bnn.safetensors")]
@@ -47,6 +49,14 @@ def test_what_cannot_be_written_is_told_before_the_work(main, words, option, tmp
     with pytest.raises(UsageError, match=rf"^`{option}` \(=.*\) cannot be written \(({why})\); choose another file$"):
         main.main()
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_the_folder_of_an_output_is_made_when_it_is_written(tmp_path):
+    output = tmp_path / "made" / "found.json"
+    require_writable("json", output)
+    assert not output.parent.exists()
+    write_output("json", output, "{}")
+    assert output.read_text() == "{}"
 
 
 @pytest.mark.parametrize(
