@@ -9,7 +9,13 @@ from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
 
 OPTIMIZERS = (
     OptimConfig(
-        "sgd", 0.1, weight_decay=1e-4, schedule="cosine", latent_box=None, tune={"learning_rate": (0.03, 0.1, 0.3)}
+        "sgd",
+        0.1,
+        weight_decay=1e-4,
+        schedule="cosine",
+        latent_box=None,
+        options={"nesterov": True},
+        tune={"learning_rate": (0.03, 0.1, 0.3)},
     ),
     OptimConfig("dfw", 0.1, weight_decay=1e-4, latent_box=None, tune={"learning_rate": (0.01, 0.1, 1.0)}),
 )
@@ -24,5 +30,6 @@ def get_config() -> Config:
         model=ModelConfig("resnet20", input_quantizer="full_precision", kernel_quantizer="full_precision"),
         optim=OPTIMIZERS[0],
         optimizers=OPTIMIZERS,
+        tune_epochs=3,
         scan_steps=39,
     )

@@ -9,10 +9,17 @@ full-precision network; this config starts from a random one.  Not yet run in fu
 
 from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
 
+TUNE = {"learning_rate": (0.01, 1.0), "schedule": ("constant", "cosine")}  # the same for both
 OPTIMIZERS = (
-    OptimConfig("dfw", 0.1, weight_decay=1e-4, latent_box=None, tune={"learning_rate": (0.01, 0.1, 1.0)}),
+    OptimConfig("dfw", 0.1, weight_decay=1e-4, latent_box=None, tune=TUNE),
     OptimConfig(
-        "sgd", 0.1, weight_decay=1e-4, schedule="cosine", latent_box=None, tune={"learning_rate": (0.03, 0.1, 0.3)}
+        "sgd",
+        0.1,
+        weight_decay=1e-4,
+        schedule="cosine",
+        latent_box=None,
+        options={"nesterov": True},
+        tune=TUNE,
     ),
 )
 
@@ -26,5 +33,6 @@ def get_config() -> Config:
         model=ModelConfig("resnet20", input_quantizer="full_precision", kernel_quantizer="ttq"),
         optim=OPTIMIZERS[0],
         optimizers=OPTIMIZERS,
+        tune_epochs=3,
         scan_steps=39,
     )
