@@ -89,8 +89,8 @@ def image_folder_named(name: str, data_dir: str | Path | None) -> Path | None:
 def find_images(folder: Path) -> ImageFolder:
     """Look through a folder that has a folder for each split (train, test, val), or for each class.
 
-    A class is a folder, at any depth of which its images lie, in any format that Pillow reads; hidden files are passed
-    over, other files left out with a warning.
+    A class is a folder, at any depth of which its images lie, in any format that Pillow reads.  Hidden files are passed
+    over; other files in it, and images that lie in no class or split, are left out with a warning.
 
     Raises:
       UsageError: if there are no such folders, or one of a class of training is without an image; if a split has a
@@ -118,6 +118,8 @@ def find_images(folder: Path) -> ImageFolder:
     for name in class_names:
         if "train" in _folders_in(roots["train"] / name):
             raise UsageError(f"{folder} is a folder too high: give {roots['train'] / name}, in which train lies")
+    for root in sorted({folder, *roots.values()}):
+        left_out += _images_among(root, [path.name for path in root.iterdir() if path.is_file()])[0]
     found = {}
     for split, root in sorted(roots.items(), key=lambda item: item[0] != "train"):
         for name in _folders_in(root):
@@ -146,16 +148,24 @@ def _folders_in(folder: Path) -> tuple[str, ...]:
 
 def _images_in(folder: Path) -> tuple[list[str], list[str]]:
     """The paths of the images under a folder, and of the files that are none, sorted."""
+    images, others = [], []
+    for root, _, names in os.walk(folder, followlinks=True):
+        for found, kind in zip(_images_among(root, names), (images, others)):
+            kind += found
+    return sorted(images), sorted(others)
+
+
+def _images_among(folder: str | Path, names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The paths of the files of a folder that are images by their ending, and of those that are none, sorted."""
     from PIL import Image
 
     endings = {ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN}
     images, others = [], []
-    for root, _, names in os.walk(folder, followlinks=True):
-        for name in names:
-            if name[0] != "." and name not in ("Thumbs.db", "desktop.ini"):
-                kind = images if os.path.splitext(name)[1].lower() in endings else others
-                kind.append(os.path.join(root, name))
-    return sorted(images), sorted(others)
+    for name in sorted(names):
+        if name[0] != "." and name not in ("Thumbs.db", "desktop.ini"):
+            kind = images if os.path.splitext(name)[1].lower() in endings else others
+            kind.append(os.path.join(folder, name))
+    return images, others
 
 
 def _version(folder: Path, paths: list[str]) -> str:
@@ -166,8 +176,8 @@ def _version(folder: Path, paths: list[str]) -> str:
 
 def _warn_of_left_out(folder: Path, left_out: list[str]) -> None:
     if left_out:
-        text = f"{folder} has files or folders that are left out, for they are no images or no split: {len(left_out)}, "
-        text += f"the first {left_out[0]}"
+        text = f"{folder} has files or folders that are left out, for they are no images, no split or in no class: "
+        text += f"{len(left_out)}, the first {left_out[0]}"
         warnings.warn(text, SuspectDataWarning, stacklevel=4)
 
 

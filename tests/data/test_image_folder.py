@@ -1,5 +1,6 @@
 """Folders of images: splits and classes, formats and modes, sizes, the cache, and what is refused."""
 
+import re
 import shutil
 
 import numpy as np
@@ -220,14 +221,25 @@ def test_other_files_are_left_out_with_a_warning(tmp_path):
     write(tmp_path / "pets", 30)
     for name in (".DS_Store", "Thumbs.db", "notes.txt"):
         (tmp_path / "pets" / "ant" / name).touch()
-    with pytest.warns(SuspectDataWarning, match=r"no images or no split: 1, the first .*ant/notes.txt$"):
+    with pytest.warns(SuspectDataWarning, match=r"no images, no split or in no class: 1, the first .*ant/notes.txt$"):
         load(tmp_path / "pets")
 
 
 def test_other_folders_beside_those_of_splits_are_left_out_with_a_warning(tmp_path):
     for number, name in enumerate(("train", "test", "more")):
         write(tmp_path / "pets" / name, 30, first=100 * number)
-    with pytest.warns(SuspectDataWarning, match=r"no images or no split: 1, the first .*pets/more$"):
+    with pytest.warns(SuspectDataWarning, match=r"no images, no split or in no class: 1, the first .*pets/more$"):
+        assert len(load(tmp_path / "pets").test) == 30
+
+
+@pytest.mark.parametrize("place", ["", "train", "test"])
+def test_images_in_no_class_are_left_out_with_a_warning(place, tmp_path):
+    for number, name in enumerate(("train", "test")):
+        write(tmp_path / "pets" / name, 30, first=100 * number)
+    (tmp_path / "pets" / "README.md").touch()
+    shutil.copy(tmp_path / "pets" / "train" / "ant" / "000.png", tmp_path / "pets" / place / "stray.png")
+    stray = re.escape(str(tmp_path / "pets" / place / "stray.png"))
+    with pytest.warns(SuspectDataWarning, match=rf"no images, no split or in no class: 1, the first {stray}$"):
         assert len(load(tmp_path / "pets").test) == 30
 
 
