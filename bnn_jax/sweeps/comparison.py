@@ -15,6 +15,7 @@ from bnn_jax.sweeps.tuning import TUNING_SEED, tune_cells
 from bnn_jax.training.config import Config, flatten, to_dict, without_tuning
 from bnn_jax.training.data_record import describe_dataset
 from bnn_jax.training.input_pipeline import load_data, with_data
+from bnn_jax.training.run_folder import has_begun
 from bnn_jax.training.validation import validate
 
 
@@ -44,8 +45,8 @@ def compare(
       The results, less name, command and provenance; the settings of a row are those in which rows differ.
 
     Raises:
-      UsageError: for names or values that cannot run, and rows on other data, before anything runs; for settings that
-        cannot be tuned.
+      UsageError: for names or values that cannot run, rows on other data, settings that cannot be tuned, and tuning
+        where runs without it lie, before anything runs.
     """
     workdir, (cells, datasets) = local_path("workdir", workdir), _on_data(cells, data)
     cells, options = {label: validate(cell) for label, cell in cells.items()}, options | {"datasets": datasets}
@@ -62,7 +63,14 @@ def compare(
         require(f"data.{name}", each, len(set(each.values())) == 1, rule, error=UsageError)
     tuning = None
     if tune:
-        tuning, cells = tune_cells(cells, workdir / "tuning", **options)
+        trials = workdir / "tuning"
+        begun = [folder for label in cells for seed in seeds if has_begun(folder := workdir / label / f"seed{seed}")]
+        if begun and not trials.exists():
+            raise UsageError(
+                f"`tune` (=True) is for runs whose settings trials have chosen, and {begun[0]} holds one without "
+                "trials; choose another `workdir`, or leave `tune` out"
+            )
+        tuning, cells = tune_cells(cells, trials, **options)
     rows, described = _train_rows(cells, _differing_settings(cells), workdir, seeds, options, describe)
     return Results(rows=rows, datasets=described, config=to_dict(next(iter(cells.values()))), tuning=tuning)
 

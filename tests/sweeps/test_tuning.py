@@ -210,3 +210,16 @@ def test_what_cannot_be_tuned_is_refused_before_anything_runs(trained, tmp_path,
     with pytest.raises(UsageError, match=message):
         compare({"sgd": cell(tune, budget=3)}, tmp_path, seeds=(0,), tune=True)
     assert trained.calls == 0
+
+
+def test_tuning_where_runs_without_it_lie_is_refused_before_anything_runs(trained, tmp_path):
+    (folder := tmp_path / "sgd" / "seed1").mkdir(parents=True)
+    (folder / "result.json").write_text("{}")
+    cells = {"sgd": cell({"learning_rate": (0.1, 1.0, 10.0)})}
+    with pytest.raises(UsageError) as refused:
+        compare(cells, tmp_path, seeds=(0, 1), tune=True)
+    assert str(refused.value) == (
+        f"`tune` (=True) is for runs whose settings trials have chosen, and {folder} holds one without trials; "
+        "choose another `workdir`, or leave `tune` out"
+    )
+    assert trained.calls == 0
