@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core.meta import unbox
 from jaxtyping import Array, Float
 
 
@@ -71,8 +72,9 @@ def call_options(model: Any, *, train: bool = False, progress: Array | float = 1
 
 
 def init_network(model: Any, rngs: Any, images: Any) -> tuple[Any, Any]:
-    """What a network returns for images, evaluated with new variables, and these."""
-    return model.init_with_output(rngs, images, **call_options(model))
+    """What a network returns for images, evaluated with new variables, and these, out of boxes as `nn.Partitioned`."""
+    returned, variables = model.init_with_output(rngs, images, **call_options(model))
+    return returned, unbox(variables)
 
 
 def apply_network(

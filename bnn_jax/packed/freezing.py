@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core.meta import unbox
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import ShapeDtypeStruct
 from jaxtyping import Array, Bool
@@ -146,7 +147,8 @@ def require_seen(called: Iterable[str], seen: Container[str]) -> None:
 
 
 def _as_dict(variables: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: collection for name, collection in dict(variables).items() if name != PACKED}
+    """The collections that are trained, out of Flax's boxes."""
+    return {name: unbox(collection) for name, collection in dict(variables).items() if name != PACKED}
 
 
 def _collect(model: nn.Module, variables: Mapping[str, Any], images: Array) -> dict[str, Any]:

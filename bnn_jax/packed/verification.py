@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core.meta import unbox
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
@@ -96,6 +97,7 @@ def verify(
       ValueError: if a number of the variables is not finite, `packed` has no packed layer, or a layer is inside
         nn.vmap or nn.scan, so that nothing of it could be compared, the layer is named; if `batches` is one array.
     """
+    variables = unbox(variables)
     require_finite("variables", variables, TRAIN_AGAIN)
     require_finite("packed", packed, "freeze the variables again")
     if not kernels_of(packed.get(PACKED, {})):

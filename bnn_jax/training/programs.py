@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.core import unfreeze
-from flax.core.meta import replace_boxed, unbox
+from flax.core.meta import unbox
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Array
@@ -268,8 +268,6 @@ def _start_in_dtypes(warm_start: Any, programs: Programs) -> dict[str, Any]:
             f"`warm_start` has {', '.join(unknown[:3])}{' ...' if len(unknown) > 3 else ''}, which the network does "
             "not have; give variables as `run.variables` has them, {'params': {...}, 'batch_stats': {...}}"
         )
-    boxes = {name: known[name] for name in given}  # of Flax's, as nn.Partitioned; most are none
-    known = unbox(known)
     for name, value in given.items():
         like, kind = known[name], jnp.floating if jnp.issubdtype(known[name].dtype, jnp.floating) else known[name].dtype
         if value.shape != like.shape or not jnp.issubdtype(value.dtype, kind):
@@ -278,7 +276,7 @@ def _start_in_dtypes(warm_start: Any, programs: Programs) -> dict[str, Any]:
                 f"{like.dtype}{list(like.shape)}; convert it, or leave it out to have it initialised"
             )
     cast = {name: value.astype(known[name].dtype) for name, value in given.items()}
-    return unflatten_dict(replace_boxed(boxes, cast), sep="/")
+    return unflatten_dict(cast, sep="/")
 
 
 def state_shapes(programs: Programs) -> RunState:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax.core import DenyList
+from flax.core.meta import unbox
 from jax import lax
 from jaxtyping import Array, Integer
 
@@ -43,6 +44,7 @@ def init_state(experiment: Experiment, seed: int | Integer[Array, ""], warm_star
         else:
             kept = {"mutable": DenyList("intermediates"), "rngs": {"params": init_key}}
             returned, variables = apply_network(experiment.model, warm_start, images, **kept)
+            variables = unbox(variables)
     _check_classes(experiment, logits_of(returned).shape[-1])
     model_state = dict(variables)
     params = model_state.pop("params")

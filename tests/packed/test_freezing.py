@@ -132,6 +132,17 @@ def test_structure_needs_no_arrays():
     assert jax.tree.map(lambda a: (a.shape, a.dtype), structure) == jax.tree.map(lambda a: (a.shape, a.dtype), frozen)
 
 
+def test_variables_in_boxes_are_frozen_and_verified_as_without():
+    """`nn.with_partitioning` puts variables into boxes that say how they are divided among devices."""
+    model = Chained(make_quantizer(WEIGHT_QUANTIZERS, "xnor"), pool=True)
+    variables = initialized(model, (6, 6, 3))
+    boxed = jax.tree.map(lambda leaf: nn.Partitioned(leaf, (None,) * leaf.ndim), variables)
+    frozen = freeze(model, variables, (6, 6, 3))
+    jax.tree.map(np.testing.assert_array_equal, freeze(model, boxed, (6, 6, 3)), frozen)
+    assert threshold_chains(model, boxed, (6, 6, 3)) == threshold_chains(model, variables, (6, 6, 3))
+    assert verify(model, boxed, frozen, [images_of((6, 6, 3))]).passed
+
+
 class Layer(nn.Module):
     """One binary layer."""
 

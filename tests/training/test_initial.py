@@ -10,7 +10,10 @@ import pytest
 from flax.traverse_util import flatten_dict
 from small_sets import brightness_set
 
+import bnn_jax
 from bnn_jax.errors import UsageError
+from bnn_jax.layers import BinaryDense
+from bnn_jax.packed import latent_variables, load, save
 from bnn_jax.stages.stage import Stage, run_stages
 from bnn_jax.stages.teachers import load_network
 from bnn_jax.sweeps.engine import Run, run_all
@@ -190,16 +193,35 @@ class Boxed(nn.Module):
     @nn.compact
     def __call__(self, x, train=False):
         init = nn.with_partitioning(nn.initializers.lecun_normal(), (None, None))
-        return nn.Dense(self.num_classes, kernel_init=init)(x.reshape(len(x), -1))
+        x = BinaryDense(4, "ste_sign", "xnor", kernel_init=init)(x.reshape(len(x), -1))
+        return nn.Dense(self.num_classes, kernel_init=init)(x)
 
 
-def test_boxed_parameters_start_from_boxed_and_from_plain_ones(dataset):
+def test_what_a_network_puts_into_boxes_is_trained_without_them(dataset, tmp_path):
+    """`nn.with_partitioning` puts parameters into boxes that say how they are divided among devices."""
     config = replace(CONFIG, model=ModelConfig(Boxed))
     programs = programs_of(validate(with_data(config, dataset)[0]), dataset)
     params = initial_state(programs, 1).train.params
-    for given in (params, nn.unbox(params)):
-        found = initial_state(programs, 0, warm_start={"params": given}).train.params
-        chex.assert_trees_all_equal(found, params)
+    assert nn.unbox(params) == params
+    boxed = jax.tree.map(lambda leaf: nn.Partitioned(leaf, (None,) * leaf.ndim), params)
+    for given in (boxed, params):
+        chex.assert_trees_all_equal(initial_state(programs, 0, warm_start={"params": given}).train.params, params)
+    kept = {"params": {"Dense_0": params["Dense_0"]}}
+    partly = initial_state(programs, 0, warm_start=kept).train.params
+    assert jax.tree.structure(partly) == jax.tree.structure(params)
+
+
+@pytest.mark.full
+def test_a_run_of_boxed_parameters_starts_another_and_is_stored(dataset, tmp_path):
+    config = replace(CONFIG, model=ModelConfig(Boxed))
+    run = bnn_jax.train(config, tmp_path / "run", data=dataset)
+    images = dataset.test.images
+    save(tmp_path / "net.bnn.safetensors", run.freeze())
+    stored = load(tmp_path / "net.bnn.safetensors", model=Boxed)
+    np.testing.assert_array_equal(stored.logits(images), run.freeze().logits(images))
+    chex.assert_trees_all_equal_shapes(latent_variables(stored)["params"], run.variables["params"])
+    other = replace(config, init_from=str(tmp_path / "run"), seed=1)
+    assert train(other, tmp_path / "other", data=dataset)["test_accuracy_last"] is not None
 
 
 @pytest.mark.parametrize("given", [{}, {"params": {}}, {"params": {"dense1": None}}])
