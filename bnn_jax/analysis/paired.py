@@ -68,6 +68,21 @@ def _by_seed(row: Row, name: str) -> dict[int, float]:
     return {run["seed"]: run[name] for run in row.runs if is_finished(run)}
 
 
+def verdict(results: Results) -> str:
+    """Which rows are better or worse than the first at the best epoch, in a sentence; "" where no two seeds are paired.
+
+    A row is better, or worse, where the 95 % interval of its difference, in points, does not hold 0.
+    """
+    parts = []
+    for label, found in zip(results.labels[1:], differences_from_first(results, COMPARED["best"])):
+        if found.interval is not None:
+            low, high = found.interval
+            kind = "better" if low > 0 else "worse" if high < 0 else None
+            is_so = f"{kind} by {100 * abs(found.mean):.2f} points" if kind else "not distinguishable"
+            parts.append(f"{label} is {is_so} ({_ends(found.interval)})")
+    return f"At the best epoch, compared with {results.labels[0]}: {'; '.join(parts)}." if parts else ""
+
+
 def differences_section(results: Results) -> str:
     """The differences as a section in Markdown; nothing where there is one row."""
     if len(results.rows) < 2:
@@ -85,6 +100,7 @@ def differences_section(results: Results) -> str:
         "95 % interval (Student's t), and the smallest difference that so many pairs of this spread could have shown: "
         "a two-sided paired t test at the 5 % level finds it with a probability of 80 % (noncentral t). No interval "
         f"is corrected for the number of rows.\n\n{markdown_table([*header, 'pairs'], rows, texts=(0,))}"
+        f"\n\n{inline(verdict(results))}".rstrip()
     )
 
 
@@ -98,12 +114,17 @@ def print_differences(results: Results, tables: Tables = TEXT) -> None:
     header = [results.compared, "difference", "95 % interval", "could have\nshown", "pairs"]
     tables.print(header, rows, title=f"test accuracy, best, less that of {first} (points)")
     print_text(
-        "could have shown: the smallest difference that so many pairs find in 4 of 5 repetitions, at the 5 % level"
+        *filter(None, [verdict(results)]),
+        "could have shown: the smallest difference that so many pairs find in 4 of 5 repetitions, at the 5 % level",
     )
 
 
 def _cells(difference: Difference) -> list[str]:
     mean, smallest = difference.mean, difference.smallest
-    interval = "-" if difference.interval is None else " to ".join(f"{100 * end:+z.2f}" for end in difference.interval)
+    interval = "-" if difference.interval is None else _ends(difference.interval)
     points = [None if share is None else 100 * share for share in (mean, smallest)]
     return [number(points[0], "+z.2f"), interval, number(points[1], ".2f")]
+
+
+def _ends(interval: tuple[float, float]) -> str:
+    return " to ".join(f"{100 * end:+z.2f}" for end in interval)

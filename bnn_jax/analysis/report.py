@@ -32,8 +32,8 @@ from bnn_jax.sweeps.results import (
     ACCURACIES,
     Results,
     at_edge,
+    did_not_act,
     is_finished,
-    never_acted,
     settings_at_edge,
     summarize,
     tidy_rows,
@@ -261,7 +261,7 @@ def _how_to_read(results: Results) -> str:
 
 def _remarks(results: Results) -> list[str]:
     """What a reader of the table must know of single rows, a sentence each."""
-    return [*unfinished(results), *never_acted(results), *at_edge(results)]
+    return [*unfinished(results), *did_not_act(results), *at_edge(results)]
 
 
 def _best(summaries: list[Summary]) -> str:

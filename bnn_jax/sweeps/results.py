@@ -10,7 +10,7 @@ from typing import Any
 
 from bnn_jax.errors import UsageError
 from bnn_jax.paths import local_path
-from bnn_jax.training.step_size import never_held_back, share_below_1
+from bnn_jax.training.step_size import share_below_1, when_it_did_not_act
 
 ACCURACIES = ("validation_accuracy_best", "test_accuracy_best", "test_accuracy_last")
 CELL = "cell"
@@ -154,16 +154,16 @@ def settings_at_edge(tuned: dict[str, Any]) -> dict[str, float]:
     return at_edge
 
 
-def never_acted(results: Results) -> list[str]:
-    """A sentence for each row in whose runs the step size of Deep Frank-Wolfe was 1 throughout."""
+def did_not_act(results: Results) -> list[str]:
+    """A sentence for each row in whose runs the step size of Deep Frank-Wolfe was 1 throughout, or nearly."""
     sentences = []
     for label, row, summary in zip(results.labels, results.rows, summarize(results)):
-        if summary["gamma_below_1"] == 0:
+        if (share := summary["gamma_below_1"]) is not None:
             optim = _optim_of(results, row)
             steps = max(len(run["gamma"]["value"]) for run in row.runs if is_finished(run))
             projected = optim.get("latent_box") is not None
-            sentence = never_held_back(optim.get("learning_rate"), steps, projected=projected)
-            sentences.append(f"{label}: {sentence}")
+            if told := when_it_did_not_act(share, optim.get("learning_rate"), steps, projected=projected):
+                sentences.append(f"{label}: {told}")
     return sentences
 
 

@@ -58,7 +58,7 @@ from bnn_jax.training.programs import Programs, Teacher, initial_state, over_mem
 from bnn_jax.training.progress import OnProgress, silent
 from bnn_jax.training.run_folder import last_saved
 from bnn_jax.training.state import Best, RunState, TrainState
-from bnn_jax.training.step_size import warn_if_never_held_back
+from bnn_jax.training.step_size import warn_if_it_did_not_act
 from bnn_jax.training.validation import check_of_tokens, check_teacher, validate
 from bnn_jax.types import BatchLabels, Images
 
@@ -138,7 +138,7 @@ def train(
     if isinstance(result, Diverged):
         raise result
     if is_first_process():
-        warn_if_never_held_back(config.optim, result)
+        warn_if_it_did_not_act(config.optim, result)
     return result
 
 

@@ -6,9 +6,12 @@ from typing import Any
 
 from bnn_jax.training.config import OptimConfig
 
+NEGLIGIBLE = 0.01
+"""The share of the steps with gamma < 1 below which it is told that the step size all but never acted."""
+
 
 class StepSizeWarning(UserWarning):
-    """A run of Deep Frank-Wolfe in which gamma was 1 in every step."""
+    """A run of Deep Frank-Wolfe in which gamma was 1 in every step, or in all but less than 1 % of them."""
 
 
 def share_below_1(gammas: Sequence[float]) -> float:
@@ -20,23 +23,29 @@ def share_below_1(gammas: Sequence[float]) -> float:
     return sum(gamma < 1 for gamma in gammas) / len(gammas)
 
 
-def never_held_back(learning_rate: float | None, steps: int, *, projected: bool = True) -> str:
-    """What a run was whose gamma was 1 in every step, and what may let the step size act.
+def when_it_did_not_act(share: float, learning_rate: float | None, steps: int, *, projected: bool = True) -> str:
+    """What a run was whose gamma was 1 in (nearly) every step, and what may let the step size act; "" where it acted.
 
-    >>> never_held_back(3.0, 700)
-    'gamma was 1 in all 700 steps: this run was projected SGD with rate 3, ...
+    >>> when_it_did_not_act(0.0, 3.0, 700)
+    'gamma was 1 in all 700 steps: this run was projected SGD with rate 3, the exact step size never held it back; ...
+    >>> when_it_did_not_act(0.0043, 3.0, 700)
+    'gamma was below 1 in 0.43 % of 700 steps: this run was all but projected SGD with rate 3, the exact step size ...
     """
+    if share >= NEGLIGIBLE:
+        return ""
+    where = f"below 1 in {100 * share:.2g} % of {steps} steps" if share else f"1 in all {steps} steps"
+    what = f"{'all but ' if share else ''}{'projected ' if projected else ''}SGD"
     rate = "eta" if learning_rate is None else f"{learning_rate:g}"
     return (
-        f"gamma was 1 in all {steps} steps: this run was {'projected ' if projected else ''}SGD with rate {rate}, "
-        "the exact step size never held it back; try a schedule of the rate (`optim.schedule`), a "
+        f"gamma was {where}: this run was {what} with rate {rate}, the exact step size "
+        f"{'hardly ever' if share else 'never'} held it back; try a schedule of the rate (`optim.schedule`), a "
         "larger rate with `optim.warmup_share`, or a target loss (`optim.options` target_share 0.9)"
     )
 
 
-def warn_if_never_held_back(optim: OptimConfig, result: dict[str, Any]) -> None:
-    """Warn of a finished run that recorded gammas, all of them 1."""
-    gammas = (result.get("gamma") or {}).get("value")
-    if gammas and share_below_1(gammas) == 0:
-        sentence = never_held_back(optim.learning_rate, len(gammas), projected=optim.latent_box is not None)
-        warnings.warn(sentence, StepSizeWarning, stacklevel=2)
+def warn_if_it_did_not_act(optim: OptimConfig, result: dict[str, Any]) -> None:
+    """Warn of a finished run that recorded gammas, all of them or nearly all 1."""
+    if gammas := (result.get("gamma") or {}).get("value"):
+        projected = optim.latent_box is not None
+        if told := when_it_did_not_act(share_below_1(gammas), optim.learning_rate, len(gammas), projected=projected):
+            warnings.warn(told, StepSizeWarning, stacklevel=2)

@@ -5,7 +5,7 @@ import pytest
 from made_up_results import a_comparison, a_row, a_run, diverge
 from scipy import integrate, stats
 
-from bnn_jax.analysis.paired import differences_from_first, paired_difference
+from bnn_jax.analysis.paired import differences_from_first, differences_section, paired_difference, verdict
 
 RNG = np.random.default_rng(0)
 
@@ -62,3 +62,21 @@ def test_runs_are_paired_by_seed_not_by_place():
     diverge(rows[0].runs[0])
     (found,) = differences_from_first(a_comparison(*rows), "test_accuracy_best")
     assert found.pairs == 2
+
+
+def test_the_verdict_says_which_rows_are_better_worse_or_neither():
+    shifts = {"first": (0, 0, 0), "up": (0.01, 0.02, 0.03), "down": (-0.02, -0.02, -0.02), "near": (-0.01, 0.01, 0.0)}
+    rows = [
+        a_row(label, [a_run(seed, 0.5 + 0.1 * seed + shift) for seed, shift in enumerate(own)])
+        for label, own in shifts.items()
+    ]
+    results = a_comparison(*rows)
+    assert verdict(results) == (
+        "At the best epoch, compared with first: up is not distinguishable (-0.48 to +4.48); down is worse by 2.00 "
+        "points (-2.00 to -2.00); near is not distinguishable (-2.48 to +2.48)."
+    )
+    rows[1].runs[0] = a_run(0, 0.5 + 0.015)
+    assert "up is better by 2.17 points (+0.27 to +4.06)" in verdict(results)
+    assert differences_section(results).endswith(f"\n\n{verdict(results)}")
+    alone = a_comparison(*(row for row in (a_row(name, [a_run(0, 0.5)]) for name in "ab")))
+    assert verdict(alone) == "" and differences_section(alone).endswith("|")

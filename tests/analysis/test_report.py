@@ -13,7 +13,7 @@ from made_up_results import PROVENANCE, a_comparison, a_grid, a_row, a_run, dive
 from bnn_jax.analysis.documents import to_json
 from bnn_jax.analysis.report import print_report, report_markdown, write_report
 from bnn_jax.errors import RunError, UsageError
-from bnn_jax.sweeps.results import never_acted, read_results, summarize, tidy_rows
+from bnn_jax.sweeps.results import did_not_act, read_results, summarize, tidy_rows
 
 COMMITTED = Path(__file__).parents[2] / "results"
 
@@ -227,6 +227,12 @@ def test_the_share_of_steps_that_gamma_held_back_is_told(results, capsys):
     assert "this run was projected SGD with rate 1" in report_markdown(boxed)
     print_report(results)
     assert sentence in " ".join(capsys.readouterr().out.split())
+    for run in results.rows[0].runs:
+        run["gamma"]["value"] = [0.5, *[1.0] * 249]
+    told = "- dfw: gamma was below 1 in 0.4 % of 250 steps: this run was all but SGD with rate 1, the exact step size"
+    assert f"{told} hardly ever held it back; try" in report_markdown(results)
+    for run in results.rows[0].runs:
+        run["gamma"]["value"] = [1.0, 1.0, 1.0]
     assert tables_of(report_markdown(results))[0][0]["γ below 1 (% of steps)"] == "0.0"
     assert "γ" not in str(tables_of(report_markdown(replace(results, rows=results.rows[1:]))))
 
@@ -387,7 +393,7 @@ def test_the_rate_of_a_cell_that_gamma_never_held_back_is_its_own(axes, sentence
     for run in (run for row in rows for run in row.runs):
         run["gamma"] = {"step": [1, 2], "value": [1.0, 1.0]}
     results = replace(results, rows=rows, config=results.config | kept)
-    told = never_acted(results)
+    told = did_not_act(results)
     assert len(told) == 2 and all(f"this run was {end}" in one for one, end in zip(told, sentences))
     assert report_markdown(results).splitlines()[2].startswith(subject)
 
