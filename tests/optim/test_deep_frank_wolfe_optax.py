@@ -242,3 +242,18 @@ def test_a_scan_equals_single_steps_and_single_steps_equal_eager_ones():
         eager = (optax.apply_updates(eager[0], updates), state)
     assert_close(scanned, single, rtol=1e-4, atol=1e-5)
     assert_close(eager, step(*step(*step(*start))), rtol=1e-4, atol=1e-5)
+
+
+def test_where_gamma_is_1_it_is_nesterovs_sgd():
+    """With a loss so large that nothing is held back, and no bound reached; optax's sgd is the oracle."""
+    dfw, sgd = deep_frank_wolfe(0.3), optax.sgd(0.3, momentum=0.9, nesterov=True)
+    ours, theirs = NETWORK, NETWORK
+    state, other = dfw.init(NETWORK), sgd.init(NETWORK)
+    for number in range(20):
+        gradient = jax.tree.map(lambda w, n=number: jnp.cos(7 * w + n) / 4, NETWORK)
+        updates, state = dfw.update(gradient, state, ours, value=jnp.array(1e3))
+        assert state.gamma == 1
+        ours = optax.apply_updates(ours, updates)
+        updates, other = sgd.update(gradient, other, theirs)
+        theirs = optax.apply_updates(theirs, updates)
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-5, atol=1e-6)
