@@ -158,11 +158,10 @@ def did_not_act(results: Results) -> list[str]:
     """A sentence for each row in whose runs the step size of Deep Frank-Wolfe was 1 throughout, or nearly."""
     sentences = []
     for label, row, summary in zip(results.labels, results.rows, summarize(results)):
-        if (share := summary["gamma_below_1"]) is not None:
-            optim = _optim_of(results, row)
-            steps = max(len(run["gamma"]["value"]) for run in row.runs if is_finished(run))
+        if summary["gamma_below_1"] is not None:
+            optim, gammas = _optim_of(results, row), [run["gamma"] for run in row.runs if is_finished(run)]
             projected = optim.get("latent_box") is not None
-            if told := when_it_did_not_act(share, optim.get("learning_rate"), steps, projected=projected):
+            if told := when_it_did_not_act(gammas, optim.get("learning_rate"), projected=projected):
                 sentences.append(f"{label}: {told}")
     return sentences
 

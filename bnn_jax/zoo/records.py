@@ -96,6 +96,26 @@ PRETRAINED: dict[str, Record] = {
     "mnist_xnor_lenet_sgd_cross_entropy": Record(
         "bnn_convnet", "mnist", 9815, 10000, "sgd-cross_entropy", 4, 5, "results/mnist_xnor_lenet"
     ),
+    "cifar10_xnor_resnet20": Record(
+        "resnet20",
+        "cifar10",
+        7407,
+        10000,
+        "adam",
+        1,
+        20,
+        "results/cifar10_xnor_resnet20",
+        same_as="cifar10_xnor_resnet20_adam",
+    ),
+    "cifar10_xnor_resnet20_dfw": Record(
+        "resnet20", "cifar10", 6993, 10000, "dfw", 1, 20, "results/cifar10_xnor_resnet20"
+    ),
+    "cifar10_xnor_resnet20_adam": Record(
+        "resnet20", "cifar10", 7407, 10000, "adam", 1, 20, "results/cifar10_xnor_resnet20"
+    ),
+    "cifar10_xnor_resnet20_sgd": Record(
+        "resnet20", "cifar10", 6771, 10000, "sgd", 0, 20, "results/cifar10_xnor_resnet20"
+    ),
     "digits_vit_tiny": Record("vit_tiny", "digits", 344, 359, "adam", 0, 100, "configs/digits_vit.py"),
 }
 """name -> a pretrained network, whose file is zoo/files/NAME.bnn.safetensors."""
