@@ -60,7 +60,12 @@ def _n(row: Summary) -> str:
     return str(row["n"]) if row["n"] == row["runs"] else f"{row['n']}/{row['runs']}"
 
 
-GAMMA = ("γ below 1 (% of steps)", "γ < 1\n(%)", lambda row: percent(row["gamma_below_1"], ".1f"))
+def _gamma(row: Summary) -> str:
+    share = row["gamma_below_1"]
+    return percent(share, ".2g" if share is not None and 0 < share < 0.001 else ".1f")
+
+
+GAMMA = ("γ below 1 (% of steps)", "γ < 1\n(%)", _gamma)
 COLUMNS = (
     ("validation accuracy (%)", "validation\n(%)", _accuracy("validation_accuracy_best")),
     ("test accuracy, best (%)", "test, best\n(%)", _accuracy("test_accuracy_best")),
@@ -246,7 +251,8 @@ def _how_to_read(results: Results) -> str:
     text = (
         "Mean ± sample standard deviation over the n seeds that finished. *Best* is the test accuracy at the epoch of "
         "the highest validation accuracy, so the test set has no part in the choice; *last* is at the last epoch. "
-        "Train loss is at the last epoch, step time the median over the runs."
+        "Train loss is at the last epoch. Step time is the median over the runs; it compares rows only where each run "
+        "had the same machine to itself."
     )
     if len(results.losses) > 1:
         text += " Train losses of rows with different losses do not compare."

@@ -110,6 +110,9 @@ PRETRAINED: dict[str, Record] = {
     "cifar10_xnor_resnet20_dfw": Record(
         "resnet20", "cifar10", 6993, 10000, "dfw", 1, 20, "results/cifar10_xnor_resnet20"
     ),
+    "cifar10_xnor_resnet20_dfw_as_published": Record(
+        "resnet20", "cifar10", 6616, 10000, "dfw, as published", 1, 20, "results/cifar10_xnor_resnet20"
+    ),
     "cifar10_xnor_resnet20_adam": Record(
         "resnet20", "cifar10", 7407, 10000, "adam", 1, 20, "results/cifar10_xnor_resnet20"
     ),
