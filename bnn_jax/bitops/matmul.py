@@ -70,9 +70,18 @@ def _sum_of_counts(pairs: Iterable[tuple[Array, Array]]) -> Array:
     return sum(terms).astype(jnp.int32)
 
 
-@jax.jit
-def _counts_at_once(a: Columns, b: Array) -> Array:
-    return _sum_of_counts(zip(a, b))
+@partial(jax.jit, static_argnames=("constant", "factor"))
+def _at_once(a: Columns, b: Array, added: Array | None, *, constant: int, factor: int) -> Array:
+    return _affine(_sum_of_counts(zip(a, b)), added, constant=constant, factor=factor)
+
+
+def _affine(counts: Array, added: Array | None, *, constant: int, factor: int) -> Array:
+    return add_rows(constant + factor * counts, added)
+
+
+def add_rows(y: Int32[Array, "M N"], added: Int32[Array, "rows N"] | None) -> Int32[Array, "M N"]:
+    """y with `added` repeated along M, a multiple of its rows; y itself for None."""
+    return y if added is None else (y.reshape(-1, *added.shape) + added[None]).reshape(y.shape)
 
 
 def _counts_by_blocks(a: Array, b: Array, block: int) -> Array:
@@ -88,21 +97,29 @@ def _counts_by_blocks(a: Array, b: Array, block: int) -> Array:
 
 
 def tiled_counts(
-    a: Columns, b: UInt32[Array, "words N"], *, block_words: int, block_columns: int
+    a: Columns,
+    b: UInt32[Array, "words N"],
+    added: Int32[Array, "rows N"] | None = None,
+    *,
+    constant: int = 0,
+    factor: int = 1,
+    block_words: int,
+    block_columns: int,
 ) -> Int32[Array, "M N"]:
-    """The counts of :func:`xor_counts` from bits, in the blocks of a :class:`Tiling`."""
+    """What :func:`affine_counts` returns, from bits, in the blocks of a :class:`Tiling`."""
     if not block_words or len(a) <= block_words:
         # A call that XLA leaves alone: fused into a pooling or packing that follows, every window would count again.
         with set_xla_metadata(inlineable="false"):
-            return _counts_at_once(a, b)
+            return _at_once(a, b, added, constant=constant, factor=factor)
     a = _stacked(a)
     if not block_columns:
-        return _counts_by_blocks(a, b, block_words)
+        return _affine(_counts_by_blocks(a, b, block_words), added, constant=constant, factor=factor)
     columns = b.shape[1]
     tiles = -(-columns // block_columns)
     b = lax.pad(b, jnp.uint32(0), ((0, 0, 0), (0, tiles * block_columns - columns, 0)))
     counts = _counts_by_blocks(a, b.reshape(len(b), tiles, block_columns), block_words)
-    return counts.swapaxes(0, 1).reshape(-1, tiles * block_columns)[:, :columns]
+    counts = counts.swapaxes(0, 1).reshape(-1, tiles * block_columns)[:, :columns]
+    return _affine(counts, added, constant=constant, factor=factor)
 
 
 def matrix_unit_counts(a: Columns, b: Array) -> Int32[Array, "M N"]:
@@ -134,6 +151,23 @@ def xor_counts(a: Rows, b: UInt32[Array, "words N"]) -> Int32[Array, "M N"]:
         raise ValueError(f"`a` ({len(columns)} words a row) must have as many words as `b` has rows (={b.shape[0]})")
     if not b.shape[0]:
         raise ValueError("`b` (no words) must have at least one row")
-    tiling = tiling_of(*b.shape)
-    from_bits = partial(tiled_counts, block_words=tiling.block_words, block_columns=tiling.block_columns)
-    return lax.platform_dependent(columns, b, cpu=from_bits, default=matrix_unit_counts)
+    return affine_counts(columns, b)
+
+
+def affine_counts(
+    a: Columns,
+    b: UInt32[Array, "words N"],
+    added: Int32[Array, "rows N"] | None = None,
+    *,
+    constant: int = 0,
+    factor: int = 1,
+) -> Int32[Array, "M N"]:
+    """constant + factor * counts of :func:`xor_counts` + `added`, repeated along M; in one pass where that is faster.
+
+    Args:
+      a: the columns of the rows, as a sequence or an array (words, M).
+    """
+    tiling, numbers = tiling_of(*b.shape), {"constant": constant, "factor": factor}
+    from_bits = partial(tiled_counts, block_words=tiling.block_words, block_columns=tiling.block_columns, **numbers)
+    on_matrix_units = lambda a, b, added: _affine(matrix_unit_counts(a, b), added, **numbers)
+    return lax.platform_dependent(a, b, added, cpu=from_bits, default=on_matrix_units)

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int32, Num, UInt32
 
 from bnn_jax.bitops.bits import WORD_BITS, pack, unpack, word_count
 from bnn_jax.bitops.conv import Geometry, border_sums, out_shape, outside, patch_words
-from bnn_jax.bitops.matmul import Rows, xor_counts
+from bnn_jax.bitops.matmul import Rows, add_rows, affine_counts
 from bnn_jax.checks import Sizes, check_arrays
 
 Values: TypeAlias = tuple[int, ...]
@@ -255,13 +255,13 @@ def _conv_product(
     (batch, *size, _), kernel_size = planes[0].shape, tuple(kernel_size)
     rows = [patch_words(plane, channels, kernel_size, geometry) for plane in planes]
     out = out_shape(size, kernel_size, geometry)
-    y = _product(rows, base, values, math.prod(shape[:-1])).reshape(batch, *out, features)
+    added = None
     # Words outside are 0, the first code.
     for value, taps in zip((pad_value, 0), outside(size, kernel_size, geometry)):
         if value != values[0] and taps.any():
-            sums = _border_sums(base, kernel_size, channels, taps)
-            y = y + ((value - values[0]) * sums).reshape(1, *out, features)
-    return y
+            sums = (value - values[0]) * _border_sums(base, kernel_size, channels, taps)
+            added = sums if added is None else added + sums
+    return _product(rows, base, values, math.prod(shape[:-1]), added).reshape(batch, *out, features)
 
 
 def _border_sums(base: PackedBase, kernel_size: Sizes, channels: int, beyond: np.ndarray) -> Array:
@@ -272,17 +272,28 @@ def _border_sums(base: PackedBase, kernel_size: Sizes, channels: int, beyond: np
     return (constant + form.step * signs) // form.divisor
 
 
-def _product(rows: Sequence[Rows], base: PackedBase, values: Values, size: int) -> Int32[Array, "M features"]:
-    """The sum over the fan-in, by the formula at the head of this file; rows[m] are the words of plane m."""
+def _product(
+    rows: Sequence[Rows], base: PackedBase, values: Values, size: int, added: Array | None = None
+) -> Int32[Array, "M features"]:
+    """The sum over the fan-in, by the formula at the head of this file; rows[m] are the words of plane m.
+
+    Args:
+      added: (rows, features), what is added to the sums, repeated along M.
+    """
     x, w = affine(values), affine(base.values)
-    pairs = [(2 ** (m + k), a, b) for m, a in enumerate(rows) for k, b in enumerate(base.words)]
-    y = x.step * w.step * sum(weight * (size - 2 * xor_counts(a, b)) for weight, a, b in pairs)
+    step, divisor = x.step * w.step, x.divisor * w.divisor
+    columns = [plane if isinstance(plane, Sequence) else plane.T for plane in rows]
+    pairs = [(2 ** (m + k), a, b) for m, a in enumerate(columns) for k, b in enumerate(base.words)]
+    if len(pairs) == divisor == 1 and not x.constant and not w.constant:
+        ((_, a, b),) = pairs
+        return affine_counts(a, b, added, constant=step * size, factor=-2 * step)
+    y = step * sum(weight * affine_counts(a, b, constant=size, factor=-2) for weight, a, b in pairs)
     if w.constant:
         y = y + w.constant * x.step * sum(2**m * _signs(_columns(a), size) for m, a in enumerate(rows))[:, None]
     if x.constant:
         y = y + x.constant * w.step * sum(2**k * _signs(list(b), size) for k, b in enumerate(base.words))[None]
     y = y + x.constant * w.constant * size
-    return y // (x.divisor * w.divisor) if x.divisor * w.divisor > 1 else y
+    return add_rows(y // divisor if divisor > 1 else y, added)
 
 
 def _columns(rows: Rows) -> list[Array]:
