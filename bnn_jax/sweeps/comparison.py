@@ -64,7 +64,7 @@ def compare(
     tuning = None
     if tune:
         trials = workdir / "tuning"
-        begun = [folder for label in cells for seed in seeds if has_begun(folder := workdir / label / f"seed{seed}")]
+        begun = [folder for label in cells for seed in seeds if has_begun(folder := _folder(workdir, label, seed))]
         if begun and not trials.exists():
             raise UsageError(
                 f"`tune` (=True) is for runs whose settings trials have chosen, and {begun[0]} holds one without "
@@ -121,6 +121,10 @@ def _on_data(cells: Mapping[str, Config], data: Any | None) -> tuple[dict[str, C
     return {label: replace(cell, data=named[cell.data]) for label, cell in cells.items()}, datasets
 
 
+def _folder(workdir: Path, label: str, seed: int) -> Path:
+    return workdir / label / f"seed{seed}"
+
+
 def _train_rows(
     cells: Mapping[str, Config],
     settings: Mapping[str, dict[str, Any]],
@@ -131,7 +135,7 @@ def _train_rows(
 ) -> tuple[list[Row], list[dict[str, Any]]]:
     """Train every cell with every seed in ``<workdir>/<label>/seed<k>``; the rows, and what their data sets are."""
     runs = [
-        Run(f"{label} seed {seed}", replace(without_tuning(cell), seed=seed), workdir / label / f"seed{seed}")
+        Run(f"{label} seed {seed}", replace(without_tuning(cell), seed=seed), _folder(workdir, label, seed))
         for label, cell in cells.items()
         for seed in seeds
     ]
