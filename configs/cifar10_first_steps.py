@@ -1,5 +1,7 @@
 """What the exact step size of Deep Frank-Wolfe does where it acts in the first steps alone, as on CIFAR-10.
 
+Paper: after Berrada, Zisserman, Kumar, Deep Frank-Wolfe for Neural Network Optimization, 2019, on the task of Paren,
+Jaeckle, Berrada, Kumar, Zisserman, Binary Neural Networks, Oxford, poster.
 Command: bnn-jax compare optimizers --config cifar10_first_steps --data.data-dir DIR --seeds 0 1 2
 Data, network and loss: those of cifar10_xnor_resnet20, whose trials chose the rate and the schedule for Deep
 Frank-Wolfe.  There gamma is below 1 in some of the first steps, and 1 in all others; with gamma 1 throughout the

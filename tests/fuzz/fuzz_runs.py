@@ -294,7 +294,10 @@ def attempt(run: Run, kinds: list[str]) -> Run:
 
 
 def fuzz(folder: Path, faults: int, seed: int, at_once: int) -> list[Run]:
-    """The fates of as many runs as it takes to suffer `faults`, five a run, of a process and of the disk in turn."""
+    """The fates of as many runs as it takes to suffer `faults`, five a run, of a process and of the disk in turn.
+
+    Fewer if a round of runs fails before it suffers any.
+    """
 
     def dealt(kinds):
         while True:
@@ -316,6 +319,8 @@ def fuzz(folder: Path, faults: int, seed: int, at_once: int) -> list[Run]:
                 run = Run(workdir, command, env, random.Random(chance.random()))
                 begun.append(executor.submit(attempt, run, kinds))
             runs += [run.result() for run in begun]
+            if not any(run.result().suffered for run in begun):
+                break  # they failed before anything could happen to them, and more runs would too
     return runs
 
 

@@ -20,7 +20,7 @@ SPOKEN = (
     r"error: \S.*",
     r"warning: skipped (checkpoint )?`{workdir}/[^`]+`: \S.*",
     r"warning: moved what there was of step .* to `{workdir}/checkpoints/quarantine-\d+`",
-    r"warning: gamma was 1 in all \S.*",
+    r"warning: gamma was (1 in all|below 1 in) \S.*",
 )
 """What a process may print, one of these a line."""
 
