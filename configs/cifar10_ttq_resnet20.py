@@ -9,18 +9,16 @@ full-precision network; this config starts from a random one.  Not yet run in fu
 
 from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
 
-TUNE = {"learning_rate": (0.01, 1.0), "schedule": ("constant", "cosine")}  # the same for both
+# The same for both.
+SETTINGS = {
+    "weight_decay": 1e-4,
+    "schedule": "cosine",
+    "latent_box": None,
+    "tune": {"learning_rate": (0.03, 0.1, 0.3, 1.0)},
+}
 OPTIMIZERS = (
-    OptimConfig("dfw", 0.1, weight_decay=1e-4, latent_box=None, tune=TUNE),
-    OptimConfig(
-        "sgd",
-        0.1,
-        weight_decay=1e-4,
-        schedule="cosine",
-        latent_box=None,
-        options={"nesterov": True},
-        tune=TUNE,
-    ),
+    OptimConfig("dfw", 0.1, **SETTINGS),
+    OptimConfig("sgd", 0.1, options={"nesterov": True}, **SETTINGS),
 )
 
 
