@@ -1,24 +1,38 @@
 """Recipes: how papers train in several stages, as lists of :class:`Stage` made from one config.
 
-The config gives the data, the batch size, the seed, and of its network the width, the stage sizes and the stem; if its
-network is of the recipe's own family it is taken as it is.  Its `epochs` are those of the longest stage, the others
-keep the paper's proportions.  Optimizers, learning rates, schedules and decays are the papers' own or their programs',
-found for their batch sizes and data; what neither says is called a reading.  Schedules are shares of a stage, so they
-keep their form at any length; rates that those programs change every epoch change every step here.  Augmentation is
-that of the config.  `docs/recipes.md` has every number beside its source.
+The config gives the data, the batch size, the seed, and of its network the width, the stage sizes and the stem, given
+or published; if its network is of the recipe's own family it is taken as it is.  Where one network counts blocks and
+the other units, a stage keeps its number of convolutions.  Of a network that does not consist of blocks of two
+convolutions the stage sizes are left out, and the width is taken if it is given.  A recipe sets all quantizers, and
+refuses a config with quantizers of single layers, a gradient quantizer or XNOR-Net's map K.
+
+The config's `epochs` are those of the longest stage, the others keep the paper's proportions.  Optimizers, learning
+rates, schedules and decays are the papers' own or their programs', found for their batch sizes and data; what neither
+says is called a reading.  Schedules are shares of a stage, so they keep their form at any length; rates that those
+programs change every epoch change every step here.  Augmentation is that of the config.  `docs/recipes.md` has every
+number beside its source.
 """
 
-import inspect
 from collections.abc import Callable
 from dataclasses import replace
 
-from bnn_jax.models.build import entry_of
 from bnn_jax.names import name_of
 from bnn_jax.quantizers import Quantizer
 from bnn_jax.quantizers.progressive import clipped, committed
-from bnn_jax.stages.parts import ADAM, REAL, at_epochs, network_of, real_network, stage_of, stem_of, taught_by_real
+from bnn_jax.stages.parts import (
+    ADAM,
+    REAL,
+    at_epochs,
+    is_of,
+    network_of,
+    real_network,
+    setting_of,
+    stage_of,
+    stage_sizes_of,
+    taught_by_real,
+)
 from bnn_jax.stages.stage import Stage
-from bnn_jax.training.config import Config, DistillationConfig, OptimConfig
+from bnn_jax.training.config import Config, DistillationConfig, ModelConfig, OptimConfig
 
 BI_REAL = ("bireal", "ebireal", "ftbnn")
 """Beginnings of the names of Bi-Real Net's family, whose networks have the option `activation`."""
@@ -64,7 +78,7 @@ def bireal(base: Config) -> list[Stage]:
 def reactnet(base: Config) -> list[Stage]:
     """ReActNet: binary activations first, then binary weights, taught by the distribution loss alone.
 
-    teacher  full precision: SGD 0.1; the paper's is a trained ResNet-34
+    teacher  full precision: SGD 0.1; the paper's is a trained ResNet-34, as it is here for published stage sizes
     inputs   RSign, real weights: Adam 2.5e-3, linear to 0, weight decay 1e-5, coupled, of convolutions and shifts; 128
              epochs
     binary   both binary: the same without weight decay; 128 epochs
@@ -75,12 +89,14 @@ def reactnet(base: Config) -> list[Stage]:
     Reference: Liu et al., ReActNet, 2020, arXiv:2003.03488.
     """
     taught = DistillationConfig({"distribution": 1.0}, label_weight=0.0)
-    kernels = "bn_free" if base.model.name.endswith("bn_free") else "magnitude_aware"
+    kernels = "bn_free" if is_of(base.model, "reactnet18_bn_free") else "magnitude_aware"
     binary = network_of(base, "reactnet_resnet20", family="reactnet", inputs="rsign", kernels=kernels)
     if binary.name == "reactnet_resnet20":
         teacher = network_of(base, "resnet20", family="resnet")
     else:
-        teacher = network_of(base, "resnet34", family="resnet34", stem=stem_of(binary))
+        published = stage_sizes_of(binary) == stage_sizes_of(ModelConfig(binary.name))
+        deeper = {"stage_sizes": (3, 4, 6, 3)} if published else {}
+        teacher = network_of(base, "resnet34", family="resnet34", stem=setting_of(binary, "stem"), **deeper)
     rate, clipping = (5e-4, 0.02) if kernels == "bn_free" else (2.5e-3, None)
     rate = 1.25e-3 if binary.name == "reactnet_a" else rate
     adam = replace(ADAM, learning_rate=rate, schedule="linear", adaptive_clipping=clipping)
@@ -110,7 +126,7 @@ def real_to_binary(base: Config) -> list[Stage]:
     """
     default = "real_to_binary_resnet18"
     binary = network_of(base, default, family="real_to_binary", inputs="ste_sign", kernels="binary")
-    real = network_of(base, "resnet18", family="resnet18", stem=stem_of(binary))
+    real = network_of(base, "resnet18", family="resnet18", stem=setting_of(binary, "stem"))
     inputs = replace(binary, kernel_quantizer="full_precision")
     tanh = replace(inputs, input_quantizer="full_precision")
     matching = DistillationConfig({"attention_mse": 30.0, "knowledge": 3.0})
@@ -160,7 +176,7 @@ def dgrl(base: Config) -> list[Stage]:
     arXiv:2007.05223.
     """
     binary = network_of(base, "dgrl_resnet18", family="dgrl", inputs="approx_sign", kernels="magnitude_aware")
-    real = network_of(base, "bireal18", family="bireal18", stem=stem_of(binary))
+    real = network_of(base, "bireal18", family="bireal18", stem=setting_of(binary, "stem"))
     return taught_by_real(base, real, binary, REAL, DistillationConfig({"features": 1.0}))
 
 
@@ -273,7 +289,7 @@ def binaryduo(base: Config) -> list[Stage]:
 
     Reference: Kim et al., BinaryDuo, 2020, arXiv:2002.06517.
     """
-    real_weights = base.model.name == "binaryduo_vgg7"
+    real_weights = is_of(base.model, "binaryduo_vgg7")
     kernels = {} if real_weights else {"kernels": "dorefa", "kernel_options": {"bits": 1}}
     first = network_of(base, "binaryduo_resnet18", family="binaryduo", inputs="coupled", coupled=True, **kernels)
     second = network_of(base, "binaryduo_resnet18", family="binaryduo", inputs="decoupled", coupled=False, **kernels)
@@ -324,7 +340,7 @@ def biper(base: Config, *, frequency: float = 20.0) -> list[Stage]:
     Reference: Vargas et al., BiPer: Binary Neural Networks using a Periodic Function, CVPR 2024, arXiv:2404.01278;
     edmav4/BiPer.
     """
-    shortcut = {} if base.model.name.startswith(IR_NET) else {"shortcut": "pool"}
+    shortcut = {} if is_of(base.model, IR_NET) else {"shortcut": "pool"}
     networks = [
         network_of(
             base,
@@ -357,8 +373,7 @@ def stompp(base: Config) -> list[Stage]:
     2026, arXiv:2601.22660.
     """
     network = network_of(base, "bireal_resnet20", family=BI_REAL, inputs="progressive", kernels="progressive")
-    usual = inspect.signature(entry_of(network.name).constructor).parameters["stage_sizes"].default
-    names = [f"stage{number}" for number in range(1, len(network.options.get("stage_sizes", usual)) + 1)]
+    names = [f"stage{number}" for number in range(1, len(stage_sizes_of(network)) + 1)]
     sgd = OptimConfig("sgd", 0.1, schedule="cosine", latent_box=None)
     stages: list[Stage] = []
     for number, name in enumerate(names):

@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict
 from run_script import run_script
 from small_sets import brightness_set
 
+from bnn_jax.errors import UsageError
 from bnn_jax.optim import decay_of_parameters
 from bnn_jax.optim.frozen import path_name
 from bnn_jax.stages.recipes import RECIPES, bnn_plus
@@ -312,7 +313,8 @@ def test_a_network_of_the_recipes_family_is_taken_as_it_is():
     assert all(stage.config.model.options.items() >= model.options.items() for stage in stages)
     other = RECIPES["reactnet"](replace(base("bireal", 2), model=model))
     assert [stage.config.model.name for stage in other] == ["resnet20", "reactnet_resnet20", "reactnet_resnet20"]
-    assert all(stage.config.model.options == {"stage_sizes": (2, 2), "stem": "cifar"} for stage in other)
+    assert [stage.config.model.options["stage_sizes"] for stage in other] == [(1, 1), (2, 2), (2, 2)]
+    assert {stage.config.model.options["stem"] for stage in other} == {"cifar"}
     large = ModelConfig("reactnet18_bn_free", width=4, options={"stem": "imagenet"})
     stages = RECIPES["reactnet"](replace(base("reactnet", 2), model=large))
     assert [(s.config.model.name, s.config.model.kernel_quantizer) for s in stages] == [
@@ -325,6 +327,62 @@ def test_a_network_of_the_recipes_family_is_taken_as_it_is():
     assert [make_model(stage.config.model, num_classes=3).activation for stage in bottlenecks[:3]] == activations
     extended = RECIPES["bnn_plus"](replace(base("bnn_plus", 2), model=ModelConfig("ebireal18", width=4)))
     assert {stage.config.model.name for stage in extended} == {"ebireal18"}
+
+
+def networks(recipe, model):
+    """The size of the network of each stage of a recipe."""
+    stages = RECIPES[recipe](replace(base(recipe, 2), model=model))
+    made = [make_model(stage.config.model, num_classes=3) for stage in stages]
+    return [(network.width, network.stem, network.stage_sizes) for network in made]
+
+
+BLOCKS, UNITS = (16, "cifar", (3, 3, 3)), (16, "cifar", (6, 6, 6))
+SIZES = {
+    "real_to_binary": [BLOCKS] * 4,
+    "binaryduo": [BLOCKS] * 2,
+    "reactnet": [BLOCKS, UNITS, UNITS],
+    "dgrl": [UNITS] * 2,
+    "bireal": [UNITS] * 5,
+    "biper": [UNITS] * 2,
+}
+
+
+@pytest.mark.parametrize("recipe", SIZES)
+def test_width_stem_and_depth_are_those_of_the_configs_network(recipe):
+    """Given or published, as many convolutions in each stage where one network counts blocks, another units."""
+    model = ModelConfig("resnet20")
+    assert networks(recipe, model) == SIZES[recipe]
+    written = ModelConfig("resnet20", width=16, options={"stage_sizes": (3, 3, 3), "stem": "cifar"})
+    assert networks(recipe, written) == SIZES[recipe]
+    units = ModelConfig("bireal_resnet20", options={"stage_sizes": [5, 6, 6]})
+    assert {sizes for _, _, sizes in networks(recipe, units)} <= {(5, 6, 6), (3, 3, 3)}
+
+
+def test_stage_sizes_of_another_kind_of_block_are_left_out():
+    teacher, *_ = networks("reactnet", ModelConfig("reactnet_a", options={"stage_sizes": (1, 2, 2, 6, 2)}))
+    assert teacher == (64, "imagenet", (3, 4, 6, 3))
+    assert set(networks("dgrl", ModelConfig("bireal50"))) == {(64, "imagenet", (4, 4, 4, 4))}
+    assert set(networks("bireal", ModelConfig("vgg_small", 8, options={"stage_sizes": 1}))) == {(8, "cifar", (6, 6, 6))}
+
+
+def test_the_teacher_of_reactnet_is_deeper_unless_the_student_has_another_size():
+    for options in ({}, {"stage_sizes": (4, 4, 4, 4)}):
+        teacher, student, _ = networks("reactnet", ModelConfig("reactnet18", options=options))
+        assert (teacher, student) == ((64, "imagenet", (3, 4, 6, 3)), (64, "imagenet", (4, 4, 4, 4)))
+    assert networks("reactnet", ModelConfig("reactnet18", 4, options={"stage_sizes": 2}))[0] == (4, "imagenet", (1,))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    "settings", [{"quantizers": {"stem": "binary"}}, {"gradient_quantizer": "dorefa"}, {"input_scaling": True}]
+)
+def test_quantizers_that_recipes_do_not_read_are_refused(recipe, settings):
+    ((setting, value),) = settings.items()
+    shown = re.escape(repr(value))
+    text = rf"^`model.{setting}` \(={shown}\) is not read by recipes, which set all quantizers themselves; leave it out"
+    before = base(recipe, 2)
+    with pytest.raises(UsageError, match=text):
+        RECIPES[recipe](replace(before, model=replace(before.model, **settings)))
 
 
 SHORT = ("ttq",)
