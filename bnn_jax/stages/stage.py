@@ -158,17 +158,25 @@ def run_stages(
 def replace_stage(stages: Sequence[Stage], name: str, folder: str | Path) -> list[Stage]:
     """The stages without the one of that name, a finished run taking its place for those after it.
 
+    Stages before it that led to nothing else are left out too.
+
     Raises:
-      UsageError: if there is no such stage, or it starts from or is taught by another one.
+      UsageError: if there is no such stage, or none is left.
     """
     folder = local_path("folder", folder)
     if name not in [stage.name for stage in stages]:
         raise unknown_name("stage", name, [stage.name for stage in stages])
+    left_out = {name}
+    for stage in reversed(stages):
+        led_to = {other.name for other in stages if stage.name in (other.initialise_from, other.teacher)}
+        left_out |= {stage.name} if led_to and led_to <= left_out else set()
+    rest = [stage for stage in stages if stage.name not in left_out]
+    rule = "leaves nothing to train, for all other stages only lead to it"
+    require("stage", name, len(rest) > 0, rule, "name another stage", error=UsageError)
 
     def other(reference):
         return str(folder) if reference == name else reference
 
-    rest = [stage for stage in stages if stage.name != name]
     return [
         replace(stage, initialise_from=other(stage.initialise_from), teacher=other(stage.teacher)) for stage in rest
     ]

@@ -203,6 +203,20 @@ def test_a_finished_run_elsewhere_takes_the_place_of_a_stage(finished, dataset, 
         replace_stage(STAGES, "reel", workdir)
 
 
+def test_stages_that_led_to_the_replaced_one_alone_are_left_out(tmp_path):
+    """As Bi-Real Net's first two before clip; a teacher that a later stage has too stays."""
+    chain = [Stage("relu", CONFIG), Stage("leaky_clip", CONFIG, "relu"), Stage("clip", CONFIG, "leaky_clip")]
+    chain += [Stage("alone", CONFIG), Stage("binary", CONFIG, "clip")]
+    stages = replace_stage(chain, "clip", tmp_path)
+    assert [(stage.name, stage.initialise_from) for stage in stages] == [("alone", None), ("binary", str(tmp_path))]
+    taught = [Stage("teacher", CONFIG), Stage("inputs", CONFIG, teacher="teacher")]
+    taught += [Stage("binary", CONFIG, "inputs", "teacher")]
+    stages = replace_stage(taught, "inputs", tmp_path)
+    assert [stage.name for stage in stages] == ["teacher", "binary"]
+    with pytest.raises(UsageError, match=r"^`stage` \(='binary'\) leaves nothing to train, for all other stages only"):
+        replace_stage(taught, "binary", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
