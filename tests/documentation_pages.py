@@ -166,6 +166,7 @@ WORK: dict[str, Callable[..., Any]] = {
     "cli.synthesize.write_synthetic_imagenet": _begin,
     "cli.tables.rows_of": _begin,
     "cli.benchmark.progress_display": _begin,
+    "training.input_pipeline.load_data": _begin,  # of scripts, which import it only now
     "benchmarks.suite.run_suite": _begin,
 }
 """What begins the work of a command, in `bnn_jax` -> what stands in its place."""

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import jax
 from jax import ShapeDtypeStruct
 
-from bnn_jax.errors import unknown_name
+from bnn_jax.checks import require
+from bnn_jax.errors import UsageError, unknown_name
 from bnn_jax.outputs import apply_network, init_network, outputs_of
 from bnn_jax.packed.freezing import threshold_chains
 from bnn_jax.tracing.kernel_uses import Inference, Use, bases_of, bits_of, classifier_of, fan_in, inference
@@ -263,22 +264,29 @@ def network_named(name: str | type, *, num_classes: int = 10, **settings: Any) -
     return make_model(validate(config).model, num_classes=num_classes)
 
 
-def account_model(model: Any, image_shape: tuple[int, int, int], *, num_classes: int = 10, **settings: Any) -> Account:
+def account_model(
+    model: Any, image_shape: tuple[int, int, int], *, num_classes: int | None = None, **settings: Any
+) -> Account:
     """:func:`account` of a network for one image, evaluated: ``model.apply(variables, images, train=False)``.
 
     Args:
       model: a Flax module; or its class, a name in MODELS or package.module:Name, which make one.
       image_shape: (height, width, channels).
-      num_classes, **settings: of a network by name, see :func:`network_named`.
+      num_classes, **settings: of a network by name, see :func:`network_named`; 10 classes if nothing else is said.
 
     Raises:
-      UsageError: for a name or setting that is not known; the nearest is named.
+      UsageError: for a name or setting that is not known, of which the nearest is named, and for settings of a module,
+        which has them already.
 
     >>> account_model("lenet", (32, 32, 3), kernel_quantizer="binary").binary_weights
     2850
     """
     if isinstance(model, str | type):
-        model = network_named(model, num_classes=num_classes, **settings)
+        model = network_named(model, num_classes=10 if num_classes is None else num_classes, **settings)
+    elif given := settings | ({} if num_classes is None else {"num_classes": num_classes}):
+        name, value = next(iter(given.items()))
+        rule, way = "is for a network by name", f"make the {type(model).__name__} with it"
+        require(name, value, False, rule, way, error=UsageError)
     images = ShapeDtypeStruct((1, *image_shape), "float32")
     rngs = {"params": jax.random.key(0)}
     _, variables = jax.eval_shape(partial(init_network, model, rngs), images)

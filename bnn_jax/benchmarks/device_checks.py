@@ -1,7 +1,7 @@
 """Equality on this machine's accelerator: products of codes in every form, gradients, packed networks, two runs alike.
 
-``python -m bnn_jax.benchmarks.device_checks`` prints one JSON object; exit code 1 if anything that has to be equal
-differs.
+``python -m bnn_jax.benchmarks.device_checks`` prints what it found as JSON, a line for each check; exit code 1 if
+anything that has to be equal differs.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ import numpy as np
 from bnn_jax.benchmarks.training import CIFAR10
 from bnn_jax.bitops.bits import pack
 from bnn_jax.bitops.matmul import xor_counts
+from bnn_jax.errors import RunError
 from bnn_jax.layers.convolution import conv
 from bnn_jax.models.build import build_model
 from bnn_jax.packed import freeze, verify
@@ -31,6 +33,8 @@ PRODUCTS = ((1, 64, 32), (100, 576, 64), (784, 1152, 128), (64, 4096, 1000))
 """(rows, size, columns) of the matrix products."""
 CONVOLUTIONS = ((8, 32, 16, 1), (4, 17, 33, 2), (2, 8, 128, 1))
 """(batch, side, channels, stride) of the convolutions."""
+FLAGS = {"default_flags": "", "deterministic_ops": "--xla_gpu_deterministic_ops=true"}
+"""name -> XLA's flags with which two runs are compared."""
 
 
 def signs(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -114,12 +118,14 @@ def hash_of_training(steps: int, batch_size: int) -> str:
     return digest.hexdigest()
 
 
-def determinism(steps: int, batch_size: int) -> dict[str, bool]:
-    """Whether two processes train to the same bits, with XLA's default flags and with deterministic operations."""
+def determinism(steps: int, batch_size: int, flags: Mapping[str, str] = FLAGS) -> dict[str, bool | str]:
+    """Whether two processes train to the same bits, by the names of XLA's flags; why not, where one of them failed."""
     found = {}
-    for name, flags in (("default_flags", ""), ("deterministic_ops", "--xla_gpu_deterministic_ops=true")):
-        hashes = {_hash_in_new_process(flags, steps, batch_size) for _ in range(2)}
-        found[name] = len(hashes) == 1
+    for name, text in flags.items():
+        try:
+            found[name] = len({_hash_in_new_process(text, steps, batch_size) for _ in range(2)}) == 1
+        except RunError as error:
+            found[name] = str(error)
     return found
 
 
@@ -131,22 +137,43 @@ def _hash_in_new_process(flags: str, steps: int, batch_size: int) -> str:
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     sizes = ["--steps", str(steps), "--batch-size", str(batch_size)]
     command = [sys.executable, "-m", "bnn_jax.benchmarks.device_checks", "--hash", *sizes]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()[-1]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise RunError(f"a process failed: {lines[-1]}")
+    return done.stdout.split()[-1]
 
 
-def check_device(*, steps: int = 20, batch_size: int = 128) -> dict[str, Any]:
-    """All of these checks; `equal` says whether what has to be equal on any machine is."""
+def check_device(
+    *, steps: int = 20, batch_size: int = 128, on_found: Callable[[str, Any], None] = lambda name, found: None
+) -> dict[str, Any]:
+    """All of these checks; `equal` says whether what has to be equal on any machine is.
+
+    Two runs with deterministic operations have to be alike, and two with the default flags need not.
+
+    Args:
+      steps: of the trainings that are compared.
+      batch_size: of these.
+      on_found: called after each check.
+    """
     rng = np.random.default_rng(0)
-    found = {
-        "device": jax.devices()[0].device_kind,
-        "differing_products": differing_products(rng),
-        "differing_convolutions": differing_convolutions(rng),
-        "gradient_error": gradient_error(rng),
-        "packed_network": packed_network(rng),
-        "same_bits_in_two_runs": determinism(steps, batch_size),
+    checks = {
+        "device": lambda: jax.devices()[0].device_kind,
+        "differing_products": lambda: differing_products(rng),
+        "differing_convolutions": lambda: differing_convolutions(rng),
+        "gradient_error": lambda: gradient_error(rng),
+        "packed_network": lambda: packed_network(rng),
+        "same_bits_in_two_runs": lambda: determinism(steps, batch_size),
     }
+    found: dict[str, Any] = {}
+    for name, check in checks.items():
+        found[name] = check()
+        on_found(name, found[name])
     exact = sum(found["differing_products"].values()) + sum(found["differing_convolutions"].values()) == 0
-    return found | {"equal": exact and found["packed_network"]["passed"] and found["gradient_error"] < 1e-4}
+    alike = found["same_bits_in_two_runs"]["deterministic_ops"] is True
+    equal = exact and alike and found["packed_network"]["passed"] and found["gradient_error"] < 1e-4
+    on_found("equal", equal)
+    return found | {"equal": equal}
 
 
 def main() -> int:
@@ -159,8 +186,8 @@ def main() -> int:
     if arguments.hash:
         print(hash_of_training(arguments.steps, arguments.batch_size))
         return 0
-    found = check_device(steps=arguments.steps, batch_size=arguments.batch_size)
-    print(json.dumps(found, indent=1))
+    show = lambda name, found: print(json.dumps({name: found}), flush=True)
+    found = check_device(steps=arguments.steps, batch_size=arguments.batch_size, on_found=show)
     return 0 if found["equal"] else 1
 
 

@@ -105,6 +105,7 @@ def benchmark_packed(
     conv_batches: tuple[int, ...] = BATCHES,
     networks: tuple[Network, ...] = NETWORKS,
     repeats: int = 20,
+    minutes: float = math.inf,
     on_progress: OnProgress = silent,
 ) -> dict[str, Any]:
     """Medians of calls in a few rounds, compilation left out, everything with the same number of threads.
@@ -118,31 +119,34 @@ def benchmark_packed(
     (`trained`, the same function in float32, its weights quantized in every call), the same architecture in full
     precision (`float32`), and the frozen one with all layers on one path, where they are not (`on_bits`, `on_float32`).
 
+    Args:
+      matmuls, convs, conv_batches, networks: what is measured, networks first.
+      repeats: calls of each, at least.
+      minutes: nothing is begun after so many.
+
     Returns:
-      ``{"threads", "matmul": [row], "conv": [row], "network": [row], "summary"}``; a row has the shape, its ``"path"``
-      (of a network, how many layers take which), ``"ms"``: {who: median}, for products ``"gmacs"``: {who: 10^9
-      multiply-accumulates a second}, for networks the images a second, the peak memory in bytes and the size of the
-      packed file.
+      ``{"threads", "matmul": [row], "conv": [row], "network": [row], "not_measured": [what], "summary"}``; a row has
+      the shape, its ``"path"`` (of a network, how many layers take which), ``"ms"``: {who: median}, for products
+      ``"gmacs"``: {who: 10^9 multiply-accumulates a second}, for networks the images a second, the peak memory in bytes
+      and the size of the packed file.
     """
-    total = len(matmuls) + len(convs) * len(conv_batches) + sum(len(n.batches) for n in networks)
     found: dict[str, Any] = {"threads": len(usable_cores()), "compiler_options": packed_options()}
     found |= {"peers": installed_versions(("torch", "bnn-lab")), "matmul": [], "conv": [], "network": []}
-    done = 0
-
-    def add(kind: str, rows: list[dict[str, Any]], what: str) -> None:
-        nonlocal done
-        found[kind] += rows
-        done += len(rows)
-        on_progress(done, total, what)
-
-    for shape in matmuls:
-        add("matmul", [_matmul(shape, repeats)], "x".join(map(str, shape)))
-    for conv in convs:
-        for batch in conv_batches:
-            add("conv", [_conv(conv, batch, repeats)], f"conv {conv.side}x{conv.side}x{conv.channels}")
-    for network in networks:
-        add("network", _network(network, repeats), network.name)
-    return found | {"summary": summarize(found)}
+    tasks = [("network", network.name, partial(_network, network, repeats)) for network in networks]
+    tasks += [
+        ("conv", f"conv {conv.side}x{conv.side}x{conv.channels}, batch {batch}", partial(_conv, conv, batch, repeats))
+        for conv in convs
+        for batch in conv_batches
+    ]
+    tasks += [("matmul", "x".join(map(str, shape)), partial(_matmul, shape, repeats)) for shape in matmuls]
+    began, done = time.monotonic(), 0
+    for kind, what, measure in tasks:
+        if time.monotonic() - began > 60 * minutes:
+            break
+        found[kind] += measure()
+        done += 1
+        on_progress(done, len(tasks), what)
+    return found | {"not_measured": [what for _, what, _ in tasks[done:]], "summary": summarize(found)}
 
 
 def summarize(found: dict[str, Any]) -> dict[str, Any]:
@@ -168,14 +172,15 @@ def _medians(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str,
 
     In a round each function is called in a row, after a pause and a call that is not counted, and for some time at
     least: the threads of OpenMP, which PyTorch and bnn-lab use, go on spinning for a while after a call, and those of
-    XLA sleep.
+    XLA sleep.  On accelerators, where no such peers are, there is no pause.
     """
+    pause = PAUSE_SECONDS if jax.default_backend() == "cpu" else 0.0
     calls, seconds = {}, {name: [] for name in functions}
     for name, function in functions.items():
         first = interleaved_seconds({name: function}, repeats=1)[name][0]
         calls[name] = max(-(-repeats // ROUNDS), min(MOST_CALLS, int(LEAST_SECONDS / first)))
     for name in [name for _ in range(ROUNDS) for name in functions]:
-        time.sleep(PAUSE_SECONDS)
+        time.sleep(pause)
         seconds[name] += interleaved_seconds({name: functions[name]}, repeats=calls[name])[name]
     return {name: median_ms(times) for name, times in seconds.items()}
 
@@ -209,7 +214,7 @@ def _products(
     }
 
 
-def _matmul(shape: tuple[int, int, int], repeats: int) -> dict[str, Any]:
+def _matmul(shape: tuple[int, int, int], repeats: int) -> list[dict[str, Any]]:
     m, k, n = shape
     rng = np.random.default_rng(0)
     x, kernel = rng.standard_normal((m, k), np.float32), rng.choice(np.float32([-1, 1]), (k, n))
@@ -224,14 +229,14 @@ def _matmul(shape: tuple[int, int, int], repeats: int) -> dict[str, Any]:
         rows, columns = (_words64(x > 0), _words64(kernel.T > 0))
         functions["bnn_lab"] = lambda: bnn_lab.binary_gemm_native_prepacked(rows, columns, k)
     path = chosen_path(channels=k, fan_in=k, features=n)
-    return _row({"shape": [m, k, n], "path": path}, _medians(functions, repeats), m * k * n)
+    return [_row({"shape": [m, k, n], "path": path}, _medians(functions, repeats), m * k * n)]
 
 
 def _words64(bits: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.packbits(bits, axis=1, bitorder="little")).view(np.uint64)
 
 
-def _conv(conv: Conv, batch: int, repeats: int) -> dict[str, Any]:
+def _conv(conv: Conv, batch: int, repeats: int) -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
     shape = (3, 3, conv.channels // conv.groups, conv.features)
     x = rng.standard_normal((batch, conv.side, conv.side, conv.channels), np.float32)
@@ -258,7 +263,7 @@ def _conv(conv: Conv, batch: int, repeats: int) -> dict[str, Any]:
     path = chosen_path(channels=shape[2], fan_in=fan_in, features=shape[3], groups=conv.groups)
     ms = _medians(functions, repeats)
     ms["chosen"] = ms[{"bits": "packed_from_float", "float32": "numbers_from_float"}[path]]
-    return _row({**conv._asdict(), "batch": batch, "path": path}, ms, batch * out**2 * math.prod(shape))
+    return [_row({**conv._asdict(), "batch": batch, "path": path}, ms, batch * out**2 * math.prod(shape))]
 
 
 def _row(shape: dict[str, Any], ms: dict[str, float], macs: int) -> dict[str, Any]:

@@ -52,6 +52,8 @@ def print_packed(found: dict[str, Any], tables: Tables = TEXT) -> None:
         print(f"{row['name']} batch {row['batch']}: file {row['file_bytes'] / 1e6:.3f} MB; peak memory in MB: {memory}")
     for name, ratios in found["summary"].items():
         print(f"{name}: geometric mean {ratios['geometric_mean']:.2f}, {ratios['worst']:.2f} to {ratios['best']:.2f}")
+    if found.get("not_measured"):
+        print(f"out of time before: {', '.join(found['not_measured'])}")
 
 
 def _channels(row: dict[str, Any], arrow: str) -> str:
@@ -88,4 +90,5 @@ def _bars(axes: "Axes", labels: list[str], rows: list[dict[str, float]], unit: s
     axes.set_ylim(top=6 * axes.get_ylim()[1])
     axes.set_ylabel(unit)
     axes.set_title(title)
-    axes.legend(frameon=False, fontsize=8, ncols=3)
+    if who:
+        axes.legend(frameon=False, fontsize=8, ncols=3)

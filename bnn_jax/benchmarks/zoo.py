@@ -16,7 +16,7 @@ from bnn_jax.analysis.tables import TEXT, Tables
 from bnn_jax.compilation import packed_options
 from bnn_jax.cores import usable_cores
 from bnn_jax.models import MODELS
-from bnn_jax.models.build import build_model
+from bnn_jax.models.build import build_model, settings_taken
 from bnn_jax.models.extents import Extent, extent_of
 from bnn_jax.outputs import init_network, network_logits
 from bnn_jax.packed import packed_structure, paths_of
@@ -24,6 +24,8 @@ from bnn_jax.timing import interleaved_seconds, median_ms
 from bnn_jax.training.progress import OnProgress, silent
 
 UNQUANTIZED = dict.fromkeys(("input_quantizer", "kernel_quantizer"), "full_precision")
+REAL_ATTENTION = {"binary_scores": False, "binary_values": False}
+"""Of networks that have attention."""
 LEAST_CALLS, MOST_SECONDS = 5, 2.0
 """Of the repeats of a network whose calls would take longer together than so many seconds there are fewer."""
 
@@ -83,8 +85,8 @@ def benchmark_zoo(
 
 def measured(name: str, extent: Extent, repeats: int) -> dict[str, Any]:
     """The row of a network."""
-    build = partial(build_model, name, num_classes=extent.num_classes, options=extent.options)
-    real, binary, shape = build(**UNQUANTIZED), build(), extent.image_shape
+    binary, shape = build_model(name, num_classes=extent.num_classes, options=extent.options), extent.image_shape
+    real = in_full_precision(name, extent)
     rng = np.random.default_rng(0)
     cases = {"float32": (real, made_up(initial_structure(real, shape), rng))}
     row = {"name": name, **extent._asdict(), "options": dict(extent.options), "path": ""}
@@ -111,6 +113,12 @@ def measured(name: str, extent: Extent, repeats: int) -> dict[str, Any]:
     calls = max(min(repeats, LEAST_CALLS), min(repeats, int(MOST_SECONDS / sum(s for (s,) in first.values()))))
     seconds = interleaved_seconds(functions, repeats=calls)
     return row | {"ms": {who: median_ms(times) for who, times in seconds.items()}, "calls": calls}
+
+
+def in_full_precision(name: str, extent: Extent) -> Any:
+    """The network of this architecture that has no product of codes."""
+    options = {key: value for key, value in REAL_ATTENTION.items() if key in (settings_taken(name) or ())}
+    return build_model(name, num_classes=extent.num_classes, options={**extent.options, **options}, **UNQUANTIZED)
 
 
 def initial_structure(model: Any, image_shape: tuple[int, ...]) -> Any:

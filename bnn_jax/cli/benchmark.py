@@ -5,8 +5,8 @@
   packed: products, convolutions and whole networks on packed bits against float32, int8 and, if installed, PyTorch
 and bnn-lab; with --output FILE.json a picture FILE.png too.
   input: images a second read from disk, and how long a GPU that trains ResNet-18 would wait for them.
-  sweep: four seeds through the sweep engine against four single runs, and eight runs mapped by vmap one
-after another.
+  sweep: eight runs mapped by vmap against one after another and, on a CPU, four seeds through the sweep engine
+against four single runs.
   zoo: one image through every network of the catalogue, packed and in full precision; again, what it compiled is kept.
 
 Run it on an idle machine.
@@ -61,8 +61,8 @@ class Arguments(TableOptions):
     """Images of 224x224 on which it trains ResNet-18."""
     networks: tuple[str, ...] = ()
     """Names of the networks of the zoo; none are all."""
-    minutes: float = 6.0
-    """After which no other network of the zoo is begun."""
+    minutes: float | None = None
+    """After which nothing more of packed, or no other network of the zoo, is begun; by default no limit, and 6."""
     output: Path | None = None
     """JSON file with the times, versions, device and commit."""
 
@@ -70,7 +70,8 @@ class Arguments(TableOptions):
 def measure_packed(arguments: Arguments, **options: Any) -> dict[str, Any]:
     # As those of PyTorch and bnn-lab, a call then ends with its work, and no hand-over to another thread is timed.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    return {"async_dispatch": False} | benchmark_packed(repeats=arguments.repeats, **options)
+    limit = {} if arguments.minutes is None else {"minutes": arguments.minutes}
+    return {"async_dispatch": False} | benchmark_packed(repeats=arguments.repeats, **limit, **options)
 
 
 def measure_input(arguments: Arguments, **options: Any) -> dict[str, Any]:
@@ -93,7 +94,8 @@ def measure_zoo(arguments: Arguments, **options: Any) -> dict[str, Any]:
         if name not in MODELS:
             raise unknown_name("networks", name, MODELS)
     use_compilation_cache()
-    settings = {"networks": arguments.networks or MODELS, "minutes": arguments.minutes, "repeats": arguments.repeats}
+    settings = {"networks": arguments.networks or MODELS, "repeats": arguments.repeats}
+    settings |= {} if arguments.minutes is None else {"minutes": arguments.minutes}
     return {"async_dispatch": False} | benchmark_zoo(**settings, **options)
 
 
@@ -109,7 +111,7 @@ BENCHMARKS = {
         print_estimators,
         ("values",),
     ),
-    "packed": (measure_packed, print_packed, ()),
+    "packed": (measure_packed, print_packed, ("minutes",)),
     "input": (measure_input, print_input, INPUT),
     "sweep": (measure_sweep, print_sweep, ("config",)),
     "zoo": (measure_zoo, print_zoo, ("networks", "minutes")),

@@ -409,6 +409,14 @@ def test_json_has_all_the_numbers():
     assert math.isclose(record["megabits"], (432 + 32 * 82) / 1e6)
 
 
+@pytest.mark.parametrize("given", [{"num_classes": 100}, {"width": 64}, {"nonsense": 3}])
+def test_settings_of_a_module_are_refused(given):
+    ((name, value),) = given.items()
+    message = rf"`{name}` \(={value}\) is for a network by name; make the Classifier with it"
+    with pytest.raises(UsageError, match=message):
+        account_model(Classifier(), (5, 5, 8), **given)
+
+
 def test_unknown_names_are_answered_with_the_nearest():
     with pytest.raises(UsageError, match=r"`model.name` \(='lenett'\) is not known; did you mean 'lenet'\?"):
         account_model("lenett", (32, 32, 3))

@@ -6,7 +6,7 @@ import pytest
 
 from bnn_jax.benchmarks import packed
 from bnn_jax.benchmarks.packed import Conv, Network, benchmark_packed, summarize
-from bnn_jax.benchmarks.packed_tables import plot_packed
+from bnn_jax.benchmarks.packed_tables import plot_packed, print_packed
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +64,26 @@ def test_ratios_are_geometric_means():
 @pytest.mark.full
 def test_the_picture_is_written(found, tmp_path):
     assert plot_packed(found, tmp_path / "packed.png").stat().st_size > 10_000
+
+
+def test_nothing_is_begun_when_the_time_is_over(tmp_path, capsys):
+    network = Network("lenet", 16, 10, (1,), 1)
+    measured = benchmark_packed(
+        matmuls=((3, 64, 5),), convs=(Conv("tiny", 6, 32, 8, 2),), networks=(network,), minutes=-1.0
+    )
+    assert measured["network"] == measured["conv"] == measured["matmul"] == []
+    left = ["lenet", "conv 6x6x32, batch 1", "conv 6x6x32, batch 64", "3x64x5"]
+    assert measured["not_measured"] == left
+    print_packed(measured)
+    assert f"out of time before: {', '.join(left)}" in capsys.readouterr().out
+    assert plot_packed(measured, tmp_path / "packed.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(("backend", "pauses"), [("cpu", 6), ("gpu", 0)])
+def test_there_are_pauses_for_the_threads_of_cpu_peers_alone(monkeypatch, backend, pauses):
+    slept = []
+    monkeypatch.setattr(packed.time, "sleep", lambda seconds: slept.append(seconds) if seconds else None)
+    monkeypatch.setattr(packed.jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(packed, "MOST_CALLS", 1)
+    packed._medians({"one": lambda: None, "other": lambda: None}, repeats=1)
+    assert len(slept) == pauses

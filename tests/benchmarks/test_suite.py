@@ -1,7 +1,10 @@
 """Programs one after another within their minutes."""
 
 import json
+import os
+import signal
 import sys
+import time
 
 import pytest
 
@@ -42,3 +45,53 @@ def test_a_program_that_fails_when_it_is_asked_to_end_has_not_saved(tmp_path):
 def test_nothing_starts_after_the_time_is_over(tmp_path):
     assert outcomes([Task("late", ["-c", ""])], tmp_path, minutes=0) == {"late": "not started"}
     assert sys.executable not in (tmp_path / "suite.json").read_text()
+
+
+def test_what_passed_is_kept_and_the_rest_is_run_again(tmp_path):
+    count = f"open({str(tmp_path / 'runs')!r}, 'a').write('x')"
+    tasks = [Task("good", ["-c", count]), Task("bad", ["-c", "raise SystemExit(3)"])]
+    outcomes(tasks, tmp_path, minutes=1)
+    kept = (tmp_path / "suite.json").read_text()
+    assert outcomes([tasks[0], Task("bad", ["-c", ""])], tmp_path, minutes=1) == {"good": "passed", "bad": "passed"}
+    assert (tmp_path / "runs").read_text() == "x"
+    assert json.loads((tmp_path / "suite.json").read_text())["good"] == json.loads(kept)["good"]
+    outcomes([Task("good", ["-c", f"{count}; 0"]), Task("bad", ["-c", ""])], tmp_path, minutes=1)
+    assert (tmp_path / "runs").read_text() == "xx"  # another command
+
+
+CHILD = """
+import subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", {child!r}])
+{rest}
+"""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("rest", ["time.sleep(60)", "time.sleep(1)"])
+def test_no_process_outlives_the_task_that_started_it(tmp_path, rest):
+    beat = tmp_path / "beat"
+    child = f"import time\nwhile True: open({str(beat)!r}, 'a').write('.'); time.sleep(0.05)"
+    run_suite([Task("long", ["-c", CHILD.format(child=child, rest=rest)], share=0.5)], tmp_path, minutes=4 / 60)
+    size = beat.stat().st_size
+    time.sleep(0.5)
+    assert 0 < size == beat.stat().st_size
+
+
+@pytest.mark.full
+def test_an_interrupted_suite_lets_its_program_save(tmp_path):
+    program = f"""
+import os, signal, sys, time
+def save(*_):
+    time.sleep(0.5)
+    sys.exit(print("saved"))
+signal.signal(signal.SIGTERM, save)
+os.kill({os.getpid()}, signal.SIGINT)
+time.sleep(60)
+"""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_suite([Task("long", ["-c", program])], tmp_path, minutes=1)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (tmp_path / "long.log").read_text() == "saved\n"

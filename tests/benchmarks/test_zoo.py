@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from run_script import run_command
 
-from bnn_jax.benchmarks.zoo import benchmark_zoo, in_turn, initial_structure, made_up, print_zoo
+from bnn_jax.analysis.accounting import account_model
+from bnn_jax.benchmarks.zoo import benchmark_zoo, in_full_precision, in_turn, initial_structure, made_up, print_zoo
 from bnn_jax.models import MODELS
 from bnn_jax.models.build import build_model
-from bnn_jax.models.extents import Extent
+from bnn_jax.models.extents import Extent, extent_of
 from bnn_jax.outputs import network_logits
 from bnn_jax.packed import freeze, packed_structure
 
@@ -58,6 +59,13 @@ def test_one_of_each_family_comes_first():
     order = in_turn(MODELS)
     assert sorted(order) == sorted(MODELS)
     assert order.index("bireal18") < order.index("quicknet_small") < order.index("bireal34")
+
+
+@pytest.mark.parametrize("name", ["vit_tiny", "bitnet_lm", "resnet6"])
+def test_the_peer_in_full_precision_multiplies_no_codes(name):
+    extent = extent_of(name)
+    macs = account_model(in_full_precision(name, extent), extent.image_shape).macs()._asdict()
+    assert macs.pop("full_precision") > 0 and not any(macs.values())
 
 
 @pytest.mark.full
