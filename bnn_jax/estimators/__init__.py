@@ -5,7 +5,9 @@ integer codes, and the backward factor that stands in for the derivative.  Most 
 A new one is its derivative: ``my_sign = make_sign(lambda x: ...)``.
 """
 
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from bnn_jax.checks import look_up, require
 from bnn_jax.estimators.definition import Estimator, EstimatorLike, is_negative, make_estimator, make_sign, sign
@@ -57,22 +59,50 @@ def as_estimator(estimator: EstimatorLike) -> Estimator:
 
     Args:
       estimator: a name in ESTIMATORS, a record, or a function x -> codes.  A function of the table has the table's
-        record; any other has the codes -1/+1, no schedule and nothing to train: give an :class:`Estimator` for more.
+        record, and so has a functools.partial of one or of a record, with the partial as its function; any other has
+        the codes -1/+1, no schedule and nothing to train: give an :class:`Estimator` for more.
 
     Raises:
-      ValueError: for an unknown name (the nearest is named), or what is none of the three.
+      ValueError: for an unknown name (the nearest is named), what is none of the three, or a partial that fixes what
+        training sets.
 
     >>> as_estimator("ede_sign") is as_estimator(ede_sign) is ESTIMATORS["ede_sign"]
     True
-    >>> as_estimator(make_sign(lambda x: 1.0)).code_set
-    (-1, 1)
+    >>> as_estimator(make_sign(lambda x: 1.0)).code_set, as_estimator(partial(heaviside, width=2.0)).code_set
+    ((-1, 1), (0, 1))
     """
     estimator = look_up("estimator", estimator, ESTIMATORS)
     if isinstance(estimator, Estimator):
         return estimator
     require("estimator", estimator, callable(estimator), "must be a name, an Estimator or a function x -> codes")
-    records = (record for record in ESTIMATORS.values() if getattr(record, "apply", None) is estimator)
-    return next(records, Estimator(estimator))
+    function, fixed = estimator, {}
+    while (record := _known_record(function)) is None and isinstance(function, partial):
+        function, fixed = function.func, {**function.keywords, **fixed}
+    if record is None:
+        return Estimator(estimator)
+    _check_fixed(record, fixed)
+    return record if function is estimator else record._replace(apply=estimator)
+
+
+def _known_record(function: Callable) -> Estimator | None:
+    """The record of a function of the table; a record's own is itself."""
+    records = (record for record in ESTIMATORS.values() if getattr(record, "apply", None) is function)
+    return function if isinstance(function, Estimator) else next(records, None)
+
+
+def _check_fixed(record: Estimator, fixed: Mapping[str, Any]) -> None:
+    """Refuse a partial of an estimator that fixes what training sets.
+
+    Raises:
+      ValueError: naming it.
+    """
+    schedules = (record.schedule, record.input_schedule) if fixed else ()
+    of_training = {name for schedule in schedules if schedule for name in schedule(0.0)}
+    of_training |= {"key"} if record.stochastic else set()
+    for name in fixed:
+        rule = "of an estimator must not be fixed by a partial, for training sets it"
+        advice = "`Estimator` of the partial has no schedule and no randomness"
+        require(name, fixed[name], name not in of_training, rule, advice)
 
 
 def of_inputs(estimator: EstimatorLike) -> Estimator:

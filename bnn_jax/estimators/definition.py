@@ -100,6 +100,27 @@ def _keep_nans(*causes_and_values: Array) -> Array:
     return reduce(lambda kept, cause: keep_nan(cause, kept), causes, values)
 
 
+def _check_of_names(derivative: Elementwise) -> Callable[[Mapping[str, Any]], None]:
+    """What refuses parameters that a derivative does not take, and the lack of those that it needs."""
+    try:
+        _, *others = inspect.signature(derivative).parameters.values()
+    except ValueError:  # Some of Python's own say nothing of their arguments.
+        return lambda parameters: None
+    named = [p for p in others if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    takes, needs = [p.name for p in named], [p.name for p in named if p.default is p.empty]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in others)
+
+    def check(parameters: Mapping[str, Any]) -> None:
+        for name in parameters:
+            if name not in takes and not takes_any:
+                raise TypeError(f"`{name}` is not a parameter of this estimator; it takes {', '.join(takes) or 'none'}")
+        for name in needs:
+            if name not in parameters:
+                raise TypeError(f"`{name}` must be given to this estimator, whose derivative needs it; as {name}=1.0")
+
+    return check
+
+
 def make_estimator(
     codes: Elementwise,
     derivative: Elementwise,
@@ -125,7 +146,8 @@ def make_estimator(
 
     Returns:
       The estimator, called as ``estimator(x, **parameters)``; its output has x's shape and dtype.  It raises
-      ``TypeError`` for an x that is not floating point, ``ValueError`` for a parameter that does not broadcast to x.
+      ``TypeError`` for an x that is not floating point and for parameters that are not those of the derivative,
+      ``ValueError`` for one that does not broadcast to x.
 
     >>> step = make_estimator(lambda x, width: x > 0, lambda x, width: jnp.abs(x) < width)
     >>> jax.value_and_grad(lambda x: step(x, width=2.0))(1.0)
@@ -133,6 +155,7 @@ def make_estimator(
     """
     factors = dict(parameter_derivatives or {})
     compared = inspect.signature(codes).parameters
+    check_names = _check_of_names(derivative)
 
     @jax.custom_vjp
     def quantize(x, parameters):
@@ -164,6 +187,7 @@ def make_estimator(
     @wraps(derivative)
     def estimator(x, **parameters):
         require_floating("x", x)
+        check_names(parameters)
         x = jnp.asarray(x)
         return quantize(x, {name: _aligned(name, value, x, sum_dtype(x)) for name, value in parameters.items()})
 

@@ -62,6 +62,41 @@ def test_a_name_a_record_and_a_function_stand_for_the_same_estimator():
     assert as_estimator(own) == Estimator(own, (-1, 1), None, (), False)
 
 
+def test_a_partial_has_the_record_of_its_function():
+    """Codes, schedule and trained parameters; nested, of a record, and the partial of another function."""
+    narrow = partial(heaviside, width=2.0)
+    assert as_estimator(narrow) == ESTIMATORS["heaviside"]._replace(apply=narrow)
+    nested = partial(partial(ESTIMATORS["ternary"], straight_through=True), delta=0.5)
+    assert as_estimator(nested) == ESTIMATORS["ternary"]._replace(apply=nested)
+    bounded = partial(package.rbnn_sign)
+    assert package.of_inputs(bounded).schedule is ESTIMATORS["rbnn_sign"].input_schedule
+    own = partial(lambda x, width: jnp.sign(x), width=1.0)
+    assert as_estimator(own) == Estimator(own)
+    assert as_estimator(Estimator(partial(package.ede_sign, t=2.0))).schedule is None
+
+
+@pytest.mark.parametrize(
+    ("parameters", "text"),
+    [
+        ({"widht": 1.0}, r"^`widht` is not a parameter of this estimator; it takes width, height$"),
+        ({"height": 2.0}, r"^`width` must be given to this estimator, whose derivative needs it; as width=1.0$"),
+    ],
+)
+def test_parameters_that_the_derivative_does_not_take_are_refused(parameters, text):
+    triangle = make_sign(lambda x, width, *, height=1.0: jnp.maximum(0.0, height - jnp.abs(x) / width))
+    assert triangle(0.5, width=1.0) == triangle(0.5, width=1.0, height=2.0) == 1
+    with pytest.raises(TypeError, match=text):
+        triangle(0.5, **parameters)
+
+
+def test_derivatives_of_any_signature():
+    assert jax.grad(make_sign(lambda x, **scales: scales["width"] + 0 * x))(0.5, width=2.0) == 2
+    assert jax.grad(make_sign(jnp.cos))(0.0) == 1
+    assert jax.grad(make_sign(lambda *x: x[0]))(0.5) == 0.5
+    with pytest.raises(TypeError, match=r"^`width` is not a parameter of this estimator; it takes none$"):
+        make_sign(jnp.cos)(0.0, width=2.0)
+
+
 @pytest.mark.parametrize(
     ("call", "text"),
     [
@@ -83,6 +118,11 @@ def test_a_name_a_record_and_a_function_stand_for_the_same_estimator():
             lambda x: as_estimator("swishsign"),
             r"`estimator` \(='swishsign'\) is not known; did you mean 'swish_sign'\?",
         ),
+        (
+            lambda x: as_estimator(partial(partial(package.ede_sign, k=1.0))),
+            r"^`k` \(=1\.0\) of an estimator must not be fixed by a partial, for training sets it; `Estimator` of the",
+        ),
+        (lambda x: as_estimator(partial(package.gumbel_sign, key=0)), r"^`key` \(=0\) of an estimator must not be"),
         (lambda x: as_estimator(3), r"`estimator` \(=3\) must be a name, an Estimator or a function x -> codes"),
     ],
 )

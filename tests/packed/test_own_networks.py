@@ -1,6 +1,7 @@
 """Files of networks that are in no table: by the name of a class where there is one, with the module given else."""
 
 import json
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -10,6 +11,7 @@ import pytest
 from packed_file import script
 
 from bnn_jax.errors import RunError, UsageError
+from bnn_jax.estimators import heaviside, ternary
 from bnn_jax.layers import BinaryConv, BinaryDense
 from bnn_jax.models.build import build_model, settings_of
 from bnn_jax.packed import PackedModel, freeze, load, save, to_stablehlo
@@ -149,3 +151,12 @@ def test_its_stablehlo(packed):
 def test_settings_make_an_equal_module():
     model = Plain(7, width=3)
     assert build_model(num_classes=7, **settings_of(model)) == model
+
+
+@pytest.mark.parametrize("estimator", [partial(heaviside, width=2.0, threshold=0.25), partial(ternary, delta=0.5)])
+def test_inputs_quantized_by_a_partial_of_an_estimator_are_frozen_with_its_codes(estimator):
+    layer = BinaryDense(3, input_quantizer=estimator, kernel_quantizer="xnor")
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 40)), jnp.float32)
+    variables = layer.init(jax.random.key(0), x)
+    expected, packed = layer.apply(variables, x, mutable=["packed"])
+    np.testing.assert_array_equal(layer.apply(packed, x), expected)
