@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, Num
 from bnn_jax.bitops.matmul import xor_counts
 from bnn_jax.bitops.paths import PATHS
 from bnn_jax.bitops.planes import input_words
-from bnn_jax.checks import Pair, check_arrays, is_sizes, is_whole
+from bnn_jax.checks import Pair, check_arrays, is_sizes, is_whole, require_positive
 from bnn_jax.estimators import ste_sign
 from bnn_jax.layers.arguments import QUANTIZERS, WHOLE, make_quantizers, require_of_layer
 from bnn_jax.layers.binary_dense import BinaryDenseGeneral
@@ -80,13 +80,14 @@ def rotary(
     Dot products of a query and a key depend on the difference of their positions alone.
 
     Raises:
-      ValueError: if `size` is odd.
+      ValueError: if `size` is odd, or `base` not positive.
 
     >>> np.round(np.asarray(rotary(jnp.ones((1, 2, 1, 2)), jnp.arange(2)).ravel(), float), 3)
     array([ 1.   ,  1.   , -0.301,  1.382])
 
     Reference: Su et al., RoFormer: Enhanced Transformer with Rotary Position Embedding, 2021, arXiv:2104.09864.
     """
+    require_positive("base", base, "10000 is usual")
     size = x.shape[-1]
     if size % 2:
         raise ValueError(
@@ -138,7 +139,8 @@ class SelfAttention(nn.Module):
     Binary values  A v becomes a b sum_j 1{A_ij > a/2} sign(v_jc), a and b learned: elastic binarization from zero of
                    the shares A and signed of the values, :func:`bnn_jax.quantizers.elastic.elastic_binary`
 
-    The sums of signs are XNOR and popcount in a frozen network, with the same integers, see :func:`sign_products`.
+    The sums of signs are XNOR and popcount in a frozen network whose projections are packed, with the same integers,
+    see :func:`sign_products`; with real projections they stay products of floats.
 
     Attributes:
       heads: how many.
@@ -147,11 +149,11 @@ class SelfAttention(nn.Module):
         takes them.
       binary_scores: queries and keys of one bit, as in BinaryAttention.
       grid: (height, width) of the tokens, for the bias of binary scores: the parameter `bias_table`, a value for each
-        of (2 height - 1)(2 width - 1) differences and each head.  None has no bias.
+        of (2 height - 1)(2 width - 1) differences and each head.  None has no bias; real scores do not read it.
       binary_values: shares and values of one bit, as in BiT; a starts at 4 / tokens, the parameter `share_scale`, and b
         at the value for standard normal v, `value_scale`.
       causal: a token attends to none behind it.
-      rotary_base: turn queries and keys by their positions, see :func:`rotary`; None does not.
+      rotary_base: positive; turn queries and keys by their positions, see :func:`rotary`; None does not.
       center_norm: whether the normalization before W_o takes the mean off, see :class:`Normalized`.
       context: the most tokens that a cache holds.
       param_dtype: of the parameters.
@@ -161,9 +163,10 @@ class SelfAttention(nn.Module):
     keeps none.
 
     Raises:
-      ValueError: for `heads`, a `head_size` or a `context` that are no positive whole numbers, more tokens to decode at
-        once than the `context`, or binary scores of a causal
-        attention; if the features of x do not divide among the heads, or its tokens do not fill the `grid`.
+      ValueError: for `heads`, a `head_size` or a `context` that are no positive whole numbers, a `rotary_base` that is
+        not positive, more tokens to decode at once than the `context`, decoding without the collection "cache" mutable,
+        or binary scores of a causal attention; if the features of x do not divide among the heads, or its tokens do not
+        fill the `grid` of binary scores.
 
     Reference: Vaswani et al., Attention Is All You Need, 2017, arXiv:1706.03762.  Binary scores: Xiao, Zhang, Zhang,
     BinaryAttention: One-Bit QK-Attention for Vision and Diffusion Transformers, 2026, arXiv:2603.09582, with the bias
@@ -193,6 +196,8 @@ class SelfAttention(nn.Module):
             require_of_layer(self, argument, getattr(self, argument), is_whole(getattr(self, argument), 1), WHOLE)
         holds = self.head_size is None or is_whole(self.head_size, 1)
         require_of_layer(self, "head_size", self.head_size, holds, WHOLE)
+        holds = self.rotary_base is None or self.rotary_base > 0
+        require_of_layer(self, "rotary_base", self.rotary_base, holds, "must be positive", "None does not turn")
         rule = "cannot be with `causal`: their scales are means over all tokens"
         require_of_layer(self, "binary_scores", self.binary_scores, not (self.causal and self.binary_scores), rule)
 
@@ -211,6 +216,9 @@ class SelfAttention(nn.Module):
         require_of_layer(self, "context", self.context, not decode or x.shape[1] <= self.context, rule)
         rule = "must be True to decode, for the tokens that follow are not there yet"
         require_of_layer(self, "causal", self.causal, self.causal or not decode, rule)
+        rule, advice = "needs its collection mutable", f"call `apply` with mutable=[{CACHE!r}]"
+        mutable = not decode or self.is_mutable_collection(CACHE)
+        require_of_layer(self, "decode", decode, mutable, rule, advice)
         size = self.head_size or x.shape[-1] // self.heads
         rule = f"must divide the {x.shape[-1]} features of x, where no `head_size` is given,"
         require_of_layer(self, "heads", self.heads, bool(self.head_size or x.shape[-1] % self.heads == 0), rule)
@@ -230,7 +238,9 @@ class SelfAttention(nn.Module):
         shares = nn.softmax(scores).astype(v.dtype)
         y = (self._binary_values(shares, v) if self.binary_values else dot(shares, v)).swapaxes(1, 2).astype(x.dtype)
         y = Normalized(self.center_norm, name="out_norm")(y.reshape(*x.shape[:2], self.heads * size))
-        return BinaryDenseGeneral(x.shape[-1], name="out", **quantizers)(y, **phase)
+        y = BinaryDenseGeneral(x.shape[-1], name="out", **quantizers)(y, **phase)
+        # Behind the last layer, for one-bit inputs of a packed one would make a number of NaN.
+        return jnp.where(first + x.shape[1] <= self.context, y, jnp.asarray(jnp.nan, y.dtype)) if decode else y
 
     @nn.nowrap
     def _binary_scores(self, q: Array, k: Array) -> Float[Array, "batch heads queries keys"]:
@@ -287,9 +297,9 @@ class SelfAttention(nn.Module):
 
     @nn.nowrap
     def _with_those_before(self, name: str, new: Array, first: Array) -> Float[Array, "batch context heads size"]:
-        """The cached keys or values, with new ones from `first` on; NaN where they do not all have a place."""
+        """The cached keys or values, with new ones from `first` on."""
         kept = self.variable(CACHE, name, jnp.zeros, (new.shape[0], self.context, *new.shape[2:]), new.dtype)
         filled = lax.dynamic_update_slice_in_dim(kept.value, new, first, axis=1)
         if not self.is_initializing():
             kept.value = filled
-        return jnp.where(first + new.shape[1] <= self.context, filled, jnp.asarray(jnp.nan, new.dtype))
+        return filled

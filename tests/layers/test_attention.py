@@ -95,6 +95,8 @@ def test_rotary_turns_pairs_and_leaves_products_to_the_distance():
     np.testing.assert_allclose(product(0), product(7), rtol=1e-4)
     with pytest.raises(ValueError, match="must have heads of an even size"):
         rotary(normal(1, 2, 1, 3), jnp.arange(2))
+    with pytest.raises(ValueError, match=r"^`base` \(=0.0\) must be positive; 10000 is usual$"):
+        rotary(x, jnp.arange(5), base=0.0)
 
 
 @pytest.mark.parametrize("center", [True, False])
@@ -149,6 +151,7 @@ def test_initializing_to_decode_keeps_no_tokens():
         ({"heads": 2, "context": 0}, r"`context` \(=0\) must be a positive whole number in layer 'attention'"),
         ({"heads": 3}, r"`heads` \(=3\) must divide the 8 features of x, where no `head_size` is given, in layer"),
         ({"heads": 2, "head_size": -1}, r"`head_size` \(=-1\) must be a positive whole number in layer 'attention'"),
+        ({"heads": 2, "rotary_base": 0.0}, r"`rotary_base` \(=0.0\) must be positive in layer 'attention'; None does"),
         ({"heads": 2, "causal": True, "binary_scores": True}, r"`binary_scores` \(=True\) cannot be with `causal`"),
         ({"heads": 2, "binary_scores": True, "grid": (2, 2)}, r"`grid` \(=\(2, 2\)\) must be .* with 6 places"),
     ],
@@ -156,6 +159,25 @@ def test_initializing_to_decode_keeps_no_tokens():
 def test_impossible_attentions_are_refused(options, text):
     with pytest.raises(ValueError, match=text):
         SelfAttention(**options, name="attention").init(KEY, normal(1, 6, 8))
+
+
+@pytest.mark.full
+def test_a_frozen_attention_with_one_bit_inputs_is_nan_behind_its_context():
+    quantizers = {"input_quantizer": "ste_sign", "kernel_quantizer": "xnor"}
+    attention, x = SelfAttention(heads=2, causal=True, context=3, **quantizers), normal(1, 2, 8)
+    variables = jax.jit(attention.init)(KEY, x)
+    frozen = variables | attention.apply(variables, x, mutable=["packed"])[1]
+    y, cache = attention.apply(frozen, x, decode=True, mutable=["cache"])
+    assert jnp.isfinite(y).all()
+    assert jnp.isnan(attention.apply(frozen | cache, x, decode=True, mutable=["cache"])[0]).all()
+
+
+def test_decoding_needs_a_mutable_cache():
+    attention, x = SelfAttention(heads=2, causal=True), normal(1, 2, 8)
+    variables = attention.init(KEY, x)
+    text = r"^`decode` \(=True\) needs its collection mutable in layer 'SelfAttention'; call `apply` with mutable="
+    with pytest.raises(ValueError, match=text):
+        attention.apply(variables, x, decode=True)
 
 
 def test_what_is_not_causal_is_not_decoded():
