@@ -128,7 +128,7 @@ def _quantize(layer: nn.Module, name: str, x: Array, phase: Phase) -> tuple[Quan
         return _marked(quantizer.apply(x, **given), name, quantizer)
     state = layer.variable("quantizer_state", name, lambda: quantizer.init_state(layer.make_rng("params"), x))
     quantized, updated = quantizer.apply(x, state.value, **given)
-    if phase.train:
+    if phase.train and not layer.is_initializing():
         state.value = lax.stop_gradient(updated)
     return _marked(quantized, name, quantizer)
 

@@ -1,6 +1,7 @@
 """Binary layers: exact integers, the published formulas, padding, errors."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -108,6 +109,16 @@ def test_marks_lower_to_nothing(monkeypatch):
     monkeypatch.setattr("bnn_jax.layers.operands.mark", lambda x, place, values=None: x)
     assert marked == lowered()
     assert "convolution" in marked
+
+
+@pytest.mark.parametrize("options", [{"input_quantizer": "tbn"}, {"kernel_quantizer": "lq_net"}])
+def test_initializing_for_training_leaves_the_state_of_quantizers_as_it_starts(options):
+    layer, x = BinaryDense(3, **options), jnp.asarray(images((4, 6)))
+    variables, start = (jax.jit(partial(layer.init, train=train))(jax.random.key(0), x) for train in (True, False))
+    jax.tree.map(np.testing.assert_array_equal, variables, start)
+    _, after = layer.apply(variables, x, train=True, mutable=["quantizer_state"])
+    pairs = zip(jax.tree.leaves(after), jax.tree.leaves(variables["quantizer_state"]), strict=True)
+    assert any((new != old).any() for new, old in pairs)
 
 
 def test_xnor_formula_with_and_without_the_input_scale():
