@@ -82,7 +82,7 @@ class ChannelInteractions(nn.Module):
     the order of the edges does not matter.
 
     Attributes:
-      edges: (source, target, level) each, channels from 0 on; none is the identity.
+      edges: (source, target, level) each, channels from 0 on, or an array of such rows; none is the identity.
       thresholds: positive; an edge of level l uses the first |l| of them.  In units of y: the integer sums of the
         convolution where both quantizers have scale 1, as with the method's plain sign.
       step: size of one correction, in the same units.
@@ -106,6 +106,8 @@ class ChannelInteractions(nn.Module):
     symmetric: bool = False
 
     def __post_init__(self):
+        edges = self.edges.tolist() if hasattr(self.edges, "tolist") else self.edges
+        self.edges = tuple(tuple(edge) if hasattr(edge, "__iter__") else edge for edge in edges)
         super().__post_init__()
         several = isinstance(self.thresholds, tuple | list) and len(self.thresholds) > 0
         positive = several and all(isinstance(number, int | float) and number > 0 for number in self.thresholds)
@@ -113,7 +115,9 @@ class ChannelInteractions(nn.Module):
         require_of_layer(self, "thresholds", self.thresholds, positive, rule, advice)
         most = len(self.thresholds)
         for edge in self.edges:
-            whole = len(edge) == 3 and all(isinstance(part, int | np.integer) for part in edge)
+            whole = (
+                isinstance(edge, tuple) and len(edge) == 3 and all(isinstance(part, int | np.integer) for part in edge)
+            )
             require_of_layer(self, "edges", edge, whole, "must be (source, target, level)")
             rule, advice = f"must have levels from -{most} to {most}", "give more `thresholds` for more levels"
             require_of_layer(self, "edges", edge, abs(edge[2]) <= most, rule, advice)

@@ -95,6 +95,14 @@ def test_the_corrections_equal_a_loop(edges, thresholds, step, symmetric):
     assert (expected != y).any() == bool(edges)
 
 
+@pytest.mark.parametrize("as_given", [np.array, jnp.array, lambda edges: [list(edge) for edge in edges]])
+def test_edges_come_as_an_array_too(as_given):
+    layer = ChannelInteractions(edges=as_given(EDGES))
+    assert layer == ChannelInteractions(edges=EDGES) and hash(layer) == hash(ChannelInteractions(edges=EDGES))
+    assert layer.apply({}, jnp.full((1, 4), 250.0)).tolist() == [[250.0, 350.0, 250.0, 250.0]]
+    assert ChannelInteractions(edges=np.zeros((0, 3), int)).apply({}, jnp.ones((1, 4))).tolist() == [[1.0] * 4]
+
+
 @pytest.mark.parametrize(
     ("level", "symmetric", "low", "middle", "high"),
     [(1, False, -100, 0, 100), (-1, False, -100, 0, -100), (0, False, 0, 0, 0), (-1, True, 100, 0, -100)],
@@ -118,6 +126,7 @@ def test_the_gradient_is_the_identity_to_the_target_alone():
         ({"edges": ((-1, 0, 1),)}, r"`edges` \(=\(-1, 0, 1\)\) must join channels from 0 to 3"),
         ({"edges": ((0, 1, 2),)}, r"must have levels from -1 to 1 in layer 'ci'; give more `thresholds`"),
         ({"edges": ((0, 1),)}, r"`edges` \(=\(0, 1\)\) must be \(source, target, level\) in layer 'ci'"),
+        ({"edges": (0, 1, 1)}, r"`edges` \(=0\) must be \(source, target, level\) in layer 'ci'"),
         ({"edges": ((0, 1, 0.04),)}, r"`edges` \(=\(0, 1, 0.04\)\) must be \(source, target, level\)"),
         ({"thresholds": ()}, r"`thresholds` \(=\(\)\) must be one or more positive numbers in layer 'ci'"),
         ({"thresholds": (0,)}, r"`thresholds` \(=\(0,\)\) must be one or more positive numbers"),
