@@ -28,7 +28,8 @@ class Recurrent(nn.Module):
       The hidden states behind each token, (batch, tokens, features).
 
     Raises:
-      ValueError: for `features` that are no positive whole number, and a `kernel_quantizer` with a state or randomness.
+      ValueError: for `features` that are no positive whole number, a `kernel_quantizer` with a state or randomness, and
+        no tokens to initialize from.
     """
 
     features: int
@@ -49,6 +50,8 @@ class Recurrent(nn.Module):
     @nn.nowrap
     def gates(self, x: Array, count: int, phase: dict) -> tuple[Iterator[Array], Callable[[Array], Array]]:
         """W_x x_t + b of each token t, and h -> W_h h, both with the numbers of `count` gates side by side."""
+        rule = "must have a token at least to initialize from"
+        require_of_layer(self, "x.shape", x.shape, x.shape[1] > 0 or not self.is_initializing(), rule)
         quantizers = {kind: getattr(self, kind) for kind in QUANTIZERS} | {"param_dtype": self.param_dtype}
         of_inputs = BinaryDense(count * self.features, use_bias=True, name="inputs", **quantizers)
         of_hidden = BinaryDense(count * self.features, name="hidden", **quantizers)

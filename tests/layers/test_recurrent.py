@@ -90,3 +90,12 @@ def test_kernels_that_change_from_token_to_token_are_refused(kernel):
     text = r"`kernel_quantizer` \(='Quantizer'\) must be the same for every token; .* in layer 'gru'"
     with pytest.raises(ValueError, match=text):
         BinaryGRU(4, kernel_quantizer=kernel, name="gru")
+
+
+@pytest.mark.parametrize("layer", [BinaryLSTM, BinaryGRU])
+def test_no_tokens_to_initialize_from_are_refused(layer):
+    text = r"`x.shape` \(=\(2, 0, 5\)\) must have a token at least to initialize from in layer 'rnn'"
+    with pytest.raises(ValueError, match=text):
+        jax.eval_shape(layer(4, name="rnn").init, jax.random.key(0), jnp.zeros((2, 0, 5)))
+    variables = jax.eval_shape(layer(4).init, jax.random.key(0), jnp.zeros((2, 1, 5)))
+    assert jax.eval_shape(layer(4).apply, variables, jnp.zeros((2, 0, 5))).shape == (2, 0, 4)
