@@ -111,7 +111,9 @@ def test_marks_lower_to_nothing(monkeypatch):
     assert "convolution" in marked
 
 
-@pytest.mark.parametrize("options", [{"input_quantizer": "tbn"}, {"kernel_quantizer": "lq_net"}])
+@pytest.mark.parametrize(
+    "options", [{"input_quantizer": "tbn"}, pytest.param({"kernel_quantizer": "lq_net"}, marks=pytest.mark.full)]
+)
 def test_initializing_for_training_leaves_the_state_of_quantizers_as_it_starts(options):
     layer, x = BinaryDense(3, **options), jnp.asarray(images((4, 6)))
     variables, start = (jax.jit(partial(layer.init, train=train))(jax.random.key(0), x) for train in (True, False))
