@@ -124,18 +124,23 @@ def has_begun(workdir: Path) -> bool:
 
 
 def check_workdir(config: Config, workdir: Path, *, extend: bool = False) -> None:
-    """Refuse a folder in which a run of another config has begun.
+    """Refuse a folder in which a run of another config has begun, or one has ended whose config is lost.
 
     Args:
       extend: go on for more epochs also where something spans the whole run, see
         :func:`bnn_jax.training.resuming.what_spans_the_run`.
 
     Raises:
-      UsageError: for one; names the first setting that differs, or what spans the run.
+      UsageError: for one; names the first setting that differs, what spans the run, or that the config is lost.
     """
     recorded = _recorded_configs(workdir) if has_begun(workdir) else []
     differing = [differing_key(other, config) for other in recorded]
     if not recorded:
+        if any((workdir / name).exists() for name in ENDS):
+            raise UsageError(
+                f"{workdir} holds the result of a run whose config is lost or damaged; move that folder away, or train "
+                "with `--overwrite`"
+            )
         return
     if None not in differing:
         key, old = differing[0], recorded[0]

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,7 +14,15 @@ import pytest
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.training.checkpoint import save_checkpoint
 from bnn_jax.training.config import Config, ModelConfig, OptimConfig, to_dict
-from bnn_jax.training.run_folder import DamagedFileWarning, claim_workdir, locked, read_config, why_rejected
+from bnn_jax.training.run_folder import (
+    DamagedFileWarning,
+    check_workdir,
+    claim_workdir,
+    locked,
+    read_config,
+    why_rejected,
+    write_checksummed,
+)
 
 CONFIG = Config("mine", epochs=3, batch_size=8, model=ModelConfig("resnet6"), optim=OptimConfig("sgd"))
 OTHER = replace(CONFIG, seed=7)
@@ -48,6 +57,26 @@ def test_a_rejected_checkpoint_does_not_take_over_a_run_without_config(tmp_path)
     assert read_config(tmp_path) == CONFIG
     with pytest.raises(UsageError, match=r"`seed` is 7 now, but .* holds a run with 0; choose another `--workdir`"):
         claim_workdir(OTHER, tmp_path)
+
+
+@pytest.mark.parametrize("end", ["result.json", "diverged.json"])
+@pytest.mark.parametrize("damaged", [True, False])
+def test_a_result_whose_config_is_lost_is_nobodys(tmp_path, end, damaged):
+    write_checksummed(tmp_path / end, {"seed": 0, "epochs": 3})
+    warned = pytest.warns(DamagedFileWarning) if damaged else nullcontext()
+    if damaged:
+        (tmp_path / "config.json").write_text("{")
+    for function in (check_workdir, claim_workdir):
+        with (
+            warned,
+            pytest.raises(
+                UsageError,
+                match=rf"^{tmp_path} holds the result of a run whose config is lost or damaged; move that folder away, "
+                r"or train with `--overwrite`$",
+            ),
+        ):
+            function(CONFIG, tmp_path)
+    assert (tmp_path / end).exists()
 
 
 def test_a_damaged_config_and_no_checkpoint(tmp_path):
