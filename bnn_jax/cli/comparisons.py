@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from bnn_jax.analysis.accounting import account_model
+from bnn_jax.analysis.accounting import REAL_BITS, account_model
 from bnn_jax.analysis.gradient_paths import module_gradient_paths
 from bnn_jax.analysis.provenance import provenance
 from bnn_jax.analysis.published_sizes import WEIGHTS
@@ -24,7 +24,7 @@ from bnn_jax.paths import folder_name
 from bnn_jax.quantizers.quantizer import takes_array
 from bnn_jax.sweeps.comparison import compare
 from bnn_jax.sweeps.results import Results
-from bnn_jax.training.config import Config, config_module, load_config, select_optimizer
+from bnn_jax.training.config import Config, config_module, load_config, running, select_optimizer
 from bnn_jax.training.experiment import make_model
 from bnn_jax.training.overrides import check_applied
 from bnn_jax.training.validation import validate
@@ -63,7 +63,13 @@ def optimizer_rows(config: Config, optimizers: Iterable[str], losses: Mapping[st
 
 
 def _labels(argument: str, names: list[Any]) -> list[str]:
-    """The last part of each name, the whole one where two have the same; they are folders too."""
+    """The last part of each name, the whole one where two have the same; they are folders too.
+
+    Raises:
+      UsageError: for no name, and one that is given twice.
+    """
+    if not names:
+        raise UsageError(f"`{argument}` must name at least one; leave it out for the usual ones")
     if len(set(names)) < len(names):
         given = " ".join(map(str, names))
         raise UsageError(f"`{argument}` (={given}) must differ from each other; leave one out")
@@ -90,17 +96,35 @@ def rows_of_config(options: ComparisonOptions, labels: Iterable[str]) -> Rows | 
     """The rows that the config's `get_rows(config)` makes, those of `labels` or all; None if it has no such function.
 
     Raises:
-      UsageError: for a label that no row has, and an override that no row takes.
+      UsageError: for a label that no row has, an override that no row takes, and a function that raises an error or
+        returns something else.
     """
     get_rows = getattr(config_module(options.config), "get_rows", None)
     if get_rows is None:
         return None
-    rows = get_rows(options.settings)
+
+    def make(config: Config) -> Rows:
+        with running(options.config):
+            rows = get_rows(config)
+        if not (isinstance(rows, Mapping) and rows and all(map(_is_row, rows.items()))):
+            raise UsageError(
+                f"`--config` (={options.config}) must have a get_rows(config) that returns rows, each as label: "
+                "(Config, {header: cell})"
+            )
+        return rows
+
+    rows = make(options.settings)
     for label in labels:
         if label not in rows:
             raise unknown_name("rows", label, rows)
-    check_applied(load_config(options.config), options.settings, get_rows, f"get_rows() of {options.config}")
+    check_applied(load_config(options.config), options.settings, make, f"get_rows() of {options.config}")
     return {label: rows[label] for label in rows if label in labels or not labels}
+
+
+def _is_row(item: tuple[Any, Any]) -> bool:
+    label, row = item
+    pair = isinstance(row, tuple) and len(row) == 2
+    return isinstance(label, str) and pair and isinstance(row[0], Config) and isinstance(row[1], Mapping)
 
 
 def estimator_rows_of(options: ComparisonOptions, labels: Iterable[str]) -> Rows:
@@ -155,8 +179,16 @@ def architecture_rows(options: ComparisonOptions, labels: Iterable[str]) -> Rows
 
 
 def weight_bits(network: Any, image_shape: tuple[int, ...]) -> Described:
-    """The bits of the convolution weights of the frozen network."""
-    return {"columns": {"weight bits": f"{account_model(network, image_shape).convolution_bits:,}"}}
+    """The bits of the weights of the frozen network.
+
+    Beside convolutions real matrices are left out, as in So's survey of gradient estimators.
+    """
+    account = account_model(network, image_shape)
+    matrices = [layer for layer in account.layers if not layer.convolution]
+    if account.convolution_bits:
+        matrices = [layer for layer in matrices if layer.weight_bits < REAL_BITS]
+    bits = account.convolution_bits + sum(layer.weights * layer.weight_bits for layer in matrices)
+    return {"columns": {"weight bits": f"{bits:,}"}}
 
 
 def costs_and_paths(network: Any, image_shape: tuple[int, ...]) -> Described:

@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -40,7 +41,8 @@ class DataConfig:
     """Where the images come from, how they are split and augmented."""
 
     name: str = "digits"
-    """digits, a FILE.npz, a FOLDER with a folder of images for each class, or a set prepared for TFDS."""
+    """digits, a FILE.npz, a FOLDER with a folder of images for each class, a set prepared for TFDS; a FILE.txt, or
+    text, the docstrings of this package, for networks of text."""
     data_dir: str | None = None
     """Folder that holds folders of images and prepared TFDS sets."""
     validation_examples: int | None = None
@@ -292,11 +294,13 @@ def load_config(path: str | Path) -> Config:
     What cannot be imported by a name of its own is named by where the file's config has it.
 
     Raises:
-      UsageError: as :func:`config_module`; if it does not define `get_config`, or that returns something else.
+      UsageError: as :func:`config_module`; if it does not define `get_config`, or that raises an error or returns
+        something else.
     """
     module = config_module(path)
     get_config = getattr(module, "get_config", None)
-    config = get_config() if callable(get_config) else None
+    with running(path):
+        config = get_config() if callable(get_config) else None
     if not isinstance(config, Config):
         raise UsageError(f"`--config` (={path}) must define a function get_config() that returns a bnn_jax Config")
     return with_names(config, lambda where, thing: name_of(thing) or f"{module.__file__}:get_config().{where}")
@@ -309,8 +313,21 @@ def config_module(path: str | Path) -> ModuleType:
       UsageError: as :func:`find_config`; if the file raises an error, with its line.
     """
     path = find_config(path)
-    try:
+    with running(path):
         return module_of_file(path)
+
+
+@contextmanager
+def running(path: str | Path) -> Iterator[None]:
+    """Tell what the code of a config's file raises as an error of `--config`, with its line.
+
+    Raises:
+      UsageError: for any error, and one of these as it is.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
     except Exception as error:
         raise UsageError(f"`--config` (={path}) cannot be run: {why_not_run(error)}") from error
 

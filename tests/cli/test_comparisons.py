@@ -15,11 +15,13 @@ from bnn_jax.cli.comparisons import (
     optimizer_rows,
     rows_of_config,
     sign_estimators,
+    weight_bits,
 )
 from bnn_jax.cli.options import ComparisonOptions
 from bnn_jax.errors import UsageError
-from bnn_jax.training.config import OptimConfig, load_config
+from bnn_jax.training.config import ModelConfig, OptimConfig, load_config
 from bnn_jax.training.experiment import make_model
+from bnn_jax.training.validation import with_published_quantizers
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CONFIG = CONFIGS / "cifar10_architectures.py"
@@ -136,6 +138,37 @@ def test_rows_that_do_not_exist():
         estimator_rows(load_config(CONFIGS / "digits_xnor.py"), ["ste_sing"], "inputs")
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("{}['width']", r"cannot be run: KeyError: 'width' \(.*mine\.py, line 3\)$"),
+        ("{'a': config}", r"must have a get_rows\(config\) that returns rows, each as label: \(Config, \{header: cell"),
+        ("{'a': (config, 'cell')}", r"must have a get_rows\(config\) that returns rows"),
+        ("{1: (config, {})}", r"must have a get_rows\(config\) that returns rows"),
+        ("{}", r"must have a get_rows\(config\) that returns rows"),
+        ("None", r"must have a get_rows\(config\) that returns rows"),
+    ],
+)
+def test_what_get_rows_must_return(tmp_path, rows, message):
+    text = f"def get_config(): return load_config('digits_xnor')\ndef get_rows(config): return {rows}\n"
+    (tmp_path / "mine.py").write_text(f"from bnn_jax.training.config import load_config\n{text}")
+    options = ComparisonOptions(settings=load_config("digits_xnor"), config=tmp_path / "mine.py")
+    with pytest.raises(UsageError, match=rf"^`--config` \(=.*mine\.py\) {message}"):
+        rows_of_config(options, [])
+
+
+def test_weight_bits_of_networks_with_and_without_convolutions():
+    def bits(name, **settings):
+        model = with_published_quantizers(ModelConfig(name, **settings))
+        return weight_bits(make_model(model, num_classes=10), (8, 8, 1))["columns"]["weight bits"]
+
+    weights = 64 * 8 + 2 * 8 * 8 + 8 * 10
+    assert bits("mnist_mlp", width=8) == f"{weights}"
+    assert bits("mnist_mlp", width=8, kernel_quantizer="full_precision") == f"{32 * weights:,}"
+    # A real stem and binary blocks; the classifier is real and no convolution.
+    assert bits("resnet6", width=4, kernel_quantizer="binary") == f"{9 * (16 + 16 + 32 + 64) + 32 * 9 * 4:,}"
+
+
 def test_rows_of_ones_own():
     """An estimator and an optimizer by their names to import; a row, and its folder, has the last part."""
     config = load_config(CONFIGS / "digits_xnor.py")
@@ -165,6 +198,8 @@ def test_rows_whose_names_end_alike_are_two_and_a_name_given_twice_is_refused():
     assert list(estimator_rows(config, own, "both")) == own
     with pytest.raises(UsageError, match=r"`optimizers` \(=sgd adam sgd\) must differ from each other; leave one out"):
         optimizer_rows(config, ["sgd", "adam", "sgd"], {"cross_entropy": {}})
+    with pytest.raises(UsageError, match=r"`optimizers` must name at least one; leave it out for the usual ones"):
+        optimizer_rows(config, [], {"cross_entropy": {}})
     with pytest.raises(UsageError, match=r"`estimators` \(=swish swish\) must differ"):
         estimator_rows(config, ["swish", "swish"], "both")
 

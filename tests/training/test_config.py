@@ -392,6 +392,9 @@ def test_unknown_optimizer_and_config_file(tmp_path):
     (tmp_path / "empty.py").write_text("x = 1\n")
     with pytest.raises(UsageError, match=r"empty\.py\) must define a function get_config\(\)"):
         load_config(tmp_path / "empty.py")
+    (tmp_path / "broken.py").write_text("def get_config():\n    return {}['width']\n")
+    with pytest.raises(UsageError, match=r"broken\.py\) cannot be run: KeyError: 'width' \(.*broken\.py, line 2\)$"):
+        load_config(tmp_path / "broken.py")
 
 
 def test_from_dict_names_the_nearest_key():
