@@ -12,7 +12,7 @@ import tyro
 
 from bnn_jax.cli.options import TrainedOptions, parse_options, refuse_unread
 from bnn_jax.compilation import use_compilation_cache
-from bnn_jax.data import Split, in_batches
+from bnn_jax.data import Dataset, ImageStream, Split, in_batches
 from bnn_jax.errors import UsageError
 from bnn_jax.packed import load
 from bnn_jax.training.config import DataConfig
@@ -68,15 +68,36 @@ def _data_of(recorded: Any) -> dict[str, Any]:
     return {name: recorded[name] for name in known if name in recorded} if isinstance(recorded, dict) else {}
 
 
+def _load_other(name: str, recorded: dict[str, Any], data_dir: str | None) -> Dataset | ImageStream:
+    """Load another set than the one that a file names.
+
+    Of that one's settings hold the bytes of an example for a text, and the preprocessing for files of images.  It is
+    divided as that one where it can be, so that one which was moved has the same splits.
+    """
+    is_text = name == "text" or name.endswith(".txt")
+    of_files = not is_text and name != "digits" and not name.endswith(".npz")
+    kept = ("tokens",) if is_text else ("preprocessing", "image_size", "stream") if of_files else ()
+
+    def loaded(*names):
+        return load_data(DataConfig(name, data_dir, **{key: recorded[key] for key in names if key in recorded}))
+
+    try:
+        return loaded(*kept, "validation_examples", "split_seed")
+    except UsageError:
+        return loaded(*kept)
+
+
 def evaluate_file(arguments: Arguments) -> str:
     """What the packed network of a file reaches."""
     refuse_unread(arguments, ("which",), "is for a run; a file holds one network")
     network = load(arguments.workdir, model=arguments.model)
     data = _data_of(network.metadata["tested"].get("data"))
-    data |= {} if arguments.data is None else {"name": arguments.data}
-    if "name" not in data:
+    if arguments.data is None and "name" not in data:
         raise UsageError(f"`data` must name a data set, for {arguments.workdir} names none; as --data cifar10")
-    dataset = load_data(DataConfig(**data | {"data_dir": arguments.data_dir}))
+    if arguments.data is None:
+        dataset = load_data(DataConfig(**data | {"data_dir": arguments.data_dir}))
+    else:
+        dataset = _load_other(arguments.data, data, arguments.data_dir)
     given = (dataset.image_shape, dataset.num_classes)
     wanted = (network.metadata["image_shape"], network.metadata["num_classes"])
     if given != wanted:
