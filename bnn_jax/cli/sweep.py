@@ -20,7 +20,7 @@ from bnn_jax.extras import import_extra
 from bnn_jax.names import last_part
 from bnn_jax.sweeps.comparison import sweep
 from bnn_jax.sweeps.grid import parse_axes, split_axes
-from bnn_jax.training.overrides import parse
+from bnn_jax.training.overrides import parse_with_overrides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Arguments(SweepOptions):
 
 def main() -> None:
     texts, argv = split_axes(sys.argv[1:])
-    arguments = parse(Arguments, __doc__, argv=argv, axes=texts)
+    arguments, overrides = parse_with_overrides(Arguments, __doc__, argv=argv, axes=texts)
     config = arguments.settings
     if arguments.seeds < 1:
         raise UsageError(f"`--seeds` (={arguments.seeds}) must be at least 1; it is the number of seeds")
@@ -46,6 +46,6 @@ def main() -> None:
     use_compilation_cache()
     if arguments.execution not in ("auto", "vmapped"):
         refuse_unread(arguments, ("group_size",), "is for `--execution vmapped`")
-    options = arguments.engine() | {"group_size": arguments.group_size}
+    options = arguments.engine() | {"group_size": arguments.group_size, "overrides": overrides}
     with arguments.tables() as tables:
         report(sweep(config, axes, workdir, seeds=seeds, **options), name, workdir, tables)

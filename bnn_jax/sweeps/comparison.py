@@ -7,14 +7,15 @@ from typing import Any
 
 from bnn_jax.checks import require
 from bnn_jax.errors import UsageError
+from bnn_jax.names import record_of
 from bnn_jax.paths import local_path
-from bnn_jax.sweeps.engine import Datasets, Run, run_all
-from bnn_jax.sweeps.grid import grid_cells
+from bnn_jax.sweeps.engine import Datasets, Run, dataset_of, run_all
+from bnn_jax.sweeps.grid import grid_cells, recorded_value
 from bnn_jax.sweeps.results import CELL, Results, Row
 from bnn_jax.sweeps.tuning import TUNING_SEED, tune_cells
 from bnn_jax.training.config import Config, flatten, to_dict, without_tuning
 from bnn_jax.training.data_record import describe_dataset
-from bnn_jax.training.input_pipeline import load_data, with_data
+from bnn_jax.training.input_pipeline import with_data
 from bnn_jax.training.run_folder import has_begun
 from bnn_jax.training.validation import validate
 
@@ -45,18 +46,18 @@ def compare(
       The results, less name, command and provenance; the settings of a row are those in which rows differ.
 
     Raises:
-      UsageError: for names or values that cannot run, rows on other data, settings that cannot be tuned, and tuning
-        where runs without it lie, before anything runs.
+      UsageError: for no rows or seeds, names or values that cannot run, rows on other data, settings that cannot be
+        tuned, and tuning where runs without it lie, before anything runs.
     """
+    require("cells", dict(cells), bool(cells), "must have at least one row", "add one", error=UsageError)
+    _check_seeds(seeds)
     workdir, (cells, datasets) = local_path("workdir", workdir), _on_data(cells, data)
     cells, options = {label: validate(cell) for label, cell in cells.items()}, options | {"datasets": datasets}
     for cell in cells.values():
         for seed in seeds:
             validate(replace(cell, seed=seed))
-    if len(set(seeds)) != len(seeds) or TUNING_SEED in seeds:
-        raise UsageError(
-            f"`seeds` (={list(seeds)}) must differ from each other and from {TUNING_SEED}, the trials' own"
-        )
+    if TUNING_SEED in seeds:
+        raise UsageError(f"`seeds` (={list(seeds)}) must differ from {TUNING_SEED}, the trials' own; choose another")
     for name in ("name", "data_dir", "validation_examples", "split_seed"):
         each = {label: getattr(cell.data, name) for label, cell in cells.items()}
         rule = "must be the same for every row, or their accuracies are of other images"
@@ -82,6 +83,7 @@ def sweep(
     *,
     seeds: Sequence[int],
     data: Any | None = None,
+    overrides: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Results:
     """Train every combination of the axes' values with every seed; finished runs are not run again.
@@ -92,22 +94,32 @@ def sweep(
       workdir: each run has its own folder in it, `<label of the cell>/seed<k>`.
       seeds: of the runs.
       data: of all cells in place of their own, as :func:`bnn_jax.training.loop.train` takes them.
+      overrides: values that hold in every cell, as :func:`bnn_jax.sweeps.grid.grid_cells` takes them.
       **options: as :func:`bnn_jax.sweeps.engine.run_all` takes them, but for `datasets`.
 
     Returns:
-      The results, less name, command and provenance.
+      The results, less name, command and provenance; of a thing among the values, as a class, its record.
 
     Raises:
-      UsageError: for values that cannot run, before anything runs.
+      UsageError: for an option that is not known, no seeds, and values that cannot run, before anything runs.
     """
+    _check_seeds(seeds)
     workdir = local_path("workdir", workdir)
-    grid = grid_cells(config, axes)
+    grid = grid_cells(config, axes, overrides)
     cells, datasets = _on_data({label: cell for label, (cell, _) in grid.items()}, data)
     cells, options = {label: validate(cell) for label, cell in cells.items()}, options | {"datasets": datasets}
     settings = {label: values for label, (_, values) in grid.items()}
     rows, described = _train_rows(cells, settings, workdir, seeds, options)
-    axes = {name: list(values) for name, values in axes.items()}
+    axes = {name: [recorded_value(value) for value in values] for name, values in axes.items()}
+    if data is not None:
+        config = replace(config, data=replace(config.data, name=next(iter(cells.values())).data.name))
     return Results(rows=rows, datasets=described, config=to_dict(config), compared=CELL, axes=axes)
+
+
+def _check_seeds(seeds: Sequence[int]) -> None:
+    require("seeds", list(seeds), len(seeds) > 0, "must have at least one", "as 0 1 2", error=UsageError)
+    differ = len(set(seeds)) == len(seeds)
+    require("seeds", list(seeds), differ, "must differ from each other", "leave one out", error=UsageError)
 
 
 def _on_data(cells: Mapping[str, Config], data: Any | None) -> tuple[dict[str, Config], Datasets]:
@@ -141,16 +153,13 @@ def _train_rows(
     ]
     loaded = options["datasets"]
     found = iter(run_all(runs, **options))
-    described = {}
-    for data in dict.fromkeys(cell.data for cell in cells.values()):
-        if data not in loaded:
-            loaded[data] = load_data(data)
-        described[data] = describe_dataset(loaded[data])
+    used = dict.fromkeys(cell.data for cell in cells.values())
+    described = {data: describe_dataset(dataset_of(data, loaded)) for data in used}
     rows = [
         Row(
             label,
-            cell.optim.name,
-            cell.loss,
+            _recorded_name(cell.optim.name),
+            _recorded_name(cell.loss),
             [next(found) for _ in seeds],
             settings[label],
             steps=cell.epochs * (len(loaded[cell.data].train) // cell.batch_size),
@@ -160,6 +169,10 @@ def _train_rows(
     ]
     sets = list(described.values())
     return rows, [one for number, one in enumerate(sets) if one not in sets[:number]]
+
+
+def _recorded_name(named: Any) -> str:
+    return named if isinstance(named, str) else record_of(named)
 
 
 def _differing_settings(cells: Mapping[str, Config]) -> dict[str, dict[str, Any]]:

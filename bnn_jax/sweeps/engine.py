@@ -40,6 +40,18 @@ class Run(NamedTuple):
 Datasets = dict[DataConfig, Dataset | ImageStream]
 """Those that are loaded."""
 
+LOADED_BY = (
+    "name",
+    "data_dir",
+    "validation_examples",
+    "split_seed",
+    "stream",
+    "preprocessing",
+    "image_size",
+    "tokens",
+)
+"""The settings of data that decide what is loaded; the others are of what is done to a batch."""
+
 
 def run_all(
     runs: Sequence[Run],
@@ -129,7 +141,7 @@ def train_one(run: Run, datasets: Datasets, on_progress: OnProgress) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", StepSizeWarning)
-            train(run.config, run.workdir, data=_dataset(run.config, datasets), on_progress=on_progress)
+            train(run.config, run.workdir, data=dataset_of(run.config.data, datasets), on_progress=on_progress)
     except Diverged as error:
         _record_diverged(run, str(error))
 
@@ -142,10 +154,16 @@ def _record_diverged(run: Run, sentence: str) -> None:
     write_checksummed(run.workdir / "diverged.json", result | dict.fromkeys((*numbers, *others)))
 
 
-def _dataset(config: Config, datasets: Datasets) -> Dataset | ImageStream:
-    if config.data not in datasets:
-        datasets[config.data] = load_data(config.data)
-    return datasets[config.data]
+def dataset_of(data: DataConfig, datasets: Datasets) -> Dataset | ImageStream:
+    """The set of these settings; it is loaded, and added to those that are, if none of them is the same one."""
+
+    def loaded_by(settings):
+        return [getattr(settings, name) for name in LOADED_BY]
+
+    if data not in datasets:
+        same = [found for other, found in datasets.items() if loaded_by(other) == loaded_by(data)]
+        datasets[data] = same[0] if same else load_data(data)
+    return datasets[data]
 
 
 def _run_sequentially(runs: list[Run], datasets: Datasets, *, on_finished: Callable[[Run], None], **_) -> None:
@@ -201,7 +219,9 @@ def _trained_together(group: list[Run], title: str, datasets: Datasets) -> list[
     configs, workdirs = [run.config for run in group], [run.workdir for run in group]
     try:
         with progress_display(title) as on_progress:
-            return train_together(configs, workdirs, data=_dataset(configs[0], datasets), on_progress=on_progress)
+            return train_together(
+                configs, workdirs, data=dataset_of(configs[0].data, datasets), on_progress=on_progress
+            )
     except JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -224,7 +244,7 @@ def _choose(runs: list[Run], group_size: int | None, datasets: Datasets) -> tupl
         return "sequential", f"{reason} cannot be mapped"
     group = max(_groups(runs), key=len)
     config = group[0].config
-    info = image_info(_dataset(config, datasets))
+    info = image_info(dataset_of(config.data, datasets))
     return choose_execution(config, info, members=min(len(group), group_size or len(group)))
 
 

@@ -1,5 +1,6 @@
 """A grid of configs from a command line on which options have several values."""
 
+import hashlib
 import itertools
 import typing
 from collections.abc import Mapping, Sequence
@@ -9,13 +10,17 @@ from typing import Any
 
 import tyro
 
-from bnn_jax.errors import UsageError
+from bnn_jax.errors import UsageError, unknown_name
+from bnn_jax.names import IN_MEMORY, last_part, name_of, record_of
 from bnn_jax.paths import folder_name
-from bnn_jax.training.config import Config
-from bnn_jax.training.overrides import check_read, settled
+from bnn_jax.training.config import Config, with_names
+from bnn_jax.training.overrides import TUNING, check_read, given_settings, is_of, settled
 
 SCALARS = {int, float, bool, str, Any}
 """Types of one value; a name, or the thing that it stands for, is Any."""
+
+LONGEST_RECORD = 60
+"""Characters of what a thing without a name is called in a table and in the name of a folder."""
 
 
 def scalar_options(kind: type = Config, prefix: str = "") -> list[str]:
@@ -44,12 +49,22 @@ def is_setting(name: str) -> bool:
     return name in scalar_options() or _holds_options(name.rpartition(".")[0])
 
 
-def _holds_options(name: str) -> bool:
-    """Whether a dotted name is that of a field of the config which holds an option for each name."""
+def kind_of(name: str) -> Any:
+    """The type of the setting of a dotted name, that of its values for an option; None where there is no such setting.
+
+    >>> kind_of("optim.learning_rate"), kind_of("distillation.losses.knowledge"), kind_of("optim.rate")
+    (<class 'float'>, <class 'float'>, None)
+    """
     hint: Any = Config
     for part in name.split("."):
-        hint = typing.get_type_hints(hint).get(part) if is_dataclass(hint) else None
-    return typing.get_origin(hint) is dict
+        of_options = typing.get_args(hint)[1] if typing.get_origin(hint) is dict else None
+        hint = typing.get_type_hints(hint).get(part) if is_dataclass(hint) else of_options
+    return hint
+
+
+def _holds_options(name: str) -> bool:
+    """Whether a dotted name is that of a field of the config which holds an option for each name."""
+    return typing.get_origin(kind_of(name)) is dict
 
 
 def split_axes(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
@@ -63,7 +78,7 @@ def split_axes(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
     ({'optim.options.threshold': ['1e-6', '1e-5']}, [])
 
     Raises:
-      UsageError: if an axis is given twice; for several values of `seed`.
+      UsageError: if an axis is given twice; for several values of `seed`, or of a setting of tuning.
     """
     axes, rest = {}, []
     starts = [index for index, word in enumerate(argv) if word.startswith("--")]
@@ -75,9 +90,15 @@ def split_axes(argv: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
             continue
         if name == "seed":
             raise UsageError(f"`--seed` (={' '.join(values)}) is the first seed; `--seeds` says how many there are")
+        if is_of(name, TUNING):
+            raise UsageError(
+                f"`{argv[start]}` (={' '.join(values)}) is for `--tune` of a comparison, not for a grid; leave it out"
+            )
         if name in axes:
             raise UsageError(f"`--{name}` (={' '.join(values)}) is given twice; give all of its values once")
         axes[name] = values
+    if twice := sorted(given_settings(rest) & {*axes}):
+        raise UsageError(f"`--{twice[0]}` (={' '.join(axes[twice[0]])}) is given twice; give all of its values once")
     return axes, rest
 
 
@@ -100,28 +121,70 @@ def parse_axes(config: Config, texts: Mapping[str, Sequence[str]]) -> dict[str, 
     return axes
 
 
-def grid_cells(config: Config, axes: Mapping[str, Sequence[Any]]) -> dict[str, tuple[Config, dict[str, Any]]]:
+def grid_cells(
+    config: Config, axes: Mapping[str, Sequence[Any]], overrides: Mapping[str, Any] | None = None
+) -> dict[str, tuple[Config, dict[str, Any]]]:
     """Label -> config and values, for each combination of the values, the last axis fastest.
 
-    Every name has its own settings, see :func:`bnn_jax.training.overrides.settled`.
+    Every name has its own settings, see :func:`bnn_jax.training.overrides.settled`.  In labels and values a thing, as a
+    class, stands by what :func:`bnn_jax.names.record_of` says of it.
 
     >>> list(grid_cells(Config("test", 1, 32), {"optim.momentum": (0.0, 0.9), "epochs": (1, 2)}))[:2]
     ['momentum=0.0,epochs=1', 'momentum=0.0,epochs=2']
 
+    Args:
+      config: of which the options that are no axes are taken.
+      axes: dotted name of an option -> its values.
+      overrides: dotted name of an option -> the value that it has in every cell, whatever name an axis brings; what
+        `config` has of another name stays behind.
+
     Raises:
-      UsageError: for an optimizer without settings of its own, and an axis that no cell reads.
+      UsageError: for an axis that is not known or has no values or the same twice; for an optimizer without settings of
+        its own, and an axis that no cell reads.
     """
-    cells = {}
+    for name, values in axes.items():
+        _check_axis(name, values)
+    overrides, cells = overrides or {}, {}
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values))
         cell = config
-        for name, value in chosen.items():
+        for name, value in (*overrides.items(), *chosen.items()):
             cell = with_setting(cell, name, value)
-        label = ",".join(f"{short_name(name)}={value}" for name, value in chosen.items()) or "all"
+        recorded = {name: recorded_value(value) for name, value in chosen.items()}
+        label = ",".join(f"{short_name(name)}={value}" for name, value in recorded.items()) or "all"
         # It is also the name of a folder.
-        cells[folder_name(label)] = (settled(config, cell, chosen), chosen)
+        if folder_name(label) in cells:
+            raise UsageError(f"`axes` (={recorded}) must have values that are written differently; leave one out")
+        cells[folder_name(label)] = (settled(config, cell, {*overrides, *chosen}), recorded)
     check_read([cell for cell, _ in cells.values()], axes)
     return cells
+
+
+def recorded_value(value: Any) -> Any:
+    """The value of a setting, with its record for a thing; of a long record a digest, for it is part of a label.
+
+    >>> recorded_value(max), recorded_value("hinge"), recorded_value((1, 2))
+    ('builtins:max', 'hinge', (1, 2))
+    """
+
+    def recorded(where: str, thing: Any) -> str:
+        record = record_of(thing)
+        if name_of(thing) or len(record) <= LONGEST_RECORD:
+            return record
+        return f"{IN_MEMORY}{last_part(thing)} {hashlib.sha256(record.encode()).hexdigest()[:8]}"
+
+    return value if isinstance(value, str) else with_names(value, recorded)
+
+
+def _check_axis(name: str, values: Sequence[Any]) -> None:
+    if name == "seed":
+        raise UsageError("`axes` (='seed') must be of other settings; name the seeds with `seeds`")
+    if is_of(name, TUNING):
+        raise UsageError(f"`axes` (={name!r}) is for the tuning of a comparison, not for a grid; leave it out")
+    if kind_of(name) is None:
+        raise unknown_name("axes", name, [known for known in scalar_options() if known not in ("seed", *TUNING)])
+    if len(values) == 0:
+        raise UsageError(f"`axes` (={{{name!r}: {values}}}) must have at least one value of each option; leave it out")
 
 
 def short_name(name: str) -> str:

@@ -148,7 +148,7 @@ def settings_at_edge(tuned: dict[str, Any]) -> dict[str, float]:
     """
     at_edge = {}
     for name, value in tuned["chosen"].items():
-        values = {trial[name] for trial in tuned["trials"]}
+        values = {trial[name] for trial in tuned["trials"] if type(trial[name]) in (int, float)}
         if len(values) > 1 and type(value) in (int, float) and value != 0 and value in (min(values), max(values)):
             at_edge[name] = value
     return at_edge

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from bnn_jax.checks import require
+from bnn_jax.data.sources import IN_MEMORY
 from bnn_jax.errors import UsageError, renamed, unknown_name
 from bnn_jax.paths import folder_name
-from bnn_jax.sweeps.engine import Run, run_all
-from bnn_jax.sweeps.grid import is_setting, scalar_options, with_setting
+from bnn_jax.sweeps.engine import LOADED_BY, Run, run_all
+from bnn_jax.sweeps.grid import is_setting, kind_of, scalar_options, with_setting
 from bnn_jax.training.config import Config, OptimConfig, without_tuning
 from bnn_jax.training.validation import validate
 
@@ -24,6 +25,21 @@ TUNING_SEED = 1000
 
 POINTS = 1024
 """Of the sequence; those that make a trial which has been made are passed over."""
+
+NOT_TUNED = (
+    "name",
+    "epochs",
+    "seed",
+    "tune_trials",
+    "tune_epochs",
+    "scan_steps",
+    "checkpoint_every_epochs",
+    "data.name",
+    "data.data_dir",
+    "data.split_seed",
+    "data.validation_examples",
+)
+"""Settings that all trials share, or that change no accuracy."""
 
 Settings: TypeAlias = dict[str, Any]
 Tried: TypeAlias = Sequence[tuple[Settings, float | None]]
@@ -46,11 +62,12 @@ def tune_cells(cells: Mapping[str, Config], workdir: Path, **options: Any) -> tu
       The trials as a table, and the cells with the chosen settings.
 
     Raises:
-      UsageError: before anything runs, for a setting that is not known or a value that cannot run, and for a cell that
-        names none, or more values than it may try; for budgets that differ.
+      UsageError: before anything runs, for a setting that is not known or that all trials share, or a value that
+        cannot run, and for a cell that names none, or more values than it may try; for budgets that differ.
     """
     for label, cell in cells.items():
         _check(label, cell)
+    cells = {label: _with_floats(cell) for label, cell in cells.items()}
     for name in ("tune_trials", "tune_epochs"):
         each = {label: getattr(cell, name) for label, cell in cells.items()}
         require(name, each, len(set(each.values())) == 1, "must be the same for every row", error=UsageError)
@@ -111,13 +128,33 @@ def _full_name(name: str) -> str:
     return f"optim.{name}" if of_optimizer else name
 
 
+def _with_floats(cell: Config) -> Config:
+    """The cell with floats for the whole numbers among the values of settings that are real numbers."""
+    tune = {
+        name: tuple(_as_kind(name, value) for value in _several(values)) for name, values in cell.optim.tune.items()
+    }
+    return replace(cell, optim=replace(cell.optim, tune=tune))
+
+
+def _as_kind(name: str, value: Any) -> Any:
+    kind = kind_of(_full_name(name))
+    return float(value) if type(value) is int and (kind is float or kind == float | None) else value
+
+
 def _check(label: str, cell: Config) -> None:
     tune, budget = cell.optim.tune, cell.tune_trials
     way_out = f"name what to tune of {label}, as learning_rate 0.1 0.3 1"
     require("optim.tune", tune, bool(tune), "is empty", way_out, error=UsageError)
     for name, values in tune.items():
         if not is_setting(_full_name(name)):
-            raise unknown_name("optim.tune", name, [known.removeprefix("optim.") for known in scalar_options()])
+            known = [one.removeprefix("optim.") for one in scalar_options() if one not in NOT_TUNED]
+            raise unknown_name("optim.tune", name, known)
+        if _full_name(name) in NOT_TUNED:
+            raise UsageError(
+                f"`optim.tune` (={name!r}) names what all trials share or what changes no accuracy; leave it out"
+            )
+        if IN_MEMORY.search(cell.data.name) and name.removeprefix("data.") in LOADED_BY:
+            raise UsageError(f"`optim.tune` (={name!r}) is for data on disk, not for arrays in memory; leave it out")
         values = _several(values)
         rule = "must have values that differ; leave one out"
         require("optim.tune", {name: values}, len(set(values)) == len(values), rule, error=UsageError)
@@ -198,7 +235,7 @@ def _points(dimensions: int) -> list[list[float]]:
 
 
 def _several(values: Any) -> tuple:
-    return values if isinstance(values, tuple) else (values,)
+    return tuple(values) if isinstance(values, tuple | list) else (values,)
 
 
 def _are_numbers(values: Sequence[Any]) -> bool:
@@ -243,7 +280,7 @@ def _beside(best: Any, values: tuple, known: list, share: float) -> Any:
 
 
 def _gone_on(grid: list) -> list:
-    """A grid with one more value at each end, but none below 0.
+    """A grid with one more value at each end, but none below 0, nor one that is rounded to a value of the grid.
 
     Each comes by the ratio before the last, by which 0.1, 0.3, 1 is followed by 3 and 1, 3, 10 comes after 0.3.
     """
@@ -252,7 +289,7 @@ def _gone_on(grid: list) -> list:
     def past(edge, second, third=None):
         return [_rounded(edge * second / third if third else edge**2 / second, grid, digits=6)]
 
-    below = past(*positive[:3]) if grid[0] > 0 else []
+    below = [value for value in past(*positive[:3]) if value < grid[0]] if grid[0] > 0 else []
     return [*below, *grid, *(past(*positive[:-4:-1]) if len(positive) > 1 else [])]
 
 

@@ -10,11 +10,11 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from bnn_jax.errors import UsageError
-from bnn_jax.names import is_import
+from bnn_jax.names import is_import, last_part
 from bnn_jax.optim import OPTIMIZERS
 from bnn_jax.paths import with_local_paths
 from bnn_jax.training.command_line import read_command_line
-from bnn_jax.training.config import Config, ModelConfig, OptimConfig, load_config, select_optimizer
+from bnn_jax.training.config import PARTS, Config, ModelConfig, OptimConfig, load_config, select_optimizer
 
 OWNERS: dict[type, dict[str, Callable[[Any], str]]] = {
     Config: {
@@ -117,8 +117,23 @@ def parse(
       axes: dotted names of settings that `argv` leaves out because they have several values.
 
     Raises:
-      UsageError: for a config file or optimizer that does not exist, and an override that nothing reads; as
-        :func:`settled`.
+      UsageError: for a config file or optimizer that does not exist, one that is named twice, and an override that
+        nothing reads; as :func:`settled`.
+    """
+    return parse_with_overrides(arguments_type, description, argv=argv, axes=axes)[0]
+
+
+def parse_with_overrides(
+    arguments_type: type,
+    description: str | None = None,
+    *,
+    argv: Sequence[str] | None = None,
+    axes: Collection[str] = (),
+) -> tuple[Any, dict[str, Any]]:
+    """Parse a script's command line as :func:`parse` does; the overrides too: dotted name -> value as it was given.
+
+    Raises:
+      UsageError: as :func:`parse`.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     first_look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -133,6 +148,9 @@ def parse(
     )
     arguments = with_local_paths(arguments)
     given = given_settings(argv)
+    overrides = {name: value for name, value in _settings_in(arguments.settings) if name in given}
+    if found.optimizer is not None and hasattr(arguments, "optimizer") and "optim.name" in {*given, *axes}:
+        raise UsageError(f"`--optimizer` (={found.optimizer}) does not go with `--optim.name`; leave one of them out")
     for setting, option in SEVERAL.items():
         if setting in given and isinstance(getattr(arguments, option, None), tuple):
             raise UsageError(f"{_option(setting)} is of a single run; name those to compare with {_option(option)}")
@@ -141,13 +159,22 @@ def parse(
         of_all = given - {"optim.name"}
         each = tuple(_overridden(optim, config, arguments.settings, of_all) for optim in config.optimizers)
         settings = replace(settings, optimizers=each)
-    _check_tuning(settings, given, tune=getattr(arguments, "tune", False))
+    _check_tuning(_tuned_of(settings, arguments), given, tune=getattr(arguments, "tune", False))
     compared = settings.optimizers if hasattr(arguments, "optimizers") or "optim.name" in axes else ()
     each = [settings, *(replace(settings, optim=optim) for optim in compared)]
     tuned = each if getattr(arguments, "tune", False) else []
     chosen = {name for cell in tuned for short in cell.optim.tune for name in (short, f"optim.{short}")}
     check_read(each, given, axes={*axes, *chosen})
-    return replace(arguments, settings=settings)
+    return replace(arguments, settings=settings), overrides
+
+
+def _settings_in(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of every setting."""
+    for name, value in vars(config).items():
+        if isinstance(value, PARTS):
+            yield from _settings_in(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def given_settings(argv: Sequence[str]) -> set[str]:
@@ -166,7 +193,7 @@ def settled(before: Config, after: Config, given: Collection[str]) -> Config:
     * Another optimizer starts from the settings that the config keeps for it in `optimizers`; where it keeps none, it
       needs a learning rate.
     * Options, the width of a network and what else stands in :data:`OWNERS` are added to those of `before` under the
-      same name; under another name they start from the defaults.
+      same name; under another name they start from the defaults.  What is to be tuned takes the place of the old.
 
     Args:
       before: the config as its file has it.
@@ -197,7 +224,7 @@ def _with_overrides(start: Any, before: Any, after: Any, given: Collection[str],
     owners, changes = OWNERS.get(type(after), {}), {}
     for field in dataclasses.fields(after):
         value, old = getattr(after, field.name), getattr(before, field.name)
-        if dataclasses.is_dataclass(value):
+        if isinstance(value, PARTS):
             changes[field.name] = _with_overrides(old, old, value, given, f"{prefix}{field.name}.")
         elif field.name not in owners and (value != old or f"{prefix}{field.name}" in given):
             changes[field.name] = value
@@ -213,7 +240,7 @@ def _with_overrides(start: Any, before: Any, after: Any, given: Collection[str],
 
 def _own_value(begin: Any, value: Any, name: str, given: Collection[str]) -> Any:
     if name in given:
-        return begin | value if isinstance(value, dict) and value else value
+        return begin | value if isinstance(value, dict) and value and name != "optim.tune" else value
     if isinstance(begin, dict):
         return begin | {option: value[option] for option in value if f"{name}.{option}" in given}
     return begin
@@ -231,13 +258,22 @@ def check_read(configs: Sequence[Config], given: Collection[str], *, axes: Colle
       UsageError: for the first of them.
     """
     for condition in CONDITIONS:
-        unread = [name for name in condition.settings if any(f"{one}.".startswith(f"{name}.") for one in given)]
+        unread = [name for name in condition.settings if any(is_of(one, (name,)) for one in given)]
         if unread and not {*condition.needed} & {*axes} and not any(map(condition.holds, configs)):
             value = functools.reduce(getattr, unread[0].split("."), configs[0])
             needed = " or ".join(map(_option, condition.needed))
             raise UsageError(
                 f"{_option(unread[0])} (={value}) is read only with {needed}; give that too, or leave it out"
             )
+
+
+def is_of(name: str, groups: Collection[str]) -> bool:
+    """Whether a dotted name is one of those given, or of an option of one.
+
+    >>> is_of("optim.tune.learning_rate", TUNING), is_of("optim.tuned", TUNING)
+    (True, False)
+    """
+    return any(f"{name}.".startswith(f"{group}.") for group in groups)
 
 
 def check_applied(before: Config, after: Config, make: Callable[[Config], Any], maker: str) -> None:
@@ -269,7 +305,7 @@ def _restored(before: Any, after: Any, prefix: str = "") -> Iterator[tuple[str, 
     """Every setting that differs, and `after` with that one as `before` has it."""
     for name, value in vars(after).items():
         old = getattr(before, name)
-        if dataclasses.is_dataclass(value):
+        if isinstance(value, PARTS):
             yield from (
                 (inner, replace(after, **{name: part})) for inner, part in _restored(old, value, f"{prefix}{name}.")
             )
@@ -277,15 +313,23 @@ def _restored(before: Any, after: Any, prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{name}", replace(after, **{name: old})
 
 
-def _check_tuning(config: Config, given: Collection[str], *, tune: bool) -> None:
-    """Refuse what is read with --tune alone, and with it the setting that it chooses."""
+def _tuned_of(settings: Config, arguments: Any) -> set[str]:
+    """The names of what is tuned: by the optimizers that are compared, or by that of the config."""
+    kept = {optim.name: optim for optim in (*settings.optimizers, settings.optim)}
+    compared = getattr(arguments, "optimizers", None)
+    if compared is None:
+        return {*settings.optim.tune}
+    return {name for key, optim in kept.items() if {key, last_part(key)} & {*compared} for name in optim.tune}
+
+
+def _check_tuning(chosen: Collection[str], given: Collection[str], *, tune: bool) -> None:
+    """Refuse what is read with --tune alone, and with it the settings that it chooses."""
     for name in TUNING:
         if name in given and not tune:
             raise UsageError(
                 f"{_option(name)} is read only with `--tune` of a comparison; give that too, or leave it out"
             )
-    chosen = {name for optim in (config.optim, *config.optimizers) for name in optim.tune} if tune else set()
-    for name in sorted(given):
+    for name in sorted(given) if tune else ():
         if name in chosen or name.removeprefix("optim.") in chosen:
             raise UsageError(
                 f"{_option(name)} is what `--tune` chooses; leave one of them out, or give what to choose from with "

@@ -11,10 +11,14 @@ import pytest
 from jax.errors import JaxRuntimeError
 from made_up_results import a_run
 
+from bnn_jax.analysis.report import write_report
 from bnn_jax.errors import UsageError
+from bnn_jax.losses import cross_entropy
+from bnn_jax.models import LeNet
+from bnn_jax.names import name_of
 from bnn_jax.sweeps import comparison, engine, throughput, tuning
 from bnn_jax.sweeps.comparison import compare, sweep
-from bnn_jax.sweeps.engine import Run, recorded_result, run_all
+from bnn_jax.sweeps.engine import Run, dataset_of, recorded_result, run_all
 from bnn_jax.sweeps.grid import grid_cells, parse_axes, split_axes
 from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig
 from bnn_jax.training.experiment import ImageInfo
@@ -130,12 +134,57 @@ def test_options_of_optimizers_losses_and_schedules_are_axes_too():
     [
         ("--seed 1 2", r"`--seed` \(=1 2\) is the first seed; `--seeds` says how many"),
         ("--epochs 1 2 --epochs 3 4", r"`--epochs` \(=3 4\) is given twice; give all of its values once"),
+        ("--epochs 1 2 --epochs 3", r"`--epochs` \(=1 2\) is given twice; give all of its values once"),
         ("--optim.momentum 0 0.0", r"`--optim.momentum` \(=0 0.0\) must have values that differ"),
+        ("--tune-trials 4 8", r"`--tune-trials` \(=4 8\) is for `--tune` of a comparison, not for a grid; leave it"),
+        ("--optim.tune.learning_rate 1 3", r"`--optim.tune.learning_rate` \(=1 3\) is for `--tune` of a comparison"),
     ],
 )
 def test_axes_that_make_no_grid(argv, message):
     with pytest.raises(UsageError, match=message):
         parse_axes(CONFIG, split_axes(argv.split())[0])
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"optim.lr": (0.1,)}, r"`axes` \(='optim.lr'\) is not known; did you mean"),
+        ({"optim.name.first": (1,)}, r"`axes` \(='optim.name.first'\) is not known"),
+        ({"seed": (1, 2)}, r"`axes` \(='seed'\) must be of other settings; name the seeds with `seeds`"),
+        ({"tune_trials": (4, 8)}, r"`axes` \(='tune_trials'\) is for the tuning of a comparison, not for a grid"),
+        ({"epochs": ()}, r"`axes` \(=\{'epochs': \(\)\}\) must have at least one value of each option"),
+        ({"epochs": (1, 2, 1)}, r"`axes` \(=\{'epochs': 1\}\) must have values that are written differently"),
+    ],
+)
+def test_axes_in_python_that_make_no_grid(axes, message, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        sweep(CONFIG, axes, tmp_path, seeds=(0,))
+
+
+def test_a_name_to_import_stands_in_labels_as_it_was_typed():
+    assert list(grid_cells(CONFIG, {"loss": ("mine.py:loss", "cross_entropy")})) == [
+        "loss=mine.py:loss",
+        "loss=cross_entropy",
+    ]
+
+
+def test_settings_of_several_values_are_axes_in_python():
+    cells = grid_cells(CONFIG, {"optim.latent_box": ((-1.0, 1.0), None), "optim.train_only": ((), ("head/*",))})
+    assert [cell.optim.train_only for cell, _ in cells.values()] == [(), ("head/*",)] * 2
+
+
+@pytest.mark.parametrize(
+    ("seeds", "rule"), [((), "have at least one; as 0 1 2"), ((0, 1, 0), "differ from each other")]
+)
+def test_seeds_differ_and_there_is_one(seeds, rule, tmp_path):
+    for run in (lambda: sweep(CONFIG, {}, tmp_path, seeds=seeds), lambda: compare(CELLS, tmp_path, seeds=seeds)):
+        with pytest.raises(UsageError, match=re.escape(f"`seeds` (={list(seeds)}) must {rule}")):
+            run()
+
+
+def test_a_comparison_has_a_row(tmp_path):
+    with pytest.raises(UsageError, match=r"`cells` \(=\{\}\) must have at least one row"):
+        compare({}, tmp_path, seeds=(0,))
 
 
 @pytest.mark.parametrize(
@@ -194,6 +243,55 @@ def test_rows_that_differ_in_augmentation_have_one_set_and_are_described_as_tune
     assert results.config["model"]["width"] == 8 != CONFIG.model.width
     grid = sweep(CONFIG, {"data.flip": (True, False)}, tmp_path, seeds=(0,))
     assert [data["name"] for data in grid.datasets] == ["digits"]
+
+
+def own_loss(logits, labels):
+    return cross_entropy(logits, labels)
+
+
+def test_things_are_axes_by_their_records(monkeypatch, tmp_path):
+    monkeypatch.setattr(comparison, "run_all", found_at_once)
+    small = lambda logits, labels: 0.1 * cross_entropy(logits, labels)
+    axes = {"loss": (own_loss, "cross_entropy", small), "model.name": (LeNet(10), LeNet)}
+    monkeypatch.setattr(comparison, "validate", lambda config: config)  # LeNet takes no images of digits
+    results = sweep(replace(CONFIG, model=ModelConfig()), axes, tmp_path, seeds=(0,))
+    write_report(results, tmp_path)
+    labels = [row.label for row in results.rows]
+    assert len(set(labels)) == 6 and not any(" at 0x" in label or "/" in label for label in labels)
+    assert results.axes["loss"][:2] == [name_of(own_loss), "cross_entropy"]
+    assert results.axes["loss"][2].startswith("in memory: <lambda> ")
+    assert results.rows[0].settings["loss"] == results.rows[0].loss == name_of(own_loss)
+    assert results.axes["model.name"][0].startswith("in memory: LeNet ")
+    assert results.axes["model.name"][1] == name_of(LeNet)
+
+
+def test_a_set_is_loaded_once_whatever_is_done_to_its_batches(monkeypatch):
+    loaded, datasets = [], {}
+    monkeypatch.setattr(engine, "load_data", lambda data: loaded.append(data) or object())
+    first = dataset_of(DataConfig(), datasets)
+    assert dataset_of(DataConfig(flip=True, crop_padding=2), datasets) is first
+    assert dataset_of(DataConfig(split_seed=1, flip=True), datasets) is not first
+    assert [data.split_seed for data in loaded] == [0, 1]
+
+
+def test_arrays_in_memory_are_those_of_every_trial_and_row(monkeypatch, tmp_path):
+    arrays = np.random.default_rng(0).integers(0, 256, (50, 6, 5, 1), dtype=np.uint8), np.arange(50, dtype=np.int32) % 5
+    used = []
+
+    def found(runs, *, datasets, **_):
+        used.extend(dataset_of(run.config.data, datasets) for run in runs)
+        return [a_run(run.config.seed, 0.5) for run in runs]
+
+    monkeypatch.setattr(comparison, "run_all", found)
+    monkeypatch.setattr(tuning, "run_all", found)
+    tuned = replace(CONFIG, optim=replace(SGD, tune={"data.flip": (False, True)}), tune_trials=4)
+    results = compare({"row": tuned}, tmp_path, seeds=(0,), tune=True, data=arrays)
+    assert len(results.tuning["rows"][0]["trials"]) == 2 and len({id(dataset) for dataset in used}) == 1
+    grid = sweep(CONFIG, {"data.flip": (True, False)}, tmp_path, seeds=(0,), data=arrays)
+    assert results.config["data"]["name"] == grid.config["data"]["name"] != "digits"
+    sizes = replace(tuned, optim=replace(SGD, tune={"data.image_size": (4, 5, 6)}))
+    with pytest.raises(UsageError, match=r"`optim.tune` \(='data.image_size'\) is for data on disk, not for arrays in"):
+        compare({"row": sizes}, tmp_path, seeds=(0,), tune=True, data=arrays)
 
 
 @pytest.mark.parametrize("changes", [{"validation_examples": 100}, {"split_seed": 1}, {"name": "mnist"}])

@@ -10,6 +10,7 @@ from bnn_jax.analysis.report import write_report
 from bnn_jax.errors import UsageError
 from bnn_jax.sweeps import comparison, tuning
 from bnn_jax.sweeps.comparison import compare
+from bnn_jax.sweeps.grid import scalar_options
 from bnn_jax.sweeps.tuning import TUNING_SEED, best_of, next_trials, tune_cells
 from bnn_jax.training.config import Config, ModelConfig, OptimConfig, without_tuning
 from bnn_jax.training.validation import validate
@@ -84,6 +85,27 @@ def test_a_grid_of_whole_numbers_and_one_with_zero(trained, tmp_path):
     trained.accuracy = lambda optim: -optim.weight_decay
     record, _ = tune_cells({"sgd": cell({"weight_decay": (0.0, 1e-5, 1e-4)})}, tmp_path)
     assert [trial["weight_decay"] for trial in record["rows"][0]["trials"]] == [0.0, 1e-5, 1e-4]
+
+
+def test_rates_in_whole_numbers_are_real_ones(trained, tmp_path):
+    trained.accuracy = peak(0.05)
+    record, cells = tune_cells({"sgd": cell({"learning_rate": (1, 3, 10)})}, tmp_path)
+    assert rates_of(record) == [1.0, 3.0, 10.0, 0.3, 0.1, 0.03, 0.01]
+    assert all(type(rate) is float for rate in rates_of(record))
+    assert type(cells["sgd"].optim.learning_rate) is float
+    points = [trial["learning_rate"] for trial in next_trials({"learning_rate": (1.0, 10.0)}, [], budget=8)]
+    record, _ = tune_cells({"sgd": cell({"learning_rate": [1, 10]})}, tmp_path)
+    assert rates_of(record)[:4] == points and any(rate % 1 for rate in points)
+    trained.accuracy = lambda optim: -optim.max_gradient_norm
+    record, _ = tune_cells({"sgd": cell({"max_gradient_norm": (1, 3, 10)}, budget=4)}, tmp_path)
+    assert record["rows"][0]["chosen"] == {"max_gradient_norm": 0.3}
+
+
+def test_whole_numbers_go_on_to_none_that_is_there(trained, tmp_path):
+    trained.accuracy = lambda optim: -optim.inner_steps
+    steps = cell({"inner_steps": (1, 2, 3)}, optimizer="dfw", loss="multiclass_hinge")
+    record, _ = tune_cells({"dfw": steps}, tmp_path)
+    assert [trial["inner_steps"] for trial in record["rows"][0]["trials"]] == [1, 2, 3]
 
 
 def test_a_grid_does_not_go_on_past_what_is_allowed(trained, tmp_path):
@@ -189,11 +211,27 @@ def test_a_row_that_ends_at_the_edge_says_so_in_its_report(trained, tmp_path, mo
     assert "at most 8 trials for each optimizer; a trial: seed 1000, 1 epoch, where the runs have 2." in report
 
 
+def test_none_is_a_choice_among_numbers(trained, tmp_path, monkeypatch):
+    trained.accuracy = lambda optim: optim.ema_decay or 0.0
+    monkeypatch.setattr(comparison, "run_all", lambda runs, **_: [a_run(run.config.seed, 0.9) for run in runs])
+    cells = {"sgd": cell({"ema_decay": (None, 0.9, 0.99)})}
+    results = compare(cells, tmp_path, seeds=(0,), tune=True)
+    write_report(results, tmp_path)
+    assert results.tuning["rows"][0]["chosen"] == {"ema_decay": 0.99}
+    assert "ema_decay=0.99 is at the edge" in (tmp_path / "report.md").read_text()
+
+
+def test_no_other_setting_that_trials_share_can_be_tuned():
+    assert set(tuning.NOT_TUNED) <= set(scalar_options())
+
+
 @pytest.mark.parametrize(
     ("tune", "message"),
     [
         ({}, r"`optim.tune` \(=\{\}\) is empty; name what to tune of sgd, as learning_rate 0.1 0.3 1"),
         ({"learning_rat": (1, 2, 3)}, r"`optim.tune` \(='learning_rat'\) is not known; did you mean 'learning_rate'\?"),
+        ({"epochs": (1, 2, 4)}, r"`optim.tune` \(='epochs'\) names what all trials share or what changes no accuracy"),
+        ({"data.split_seed": (1, 2, 4)}, r"`optim.tune` \(='data.split_seed'\) names what all trials share"),
         ({"learning_rate": (1.0, 0.1)}, r"`optim.tune` \(=\{'learning_rate': \(1.0, 0.1\)\}\) must be 0 < low < high"),
         ({"weight_decay": (0.0, 0.1)}, r"must be 0 < low < high where it has two numbers, or have three or more"),
         ({"learning_rate": (0.1, 1.0, 1.0)}, r"must have values that differ; leave one out"),

@@ -16,10 +16,10 @@ from bnn_jax.cli.comparisons import optimizer_rows
 from bnn_jax.errors import UsageError
 from bnn_jax.optim import deep_frank_wolfe, is_latent, keep_in_box, latent_box
 from bnn_jax.stages.recipes import RECIPES
-from bnn_jax.sweeps.grid import grid_cells, scalar_options
+from bnn_jax.sweeps.grid import grid_cells, parse_axes, scalar_options, split_axes
 from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig, Settings, load_config
 from bnn_jax.training.options import Options
-from bnn_jax.training.overrides import OWNERS, check_applied, parse
+from bnn_jax.training.overrides import OWNERS, check_applied, parse, parse_with_overrides
 from bnn_jax.training.validation import validate
 
 DIGITS = Path(__file__).parents[2] / "configs" / "digits_xnor.py"
@@ -75,12 +75,17 @@ def mine(tmp_path_factory):
         # The value that the file has for another optimizer is a value that is given.
         ("--optim.name adam --optim.learning-rate 3.0", replace(SETTINGS.optimizers[1], learning_rate=3.0)),
         ("--optim.name dfw", SETTINGS.optim),
-        ("--optimizer sgd --optim.name adam", SETTINGS.optimizers[1]),
         ("--optim.name bop --optim.learning-rate 0.01", OptimConfig("bop", 0.01, schedule=SETTINGS.optim.schedule)),
     ],
 )
 def test_an_optimizer_comes_with_its_own_settings(line, expected):
     assert config_of(line).optim == expected
+
+
+@pytest.mark.parametrize(("line", "axes"), [(" --optim.name adam", ()), ("", ("optim.name",))])
+def test_an_optimizer_that_is_named_twice_is_refused(line, axes):
+    with pytest.raises(UsageError, match=r"^`--optimizer` \(=sgd\) does not go with `--optim.name`; leave one of them"):
+        config_of(f"--optimizer sgd{line}", axes=axes)
 
 
 def test_an_optimizer_without_settings_needs_a_learning_rate():
@@ -195,6 +200,55 @@ def test_an_axis_of_names_brings_the_settings_of_each():
     assert [cell.loss_options for cell, _ in options.values()] == [{"smoothing": 0.1}, {"smoothing": 0.2}]
 
 
+@pytest.mark.parametrize(
+    ("line", "name", "expected"),
+    [
+        ("--model.name lenet bireal_resnet20 --model.width 8", "model.width", [8, 8]),
+        ("--model.name lenet bireal_resnet20", "model.width", [12, None]),
+        ("--optim.schedule cosine linear", "optim.schedule_options", [{}, {}]),
+        # What the file has for an exponential schedule stays behind.
+        (
+            "--optim.schedule cosine exponential --optim.schedule-options cycles 2",
+            "optim.schedule_options",
+            [{"cycles": 2}, {"final_share": 0.1, "cycles": 2}],
+        ),
+        (
+            "--optim.schedule cosine linear --optim.schedule-options cycles 2 --optim.schedule-options.a 1 3",
+            "optim.schedule_options",
+            [{"cycles": 2, "a": 1}, {"cycles": 2, "a": 3}] * 2,
+        ),
+        ("--loss cross_entropy focal --loss-options smoothing 0.3", "loss_options", [{"smoothing": 0.3}] * 2),
+        (
+            "--model.kernel-quantizer dorefa binary --model.kernel-quantizer-options bits 2",
+            "model.kernel_quantizer_options",
+            [{"bits": 2}, {"estimator": "approx_sign", "bits": 2}],
+        ),
+        (
+            "--optim.name bop adam --optim.learning-rate 0.3 --optim.schedule-options final_share 0.5",
+            "optim.schedule_options",
+            [{"final_share": 0.5}] * 2,
+        ),
+        ("--optim.name bop adam --optim.learning-rate 0.3 --optim.options b2 0.9", "optim.options", "b2 alone"),
+    ],
+)
+def test_an_override_holds_in_every_cell_of_a_sweep(line, name, expected, mine):
+    texts, argv = split_axes(f"--config {mine} {line}".split())
+    arguments, overrides = parse_with_overrides(Arguments, argv=argv, axes=texts)
+    cells = grid_cells(arguments.settings, parse_axes(arguments.settings, texts), overrides)
+    expected = [{"threshold": 1e-7, "b2": 0.9}, {"b2": 0.9}] if expected == "b2 alone" else expected
+    assert [attrgetter(name)(cell) for cell, _ in cells.values()] == expected
+
+
+def test_an_override_that_a_cell_does_not_take_is_refused():
+    cells = grid_cells(
+        SETTINGS, {"loss": ("label_smoothed_cross_entropy", "cross_entropy")}, {"loss_options": {"smoothing": 0.2}}
+    )
+    smoothed, plain = (replace(cell, optim=SETTINGS.optimizers[1]) for cell, _ in cells.values())
+    assert validate(smoothed).loss_options == {"smoothing": 0.2}
+    with pytest.raises(UsageError, match=r"^`loss_options` \(='smoothing'\) is not known; there is no option to set"):
+        validate(plain)
+
+
 def test_an_axis_that_no_cell_reads_is_refused():
     with pytest.raises(UsageError, match=r"`--regularizer-strength` \(=0.1\) is read only with `--regularizer`"):
         grid_cells(SETTINGS, {"regularizer_strength": (0.1, 0.2)})
@@ -206,6 +260,19 @@ def test_an_override_of_the_optimizer_holds_for_every_row_of_a_comparison():
     config = config_of("--optim.learning-rate 0.5 --optim.schedule linear", Comparison)
     rows = optimizer_rows(config, ("dfw", "adam", "sgd"), {config.loss: {}})
     assert [(cell.optim.learning_rate, cell.optim.schedule) for cell, _ in rows.values()] == [(0.5, "linear")] * 3
+
+
+def test_what_is_to_be_tuned_takes_the_place_of_what_each_row_tunes():
+    config = config_of("--tune --optim.tune weight_decay 1e-4 1e-3 --optim.learning-rate 0.1", Comparison)
+    rows = optimizer_rows(config, ("dfw", "adam", "sgd"), {config.loss: {}})
+    assert [cell.optim.tune for cell, _ in rows.values()] == [{"weight_decay": (1e-4, 1e-3)}] * 3
+
+
+def test_what_a_row_that_is_left_out_would_tune_may_be_set():
+    line = "--tune --optim.weight-decay 1e-4 --config {} --optimizers"
+    with pytest.raises(UsageError, match=r"^`--optim.weight-decay` is what `--tune` chooses; leave one of them out"):
+        config_of(f"{line.format(DIGITS)} dfw momo", Comparison)
+    assert config_of(f"{line.format(DIGITS)} dfw adam", Comparison).optim.weight_decay == 1e-4
 
 
 def test_a_setting_is_read_where_one_of_the_rows_or_what_is_tuned_reads_it():
