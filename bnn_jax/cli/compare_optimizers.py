@@ -18,7 +18,7 @@ from bnn_jax.training.overrides import parse
 @dataclass(frozen=True, kw_only=True)
 class Arguments(ComparisonOptions):
     optimizers: tuple[str, ...] = ("dfw", "adam", "sgd")
-    """Any of those whose settings the config keeps."""
+    """Any of those whose settings the config keeps; by default of these three."""
     rows: tuple[str, ...] = ()
     """Labels of a config with get_rows(config) to run; all if none is named."""
 

@@ -154,7 +154,7 @@ def optimizer_rows_of(options: ComparisonOptions, labels: Iterable[str]) -> Rows
     """:func:`rows_of_config`, or :func:`optimizer_rows` of a config that has none.
 
     Args:
-      options: with `optimizers`, for :func:`optimizer_rows`.
+      options: with `optimizers`, for :func:`optimizer_rows`; of the default ones those that the config keeps.
       labels: of the rows of the config.
 
     Raises:
@@ -167,7 +167,11 @@ def optimizer_rows_of(options: ComparisonOptions, labels: Iterable[str]) -> Rows
     refuse_unread(options, ("rows",), f"is for a config with get_rows(), not {options.config}")
     config, before = options.settings, load_config(options.config)
     losses = {before.loss: before.loss_options} | {config.loss: config.loss_options}
-    return optimizer_rows(config, options.optimizers, losses)
+    names = options.optimizers
+    if names == type(options).optimizers:
+        kept = {optim.name for optim in (*config.optimizers, config.optim)}
+        names = [name for name in names if name in kept] or names
+    return optimizer_rows(config, names, losses)
 
 
 def architecture_rows(options: ComparisonOptions, labels: Iterable[str]) -> Rows:

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from bnn_jax.cli.compare_optimizers import Arguments
 from bnn_jax.cli.comparisons import (
     architecture_rows,
     costs_and_paths,
     estimator_rows,
     optimizer_rows,
+    optimizer_rows_of,
     rows_of_config,
     sign_estimators,
     weight_bits,
@@ -21,6 +23,7 @@ from bnn_jax.cli.options import ComparisonOptions
 from bnn_jax.errors import UsageError
 from bnn_jax.training.config import ModelConfig, OptimConfig, load_config
 from bnn_jax.training.experiment import make_model
+from bnn_jax.training.overrides import parse
 from bnn_jax.training.validation import with_published_quantizers
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -222,3 +225,14 @@ def test_deep_frank_wolfe_has_no_row_for_a_smooth_loss():
         "sgd-multiclass_hinge": ("sgd", "multiclass_hinge"),
         "sgd-cross_entropy": ("sgd", "cross_entropy"),
     }
+
+
+def test_of_the_usual_optimizers_those_that_the_config_keeps_are_compared():
+    def rows(config, *words):
+        words = ("--config", str(CONFIGS / f"{config}.py"), "--workdir", "runs/none", "--seeds", "0", *words)
+        return [*optimizer_rows_of(parse(Arguments, argv=words), ())]
+
+    assert rows("cifar10_ttq_resnet20") == ["dfw", "sgd"]
+    assert rows("digits_xnor") == ["dfw", "adam", "sgd"]
+    with pytest.raises(UsageError, match=r"`optimizer` \(='adam'\) is not known; choose one of: dfw, sgd"):
+        rows("cifar10_ttq_resnet20", "--optimizers", "dfw", "adam")
