@@ -284,9 +284,9 @@ def _latent_weights(results: Results, summaries: list[Summary]) -> str:
     for label, row in zip(results.labels, summaries):
         shares = ((row["share_on_bounds"], "on the bounds"), (row["never_flipped"], "never flipped"))
         told = ", ".join(f"{percent(share, '.1f')} % {what}" for share, what in shares if share is not None)
-        if row["max_abs_latent"] is not None:
+        if row["max_abs_latent"]:  # None where no run finished, 0 where no weight is latent
             parts.append(f"{inline(label)} {row['max_abs_latent']:.4g}{f' ({told})' if told else ''}")
-    return f"Largest magnitude of a latent binary weight: {'; '.join(parts)}." if parts else ""
+    return f"Largest magnitude of a latent weight: {'; '.join(parts)}." if parts else ""
 
 
 def _tuning(results: Results) -> str:

@@ -244,6 +244,9 @@ def test_latent_weights_are_told_with_and_without_bounds(results):
     for run in results.rows[0].runs:
         run["never_flipped"] = 0.25 + 0.1 * run["seed"]
     assert "dfw 1.2 (20.0 % on the bounds, 35.0 % never flipped); adam 1.2." in report_markdown(results)
+    for run in results.rows[0].runs:
+        run["max_abs_latent"] = 0.0  # a network in full precision
+    assert "Largest magnitude of a latent weight: adam 1.2." in report_markdown(results)
 
 
 def test_nothing_to_compare_is_refused(results):
