@@ -87,6 +87,16 @@ def test_one_seed_is_a_line_without_band(figures, tmp_path):
     assert axes.get_title("left") == "digits: 1 seed"
 
 
+@pytest.mark.parametrize("epochs", [1, 3, 10, 12])
+def test_no_mark_of_few_epochs_lies_outside_the_axes(epochs, figures, tmp_path):
+    plot_accuracy(comparison(["dfw", "adam"], epochs=epochs), tmp_path / "accuracy.png")
+    (axes,) = figures[0].axes
+    low, high = axes.get_ylim()
+    marks = [line.get_ydata() for line in axes.lines if line.get_marker() == "o"]
+    assert len(marks) == 2
+    assert all(low <= accuracy <= high for of_row in marks for accuracy in of_row)
+
+
 @pytest.mark.parametrize("at_chance", [False, True])
 def test_accuracy_axis_shows_most_epochs_of_every_row(at_chance, figures, tmp_path):
     results = comparison(["dfw", "adam", "sgd", "bop"])
