@@ -2,8 +2,8 @@
 
 Paper: Paren, Jaeckle, Berrada, Kumar, Zisserman, Binary Neural Networks, Oxford, poster.
 Command: bnn-jax compare optimizers --config cifar10_full_precision_resnet20 --optimizers sgd
-Expected test accuracy, from the poster: SGD with momentum 91.94, after a number of epochs that it does not state.  With 10
-epochs 80.68 +- 0.42 (three seeds, results/cifar10_full_precision_resnet20); 200 epochs were not run.
+Expected test accuracy, from the poster: SGD with momentum 91.94, after a number of epochs that it does not state.  With
+10 epochs 80.68 +- 0.42 (three seeds, results/cifar10_full_precision_resnet20); 200 epochs were not run.
 """
 
 from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig

@@ -30,8 +30,8 @@ def test_the_toy_is_small():
 
 
 def test_programs_are_found_from_any_folder():
-    for task in tasks().values():
-        assert task.arguments[0] == "-m" or Path(task.arguments[0]).is_file() and Path(task.arguments[0]).is_absolute()
+    programs = [Path(task.arguments[0]) for task in tasks().values() if task.arguments[0] != "-m"]
+    assert len(programs) == 4 and all(path.is_absolute() and path.is_file() for path in programs)
 
 
 def test_data_that_is_missing_is_told_before_the_minutes_begin(tmp_path):
