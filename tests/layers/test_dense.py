@@ -180,4 +180,5 @@ def test_no_examples_and_no_tokens():
     shapes = [layer.init_with_output(KEY, x)[0].shape for layer in layers]
     assert shapes == [(0, 5, 2, 4), (0, 3), (0, 5, 8)]
     for layer in (BinaryLSTM(4), BinaryGRU(4)):
-        assert layer.init_with_output(KEY, jnp.ones((2, 0, 3)))[0].shape == (2, 0, 4)
+        variables = layer.init(KEY, jnp.ones((2, 1, 3)))
+        assert layer.apply(variables, jnp.ones((2, 0, 3))).shape == (2, 0, 4)
