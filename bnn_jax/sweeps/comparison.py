@@ -49,9 +49,10 @@ def compare(
       UsageError: for no rows or seeds, names or values that cannot run, rows on other data, settings that cannot be
         tuned, and tuning where runs without it lie, before anything runs.
     """
+    workdir = local_path("workdir", workdir)
     require("cells", dict(cells), bool(cells), "must have at least one row", "add one", error=UsageError)
     _check_seeds(seeds)
-    workdir, (cells, datasets) = local_path("workdir", workdir), _on_data(cells, data)
+    cells, datasets = _on_data(cells, data)
     cells, options = {label: validate(cell) for label, cell in cells.items()}, options | {"datasets": datasets}
     for cell in cells.values():
         for seed in seeds:

@@ -318,8 +318,11 @@ def config_module(path: str | Path) -> ModuleType:
 
 
 @contextmanager
-def running(path: str | Path) -> Iterator[None]:
+def running(typed: object) -> Iterator[None]:
     """Tell what the code of a config's file raises as an error of `--config`, with its line.
+
+    Args:
+      typed: what the user typed for it.
 
     Raises:
       UsageError: for any error, and one of these as it is.
@@ -329,7 +332,7 @@ def running(path: str | Path) -> Iterator[None]:
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(f"`--config` (={path}) cannot be run: {why_not_run(error)}") from error
+        raise UsageError(f"`--config` (={typed}) cannot be run: {why_not_run(error)}") from error
 
 
 def with_names(config: Any, name: Callable[[str, Any], Any], prefix: str = "") -> Any:
