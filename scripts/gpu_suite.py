@@ -22,6 +22,7 @@ from bnn_jax.training.progress import progress_display
 ROOT = Path(__file__).parents[1]
 SHARES = {"equality": 0.2, "training": 0.15, "packed": 0.2, "sweep": 0.15}
 """Of the minutes, at most; the comparison has the rest."""
+TOY_SHARES = {"equality": 0.4, "training": 0.3}
 TOY_EPOCHS, TOY_SEEDS = 1, 2
 
 
@@ -45,6 +46,7 @@ class Arguments:
 
 def tasks_of(arguments: Arguments) -> list[Task]:
     output, toy = arguments.output, arguments.toy
+    shares = TOY_SHARES if toy else SHARES
     config = ["--config", str(ROOT / "configs" / "digits_xnor.py" if toy else arguments.config)]
     epochs, seeds = (TOY_EPOCHS, TOY_SEEDS) if toy else (arguments.epochs, arguments.seeds)
     comparison = [*config, "--workdir", str(output / "comparison")]
@@ -60,10 +62,10 @@ def tasks_of(arguments: Arguments) -> list[Task]:
     def benchmark(what: str, options: list[str]) -> Task:
         record = str(output / f"benchmark_{what}.json")
         command = [str(ROOT / "scripts" / "benchmark.py"), what, *repeats, *options, "--output", record]
-        return Task(what, command, SHARES[what])
+        return Task(what, command, shares[what])
 
     return [
-        Task("equality", ["-m", "bnn_jax.benchmarks.device_checks", *small], SHARES["equality"]),
+        Task("equality", ["-m", "bnn_jax.benchmarks.device_checks", *small], shares["equality"]),
         *(benchmark(what, options) for what, options in benchmarks.items()),
         Task("comparison", [str(ROOT / "scripts" / "compare_optimizers.py"), *comparison], resumes=True),
     ]
