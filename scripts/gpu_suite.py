@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bnn_jax.benchmarks.suite import Task, run_suite
-from bnn_jax.checks import require_positive
+from bnn_jax.checks import require
 from bnn_jax.cli.options import flags_of, parse_options
 from bnn_jax.errors import RunError, UsageError, exit_code_of
 from bnn_jax.training.config import load_config
@@ -32,7 +32,7 @@ class Arguments:
     """For everything."""
     output: Path = Path("results/gpu")
     """Folder of logs, benchmarks and the comparison."""
-    config: Path = Path("configs/cifar10_xnor_resnet20.py")
+    config: Path = Path("cifar10_xnor_resnet20")
     """Of the comparison."""
     data_dir: Path | None = None
     """Folder with the config's data set, where it is read from TFDS."""
@@ -84,7 +84,8 @@ def end(*_) -> None:
 
 def main() -> None:
     arguments = parse_options(Arguments, __doc__)
-    require_positive("minutes", arguments.minutes, "11 are enough on one modern GPU")
+    minutes, advice = arguments.minutes, "11 are enough on one modern GPU"
+    require("minutes", minutes, minutes > 0, "must be positive", advice, error=UsageError)
     for name in ("epochs", "seeds"):
         if (value := getattr(arguments, name)) < 1:
             raise UsageError(f"`--{name}` (={value}) must be at least 1; leave it out for {getattr(Arguments, name)}")

@@ -28,6 +28,7 @@ from bnn_jax.benchmarks.packed_tables import plot_packed, print_packed
 from bnn_jax.benchmarks.sweep import benchmark_sweep, print_sweep
 from bnn_jax.benchmarks.training import benchmark_training, print_training
 from bnn_jax.benchmarks.zoo import benchmark_zoo, print_zoo
+from bnn_jax.checks import require
 from bnn_jax.cli.options import TableOptions, command_line, parse_options, refuse_unread, write_output
 from bnn_jax.compilation import use_compilation_cache
 from bnn_jax.errors import UsageError, unknown_name
@@ -67,11 +68,14 @@ class Arguments(TableOptions):
     """JSON file with the times, versions, device and commit."""
 
 
+def _limit_of(arguments: Arguments) -> dict[str, float]:
+    return {} if arguments.minutes is None else {"minutes": arguments.minutes}
+
+
 def measure_packed(arguments: Arguments, **options: Any) -> dict[str, Any]:
     # As those of PyTorch and bnn-lab, a call then ends with its work, and no hand-over to another thread is timed.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    limit = {} if arguments.minutes is None else {"minutes": arguments.minutes}
-    return {"async_dispatch": False} | benchmark_packed(repeats=arguments.repeats, **limit, **options)
+    return {"async_dispatch": False} | benchmark_packed(repeats=arguments.repeats, **_limit_of(arguments), **options)
 
 
 def measure_input(arguments: Arguments, **options: Any) -> dict[str, Any]:
@@ -94,8 +98,7 @@ def measure_zoo(arguments: Arguments, **options: Any) -> dict[str, Any]:
         if name not in MODELS:
             raise unknown_name("networks", name, MODELS)
     use_compilation_cache()
-    settings = {"networks": arguments.networks or MODELS, "repeats": arguments.repeats}
-    settings |= {} if arguments.minutes is None else {"minutes": arguments.minutes}
+    settings = {"networks": arguments.networks or MODELS, "repeats": arguments.repeats} | _limit_of(arguments)
     return {"async_dispatch": False} | benchmark_zoo(**settings, **options)
 
 
@@ -129,6 +132,9 @@ def main() -> None:
     for name in ("values", "repeats"):
         if (value := getattr(arguments, name)) < 1:
             raise UsageError(f"`{name}` (={value}) must be at least 1; leave it out for {getattr(Arguments, name)}")
+    if (minutes := arguments.minutes) is not None:
+        advice = "leave it out for the usual time"
+        require("minutes", minutes, minutes > 0, "must be positive", advice, error=UsageError)
     measure, show, options = BENCHMARKS[arguments.what]
     others = {name for _, _, names in BENCHMARKS.values() for name in names} - set(options)
     refuse_unread(arguments, sorted(others), f"is not for {arguments.what}")

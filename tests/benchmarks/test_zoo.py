@@ -83,3 +83,9 @@ def test_made_up_variables_have_the_structure_of_frozen_ones():
 def test_an_unknown_network_is_refused():
     done = run_command("benchmark", "zoo", "--networks", "bireal19", code=2)
     assert done.stderr.startswith("error: `--networks` (='bireal19') is not known; did you mean 'bireal18'?")
+
+
+@pytest.mark.parametrize(("what", "minutes"), [("packed", "0"), ("zoo", "-1"), ("packed", "nan")])
+def test_no_time_at_all_is_refused(what, minutes):
+    done = run_command("benchmark", what, "--minutes", minutes, code=2)
+    assert done.stderr.startswith("error: `--minutes` (=") and "leave it out for the usual time" in done.stderr

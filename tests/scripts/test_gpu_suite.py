@@ -38,3 +38,8 @@ def test_data_that_is_missing_is_told_before_the_minutes_begin(tmp_path):
     done = run_script("gpu_suite", "--data-dir", tmp_path, "--output", tmp_path / "gpu", code=2)
     assert f"(='cifar10') is not in the data folder {tmp_path}; prepare it with: bnn-jax prepare" in done.stderr
     assert not (tmp_path / "gpu").exists()
+
+
+def test_no_time_at_all_is_refused():
+    done = run_script("gpu_suite", "--minutes", "0", code=2)
+    assert done.stderr == "error: `--minutes` (=0.0) must be positive; 11 are enough on one modern GPU\n"
