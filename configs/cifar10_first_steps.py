@@ -6,7 +6,7 @@ Command: bnn-jax compare optimizers --config cifar10_first_steps --data.data-dir
 Data, network and loss: those of cifar10_xnor_resnet20, whose trials chose the rate and the schedule for Deep
 Frank-Wolfe.  There gamma is below 1 in some of the first steps, and 1 in all others; with gamma 1 throughout the
 updates are those of Nesterov's SGD.  So "sgd" is "dfw" without its exact step size, and "sgd, warm-up" has another
-protection in its place: a rate that rises linearly in the first 21 steps.
+protection in its place: a rate that rises linearly in the first 21 steps, whatever --epochs says.
 """
 
 from dataclasses import replace
@@ -17,8 +17,8 @@ SGD = OptimConfig("sgd", 3.75, schedule="cosine", options={"nesterov": True})
 ROWS = {
     "dfw": OptimConfig("dfw", 3.75, schedule="cosine"),
     "sgd": SGD,
-    "sgd, warm-up": replace(SGD, warmup_share=0.02),
 }
+WARMUP_EPOCHS = 0.06  # 21 steps
 
 
 def get_config() -> Config:
@@ -35,4 +35,6 @@ def get_config() -> Config:
 
 def get_rows(config: Config) -> dict[str, tuple[Config, dict[str, str]]]:
     """label -> (config, no further cells of the table)."""
-    return {label: (replace(config, optim=settings), {}) for label, settings in ROWS.items()}
+    warmup = replace(SGD, warmup_share=WARMUP_EPOCHS / config.epochs)
+    rows = ROWS | {"sgd, warm-up": warmup}
+    return {label: (replace(config, optim=settings), {}) for label, settings in rows.items()}
