@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bnn_jax.errors import UsageError
 from bnn_jax.files import write_atomically
 from bnn_jax.training.progress import OnProgress, silent
 
@@ -56,10 +57,13 @@ def run_suite(
     Returns:
       name -> ``{"command", "outcome", "seconds"}``; the outcome is passed, failed with its exit code or to end
       when asked, out of time, saved, to be resumed, or not started.
+
+    Raises:
+      UsageError: if there is a `suite.json` that is no such record.
     """
     output.mkdir(parents=True, exist_ok=True)
     path, end, record = output / "suite.json", time.monotonic() + 60 * minutes, {}
-    before = json.loads(path.read_text()) if path.exists() else {}
+    before = _record_in(path) if path.exists() else {}
     for number, task in enumerate(tasks):
         command, began = ["python", *task.arguments], time.monotonic()
         left, entry = end - began, before.get(task.name, {})
@@ -79,6 +83,17 @@ def run_suite(
         entry = record[task.name]
         on_progress(number + 1, len(tasks), f"{task.name}: {entry['outcome']} after {entry['seconds']:.0f} s")
     return record
+
+
+def _record_in(path: Path) -> dict[str, dict[str, Any]]:
+    with suppress(ValueError):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(record, dict) and all(
+            isinstance(entry, dict) and {"command", "outcome", "seconds"} <= entry.keys() for entry in record.values()
+        ):
+            return record
+    rule = "holds a suite.json that is no record of a suite; remove that file, or choose another folder"
+    raise UsageError(f"`output` (={path.parent}) {rule}")
 
 
 def _run(command: Sequence[str], log: Path, seconds: float) -> str:

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from bnn_jax.benchmarks.suite import Task, run_suite
+from bnn_jax.errors import UsageError
 
 
 def outcomes(tasks, output, **options):
@@ -24,6 +25,14 @@ def test_each_program_has_its_log_and_its_outcome(tmp_path):
     assert found == {"good": "passed", "bad": "failed with exit code 3"}
     assert (tmp_path / "new" / "folder" / "good.log").read_text() == "seen\n"
     assert [call[:2] for call in calls] == [(1, 2), (2, 2)]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"one": {"outcome": "passed"}}'])
+def test_a_record_that_is_none_is_refused_and_kept(tmp_path, text):
+    (tmp_path / "suite.json").write_text(text)
+    with pytest.raises(UsageError, match=r"holds a suite\.json that is no record of a suite; remove"):
+        run_suite([Task("one", ["-c", "pass"])], tmp_path, minutes=1)
+    assert (tmp_path / "suite.json").read_text() == text
 
 
 @pytest.mark.parametrize(("resumes", "outcome"), [(False, "out of time"), (True, "saved, to be resumed")])
