@@ -41,7 +41,9 @@ def main() -> None:
     check_applied(load_config(arguments.config), config, make_stages, f"the recipe {recipe}")
     use_compilation_cache()
     stages = make_stages(config)
-    for name, folder in arguments.finished.items():
+    # In the order of training: one that leads to another finished one alone is gone after that.
+    order = {stage.name: number for number, stage in enumerate(stages)}
+    for name, folder in sorted(arguments.finished.items(), key=lambda item: order.get(item[0], -1)):
         stages = replace_stage(stages, name, folder)
     for stage in stages:
         model, optim = stage.config.model, stage.config.optim

@@ -478,6 +478,10 @@ def test_every_recipe_runs_in_miniature(recipe, dataset, tmp_path):
             ("ttq", "--finished", "real", "/nowhere"),
             "error: `initialise_from` (='/nowhere') of stage 'ternary' must be",
         ),
+        (
+            ("bireal", "--finished", "clip", "/nowhere", "relu", "/before/it"),
+            "error: `initialise_from` (='/nowhere') of stage 'binary' must be",
+        ),
     ],
 )
 def test_the_script_says_what_is_wrong_in_one_sentence(arguments, message, tmp_path):
