@@ -5,7 +5,7 @@ Quantization, 2017, arXiv:1612.01064.
 Command: bnn-jax compare optimizers --config cifar10_ttq_resnet20 --optimizers dfw sgd
 Expected test accuracy, from the poster: SGD 90.66, Deep Frank-Wolfe 89.06, after a number of epochs that it does not
 state.  Zhu et al. start from a trained full-precision network; this config starts from a random one.  With 10 epochs
-and two seeds Deep Frank-Wolfe 63.9 +- 4.7, SGD 55.4 +- 15.9 (results/cifar10_ttq_resnet20); 200 epochs were not run.
+and three seeds Deep Frank-Wolfe 65.2 +- 4.0, SGD 59.2 +- 13.1 (results/cifar10_ttq_resnet20); 200 epochs were not run.
 """
 
 from bnn_jax.training.config import Config, DataConfig, ModelConfig, OptimConfig

@@ -255,10 +255,11 @@ def _set_accuracy_axes(axes: "Axes", *groups: list) -> None:
     if not curves:
         axes.text(0.5, 0.5, "no run recorded a curve", ha="center", va="center", transform=axes.transAxes)
         return
-    # Of many epochs the first ones may lie below the picture, but no mark of a few.
-    lowest = lambda accuracy: np.percentile(accuracy, 0 if len(accuracy) <= FEW_EPOCHS else 15, method="lower")
-    low = min(lowest(accuracy) for _, accuracy in curves)
-    high = max(accuracy.max() for _, accuracy in curves)
+    drawn = axes.dataLim  # bands too, which reach further than the curves
+    low, high = (min(accuracy.min() for _, accuracy in curves), max(accuracy.max() for _, accuracy in curves))
+    low, high = min(low, drawn.y0), max(high, drawn.y1)
+    if max(len(accuracy) for _, accuracy in curves) > FEW_EPOCHS:  # The first of many may lie below the picture.
+        low = min(np.percentile(accuracy, 15, method="lower") for _, accuracy in curves)
     margin = max(0.06 * (high - low), 0.5)
     axes.set_ylim(max(low - margin, 0), min(high + margin, 100.5))
     first, last = min(epochs[0] for epochs, _ in curves), max(epochs[-1] for epochs, _ in curves)

@@ -12,13 +12,16 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
-from bnn_jax.bitops.planes import PackedKernel, unpack_codes
+from bnn_jax.bitops.planes import PackedBase, PackedKernel, unpack_codes
 from bnn_jax.layers import BatchNorm
 from bnn_jax.layers.frozen import PACKED
 from bnn_jax.outputs import init_network
 from bnn_jax.packed.freezing import freeze, parts, threshold_chains
 from bnn_jax.packed.model import PackedModel, require_images, require_packed_model
 from bnn_jax.types import LATENT_KERNEL, Images
+
+LEARNED_SCALES = {((-1, 1),): ("scale",), ((0, 1), (-1, 0)): ("positive_scale", "negative_scale")}
+"""code sets of a kernel's bases -> what quantizers with such codes call the scale of each, where it is learned."""
 
 ROUNDING = 1e-5
 """How far gains, offsets and scales may be from those of the file, as a share of the largest of an array."""
@@ -31,8 +34,9 @@ def latent_variables(packed: PackedModel, images: Images | None = None) -> dict[
     offset a channel, or the threshold t of integers that took its place, and not its statistics.  What is returned
     gives the same, and the same logits but for rounding:
 
-      kernels      w = code scale, so that sign(w) and the mean magnitude of a filter are those of the file; where a
-                   threshold has swallowed the scale it is 1 / sqrt(n), n the fan-in
+      kernels      w = code |scale|, so that sign(w) and the mean magnitude of a filter are those of the file; where a
+                   threshold has swallowed the scale, and where positive and negative weights have a scale each, it is
+                   1 / sqrt(n), n the fan-in; learned scales are those of the file
       thresholds   gain = the direction / sqrt(var + epsilon),  offset = -gain (t - 1/2) scale
       batch norms  mean and variance of their inputs in a pass of `images`;  gamma = gain sqrt(var + epsilon),
                    beta = offset + gain mean
@@ -48,7 +52,7 @@ def latent_variables(packed: PackedModel, images: Images | None = None) -> dict[
     Raises:
       TypeError: if `packed` is no PackedModel.
       ValueError: if freezing does not give the packed variables again, for the quantizer makes its codes or scales in
-        another way: of centred weights, several bases, thresholds that are learned.  For images of another kind.
+        another way: of centred weights, residuals, thresholds that are learned.  For images of another kind.
     """
     require_packed_model(packed)
     is_kernel = lambda _, value: isinstance(value, PackedKernel)
@@ -58,7 +62,9 @@ def latent_variables(packed: PackedModel, images: Images | None = None) -> dict[
     norms = {}
     for path, value in given.items():
         if isinstance(value, PackedKernel):
-            known[("params", *path[1:-1], LATENT_KERNEL)] = _latent(value)
+            layer = ("params", *path[1:-1])
+            known[(*layer, LATENT_KERNEL)] = _latent(value)
+            known |= {(*layer, "kernel_quantizer", name): scale for name, scale in _learned_scales(value).items()}
         elif path[-1] == "gain":
             norms[path[1:-1]] = _of_gain(modules[path[1:-1]], value, given[(*path[:-1], "offset")])
     for chain in threshold_chains(packed.model, shapes, image_shape):
@@ -95,16 +101,28 @@ def _filled(shapes: Mapping[str, Any], known: Mapping[tuple[str, ...], Any]) -> 
     for path, like in flatten_dict(shapes).items():
         if path not in known:
             raise _refusal(f"{'/'.join(path)} is not among them")
-        found[path] = jnp.asarray(known[path], like.dtype).reshape(like.shape)
+        value = jnp.asarray(known[path], like.dtype)
+        found[path] = value.reshape(like.shape) if value.ndim else jnp.full(like.shape, value)
     return unflatten_dict(found)
 
 
 def _latent(kernel: PackedKernel) -> Float[Array, "..."]:
-    base, *others = kernel.bases
-    if others or base.values != (-1, 1):
-        raise _refusal("a kernel has other codes than -1 and +1")
-    scale = base.constant if base.scale is None else base.scale
-    return unpack_codes(base, kernel.shape) * (_scale_of_integers(kernel) if kernel.integers else scale)
+    """Latent weights of a kernel with one base, or with one for the positive and one for the negative weights."""
+    codes = [unpack_codes(base, kernel.shape) for base in kernel.bases]
+    if len(codes) == 1 and not kernel.integers:
+        return codes[0] * jnp.abs(_scale(kernel.bases[0]))
+    return sum(codes) * _scale_of_integers(kernel)
+
+
+def _learned_scales(kernel: PackedKernel) -> dict[str, Any]:
+    """Parameters that a quantizer owns where it learns its scales, by their names in bnn_jax.quantizers."""
+    names = LEARNED_SCALES.get(tuple(base.values for base in kernel.bases), ())
+    scale = lambda base: _scale_of_integers(kernel) if kernel.integers else _scale(base)
+    return {name: scale(base) for name, base in zip(names, kernel.bases)}
+
+
+def _scale(base: PackedBase) -> Float[Array, "..."] | float:
+    return base.constant if base.scale is None else base.scale
 
 
 def _scale_of_integers(kernel: PackedKernel) -> float:

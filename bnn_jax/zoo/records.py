@@ -119,6 +119,23 @@ PRETRAINED: dict[str, Record] = {
     "cifar10_xnor_resnet20_sgd": Record(
         "resnet20", "cifar10", 6771, 10000, "sgd", 0, 20, "results/cifar10_xnor_resnet20"
     ),
+    "cifar10_ttq_resnet20": Record(
+        "resnet20",
+        "cifar10",
+        6764,
+        10000,
+        "dfw",
+        2,
+        10,
+        "results/cifar10_ttq_resnet20",
+        same_as="cifar10_ttq_resnet20_dfw",
+    ),
+    "cifar10_ttq_resnet20_dfw": Record(
+        "resnet20", "cifar10", 6764, 10000, "dfw", 2, 10, "results/cifar10_ttq_resnet20"
+    ),
+    "cifar10_ttq_resnet20_sgd": Record(
+        "resnet20", "cifar10", 6662, 10000, "sgd", 1, 10, "results/cifar10_ttq_resnet20"
+    ),
     "digits_vit_tiny": Record("vit_tiny", "digits", 344, 359, "adam", 0, 100, "configs/digits_vit.py"),
 }
 """name -> a pretrained network, whose file is zoo/files/NAME.bnn.safetensors."""

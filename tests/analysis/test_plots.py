@@ -88,13 +88,18 @@ def test_one_seed_is_a_line_without_band(figures, tmp_path):
 
 
 @pytest.mark.parametrize("epochs", [1, 3, 10, 12])
-def test_no_mark_of_few_epochs_lies_outside_the_axes(epochs, figures, tmp_path):
-    plot_accuracy(comparison(["dfw", "adam"], epochs=epochs), tmp_path / "accuracy.png")
+def test_no_mark_or_band_of_few_epochs_lies_outside_the_axes(epochs, figures, tmp_path):
+    results = comparison(["dfw"], epochs=epochs)
+    for run, share in zip(results.rows[0].runs, (0.4, 0.7, 0.7)):
+        run["curve"]["validation_accuracy"] = [share * value for value in run["curve"]["validation_accuracy"]]
+    plot_accuracy(results, tmp_path / "accuracy.png")
     (axes,) = figures[0].axes
     low, high = axes.get_ylim()
-    marks = [line.get_ydata() for line in axes.lines if line.get_marker() == "o"]
-    assert len(marks) == 2
-    assert all(low <= accuracy <= high for of_row in marks for accuracy in of_row)
+    (marks,) = [line.get_ydata() for line in axes.lines if line.get_marker() == "o"]
+    values = 100 * np.array([run["curve"]["validation_accuracy"] for run in results.rows[0].runs])
+    band = values.mean(axis=0) + np.outer((-1, 1), values.std(axis=0, ddof=1))
+    assert band.max() > values.max()
+    assert low <= min(marks.min(), band.min()) < max(marks.max(), band.max()) <= high
 
 
 @pytest.mark.parametrize("at_chance", [False, True])

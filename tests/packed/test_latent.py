@@ -58,10 +58,27 @@ def test_gains_of_0_and_beyond_the_largest(network):
     np.testing.assert_allclose(found, logits, rtol=0, atol=1e-5 * np.abs(logits).max())
 
 
+@pytest.mark.parametrize("quantizer", ["twn", "ttq", "state_aware", "learned_scale"])
+def test_ternary_kernels_and_learned_scales(quantizer):
+    model = build_model("mnist_mlp", num_classes=4, width=8, options={"hidden_layers": 2}, kernel_quantizer=quantizer)
+    variables = random_variables(model, SHAPE)
+    packed = PackedModel(model, freeze(model, variables, SHAPE), DESCRIBED)
+    found = latent_variables(packed)
+    logits = np.asarray(packed.logits(IMAGES))
+    trained = np.asarray(replace(packed, variables=found).logits(IMAGES))
+    np.testing.assert_allclose(trained, logits, rtol=0, atol=1e-5 * np.abs(logits).max())
+    given, again = leaves(variables["params"]), leaves(found["params"])
+    assert given.keys() == again.keys()
+    # A scale for each sign is never swallowed by a threshold.
+    for name in (name for name in given if name.endswith("tive_scale']")):
+        np.testing.assert_allclose(again[name], given[name], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"kernel_quantizer": "twn"}, "a kernel has other codes than -1 and \\+1"),
+        ({"kernel_quantizer": "bitnet_b158"}, "comes out as another one"),
+        ({"kernel_quantizer": "abc_net"}, "comes out as another one"),
         ({"kernel_quantizer": "xnor", "kernel_quantizer_options": {"center": True}}, "comes out as another one"),
     ],
 )
