@@ -1,5 +1,6 @@
 """Comparisons as scripts make them: rows by name, what each network costs, the report."""
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from bnn_jax.sweeps.comparison import compare
 from bnn_jax.sweeps.results import Results
 from bnn_jax.training.config import Config, config_module, load_config, running, select_optimizer
 from bnn_jax.training.experiment import make_model
-from bnn_jax.training.overrides import check_applied
+from bnn_jax.training.overrides import changed_settings, check_applied, check_not_tuned
 from bnn_jax.training.validation import validate
 
 SIGNS = [name for name, estimator in ESTIMATORS.items() if estimator.code_set == (-1, 1)]
@@ -117,8 +118,13 @@ def rows_of_config(options: ComparisonOptions, labels: Iterable[str]) -> Rows | 
     for label in labels:
         if label not in rows:
             raise unknown_name("rows", label, rows)
-    check_applied(load_config(options.config), options.settings, make, f"get_rows() of {options.config}")
-    return {label: rows[label] for label in rows if label in labels or not labels}
+    before = load_config(options.config)
+    check_applied(before, options.settings, make, f"get_rows() of {options.config}")
+    rows = {label: rows[label] for label in rows if label in labels or not labels}
+    if options.tune:
+        changed = changed_settings(before, options.settings)
+        check_not_tuned(changed, {name for cell, _ in rows.values() for name in cell.optim.tune})
+    return rows
 
 
 def _is_row(item: tuple[Any, Any]) -> bool:
@@ -171,6 +177,8 @@ def optimizer_rows_of(options: ComparisonOptions, labels: Iterable[str]) -> Rows
     if names == type(options).optimizers:
         kept = {optim.name for optim in (*config.optimizers, config.optim)}
         names = [name for name in names if name in kept] or names
+        if missing := [name for name in options.optimizers if name not in names]:
+            print(f"compared without {', '.join(missing)}, for which the config keeps no settings", file=sys.stderr)
     return optimizer_rows(config, names, losses)
 
 

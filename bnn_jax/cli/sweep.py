@@ -46,6 +46,7 @@ def main() -> None:
     use_compilation_cache()
     if arguments.execution not in ("auto", "vmapped"):
         refuse_unread(arguments, ("group_size",), "is for `--execution vmapped`")
+    overrides.pop("seed", None)  # In `seeds`.
     options = arguments.engine() | {"group_size": arguments.group_size, "overrides": overrides}
     with arguments.tables() as tables:
         report(sweep(config, axes, workdir, seeds=seeds, **options), name, workdir, tables)

@@ -81,7 +81,10 @@ def as_estimator(estimator: EstimatorLike) -> Estimator:
     if record is None:
         return Estimator(estimator)
     _check_fixed(record, fixed)
-    return record if function is estimator else record._replace(apply=estimator)
+    if function is estimator:
+        return record
+    # A record's own signature hides the names of its function's parameters.
+    return record._replace(apply=partial(record.apply, **fixed) if isinstance(function, Estimator) else estimator)
 
 
 def _known_record(function: Callable) -> Estimator | None:

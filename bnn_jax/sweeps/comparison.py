@@ -5,12 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bnn_jax.checks import require
 from bnn_jax.errors import UsageError
 from bnn_jax.names import record_of
 from bnn_jax.paths import local_path
 from bnn_jax.sweeps.engine import Datasets, Run, dataset_of, run_all
-from bnn_jax.sweeps.grid import grid_cells, recorded_value
+from bnn_jax.sweeps.grid import grid_cells, recorded_value, with_overrides
 from bnn_jax.sweeps.results import CELL, Results, Row
 from bnn_jax.sweeps.tuning import TUNING_SEED, tune_cells
 from bnn_jax.training.config import Config, flatten, to_dict, without_tuning
@@ -51,7 +53,7 @@ def compare(
     """
     workdir = local_path("workdir", workdir)
     require("cells", dict(cells), bool(cells), "must have at least one row", "add one", error=UsageError)
-    _check_seeds(seeds)
+    seeds = _checked_seeds(seeds)
     cells, datasets = _on_data(cells, data)
     cells, options = {label: validate(cell) for label, cell in cells.items()}, options | {"datasets": datasets}
     for cell in cells.values():
@@ -104,9 +106,9 @@ def sweep(
     Raises:
       UsageError: for an option that is not known, no seeds, and values that cannot run, before anything runs.
     """
-    _check_seeds(seeds)
+    seeds = _checked_seeds(seeds)
     workdir = local_path("workdir", workdir)
-    grid = grid_cells(config, axes, overrides)
+    grid, config = grid_cells(config, axes, overrides), with_overrides(config, overrides or {})
     cells, datasets = _on_data({label: cell for label, (cell, _) in grid.items()}, data)
     cells, options = {label: validate(cell) for label, cell in cells.items()}, options | {"datasets": datasets}
     settings = {label: values for label, (_, values) in grid.items()}
@@ -117,10 +119,13 @@ def sweep(
     return Results(rows=rows, datasets=described, config=to_dict(config), compared=CELL, axes=axes)
 
 
-def _check_seeds(seeds: Sequence[int]) -> None:
+def _checked_seeds(seeds: Sequence[int]) -> list[int]:
+    """The seeds as Python's numbers."""
+    seeds = [seed.item() if isinstance(seed, np.generic) else seed for seed in seeds]
     require("seeds", list(seeds), len(seeds) > 0, "must have at least one", "as 0 1 2", error=UsageError)
     differ = len(set(seeds)) == len(seeds)
     require("seeds", list(seeds), differ, "must differ from each other", "leave one out", error=UsageError)
+    return seeds
 
 
 def _on_data(cells: Mapping[str, Config], data: Any | None) -> tuple[dict[str, Config], Datasets]:

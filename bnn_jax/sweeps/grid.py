@@ -145,6 +145,10 @@ def grid_cells(
     for name, values in axes.items():
         _check_axis(name, values)
     overrides, cells = overrides or {}, {}
+    with_overrides(config, overrides)
+    options = {f"{name}.{key}" for name, value in overrides.items() if isinstance(value, Mapping) for key in value}
+    if twice := sorted({*axes} & {*overrides, *options}):
+        raise UsageError(f"`overrides` (={twice[0]!r}) is among the axes; leave one out")
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values))
         cell = config
@@ -158,6 +162,26 @@ def grid_cells(
         cells[folder_name(label)] = (settled(config, cell, {*overrides, *chosen}), recorded)
     check_read([cell for cell, _ in cells.values()], axes)
     return cells
+
+
+def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """The config in which settings have other values, as :func:`bnn_jax.training.overrides.settled` gives them.
+
+    Args:
+      config: whose settings stay where nothing is said of them.
+      overrides: dotted name of a setting -> value.
+
+    Raises:
+      UsageError: for a setting that is not known, the nearest is named, and for seed; as `settled`.
+    """
+    changed = config
+    for name, value in overrides.items():
+        if name == "seed":
+            raise UsageError("`overrides` (='seed') must be of other settings; name the seeds with `seeds`")
+        if kind_of(name) is None:
+            raise unknown_name("overrides", name, [known for known in scalar_options() if known != "seed"])
+        changed = with_setting(changed, name, value)
+    return settled(config, changed, {*overrides})
 
 
 def recorded_value(value: Any) -> Any:

@@ -11,6 +11,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from bnn_jax.checks import require
 from bnn_jax.data.sources import IN_MEMORY
 from bnn_jax.errors import UsageError, renamed, unknown_name
@@ -27,7 +29,7 @@ POINTS = 1024
 """Of the sequence; those that make a trial which has been made are passed over."""
 
 NOT_TUNED = (
-    "name",
+    "optim.name",
     "epochs",
     "seed",
     "tune_trials",
@@ -145,6 +147,9 @@ def _check(label: str, cell: Config) -> None:
     tune, budget = cell.optim.tune, cell.tune_trials
     way_out = f"name what to tune of {label}, as learning_rate 0.1 0.3 1"
     require("optim.tune", tune, bool(tune), "is empty", way_out, error=UsageError)
+    twice = len({*map(_full_name, tune)}) < len(tune)
+    rule = "must not name a setting twice, with and without optim.; leave one out"
+    require("optim.tune", tune, not twice, rule, error=UsageError)
     for name, values in tune.items():
         if not is_setting(_full_name(name)):
             known = [one.removeprefix("optim.") for one in scalar_options() if one not in NOT_TUNED]
@@ -153,11 +158,13 @@ def _check(label: str, cell: Config) -> None:
             raise UsageError(
                 f"`optim.tune` (={name!r}) names what all trials share or what changes no accuracy; leave it out"
             )
-        if IN_MEMORY.search(cell.data.name) and name.removeprefix("data.") in LOADED_BY:
+        if IN_MEMORY.search(cell.data.name) and name in [f"data.{one}" for one in LOADED_BY]:
             raise UsageError(f"`optim.tune` (={name!r}) is for data on disk, not for arrays in memory; leave it out")
         values = _several(values)
-        rule = "must have values that differ; leave one out"
-        require("optim.tune", {name: values}, len(set(values)) == len(values), rule, error=UsageError)
+        rule = "must have at least one value; leave it out"
+        require("optim.tune", {name: values}, len(values) > 0, rule, error=UsageError)
+        differ = all(value not in values[:place] for place, value in enumerate(values))
+        require("optim.tune", {name: values}, differ, "must have values that differ; leave one out", error=UsageError)
         if _is_range(values):
             rule = "must be 0 < low < high where it has two numbers, or have three or more"
             require("optim.tune", {name: values}, 0 < values[0] < values[1], rule, error=UsageError)
@@ -235,7 +242,9 @@ def _points(dimensions: int) -> list[list[float]]:
 
 
 def _several(values: Any) -> tuple:
-    return tuple(values) if isinstance(values, tuple | list) else (values,)
+    """The values that a setting may have, NumPy's numbers as Python's."""
+    several = values if isinstance(values, tuple | list | np.ndarray) else (values,)
+    return tuple(value.item() if isinstance(value, np.generic) else value for value in several)
 
 
 def _are_numbers(values: Sequence[Any]) -> bool:

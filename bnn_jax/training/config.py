@@ -312,9 +312,9 @@ def config_module(path: str | Path) -> ModuleType:
     Raises:
       UsageError: as :func:`find_config`; if the file raises an error, with its line.
     """
-    path = find_config(path)
+    file = find_config(path)
     with running(path):
-        return module_of_file(path)
+        return module_of_file(file)
 
 
 @contextmanager
@@ -339,6 +339,7 @@ def with_names(config: Any, name: Callable[[str, Any], Any], prefix: str = "") -
     """A config with what `name` makes of a setting's dotted name and a thing, in the place of each such thing.
 
     A thing is what is neither plain JSON nor part of the config: a class, a function, a module, a record of a table.
+    NumPy's numbers become Python's.
     """
     if isinstance(config, PARTS):
         changed = {key: with_names(value, name, f"{prefix}{key}.") for key, value in vars(config).items()}
@@ -347,7 +348,8 @@ def with_names(config: Any, name: Callable[[str, Any], Any], prefix: str = "") -
         return {absolute(key): with_names(value, name, f"{prefix}{key}.") for key, value in config.items()}
     if type(config) in (tuple, list):
         return type(config)(with_names(value, name, f"{prefix}{index}.") for index, value in enumerate(config))
-    if config is None or isinstance(config, str | int | float | np.generic):
+    config = config.item() if isinstance(config, np.generic) else config
+    if config is None or isinstance(config, str | int | float):
         return absolute(config)
     return name(prefix.removesuffix("."), config)
 

@@ -159,7 +159,12 @@ def parse_with_overrides(
         of_all = given - {"optim.name"}
         each = tuple(_overridden(optim, config, arguments.settings, of_all) for optim in config.optimizers)
         settings = replace(settings, optimizers=each)
-    _check_tuning(_tuned_of(settings, arguments), given, tune=getattr(arguments, "tune", False))
+    options = {f"{name}.{key}" for name, value in overrides.items() if isinstance(value, dict) for key in value}
+    if twice := sorted({*axes} & options):
+        raise UsageError(
+            f"{_option(twice[0])} is given twice, and in {_option(twice[0].rpartition('.')[0])}; leave one out"
+        )
+    _check_tuning(_tuned_of(settings, arguments), given | options, tune=getattr(arguments, "tune", False))
     compared = settings.optimizers if hasattr(arguments, "optimizers") or "optim.name" in axes else ()
     each = [settings, *(replace(settings, optim=optim) for optim in compared)]
     tuned = each if getattr(arguments, "tune", False) else []
@@ -301,6 +306,17 @@ def check_applied(before: Config, after: Config, make: Callable[[Config], Any], 
             raise UsageError(f"{_option(name)} (={value}) changes nothing, for {maker} sets it itself; leave it out")
 
 
+def changed_settings(before: Config, after: Config) -> set[str]:
+    """The dotted names of the settings in which two configs differ, of options those of each."""
+    names = set()
+    for name, restored in _restored(before, after):
+        old, new = (functools.reduce(getattr, name.split("."), config) for config in (restored, after))
+        if isinstance(new, dict):
+            names |= {f"{name}.{key}" for key in {*old, *new} if old.get(key) != new.get(key)}
+        names.add(name)
+    return names
+
+
 def _restored(before: Any, after: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every setting that differs, and `after` with that one as `before` has it."""
     for name, value in vars(after).items():
@@ -329,7 +345,21 @@ def _check_tuning(chosen: Collection[str], given: Collection[str], *, tune: bool
             raise UsageError(
                 f"{_option(name)} is read only with `--tune` of a comparison; give that too, or leave it out"
             )
-    for name in sorted(given) if tune else ():
+    if tune:
+        check_not_tuned(given, chosen)
+
+
+def check_not_tuned(given: Collection[str], chosen: Collection[str]) -> None:
+    """Refuse to override what --tune chooses.
+
+    Args:
+      given: dotted names of the overrides.
+      chosen: names of what is tuned, as `optim.tune` has them.
+
+    Raises:
+      UsageError: for the first of them.
+    """
+    for name in sorted(given):
         if name in chosen or name.removeprefix("optim.") in chosen:
             raise UsageError(
                 f"{_option(name)} is what `--tune` chooses; leave one of them out, or give what to choose from with "

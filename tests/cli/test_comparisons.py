@@ -227,12 +227,44 @@ def test_deep_frank_wolfe_has_no_row_for_a_smooth_loss():
     }
 
 
-def test_of_the_usual_optimizers_those_that_the_config_keeps_are_compared():
+def test_of_the_usual_optimizers_those_that_the_config_keeps_are_compared(capsys):
     def rows(config, *words):
         words = ("--config", str(CONFIGS / f"{config}.py"), "--workdir", "runs/none", "--seeds", "0", *words)
         return [*optimizer_rows_of(parse(Arguments, argv=words), ())]
 
     assert rows("cifar10_ttq_resnet20") == ["dfw", "sgd"]
+    assert capsys.readouterr().err == "compared without adam, for which the config keeps no settings\n"
     assert rows("digits_xnor") == ["dfw", "adam", "sgd"]
     with pytest.raises(UsageError, match=r"`optimizer` \(='adam'\) is not known; choose one of: dfw, sgd"):
         rows("cifar10_ttq_resnet20", "--optimizers", "dfw", "adam")
+
+
+TUNED_ROWS = """
+from dataclasses import replace
+
+from bnn_jax.training.config import Config, OptimConfig
+
+
+def get_config():
+    return Config(name="tuned", epochs=1, batch_size=8, optim=OptimConfig("sgd", 0.1))
+
+
+def get_rows(config):
+    tuned = replace(config.optim, tune={"learning_rate": (0.1, 1.0, 2.0), "options.nesterov": (True, False)})
+    return {"tuned": (replace(config, optim=tuned), {}), "other": (replace(config, optim=config.optim), {})}
+"""
+
+
+def test_what_rows_of_a_config_tune_is_not_overridden(tmp_path):
+    (path := tmp_path / "rows.py").write_text(TUNED_ROWS)
+
+    def rows(*words, labels=()):
+        words = ("--config", str(path), "--workdir", "runs/none", "--tune", *words)
+        return [*optimizer_rows_of(parse(Arguments, argv=words), labels)]
+
+    assert rows("--optim.momentum", "0.5") == ["tuned", "other"]
+    assert rows("--optim.learning-rate", "0.5", labels=("other",)) == ["other"]
+    with pytest.raises(UsageError, match=r"^`--optim.learning-rate` is what `--tune` chooses; leave one of them out"):
+        rows("--optim.learning-rate", "0.5")
+    with pytest.raises(UsageError, match=r"^`--optim.options.nesterov` is what `--tune` chooses; leave one of them"):
+        rows("--optim.options", "nesterov", "True")

@@ -24,6 +24,7 @@ from bnn_jax.estimators import (
     ste_sign,
     swish_sign,
 )
+from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, make_quantizer
 
 
 def test_make_sign_from_a_derivative():
@@ -66,13 +67,24 @@ def test_a_partial_has_the_record_of_its_function():
     """Codes, schedule and trained parameters; nested, of a record, and the partial of another function."""
     narrow = partial(heaviside, width=2.0)
     assert as_estimator(narrow) == ESTIMATORS["heaviside"]._replace(apply=narrow)
-    nested = partial(partial(ESTIMATORS["ternary"], straight_through=True), delta=0.5)
-    assert as_estimator(nested) == ESTIMATORS["ternary"]._replace(apply=nested)
+    found = as_estimator(partial(partial(ESTIMATORS["ternary"], straight_through=True), delta=0.5))
+    assert found == ESTIMATORS["ternary"]._replace(apply=found.apply)
+    assert found.apply.func is package.ternary
+    assert found.apply.keywords == {"straight_through": True, "delta": 0.5}
     bounded = partial(package.rbnn_sign)
     assert package.of_inputs(bounded).schedule is ESTIMATORS["rbnn_sign"].input_schedule
     own = partial(lambda x, width: jnp.sign(x), width=1.0)
     assert as_estimator(own) == Estimator(own)
     assert as_estimator(Estimator(partial(package.ede_sign, t=2.0))).schedule is None
+
+
+@pytest.mark.parametrize("estimator", [swish_sign, ESTIMATORS["swish_sign"]], ids=["function", "record"])
+def test_a_partial_learns_and_names_its_parameters(estimator):
+    make = partial(make_quantizer, ACTIVATION_QUANTIZERS, trainable=True)
+    start = make(partial(estimator, beta=2.0)).init(jax.random.key(0), jnp.ones((1, 2)))
+    assert start == {"beta": 2.0}
+    with pytest.raises(ValueError, match=r"`option` \(='btaa'\) is not known; did you mean 'beta'\?"):
+        make(partial(estimator, beta=2.0), btaa=1.0)
 
 
 @pytest.mark.parametrize(

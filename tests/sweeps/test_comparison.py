@@ -161,6 +161,33 @@ def test_axes_in_python_that_make_no_grid(axes, message, tmp_path):
         sweep(CONFIG, axes, tmp_path, seeds=(0,))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"optim.learning_rat": 1.0},
+            r"^`overrides` \(='optim.learning_rat'\) is not known; did you mean 'optim.learning",
+        ),
+        ({"seed": 1}, r"^`overrides` \(='seed'\) must be of other settings; name the seeds with `seeds`$"),
+        ({"optim.momentum": 0.1}, r"^`overrides` \(='optim.momentum'\) is among the axes; leave one out$"),
+    ],
+)
+def test_overrides_in_python_that_hold_in_no_cell(overrides, message, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        sweep(CONFIG, {"optim.momentum": (0.0, 0.9)}, tmp_path, seeds=(0,), overrides=overrides)
+
+
+def test_the_record_has_the_overrides_and_plain_numbers(monkeypatch, tmp_path):
+    monkeypatch.setattr(comparison, "run_all", found_at_once)
+    axes = {"optim.momentum": np.array([0.0, 0.5]), "batch_size": np.arange(32, 34)}
+    overrides = {"epochs": 2, "optim.learning_rate": np.float64(0.5)}
+    results = sweep(CONFIG, axes, tmp_path, seeds=np.arange(2), overrides=overrides)
+    write_report(results, tmp_path)
+    assert (results.config["epochs"], results.config["optim"]["learning_rate"]) == (2, 0.5)
+    assert [row.label for row in results.rows][:2] == ["momentum=0.0,batch_size=32", "momentum=0.0,batch_size=33"]
+    assert [run["seed"] for run in results.rows[0].runs] == [0, 1]
+
+
 def test_a_name_to_import_stands_in_labels_as_it_was_typed():
     assert list(grid_cells(CONFIG, {"loss": ("mine.py:loss", "cross_entropy")})) == [
         "loss=mine.py:loss",

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from made_up_results import a_run
 
@@ -99,6 +100,18 @@ def test_rates_in_whole_numbers_are_real_ones(trained, tmp_path):
     trained.accuracy = lambda optim: -optim.max_gradient_norm
     record, _ = tune_cells({"sgd": cell({"max_gradient_norm": (1, 3, 10)}, budget=4)}, tmp_path)
     assert record["rows"][0]["chosen"] == {"max_gradient_norm": 0.3}
+
+
+@pytest.mark.parametrize("grid", [tuple(np.logspace(-1, 1, 3)), np.logspace(-1, 1, 3), np.array([0.1, 1, 10])])
+def test_numbers_of_numpy_are_a_grid_and_a_range(trained, tmp_path, grid):
+    trained.accuracy = peak(0.002)
+    record, cells = tune_cells({"sgd": cell({"learning_rate": grid})}, tmp_path)
+    assert rates_of(record) == [0.1, 1.0, 10.0, 0.01, 0.001, 0.0001]
+    assert type(cells["sgd"].optim.learning_rate) is float
+    ends = (np.float64(0.1), np.float64(10))
+    assert next_trials({"learning_rate": ends}, [], budget=8) == next_trials(
+        {"learning_rate": (0.1, 10.0)}, [], budget=8
+    )
 
 
 def test_whole_numbers_go_on_to_none_that_is_there(trained, tmp_path):
@@ -235,6 +248,13 @@ def test_no_other_setting_that_trials_share_can_be_tuned():
         ({"learning_rate": (1.0, 0.1)}, r"`optim.tune` \(=\{'learning_rate': \(1.0, 0.1\)\}\) must be 0 < low < high"),
         ({"weight_decay": (0.0, 0.1)}, r"must be 0 < low < high where it has two numbers, or have three or more"),
         ({"learning_rate": (0.1, 1.0, 1.0)}, r"must have values that differ; leave one out"),
+        ({"learning_rate": ()}, r"`optim.tune` \(=\{'learning_rate': \(\)\}\) must have at least one value; leave it"),
+        ({"learning_rate": ([1], [2])}, r"`optim.learning_rate` \(=(\[1\]|\(1,\))\) must be a number"),
+        (
+            {"learning_rate": (1, 2, 3), "optim.learning_rate": (1, 2)},
+            r"must not name a setting twice, with and without",
+        ),
+        ({"name": ("sgd", "adam")}, r"`optim.tune` \(='name'\) names what all trials share"),
         ({"learning_rate": (-1.0, 1.0, 2.0)}, r"`optim.learning_rate` \(=-1.0\) must be positive"),
         ({"schedule": ("constant", "cosin")}, r"`optim.schedule` \(='cosin'\) is not known; did you mean 'cosine'"),
         ({"options.nesterof": (True, False)}, r"`optim.options` \(='nesterof'\) is not known"),

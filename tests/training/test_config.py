@@ -260,6 +260,8 @@ def test_what_is_no_config_or_no_tuple_of_patterns_is_refused():
     given = {"optim__decay_only": ["*kernel"], "optim__latent_box": [-1.0, 1.0]}
     found = validate(changed(seed=np.int64(3), optim__learning_rate=np.float32(0.5), **given))
     assert (found.seed, found.optim.learning_rate, found.optim.decay_only) == (3, 0.5, ("*kernel",))
+    assert (type(found.seed), type(found.optim.learning_rate)) == (int, float)
+    assert from_dict(to_dict(changed(seed=np.int64(3)))).seed == 3
     assert hash(found.optim.latent_box) == hash((-1.0, 1.0))
 
 

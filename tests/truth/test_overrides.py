@@ -298,6 +298,10 @@ def test_each_loss_of_a_comparison_has_its_own_options(mine):
         ("--optim.name adam", r"`--optim.name` is of a single run; name those to compare with `--optimizers`"),
         ("--seed 3", r"`--seed` is of a single run; name those to compare with `--seeds`"),
         ("--optim.learning-rate 1 --tune", r"`--optim.learning-rate` is what `--tune` chooses; leave one of them"),
+        (
+            "--tune --optimizers adam --optim.tune options.b2 0.9 0.99 0.999 --optim.options b2 0.5",
+            r"`--optim.options.b2` is what `--tune` chooses; leave one of them",
+        ),
         ("--tune-epochs 2", r"`--tune-epochs` is read only with `--tune` of a comparison; give that too"),
         ("--optim.tune learning_rate 1 2", r"`--optim.tune` is read only with `--tune` of a comparison; give that too"),
     ],
@@ -305,6 +309,14 @@ def test_each_loss_of_a_comparison_has_its_own_options(mine):
 def test_what_a_comparison_does_not_read_is_refused(line, words):
     with pytest.raises(UsageError, match=words):
         config_of(line, Comparison)
+
+
+def test_an_option_is_an_axis_or_given_once():
+    line, axes = "--optim.name bop --optim.learning-rate 1 --optim.options {} 0.5", ("optim.options.threshold",)
+    assert config_of(line.format("adaptivity_rate"), axes=axes).optim.options == {"adaptivity_rate": 0.5}
+    sentence = r"^`--optim.options.threshold` is given twice, and in `--optim.options`; leave one out$"
+    with pytest.raises(UsageError, match=sentence):
+        config_of(line.format("threshold"), axes=axes)
 
 
 def test_what_the_maker_of_rows_sets_itself_is_refused():
