@@ -17,6 +17,7 @@ from bnn_jax.losses import LOSSES
 from bnn_jax.models import MODELS
 from bnn_jax.optim import OPTIMIZERS
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, GRADIENT_QUANTIZERS, WEIGHT_QUANTIZERS
+from bnn_jax.zoo import DATA as TRAINED_ON
 from bnn_jax.zoo import PRETRAINED, file_of
 
 
@@ -100,7 +101,10 @@ def rows_of(what: str) -> list[tuple[str, ...]]:
         tables = {"weights": WEIGHT_QUANTIZERS, "inputs": ACTIVATION_QUANTIZERS, "gradients": GRADIENT_QUANTIZERS}
         return [(name, place, *documented(made)) for place, table in tables.items() for name, made in table.items()]
     if what == "pretrained":
-        told = {name: f"{r.data}: {r.correct} of {r.examples} test images right" for name, r in PRETRAINED.items()}
+        sets = {name: name + (f" ({data.copies})" if data.copies else "") for name, data in TRAINED_ON.items()}
+        told = {
+            name: f"{sets[r.data]}: {r.correct} of {r.examples} test images right" for name, r in PRETRAINED.items()
+        }
         sizes = {name: f"{file_of(name).stat().st_size / 1e3:.1f} kB" for name in PRETRAINED}
         return [(name, f"{told[name]}, {sizes[name]}", paper_of(r.network)) for name, r in PRETRAINED.items()]
     if what == "optimizers":

@@ -144,7 +144,8 @@ def keep_in_box(box: Box | Callable[[Params], Box]) -> optax.GradientTransformat
     Put it last in a chain.
 
     Args:
-      box: prefix tree of the parameters with leaves None or (lower, upper), or a function that returns one from them.
+      box: prefix tree of the parameters with leaves None or (lower, upper), a function that returns one from them, or
+        :func:`latent_box`.
 
     Raises:
       ValueError: on update, if `params` are missing or `box` does not fit them.

@@ -15,10 +15,12 @@ class DataRecord(NamedTuple):
     Attributes:
       class_names: in the order of the labels.
       licence: of the data, as their authors state it.
+      copies: what the images are, where not the originals: of these others the networks may classify a few otherwise.
     """
 
     class_names: tuple[str, ...]
     licence: str
+    copies: str | None = None
 
 
 class Record(NamedTuple):
@@ -59,6 +61,7 @@ DATA: dict[str, DataRecord] = {
     "cifar10": DataRecord(
         ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
         "none stated; the author asks to cite Krizhevsky, 2009",
+        copies="JPEG copies",
     ),
 }
 """name -> a data set of pretrained networks."""
