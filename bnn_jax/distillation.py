@@ -243,8 +243,8 @@ def shared_stages(network: Outputs, teacher: Outputs) -> Iterator[tuple[str, Arr
     names = [name for name in network.intermediates if name in teacher.intermediates and name != "features"]
     if not names:
         raise ValueError(
-            f"`teacher` (with {', '.join(teacher.intermediates)}) shares no stage with the network, which has "
-            f"{', '.join(network.intermediates)}; choose a teacher of the same family"
+            f"`teacher` (with {', '.join(teacher.intermediates) or 'none'}) shares no stage with the network, which "
+            f"has {', '.join(network.intermediates) or 'none'}; choose a teacher of the same family"
         )
     blocks = lambda of, stage: {name for name in of.intermediates if name.startswith(f"{stage}_")}
     left_out: set[str] = set()

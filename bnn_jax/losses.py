@@ -205,6 +205,31 @@ def make_loss(loss: str | Loss | LossFunction, **options: Any) -> Loss:
     found = as_loss(loss)
     check_options("options", found.apply, options)
     apply = partial(found.apply, **options) if options else found.apply
-    if options:  # to refuse bad ones here, not in the first step
+    if options and found in LOSSES.values():  # to refuse bad ones here, not in the first step
         jax.eval_shape(apply, jax.ShapeDtypeStruct((1, 2), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32))
     return found._replace(apply=apply, monitored=found.monitored or apply)
+
+
+def check_loss(loss: Loss, num_classes: int, *, named: Any) -> None:
+    """Refuse a loss that does not give each example a loss of its own: its mean would be that of other things.
+
+    Args:
+      loss: as :func:`make_loss` returns it.
+      num_classes: of the logits.
+      named: what the user gave, for the error.
+
+    Raises:
+      UsageError: for one whose result has another shape, or that cannot be computed.
+    """
+    batch = num_classes + 1
+    logits, labels = jax.ShapeDtypeStruct((batch, num_classes), jnp.float32), jax.ShapeDtypeStruct((batch,), jnp.int32)
+    for function in (loss.apply, loss.monitored):
+        try:
+            found = jax.eval_shape(function, logits, labels)
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"`loss` (={named}) cannot be computed: {error}") from error
+        shape = getattr(found, "shape", None)
+        told = f"(={named}) must return one loss for each example, shape ({batch},) for {batch}"
+        if shape != (batch,):
+            what = type(found).__name__ if shape is None else f"shape {shape}"
+            raise UsageError(f"`loss` {told}; it returns {what}: leave means and sums to the training step")

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import hinge_loss, log_loss
 
+from bnn_jax.errors import UsageError
 from bnn_jax.losses import (
     LOSSES,
     augmented_margins,
+    check_loss,
     cross_entropy,
     label_smoothed_cross_entropy,
     make_loss,
@@ -260,3 +262,34 @@ def test_a_loss_is_made_from_a_name_a_record_or_a_function():
 def test_what_no_loss_can_be_made_of_is_refused(name, options, message):
     with pytest.raises(ValueError, match=message):
         make_loss(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (
+            lambda logits, labels: cross_entropy(logits, labels).mean(),
+            r"shape \(6,\) for 6; it returns shape \(\): leave",
+        ),
+        (
+            lambda logits, labels: cross_entropy(logits, labels)[:, None],
+            r"shape \(6,\) for 6; it returns shape \(6, 1\)",
+        ),
+        (lambda logits, labels: logits, r"must return one loss for each example, shape \(6,\) for 6; it returns shape"),
+        (lambda logits, labels: {"loss": logits}, r"it returns dict: leave means and sums to the training step"),
+        (lambda logits, labels: logits @ logits, r"^`loss` \(=mine\) cannot be computed: dot"),
+    ],
+)
+def test_a_loss_that_is_not_of_each_example_is_refused(loss, words):
+    with pytest.raises(UsageError, match=words):
+        check_loss(make_loss(loss), 5, named="mine")
+    with pytest.raises(UsageError, match=words):
+        check_loss(make_loss("cross_entropy")._replace(monitored=loss), 5, named="mine")
+
+
+def test_options_of_ones_own_loss_may_be_of_each_class():
+    weighted = make_loss(
+        lambda logits, labels, *, weights=(): jnp.take(weights, labels) * cross_entropy(logits, labels)
+    )
+    weighted = make_loss(weighted.apply, weights=jnp.ones(5))
+    check_loss(weighted, 5, named="weighted")

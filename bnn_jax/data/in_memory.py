@@ -121,8 +121,15 @@ def _arrays_of(data: Any, preprocess: Preprocess | None = None) -> dict[str, np.
             else:
                 raise unknown_name("data", name, SPLITS)
         return arrays
-    if isinstance(data, tuple | list) and data and all(isinstance(part, tuple) for part in data):
-        names = {2: ("train", "test"), 3: ("train", "validation", "test")}.get(len(data), ())
+    if (
+        isinstance(data, tuple | list)
+        and data
+        and all(isinstance(part, tuple) for part in data)
+        and not _are_rows(data)
+    ):
+        if len(data) not in (2, 3):
+            raise UsageError(f"`data` (a {type(data).__name__} of {len(data)} tuples) must be {FORMS}")
+        names = {2: ("train", "test"), 3: ("train", "validation", "test")}[len(data)]
         pairs = (_pair(f"{name}_", part, preprocess) for name, part in zip(names, data))
         return {key: array for pair in pairs for key, array in pair.items()}
     return _pair("", data, preprocess)
@@ -152,7 +159,11 @@ def _are_rows(part: Any) -> bool:
     is_sequence = hasattr(part, "__len__") and hasattr(part, "__getitem__") and not isinstance(part, str | np.ndarray)
     if not is_sequence or isinstance(part, Mapping) or len(part) == 0:
         return False
-    return isinstance(part[0], Mapping) or (isinstance(part[0], tuple) and not isinstance(part, tuple | list))
+    if not isinstance(part[0], tuple):
+        return isinstance(part[0], Mapping)
+    # A list of tuples may be one of splits too, (images, labels) each.
+    is_row = lambda row: isinstance(row, tuple) and len(row) == 2 and np.ndim(row[1]) == 0
+    return not isinstance(part, tuple | list) or all(map(is_row, part))
 
 
 def _image_and_label(row: Any) -> tuple[Any, Any]:

@@ -220,6 +220,10 @@ def _train(
             dataset = load_data(config.data) if dataset is None else dataset
             if isinstance(dataset, Dataset) and dataset.train.labels.ndim > 1:
                 check_of_tokens(config.data)
+            channels = dataset.image_shape[-1]
+            rule = f"is for RGB images, and those of {config.data.name} have {channels} channel"
+            holds = channels == 3 or config.data.lighting_std == 0
+            require("data.lighting_std", config.data.lighting_std, holds, rule, "leave it out", error=UsageError)
             programs = programs_of(config, dataset, teacher=teacher, devices=devices)
             begun_from = [start_of(m.config, dataset) if warm_start is None else warm_start for m in members]
             starts = [initial_state(programs, m.config.seed, warm_start=own) for m, own in zip(members, begun_from)]
@@ -305,7 +309,10 @@ def _train_epoch(job: _Job, best: Best, state: TrainState, number: int) -> tuple
 def _compile(job: _Job, state: TrainState, batches: Batches, number: int) -> None:
     """Compile the training steps by making none of them, so that no time of a step holds that of compiling."""
     _tell(job, state, f"epoch {number}/{job.config.epochs}  compiling ...")
-    after, _ = job.programs.train(state, batches, job.hyper, np.int32(0), np.int32(0))
+    try:
+        after, _ = job.programs.train(state, batches, job.hyper, np.int32(0), np.int32(0))
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"the training step cannot be made: {error}") from error
     jax.block_until_ready(job.programs.is_finite(after))
 
 

@@ -18,12 +18,13 @@ from bnn_jax.checks import look_up, require
 from bnn_jax.compilation import QUICK_COMPILATION, training_options
 from bnn_jax.data import Dataset, ImageStream
 from bnn_jax.distillation import DISTILLATION_LOSSES
-from bnn_jax.errors import UsageError
+from bnn_jax.errors import UsageError, renamed
 from bnn_jax.estimators import as_estimator
 from bnn_jax.finite import all_finite, require_finite
 from bnn_jax.layers.arguments import QUANTIZERS
-from bnn_jax.losses import LOSSES
+from bnn_jax.losses import LOSSES, check_loss
 from bnn_jax.models.build import entry_of
+from bnn_jax.names import last_part, record_of
 from bnn_jax.optim import OPTIMIZERS, as_optimizer
 from bnn_jax.quantizers import named_quantizer
 from bnn_jax.regularizers import REGULARIZERS
@@ -147,6 +148,7 @@ def _make_programs(
         make_experiment, config, info, total_steps=config.epochs * steps_per_epoch, teacher=teacher, devices=devices
     )
     experiment = experiment_at()  # where the hyper-parameters do not enter
+    check_loss(experiment.loss, info.num_classes, named=last_part(record_of(config.loss)))
     permutation = partial(epoch_permutation, examples=examples, batch_size=config.batch_size)
     whole = None if devices is None else replicated(devices)
 
@@ -248,7 +250,8 @@ def initial_state(programs: Programs, seed: int, *, warm_start: Any | None = Non
     try:
         train = programs.init(np.uint32(seed), warm_start)
     except (ValueError, TypeError) as error:
-        raise UsageError(f"the network cannot be built: {error}") from None
+        text = renamed(str(error), {name: f"optim.{name}" for name in ("decay_only", "train_only")})
+        raise UsageError(text if text.startswith("`optim.") else f"the network cannot be built: {text}") from None
     return first_state(train)
 
 

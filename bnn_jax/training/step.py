@@ -299,7 +299,8 @@ def train_step(
 def diagnose_step(experiment: Experiment, state: TrainState, images: Images, labels: BatchLabels) -> dict[str, Any]:
     """What :func:`bnn_jax.training.diagnostics.diagnose` finds on a batch, with the loss of the labels alone.
 
-    The batch is augmented, and runs through the network, as in the next training step.
+    The batch is augmented as in the next training step, and runs through the network as there, but whole where
+    `accumulate_steps` divides it.
     """
     key, x, targets = augmented_batch(experiment, state, images, labels)
 

@@ -55,6 +55,7 @@ FORMS = {
     "splits": {"train": HALVES[0], "test": HALVES[1]},
     "Split": {"train": Split(*HALVES[0]), "test": Split(*HALVES[1])},
     "rows of PyTorch": {"train": Pairs(*HALVES[0]), "test": Pairs(*HALVES[1])},
+    "lists of PyTorch's rows": {"train": list(zip(*HALVES[0])), "test": tuple(zip(*HALVES[1]))},
     "rows": {"train": rows(*HALVES[0]), "test": Rows(*HALVES[1])},
     "arrays": {"x_train": X[:40], "y_train": Y[:40], "x_test": X[40:], "y_test": Y[40:]},
 }
@@ -70,7 +71,11 @@ def test_every_form_is_the_same_set():
         assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (36, 4, 10)
 
 
-@pytest.mark.parametrize("data", [(X, Y), rows(X, Y), {"images": X, "labels": Y}], ids=["pair", "rows", "dict"])
+@pytest.mark.parametrize(
+    "data",
+    [(X, Y), rows(X, Y), list(zip(X, Y)), {"images": X, "labels": Y}],
+    ids=["pair", "rows", "tuples", "dict"],
+)
 def test_one_split_is_divided_of_each_class(data):
     dataset = as_dataset(data)
     splits = (dataset.train, dataset.validation, dataset.test)
@@ -115,6 +120,7 @@ def test_a_validation_split_alone_is_the_test_split():
             UsageError,
             r"`data` \(a ndarray\) must be \(images, labels\), \(\(x_train, y_train\), \(x_test, y_test\)\)",
         ),
+        ([HALVES[0]] * 4, UsageError, r"`data` \(a list of 4 tuples\) must be \(images, labels\), \(\(x_train,"),
         ((X,), UsageError, r"`data` \(a tuple\) must be \(images, labels\)"),
         (
             {"train": HALVES[0], "holdout": HALVES[1]},

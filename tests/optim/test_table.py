@@ -341,6 +341,8 @@ def test_unknown_names_and_options_are_refused(name, options, message):
     ("name", "settings", "message"),
     [
         ("momo", {"latent_weight_decay": 1e-4}, r"`latent_weight_decay` \(=0.0001\) is for dfw, adam, .*; leave"),
+        ("bop", {"latent_weight_decay": np.float32(0.5)}, r"`latent_weight_decay` \(=0.5\) is for dfw, adam, "),
+        ("bop", {"latent_weight_decay": jnp.float32(0.5)}, r"`latent_weight_decay` \(=0.5\) is for dfw, adam, "),
         ("bop", {"decay_only": ("*kernel",)}, r"`decay_only` \(=\('\*kernel',\)\) is for dfw, adam"),
         ("dfw", {"scale_latent": True}, r"`scale_latent` \(=True\) is for adam, sgd"),
     ],

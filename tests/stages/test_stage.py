@@ -272,7 +272,7 @@ def test_every_optimizer_trains_a_part(name, inner_steps):
 def test_a_pattern_that_matches_nothing_is_refused(dataset, tmp_path):
     config = replace(CONFIG, optim=replace(SGD, train_only=("*nrm*",)))
     with pytest.raises(
-        UsageError, match=r"`train_only` \(='\*nrm\*'\) matches none of the \d+ parameters; their names"
+        UsageError, match=r"^`optim.train_only` \(='\*nrm\*'\) matches none of the \d+ parameters; their names"
     ):
         train(config, tmp_path, data=dataset)
 

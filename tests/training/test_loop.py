@@ -19,7 +19,7 @@ from bnn_jax.training.loop import Diverged, train
 from bnn_jax.training.metrics import read_metrics, summarize
 from bnn_jax.training.pace import Pace
 from bnn_jax.training.programs import initial_state, programs_of
-from bnn_jax.training.run_folder import DamagedFileWarning
+from bnn_jax.training.run_folder import DamagedFileWarning, has_begun
 from bnn_jax.training.step_size import StepSizeWarning
 
 CONFIG = Config(
@@ -223,3 +223,19 @@ def test_two_runs_in_one_workdir_refuse_each_other(tmp_path, dataset):
 def test_a_batch_larger_than_the_set_is_refused(tmp_path, dataset):
     with pytest.raises(UsageError, match=r"`batch_size` \(=89\) is larger than the 88 training examples"):
         train(replace(CONFIG, batch_size=89), tmp_path, data=dataset)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"data": DataConfig(lighting_std=0.1)},
+            r"^`data.lighting_std` \(=0.1\) is for RGB images, and those of .* 1 ch",
+        ),
+        ({"optim": OptimConfig("optax:lbfgs", 0.1)}, r"^the training step cannot be made: .*'value_fn'"),
+    ],
+)
+def test_a_step_that_cannot_be_made_is_one_sentence_and_another_config_may_follow(changes, message, tmp_path, dataset):
+    with pytest.raises(UsageError, match=message):
+        train(replace(CONFIG, **changes), tmp_path, data=dataset)
+    assert not has_begun(tmp_path)

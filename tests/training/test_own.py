@@ -191,6 +191,12 @@ def test_an_optimizer_of_ones_own_needs_a_learning_rate():
         validate(replace(after, optim=options))
 
 
+def test_a_run_refuses_a_loss_that_is_not_of_each_example():
+    config = replace(config_of(name="resnet6"), loss=lambda logits, labels: cross_entropy(logits, labels).mean())
+    with pytest.raises(UsageError, match=r"^`loss` \(=<lambda>.*\) must return one loss for each example"):
+        make_programs(validate(config), ImageInfo((8, 8, 1), 10, (0.5,), (0.5,)), examples=64)
+
+
 def test_an_exact_step_needs_a_loss_that_is_known_to_be_piecewise_linear():
     config = replace(config_of(name="resnet6"), optim=OptimConfig("dfw"))
     for loss in (multiclass_hinge, "bnn_jax:multiclass_hinge"):
