@@ -97,7 +97,7 @@ def save(
     variables, described = take_path(packed.variables, None), packed.metadata
     values = {"versions": {name: version(name) for name in ("bnn_jax", "jax", "flax")}, "model": _settings(packed)}
     values |= {"num_classes": packed.num_classes}
-    values |= {name: list(described[name]) for name in ("image_shape", "mean", "std")}
+    values |= {name: np.asarray(described[name]).tolist() for name in ("image_shape", "mean", "std")}
     values |= {"accounting": dict(described.get("accounting", {}) if accounting is None else accounting)}
     values |= {"tested": dict(described.get("tested", {}) if tested is None else tested)}
     try:

@@ -14,12 +14,22 @@ from bnn_jax.paths import local_path, require_ending
 
 _TYPES = {"float32": "float", "int8": "int8_t", "int16": "int16_t", "int32": "int32_t", "bool": "uint8_t"}
 
+_WORDS = """
+auto break case char const continue default do double else enum extern float for goto if inline int long register
+restrict return short signed sizeof static struct switch typedef union unsigned void volatile while
+acos asin atan atan2 cbrt ceil copysign cos cosh erf erfc exp exp2 expm1 fabs fdim floor fma fmax fmin fmod frexp
+gamma hypot ilogb j0 j1 jn ldexp lgamma log log10 log1p log2 logb lrint lround modf nan nearbyint pow remainder
+rint round scalb scalbn significand signgam sin sinh sqrt tan tanh tgamma trunc y0 y1 yn
+"""
+"""Words of C and functions of math.h, which no constant of a program may be called."""
+
 
 def write_header(path: str | os.PathLike[str], packed: PackedModel) -> None:
     """Write :func:`arrays` as a C header: a constant for each, and the steps in the comment at its head.
 
     A name is the array's with _ for whatever C does not take, as stage1_block1_conv1_kernel, and has the array's
-    dimensions: ``stage1_block1_conv1_kernel[row][column][input][feature]``; a scalar has the dimension 1.
+    dimensions: ``stage1_block1_conv1_kernel[row][column][input][feature]``; a scalar has the dimension 1.  A word
+    of C or math.h, as gamma, gets a _ behind it.
 
     Raises:
       ValueError: as :func:`arrays`, if two names become one, or for an array of another dtype.
@@ -65,7 +75,8 @@ def header_text(found: Mapping[str, np.ndarray], *, guard: str) -> str:
 
 def _identifier(name: str) -> str:
     text = re.sub(r"\W", "_", name, flags=re.ASCII)
-    return f"_{text}" if text[:1].isdigit() else text
+    text = f"_{text}" if text[:1].isdigit() else text
+    return f"{text}_" if text in _WORDS.split() else text
 
 
 def _initializer(array: np.ndarray) -> str:

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool
 
 from bnn_jax.bitops.planes import PackedBase, PackedKernel
 from bnn_jax.bitops.thresholds import find_thresholds
+from bnn_jax.checks import require
 from bnn_jax.finite import all_finite, require_finite
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense
 from bnn_jax.layers.frozen import PACKED, scale_of
@@ -81,7 +82,10 @@ def freeze(
         one inside nn.vmap or nn.scan, or two-valued inputs with more than one threshold; or if a number is not finite.
         The layer is named.
     """
-    variables = _as_dict(variables)
+    collections, variables = sorted(variables), _as_dict(variables)
+    trained = PACKED not in collections or any(path[-1] == LATENT_KERNEL for path in flatten_dict(variables))
+    rule, way = "are frozen already", "give the trained ones, as `run.variables` has them"
+    require("variables", collections, trained, rule, way)
     require_finite("variables", variables, TRAIN_AGAIN)
     plan = _plan(model, jax.eval_shape(lambda: variables), image_shape)
     images = jnp.zeros((1, *image_shape))

@@ -16,6 +16,7 @@ from bnn_jax.bitops.planes import PackedBase, PackedKernel, unpack_codes
 from bnn_jax.layers import BatchNorm
 from bnn_jax.layers.frozen import PACKED
 from bnn_jax.outputs import init_network
+from bnn_jax.packed.calls import input_of
 from bnn_jax.packed.freezing import freeze, parts, threshold_chains
 from bnn_jax.packed.model import PackedModel, require_images, require_packed_model
 from bnn_jax.types import LATENT_KERNEL, Images
@@ -76,7 +77,8 @@ def latent_variables(packed: PackedModel, images: Images | None = None) -> dict[
     if images is not None:
         found = _statistics(packed, variables, require_images(packed, images))
         variables = _filled(shapes, known | _of_norms(norms, found))
-    _check(given, flatten_dict(freeze(packed.model, variables, image_shape), is_leaf=is_kernel))
+    again = flatten_dict(freeze(packed.model, variables, image_shape), is_leaf=is_kernel)
+    _check(given, again, flatten_dict(variables.get("batch_stats", {})))
     return variables
 
 
@@ -186,7 +188,7 @@ def _statistics(packed: PackedModel, variables: dict[str, Any], images: Images) 
 
     def remember(call, arguments, options, context):
         if isinstance(context.module, BatchNorm) and context.method_name == "__call__":
-            x = arguments[0].astype(jnp.float32)
+            x = input_of(arguments, options).astype(jnp.float32)
             found["/".join(context.module.path)] = (x.mean(range(x.ndim - 1)), x.var(range(x.ndim - 1)))
         return call(*arguments, **options)
 
@@ -199,13 +201,18 @@ def _statistics(packed: PackedModel, variables: dict[str, Any], images: Images) 
     return jax.jit(run)(variables, jnp.asarray(images))
 
 
-def _check(given: Mapping[tuple[str, ...], Any], made: Mapping[tuple[str, ...], Any]) -> None:
-    """Compare the packed variables with those that the latent ones are frozen to."""
+def _check(
+    given: Mapping[tuple[str, ...], Any], made: Mapping[tuple[str, ...], Any], statistics: Mapping[tuple[str, ...], Any]
+) -> None:
+    """Compare the packed variables with those that the latent ones, with these statistics, are frozen to."""
     if given.keys() != made.keys():
         raise _refusal(f"{'/'.join(min(given.keys() ^ made.keys()))} is on one side alone")
     for path, values in given.items():
         for ours, theirs in zip(jax.tree.leaves(values), jax.tree.leaves(made[path]), strict=True):
             largest = np.abs(np.asarray(ours, np.float64)).max(initial=0)
+            if path[-1] == "offset":  # The difference of beta and gain mean, which may be much larger.
+                moved = np.asarray(given[(*path[:-1], "gain")]) * np.asarray(statistics[(*path[1:-1], "mean")])
+                largest = max(largest, np.abs(moved).max(initial=0))
             tolerance = ROUNDING * largest if jnp.issubdtype(ours.dtype, jnp.floating) else 0
             if not np.allclose(np.asarray(ours), np.asarray(theirs), rtol=0, atol=tolerance):
                 raise _refusal(f"{'/'.join(path)} comes out as another one")

@@ -82,15 +82,20 @@ class PackedModel:
 
         Raises:
           UsageError: if no image has a label.
-          ValueError: if the labels are not one whole number for each image.
+          ValueError: if the labels are not one whole number for each image, or one is that of no class.
         """
         examples = correct = 0
         for images, labels in batches:
-            predicted = np.asarray(self.predict(images))
+            predicted, labels = np.asarray(self.predict(images)), np.asarray(labels)
             if np.shape(labels) != predicted.shape or not np.issubdtype(labels.dtype, np.integer):
                 raise ValueError(
                     f"`batches` (with labels {labels.dtype} of shape {np.shape(labels)}) must hold a whole number for "
                     f"each image, here {' x '.join(map(str, predicted.shape))}"
+                )
+            if labels.max(initial=0) >= self.num_classes:
+                raise ValueError(
+                    f"`batches` (with the label {labels.max()}) must hold labels from 0 to {self.num_classes - 1}, or "
+                    "below 0 where there is none"
                 )
             examples += int((labels >= 0).sum())
             correct += int((predicted == labels).sum())

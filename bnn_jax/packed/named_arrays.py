@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -22,11 +23,14 @@ from jaxtyping import Array, Num
 
 from bnn_jax.bitops.planes import PackedKernel, unpack_codes
 from bnn_jax.files import write_atomically
+from bnn_jax.finite import require_finite
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense
 from bnn_jax.layers.frozen import PACKED, code_sets
 from bnn_jax.layers.geometry import spatial_rank
 from bnn_jax.layers.norm import affine
 from bnn_jax.layers.operands import InputBase, Phase, input_bases, kernel_for
+from bnn_jax.packed.calls import input_of
+from bnn_jax.packed.freezing import TRAIN_AGAIN
 from bnn_jax.packed.model import PackedModel
 from bnn_jax.packed.steps import Steps
 from bnn_jax.paths import local_path, require_ending
@@ -76,9 +80,13 @@ def arrays(packed: PackedModel) -> dict[str, np.ndarray]:
       packed: of :func:`bnn_jax.packed.load`, or made of the packed variables of :func:`bnn_jax.packed.freeze`.
 
     Raises:
-      ValueError: for an operation that is none of these; the layer is named.
+      ValueError: for an operation that is none of these; the layer is named.  If a number is not finite, or a variable
+        has the name of a step.
     """
+    require_finite("packed", packed.variables, TRAIN_AGAIN)
     named, real = _named(packed)
+    if taken := [name for name in named if name in (IMAGES, LOGITS, STEPS) or re.fullmatch(r"(x|constant)\d+", name)]:
+        raise ValueError(f"`packed` has a variable {taken[0]!r}, as a step may be called; rename it")
     batch = _no_divisor([*packed.metadata["image_shape"], *(n for array in named.values() for n in array.shape)])
     images = ShapeDtypeStruct((batch, *packed.metadata["image_shape"]), jnp.uint8)
     shapes = {name: ShapeDtypeStruct(array.shape, array.dtype) for name, array in named.items()}
@@ -182,7 +190,7 @@ class _Frozen:
         if isinstance(module, BinaryConv | BinaryDense) and module.kernel_quantizer is not None:
             return self._product(module, path, *arguments, **options)
         if isinstance(module, BatchNorm):
-            (x,) = arguments
+            x = input_of(arguments, options)
             if _join(path, "threshold") in self.arrays:
                 given = (self.arrays[_join(path, name)] for name in ("threshold", "direction"))
                 return threshold(x, *given, dtype=self.codes)

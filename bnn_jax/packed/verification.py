@@ -18,6 +18,7 @@ from bnn_jax.finite import require_finite
 from bnn_jax.layers import BinaryConv, BinaryDense
 from bnn_jax.layers.frozen import NOT_A_NUMBER, PACKED, PRODUCTS, TAKEN, is_words
 from bnn_jax.outputs import apply_network, network_logits
+from bnn_jax.packed.calls import input_of
 from bnn_jax.packed.freezing import TRAIN_AGAIN, kernels_of, parts, require_seen
 
 # The collection of what the layers of the trained network got and packed, from which those of the packed one get it.
@@ -173,8 +174,8 @@ def _recorded(model: nn.Module, variables: Any, images: Array, pass_on: Callable
             return call(*arguments, **options)
         if module.kernel_quantizer is None:
             return call(*arguments, **options)
-        x, *others = arguments
-        return call(pass_on(module, x), *others, **options)
+        x = pass_on(module, input_of(arguments, options))
+        return call(x, *arguments[1:], **{name: value for name, value in options.items() if name != "x"})
 
     with nn.intercept_methods(layer):
         _, recorded = apply_network(model, variables, images, mutable=[PRODUCTS, TAKEN, TRAINED])

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +17,7 @@ from networks import random_variables
 from small_models import SIDES, small
 
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, PReLU, max_pool, mean_pool
-from bnn_jax.packed import PackedModel, arrays, freeze, load, write_header, write_npz
+from bnn_jax.packed import PackedModel, arrays, freeze, latent_variables, load, verify, write_header, write_npz
 from bnn_jax.packed.c_header import header_text
 from bnn_jax.packed.runs import freeze_run
 from bnn_jax.quantizers import ACTIVATION_QUANTIZERS
@@ -160,6 +161,51 @@ def test_another_operation_is_refused_by_its_layer():
 
     with pytest.raises(ValueError, match="`packed` has the operation 'sort' at 'Sorting', for which there is no step"):
         arrays(packed_of(Sorting())[0])
+
+
+class Named(nn.Module):
+    """Layers that are called by name, and a parameter of any name."""
+
+    parameter: str
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        x = BinaryConv(8, input_quantizer="ste_sign", kernel_quantizer="xnor", name="conv")(x=x, train=train)
+        x = BatchNorm(name="norm")(x=x, train=train).mean((1, 2))
+        x = x * self.param(self.parameter, nn.initializers.ones, ())
+        return BinaryDense(4, kernel_quantizer="binary", name="head")(x=x, train=train)
+
+
+def test_layers_called_by_name_have_arrays_are_verified_and_trained_further():
+    model = Named("gamma")
+    packed, trained = packed_of(model)
+    images, wanted = images_of(SHAPE), np.asarray(packed.logits(images_of(SHAPE)))
+    np.testing.assert_allclose(numpy_program.logits(arrays(packed), images), wanted, rtol=1e-5, atol=1e-5)
+    assert verify(model, trained, packed.variables, [np.float32(images)]).passed
+    latent = replace(packed, variables=latent_variables(packed, images))
+    np.testing.assert_allclose(latent.logits(images), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["images", "steps", "logits", "x1", "constant2"])
+def test_a_variable_has_not_the_name_of_a_step(name):
+    packed, _ = packed_of(Named(name))
+    with pytest.raises(ValueError, match=f"^`packed` has a variable '{name}', as a step may be called; rename it$"):
+        arrays(packed)
+
+
+def test_numbers_that_are_not_finite_are_not_written():
+    packed, _ = packed_of(Named("own"))
+    packed.variables["params"]["own"] = jnp.float32(np.nan)
+    with pytest.raises(ValueError, match="`packed`"):
+        arrays(packed)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+def test_words_of_c_are_names_too(tmp_path):
+    write_header(tmp_path / "net.h", packed_of(Named("gamma"))[0])
+    assert "static const float gamma_[1]" in (tmp_path / "net.h").read_text()
+    (tmp_path / "net.c").write_text('#include <math.h>\n#include "net.h"\nint main(void) { return 0; }\n')
+    subprocess.run(["cc", "-fsyntax-only", "-w", tmp_path / "net.c"], check=True)
 
 
 PROGRAM = """

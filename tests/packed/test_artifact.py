@@ -116,6 +116,21 @@ def test_labels_of_another_kind(loaded, images, labels):
         loaded.accuracy([(images, labels)])
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_labels_of_no_class_and_lists_of_labels(loaded, images):
+    assert loaded.accuracy([(images, [0, 1, -1, 2, 3])])[1] == 4
+    sentence = r"`batches` \(with the label 4\) must hold labels from 0 to 3, or below 0 where there is none"
+    with pytest.raises(ValueError, match=sentence):
+        loaded.accuracy([(images, np.array([0, 1, 4, 2, 3]))])
+
+
+def test_descriptions_in_numpy_and_jax_are_written(network, tmp_path):
+    own = {"mean": np.float32([100, 90]), "std": jnp.array([50.0, 60.0])}
+    save(tmp_path / "net.bnn.safetensors", packed_of(network[1], **own))
+    found = load(tmp_path / "net.bnn.safetensors").metadata
+    assert (tuple(found["mean"]), tuple(found["std"])) == ((100.0, 90.0), (50.0, 60.0))
+
+
 def test_float16_halves_the_real_rest(path, network, tmp_path):
     half = tmp_path / "half.bnn.safetensors"
     save(half, packed_of(network[1]), accounting={"bits": 7}, tested=TESTED, float16=True)

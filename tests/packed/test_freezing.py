@@ -124,6 +124,15 @@ def test_a_frozen_network_keeps_no_latent_weights_and_no_statistics():
     assert names == {".words", "['threshold']"}
 
 
+def test_frozen_variables_are_not_frozen_again():
+    model = Chained(binary())
+    frozen = freeze(model, initialized(model, (6, 6, 3)), (6, 6, 3))
+    with pytest.raises(
+        ValueError, match=r"^`variables` \(=\['packed'\]\) are frozen already; give the trained ones, as"
+    ):
+        freeze(model, frozen, (6, 6, 3))
+
+
 def test_structure_needs_no_arrays():
     model = Chained(make_quantizer(WEIGHT_QUANTIZERS, "xnor"), pool=True)
     frozen = freeze(model, initialized(model, (6, 6, 3)), (6, 6, 3))

@@ -58,6 +58,16 @@ def test_gains_of_0_and_beyond_the_largest(network):
     np.testing.assert_allclose(found, logits, rtol=0, atol=1e-5 * np.abs(logits).max())
 
 
+def test_a_network_as_it_starts_has_them_with_images(network):
+    """Its offsets are 0, the differences of numbers that are not."""
+    model = network[0]
+    variables = jax.tree.map(np.asarray, model.init(jax.random.key(0), np.zeros((1, *SHAPE), np.float32), train=False))
+    packed = packed_of(freeze(model, variables, SHAPE))
+    logits = np.asarray(packed.logits(IMAGES))
+    found = np.asarray(replace(packed, variables=latent_variables(packed, IMAGES)).logits(IMAGES))
+    np.testing.assert_allclose(found, logits, rtol=0, atol=1e-5 * np.abs(logits).max())
+
+
 @pytest.mark.parametrize("quantizer", ["twn", "ttq", "state_aware", "learned_scale"])
 def test_ternary_kernels_and_learned_scales(quantizer):
     model = build_model("mnist_mlp", num_classes=4, width=8, options={"hidden_layers": 2}, kernel_quantizer=quantizer)

@@ -1,5 +1,7 @@
 """A packed network as StableHLO: one file for every batch size and three platforms."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +30,14 @@ def test_one_file_serves_every_batch_size_and_platform(network):
     for batch in (1, 5):
         images = rng.integers(0, 256, (batch, *SHAPE), dtype=np.uint8)
         np.testing.assert_array_equal(exported.call(images), network.logits(images))
+
+
+def test_a_platform_is_one_that_there_is(network):
+    assert jax.export.deserialize(bytearray(to_stablehlo(network, platforms="cpu"))).platforms == ("cpu",)
+    for given in (("gpu3",), ()):
+        words = re.escape(f"`platforms` (={given}) must be among cpu, cuda, tpu, rocm; as ('cpu',)")
+        with pytest.raises(ValueError, match=f"^{words}$"):
+            to_stablehlo(network, platforms=given)
 
 
 def test_the_code_for_matrix_units_is_in_it(network):
