@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jax import ShapeDtypeStruct
 from jaxtyping import Array, Float
 
+from bnn_jax.checks import is_whole, require
 from bnn_jax.outputs import call_options as usual_options
 from bnn_jax.quantizers.codes import read_mark
 from bnn_jax.tracing.trace import ChosenGradient, Operation, Trace, multiply_accumulates, products, trace
@@ -107,7 +108,8 @@ def gradient_paths(
       count: how many distinct values to return.
 
     Raises:
-      ValueError: for a `count` below 1, an `x` without axes, an `x` or output that is not floating point, or no output.
+      ValueError: for a `count` that is no whole number of at least 1, an `x` without axes or examples, an `x` or output
+        that is not floating point, or no output.
 
     >>> gradient_paths(lambda x: jnp.tanh(x) + x, (1, 8, 8, 16))
     GradientPaths(costs=(0,), lengths=(0,))
@@ -140,6 +142,7 @@ def module_gradient_paths(
     Raises:
       ValueError: as :func:`gradient_paths`.
     """
+    _require_examples("x_shape", x_shape)
     return smallest(path_graph(module, x_shape, train=train, output=output, **call_options), count)
 
 
@@ -157,10 +160,9 @@ def smallest(graph: PathGraph, count: int = 3) -> GradientPaths:
     best(inputs) = {0},  best(v) = the `count` smallest of the union over edges u -> v of best(u) + cost(edge)
 
     Raises:
-      ValueError: for a `count` below 1.
+      ValueError: for a `count` that is no whole number of at least 1.
     """
-    if count < 1:
-        raise ValueError(f"`count` (={count}) must be at least 1; the paper gives 3")
+    require("count", count, is_whole(count, 1), "must be a whole number of at least 1", "the paper gives 3")
     costs = [operation.cost for operation in graph.operations]
     return GradientPaths(_smallest(graph, costs, count), _smallest(graph, [1] * len(costs), count))
 
@@ -192,9 +194,10 @@ def path_graph(
       **call_options: further keyword arguments of the call.
 
     Raises:
-      ValueError: for an `x` without axes, an `x` or output that is not floating point, or no output.
+      ValueError: for an `x` without axes or examples, an `x` or output that is not floating point, or no output.
     """
     x = ShapeDtypeStruct(x, jnp.float32) if isinstance(x, tuple) else x
+    _require_examples("x.shape", x.shape)
     if hasattr(function_or_module, "apply") and hasattr(function_or_module, "init"):
         traced = _trace_module(function_or_module, x, train, output or (lambda found: found), call_options)
     else:
@@ -212,6 +215,10 @@ def path_graph(
     }
     positions = {results: position for position, results in enumerate(binary)}
     return PathGraph(inputs, outputs[0], tuple(_edges(traced, positions)), tuple(binary.values()))
+
+
+def _require_examples(argument: str, shape: tuple[int, ...]) -> None:
+    require(argument, shape, shape[:1] != (0,), "must have one example at least", "the batch comes first")
 
 
 def _check(traced: Trace, inputs: int, outputs: tuple[int, ...]) -> None:

@@ -32,6 +32,7 @@ class LayerQuantizers(Mapping):
       own: argument of a layer -> the network's quantizer.
       patterns: shell-style pattern -> argument of a layer -> quantizer.
       activation: what stands before a quantized layer's inputs where they stay real.
+      around_input: what the network makes of the input quantizer that a pattern gives such a layer.
     """
 
     def __init__(self, own: Mapping[str, Any], patterns: Mapping[str, Any]):
@@ -39,6 +40,7 @@ class LayerQuantizers(Mapping):
         self.given, self.own = dict(patterns), dict(own)
         self.patterns = {pattern: _settings(pattern, choice) for pattern, choice in patterns.items()}
         self.activation: Callable[[Array], Array] = lambda x: x
+        self.around_input: Callable[[Quantizer], Quantizer] = lambda quantizer: quantizer
         if self.patterns and own["input_quantizer"] is None:
             self.own["input_quantizer"] = REAL
 
@@ -122,10 +124,13 @@ def take_quantizers(layer: nn.Module) -> None:
     if not quantizers.patterns:
         return
     own = {kind: getattr(layer, kind) for kind in QUANTIZERS}
-    chosen = own | quantizers.of(layer.path[len(network.path) :])
+    by_pattern = quantizers.of(layer.path[len(network.path) :])
+    chosen = own | by_pattern
     if own["input_quantizer"] is not None and chosen["input_quantizer"] in (None, REAL):
         chosen |= {"input_quantizer": None, "real_activation": lambda x: quantizers.activation(x)}
         for_codes = {"input_scaling": False, "pad_value": 0}
         chosen |= {argument: value for argument, value in for_codes.items() if hasattr(layer, argument)}
+    elif own["input_quantizer"] is not None and "input_quantizer" in by_pattern:
+        chosen["input_quantizer"] = quantizers.around_input(chosen["input_quantizer"])
     for argument, value in chosen.items():
         object.__setattr__(layer, argument, value)

@@ -8,9 +8,9 @@ from jaxtyping import Array, Float
 
 from bnn_jax.checks import check_arrays
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool
-from bnn_jax.layers.by_layer import REAL
+from bnn_jax.layers.by_layer import REAL, quantizers_of
 from bnn_jax.layers.convolution import resolve_padding
-from bnn_jax.models.network import Network, check_image_size
+from bnn_jax.models.network import Network, check_image_size, flattened
 
 overlapping_pool = partial(max_pool, window=(3, 3), strides=(2, 2))
 
@@ -68,7 +68,7 @@ class XnorAlexNet(Network):
         x = block(6, x, units, kernel_size=x.shape[1:3], padding="VALID")
         x = block(7, x, units, kernel_size=(1, 1))
         x = BatchNorm(epsilon=1e-3, name="norm")(x, train=train)
-        intermediates["features"] = x = nn.relu(x).reshape((x.shape[0], -1))
+        intermediates["features"] = x = flattened(nn.relu(x))
         return self.classify(x), intermediates
 
 
@@ -80,7 +80,8 @@ class DorefaAlexNet(Network):
     groups, pool 3/2 "VALID"; dense 128w/3 twice -> clip to [0, 1] -> dense + bias, in full precision.
 
     A ReLU takes the place of quantizer and clip where inputs stay real.  Each group is a layer, so a weight scale of
-    the whole layer is one of a group here; the gradient of both groups is quantized together.
+    the whole layer is one of a group here; the gradient of both groups is quantized together, but apart where a pattern
+    of `quantizers` chooses the quantizer of a group's.
 
     Attributes:
       width: filters of the first convolution, w; even, for the groups.
@@ -121,7 +122,7 @@ class DorefaAlexNet(Network):
         x = self._layer("3", x, 4 * self.width, groups=2, **phase)
         x = overlapping_pool(self._layer("4", x, middle, groups=2, **phase))
         intermediates["stage3"] = x
-        x = x.reshape((x.shape[0], -1))
+        x = flattened(x)
         for number in ("5", "6"):
             x = self._layer(number, x, units, **phase)
         intermediates["features"] = x = nn.relu(x) if self.input_quantizer in (None, REAL) else jnp.clip(x, 0, 1)
@@ -131,12 +132,14 @@ class DorefaAlexNet(Network):
         """Activation -> dense layer, or convolution in groups -> quantizer of the gradient -> BN."""
         x = self.unless_quantized(nn.relu)(x)
         layer, name = (BinaryDense, f"dense{number}") if x.ndim == 2 else (BinaryConv, f"conv{number}")
-        layer = partial(layer, features // groups, **self.quantizers | {"gradient_quantizer": None}, **geometry)
         names = [name] if groups == 1 else [f"{name}_group{group + 1}" for group in range(groups)]
+        apart = any("gradient_quantizer" in quantizers_of(self, name) for name in names)
+        quantizers = self.quantizers | ({} if apart else {"gradient_quantizer": None})
+        layer = partial(layer, features // groups, **quantizers, **geometry)
         parts = jnp.split(x, groups, -1)
         y = [layer(name=name)(part, train=train, progress=progress) for name, part in zip(names, parts)]
         y = jnp.concatenate(y, -1)
-        if self.gradient_quantizer is not None and train:
+        if self.gradient_quantizer is not None and train and not apart:
             y = self.gradient_quantizer(y, self.make_rng("quantizer"))
         return BatchNorm(epsilon=1e-4, name=f"norm{number}")(y, train=train)
 
@@ -202,7 +205,7 @@ class BnnPlusAlexNet(Network):
         x = norm(4, conv(4 * self.width, padding=1, name="conv4")(x, **phase))
         x = conv(4 * self.width, padding=1, name="conv5")(x, **phase)
         intermediates["stage3"] = x = norm(5, overlapping_pool(x))
-        x = x.reshape((x.shape[0], -1))
+        x = flattened(x)
         x = norm(6, dense(64 * self.width, name="dense1")(x, **phase))
         x = norm(7, dense(64 * self.width, name="dense2")(x, **phase))
         intermediates["features"] = x = nn.hard_tanh(x)

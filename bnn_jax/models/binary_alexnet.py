@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from bnn_jax.checks import check_arrays
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense
 from bnn_jax.models.alexnet import overlapping_pool
-from bnn_jax.models.network import Network, check_image_size
+from bnn_jax.models.network import Network, check_image_size, flattened
 from bnn_jax.precision import widened
 
 
@@ -57,7 +57,7 @@ class BinaryAlexNet(Network):
         intermediates["stage2"] = x = block(2, x, 3 * self.width, kernel_size=5, pool=True)
         x = block(4, block(3, x, 6 * self.width), 6 * self.width)
         intermediates["stage3"] = x = block(5, x, 4 * self.width, pool=True)
-        x = x.reshape((x.shape[0], -1))
+        x = flattened(x)
         for number in (6, 7):
             x = BinaryDense(64 * self.width, name=f"dense{number}", **self.quantizers)(activation(x), **phase)
             x = norm(name=f"norm{number}")(x, train=train)

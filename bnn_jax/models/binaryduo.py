@@ -159,6 +159,7 @@ class BinaryDuoResNet(_Duo):
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
     ):
+        check_image_size(images, 1, "a BinaryDuoResNet")
         self._check_windows(images)
         activation = self.unless_quantized(nn.relu)
         conv = partial(BinaryConv, padding=1, **self.quantizers)

@@ -71,8 +71,8 @@ class BitNetLM(Network):
 
     Returns:
       (logits, intermediates): float32 (batch, tokens, num_classes), and a dict with the tokens `stage1`, `stage2`, ...
-      behind each block and the `features` that the last layer sees.  A token that is not in the vocabulary makes its
-      text NaN.
+      behind each block and the `features` that the last layer sees.  A token that is not in the vocabulary, as 1.7
+      or NaN, makes its text NaN.
 
     Raises:
       ValueError: for sizes that are not positive, heads that do not divide the width, or inputs of another shape.
@@ -109,7 +109,8 @@ class BitNetLM(Network):
         dtype = images.dtype if jnp.issubdtype(images.dtype, jnp.floating) else jnp.float32
         rule, exact = f"does not hold all of {self.num_classes} tokens", 2 ** (jnp.finfo(dtype).nmant + 1)
         require("images.dtype", str(dtype), self.num_classes - 1 <= exact, rule, "give whole numbers")
-        tokens = images.reshape(images.shape[:2]).astype(jnp.int32)
+        images = images.reshape(images.shape[:2])
+        tokens = jnp.where(images == jnp.round(images), images.astype(jnp.int32), -1)
         table = self.param("embedding", nn.initializers.normal(1.0), (self.num_classes, self.width), jnp.float32)
         x = (
             jnp.asarray(table)
@@ -164,7 +165,7 @@ def sample(
     (1, 3)
     """
     require("prompt.shape", prompt.shape, prompt.shape[1] >= 1, "must have a token at least", "begin with a space")
-    known = lambda tokens: (tokens >= 0) & (tokens < model.num_classes)
+    known = lambda tokens: (tokens >= 0) & (tokens < model.num_classes) & (tokens == tokens.round())
     require("prompt", prompt, known, f"must hold tokens from 0 to {model.num_classes - 1}")
     require("count", count, count >= 1, "must be at least 1")
     require("temperature", temperature, temperature >= 0, "must not be negative", "0 takes the most likely token")

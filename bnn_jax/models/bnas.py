@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from bnn_jax.checks import check_arrays
 from bnn_jax.layers import BatchNorm, BinaryConv, max_pool, mean_pool
-from bnn_jax.models.network import Network
+from bnn_jax.models.network import Network, check_image_size
 
 CONVOLUTIONS = {"conv_3x3": (3, 1), "conv_5x5": (5, 1), "dilated_conv_3x3": (3, 2), "dilated_conv_5x5": (5, 2)}
 """Name of an operation -> (kernel size, dilation)."""
@@ -216,6 +216,7 @@ class BNAS(Network):
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
     ):
+        check_image_size(images, 1, "a BNAS")
         large = self.stem == "imagenet"
         reductions = (self.num_cells // 3, 2 * self.num_cells // 3)
         older, x = self._stem(images, train)

@@ -1,6 +1,7 @@
 r"""The networks of BinaryConnect and BinaryNet, in which every layer is binary."""
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,8 +10,8 @@ from jaxtyping import Array, Float
 
 from bnn_jax.checks import check_arrays
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool
-from bnn_jax.layers.by_layer import REAL
-from bnn_jax.models.network import Network, check_image_size
+from bnn_jax.layers.by_layer import REAL, quantizers_of
+from bnn_jax.models.network import Network, check_image_size, flattened
 from bnn_jax.precision import widened
 from bnn_jax.quantizers import Quantized, Quantizer, bases
 
@@ -20,6 +21,12 @@ def latent_uniform(kernel_quantizer: Quantizer | None, limit: float | None) -> n
     if kernel_quantizer is None or limit is None:
         return nn.initializers.glorot_uniform()
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -limit, limit)
+
+
+def named(network: Network, name: str) -> dict[str, Any]:
+    """The `name` of a layer, and how its weights start by the kernel quantizer of a pattern or of the network."""
+    quantizer = quantizers_of(network, name).get("kernel_quantizer", network.kernel_quantizer)
+    return {"name": name, "kernel_init": latent_uniform(quantizer, network.latent_range)}
 
 
 class ConvNet(Network):
@@ -67,9 +74,9 @@ class ConvNet(Network):
         self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
     ):
         check_image_size(images, 2 ** len(self.stage_sizes), f"a ConvNet with {len(self.stage_sizes)} pools")
-        init = latent_uniform(self.kernel_quantizer, self.latent_range)
-        conv = partial(BinaryConv, padding=1, kernel_init=init, **self.quantizers)
-        dense = partial(BinaryDense, kernel_init=init, **self.quantizers)
+        layer = partial(named, self)
+        conv = partial(BinaryConv, padding=1, **self.quantizers)
+        dense = partial(BinaryDense, **self.quantizers)
         norm = partial(BatchNorm, epsilon=1e-4)
         activation = self.unless_quantized(nn.relu)
         phase = {"train": train, "progress": progress}
@@ -79,16 +86,16 @@ class ConvNet(Network):
             for position in range(convs):
                 number += 1
                 quantizer = None if number == 1 else self.input_quantizer
-                x = conv(self.width * 2**stage, input_quantizer=quantizer, name=f"conv{number}")(x, **phase)
+                x = conv(self.width * 2**stage, input_quantizer=quantizer, **layer(f"conv{number}"))(x, **phase)
                 x = max_pool(x) if position == convs - 1 else x
                 x = activation(norm(name=f"norm{number}")(x, train=train))
             intermediates[f"stage{stage + 1}"] = x
-        x = x.reshape((x.shape[0], -1))
-        for layer in range(self.dense_layers):
-            x = dense(8 * self.width, name=f"dense{layer + 1}")(x, **phase)
-            x = activation(norm(name=f"dense_norm{layer + 1}")(x, train=train))
+        x = flattened(x)
+        for number in range(1, self.dense_layers + 1):
+            x = dense(8 * self.width, **layer(f"dense{number}"))(x, **phase)
+            x = activation(norm(name=f"dense_norm{number}")(x, train=train))
         intermediates["features"] = x
-        x = norm(name="head_norm")(dense(self.num_classes, name="head")(widened(x), **phase), train=train)
+        x = norm(name="head_norm")(dense(self.num_classes, **layer("head"))(widened(x), **phase), train=train)
         return x, intermediates
 
 
@@ -133,7 +140,7 @@ class BinaryMLP(Network):
       hidden layers, behind their batch norm, and the `features` that the last layer sees.
 
     Raises:
-      ValueError: for sizes that are not positive, or a dropout outside [0, 1).
+      ValueError: for sizes that are not positive, a dropout outside [0, 1), or images without pixels or channels.
 
     Reference: Courbariaux et al., BinaryConnect, 2015, arXiv:1511.00363; Hubara et al., Binarized Neural Networks,
     2016, arXiv:1602.02830.
@@ -158,13 +165,14 @@ class BinaryMLP(Network):
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
     ):
-        init = latent_uniform(self.kernel_quantizer, self.latent_range)
-        dense = partial(BinaryDense, kernel_init=init, **self.quantizers)
+        check_image_size(images, 1, "a BinaryMLP")
+        layer, dense = partial(named, self), partial(BinaryDense, **self.quantizers)
         norm = partial(BatchNorm, epsilon=1e-4)
         dropout = partial(nn.Dropout, rng_collection="quantizer", deterministic=not train)
         real, hidden_quantizer = self.input_quantizer is None, self.input_quantizer
-        if self.hidden_dropout and hidden_quantizer not in (None, REAL):
-            hidden_quantizer = with_dropout(hidden_quantizer, self.hidden_dropout)
+        if self.hidden_dropout:
+            self.quantizers.around_input = dropped = partial(with_dropout, rate=self.hidden_dropout)
+            hidden_quantizer = hidden_quantizer if hidden_quantizer in (None, REAL) else dropped(hidden_quantizer)
 
         def dropped_relu(x):
             if not train or self.hidden_dropout == 0:
@@ -175,16 +183,16 @@ class BinaryMLP(Network):
         self.unless_quantized(dropped_relu)  # of single layers that stay real
         phase = {"train": train, "progress": progress}
 
-        x = dropout(self.input_dropout, name="input_dropout")(images.reshape((images.shape[0], -1)))
+        x = dropout(self.input_dropout, name="input_dropout")(flattened(images))
         intermediates = {}
-        for layer in range(1, self.hidden_layers + 1):
-            quantizer = None if layer == 1 else hidden_quantizer
-            x = dense(self.width, input_quantizer=quantizer, name=f"dense{layer}")(x, **phase)
-            x = norm(name=f"norm{layer}")(x, train=train)
-            x = dropout(self.hidden_dropout, name=f"dropout{layer}")(nn.relu(x)) if real else x
-            intermediates[f"stage{layer}"] = x
+        for number in range(1, self.hidden_layers + 1):
+            quantizer = None if number == 1 else hidden_quantizer
+            x = dense(self.width, input_quantizer=quantizer, **layer(f"dense{number}"))(x, **phase)
+            x = norm(name=f"norm{number}")(x, train=train)
+            x = dropout(self.hidden_dropout, name=f"dropout{number}")(nn.relu(x)) if real else x
+            intermediates[f"stage{number}"] = x
         intermediates["features"] = x
-        x = dense(self.num_classes, input_quantizer=hidden_quantizer, name="head")(widened(x), **phase)
+        x = dense(self.num_classes, input_quantizer=hidden_quantizer, **layer("head"))(widened(x), **phase)
         return norm(name="head_norm")(x, train=train), intermediates
 
 
@@ -195,4 +203,7 @@ binaryconnect_convnet = partial(ConvNet)
 """BinaryConnect for CIFAR-10, the same layers: binary weights, and ReLU instead of sign for want of a quantizer."""
 
 mnist_mlp = partial(BinaryMLP)
-"""BinaryNet's and BinaryConnect's network for MNIST: 3 hidden layers of 4096 units, dropout."""
+"""BinaryNet's network for MNIST: 3 hidden layers of 4096 units, dropout.
+
+BinaryConnect's has 2048 units and no dropout: `width=2048`, `input_dropout=0`, `hidden_dropout=0`.
+"""

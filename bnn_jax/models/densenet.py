@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from bnn_jax.checks import check_arrays
 from bnn_jax.layers import BatchNorm, BinaryConv, max_pool
 from bnn_jax.models.fractal import JOINS, join_paths
-from bnn_jax.models.network import Network, identity, stem_layers
+from bnn_jax.models.network import Network, check_image_size, identity, stem_layers
 
 
 def transition_features(channels: int, reduction: float, rounding: int) -> int:
@@ -120,6 +120,7 @@ class DenseNetwork(Network):
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
     ):
+        check_image_size(images, 1, f"this {type(self).__name__}")
         conv = partial(BinaryConv, padding=1, pad_value=self.pad_value, **self.quantizers)
         place = {"conv": conv, "activation": self.unless_quantized(nn.relu)}
         intermediates = {}

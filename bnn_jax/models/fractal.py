@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from bnn_jax.checks import check_arrays
 from bnn_jax.layers import BatchNorm, BinaryConv, mean_pool
-from bnn_jax.models.network import Network, identity, stem_layers
+from bnn_jax.models.network import Network, check_image_size, identity, stem_layers
 
 JOINS = ("mean", "sum")
 
@@ -103,6 +103,7 @@ class IGPResNet(Network):
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
     ):
+        check_image_size(images, 1, "an IGPResNet")
         phase = {"train": train, "progress": progress}
         conv = partial(BinaryConv, padding=1, **self.quantizers)
         activation, intermediates = self.unless_quantized(nn.relu), {}

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from bnn_jax.checks import check_arrays
 from bnn_jax.layers import BinaryConv, BinaryDense, max_pool
-from bnn_jax.models.network import Network, check_image_size
+from bnn_jax.models.network import Network, check_image_size, flattened
 from bnn_jax.precision import widened
 
 torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -65,6 +65,6 @@ class LeNet(Network):
         intermediates = {"conv1": x}
         x = inner(round(self.width * 8 / 3), kernel_size=size, padding="VALID", name="conv2")(x, **phase)
         intermediates["conv2"] = x = nn.relu(max_pool(x))
-        x = nn.relu(dense(120, name="dense1")(x.reshape((x.shape[0], -1))))
+        x = nn.relu(dense(120, name="dense1")(flattened(x)))
         intermediates["features"] = x = nn.relu(dense(84, name="dense2")(x))
         return dense(self.num_classes, name="head")(widened(x)), intermediates

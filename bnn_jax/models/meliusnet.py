@@ -50,7 +50,7 @@ class MeliusNet(Network):
     Attributes:
       width: the growth, filters that each block adds, w; a multiple of 16, for the groups of the stem.
       stage_sizes: blocks in each stage.
-      reduced: features behind each transition in units of w, one fewer than stages.
+      reduced: features behind each transition in units of w; as many as transitions, or more.
       stem: "imagenet", or "cifar" without stride and pool.
       input_quantizer, kernel_quantizer: of the convolutions in the blocks.
       others: see :class:`bnn_jax.models.network.Network`.

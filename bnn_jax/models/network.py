@@ -53,7 +53,8 @@ class Network(nn.Module):
 
     Raises:
       ValueError: for sizes that are not positive, another `execution`, or an unknown `stem` where the network has one;
-        when it is initialized with a pattern of `quantizers` that matches no layer.
+        when it is initialized with a pattern of `quantizers` that matches no layer; when it is called with images
+        without pixels or channels.
     """
 
     num_classes: int
@@ -163,6 +164,11 @@ def identity(x: Array) -> Array:
     return x
 
 
+def flattened(x: Array) -> Array:
+    """The values of each example in one row, (batch, values); a batch may be empty."""
+    return x.reshape((x.shape[0], math.prod(x.shape[1:])))
+
+
 def stem_layers(
     images: Float[Array, "batch height width channels"],
     features: int,
@@ -201,11 +207,12 @@ def stem_pool(
 
 
 def check_image_size(images: Float[Array, "batch height width channels"], smallest: int, network: str) -> None:
-    """Refuse images that the strides and pools of `network` use up.
+    """Refuse images that the strides and pools of `network` use up, and those without channels.
 
     Raises:
-      ValueError: if a side has fewer than `smallest` pixels.
+      ValueError: if a side has fewer than `smallest` pixels, or a pixel no values.
     """
+    checks.require("images.shape", images.shape, images.shape[3] > 0, "must have a channel at least", "gray has one")
     height, width = images.shape[1:3]
     if min(height, width) < smallest:
         raise ValueError(

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from bnn_jax.checks import check_arrays
 from bnn_jax.layers import BatchNorm, BinaryConv, avg_pool_2x2
-from bnn_jax.models.network import Network, stem_layers
+from bnn_jax.models.network import Network, check_image_size, stem_layers
 
 
 class Block(nn.Module):
@@ -55,6 +55,7 @@ class ResidualNetwork(Network):
     def __call__(
         self, images: Float[Array, "batch height width channels"], *, train: bool, progress: Array | float = 1.0
     ):
+        check_image_size(images, 1, f"this {type(self).__name__}")
         intermediates = {}
         x = self.begin(images, train)
         for stage, size in enumerate(self.stage_sizes):

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from bnn_jax.checks import check_arrays
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool
-from bnn_jax.models.network import Network, check_image_size
+from bnn_jax.models.network import Network, check_image_size, flattened
 
 
 class VGG(Network):
@@ -60,7 +60,7 @@ class VGG(Network):
                 x = max_pool(x) if position == convs - 1 else x
                 x = clip(BatchNorm(name=f"norm{number}")(x, train=train))
             intermediates[f"stage{stage + 1}"] = x
-        x = x.reshape((x.shape[0], -1))
+        x = flattened(x)
         for layer in range(self.dense_layers):
             x = BinaryDense(4 * self.width, name=f"dense{layer + 1}", **self.quantizers)(x, **phase)
             x = clip(BatchNorm(name=f"dense_norm{layer + 1}")(x, train=train))

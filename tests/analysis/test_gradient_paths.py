@@ -350,7 +350,10 @@ def test_a_convolution_with_a_real_factor_costs_nothing(real):
 @pytest.mark.parametrize(
     "function, x, count, message",
     [
-        (jnp.tanh, X, 0, r"`count` \(=0\) must be at least 1; the paper gives 3"),
+        (jnp.tanh, X, 0, r"`count` \(=0\) must be a whole number of at least 1; the paper gives 3"),
+        (jnp.tanh, X, 2.5, r"`count` \(=2.5\) must be a whole number of at least 1; the paper gives 3"),
+        (jnp.tanh, X, "3", r"`count` \(='3'\) must be a whole number of at least 1; the paper gives 3"),
+        (lambda x: x.reshape(x.shape[0], -1), (0, 8), 3, r"`x.shape` \(=\(0, 8\)\) must have one example at least"),
         (jnp.tanh, np.ones((2, 3), np.int32), 3, r"`x` \(of dtype int32\) must be floating point"),
         (lambda x: x > 0, X, 3, r"`the output` \(of dtype bool\) must be floating point"),
         (jnp.tanh, (), 3, r"`x` \(of shape \(\)\) must have the batch as its first axis"),
@@ -360,3 +363,9 @@ def test_a_convolution_with_a_real_factor_costs_nothing(real):
 def test_refused(function, x, count, message):
     with pytest.raises(ValueError, match=message):
         gradient_paths(function, x, count=count)
+
+
+def test_an_empty_batch_of_a_module_is_refused():
+    message = r"`x_shape` \(=\(0, 8, 8, 3\)\) must have one example at least; the batch comes first"
+    with pytest.raises(ValueError, match=message):
+        module_gradient_paths(CONV(6), (0, 8, 8, 3))

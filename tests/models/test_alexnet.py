@@ -211,6 +211,37 @@ def test_gradients_are_quantized_in_training():
     assert seen == [(2, 9, 9, 16), (2, 5, 5, 24), (2, 3, 3, 24), (2, 3, 3, 16), (2, 256), (2, 256)]
 
 
+@pytest.mark.parametrize(
+    ("quantizers", "others", "shapes"),
+    [
+        ({"conv3*": "real", "dense5": "real"}, [], [(2, 9, 9, 16), (2, 5, 5, 24), (2, 3, 3, 16), (2, 256)]),
+        (
+            {"conv2": {"gradient_quantizer": "other"}, "conv4_group2": "real"},
+            [(2, 5, 5, 24)],
+            [(2, 9, 9, 16), (2, 3, 3, 24), (2, 3, 3, 8), (2, 256), (2, 256)],
+        ),
+        (
+            {"conv1*": {"gradient_quantizer": "other"}, "*": "real"},
+            [(2, 9, 9, 8), (2, 9, 9, 8)],
+            [],
+        ),
+    ],
+    ids=["real", "one group real", "groups of their own"],
+)
+def test_patterns_choose_the_quantizers_of_gradients(quantizers, others, shapes):
+    """Each gradient is quantized once, by the quantizer of its layer."""
+    seen, seen_by_other = [], []
+    quantize = lambda y, key: seen.append(y.shape) or y
+    other = lambda y, key: seen_by_other.append(y.shape) or y
+    replaced = lambda choice: dict.fromkeys(choice, other) if isinstance(choice, dict) else choice
+    quantizers = {pattern: replaced(choice) for pattern, choice in quantizers.items()}
+    model = alexnet_dorefa(num_classes=3, width=6, gradient_quantizer=quantize, quantizers=quantizers, **DOREFA)
+    images, rngs = jnp.zeros((2, 44, 44, 3)), {"quantizer": jax.random.key(1)}
+    run = lambda v: model.apply(v, images, train=True, mutable=["batch_stats"], rngs=rngs)
+    jax.eval_shape(run, shapes_of(model, images))
+    assert (seen_by_other, seen) == (others, shapes)
+
+
 def test_xnor_nets_map_of_the_inputs():
     """K needs quantized inputs, which the layer says; with them the network takes it."""
     traced(alexnet_xnor(num_classes=3, width=3, input_scaling=True, **XNOR), 63)

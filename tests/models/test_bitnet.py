@@ -84,6 +84,9 @@ def test_tokens_come_as_images_too_and_none_sees_those_behind_it(network, tokens
     np.testing.assert_array_equal(run(tokens.at[:, 4:].set(0))[:, :4], logits[:, :4])
     unknown = run(tokens.at[0, 2].set(WORDS))
     assert jnp.isnan(unknown[0, 2:]).all() and jnp.isfinite(unknown[1:]).all()
+    for value in (1.7, -0.5, np.nan, np.inf):
+        unknown = run(tokens.astype(jnp.float32).at[0, 2].set(value))
+        assert jnp.isnan(unknown[0, 2:]).all() and jnp.isfinite(unknown[1:]).all(), value
     with pytest.raises(ValueError, match=r"`images.shape` \(=\(1, 6, 2, 1\)\) must be \(batch, tokens\), or"):
         run(jnp.zeros((1, 6, 2, 1)))
 
@@ -133,6 +136,7 @@ def test_samples_are_drawn_by_their_probabilities(network, tokens):
         ({"temperature": -1.0}, r"`temperature` \(=-1.0\) must not be negative; 0 takes the most likely token"),
         ({}, r"`key` \(=None\) is needed to draw tokens; give jax.random.key\(0\), or `temperature` 0"),
         ({"prompt": jnp.array([[1, WORDS]])}, r"`prompt` \(=.*11.*\) must hold tokens from 0 to 10"),
+        ({"prompt": jnp.array([[1, 1.5]])}, r"`prompt` \(=.*1.5.*\) must hold tokens from 0 to 10"),
         ({"prompt": jnp.zeros((1, 0))}, r"`prompt.shape` \(=\(1, 0\)\) must have a token at least"),
     ],
 )

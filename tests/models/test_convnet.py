@@ -1,12 +1,16 @@
 """BinaryNet's networks: weights by hand count, blocks and dropout against numpy, a gradient everywhere."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import SIGNS, apply, exact, normal, of_layers, random_variables, shapes_of
+from networks import SIGNS, apply, exact, normal, of_layers, paths_of, random_variables, shapes_of
 from numpy_layers import correlate, maxima, normalize, relu, signs
 
+from bnn_jax.layers import BinaryDense
+from bnn_jax.models.build import build_model
 from bnn_jax.models.convnet import binaryconnect_convnet, bnn_convnet, latent_uniform, mnist_mlp
 from bnn_jax.quantizers import WEIGHT_QUANTIZERS
 
@@ -48,6 +52,31 @@ def test_where_weights_start(quantizer, limit, bound):
     weight = latent_uniform(quantizer, limit)(jax.random.key(0), (400, 200))
     assert 0.99 * bound < jnp.abs(weight).max() <= bound
     assert abs(float(weight.mean())) < 0.02 * bound
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "pattern"),
+    [
+        ("bnn_convnet", {"options": {"stage_sizes": (1, 1), "dense_layers": 1}}, {"head": "real", "conv2": "real"}),
+        ("mnist_mlp", {"options": {"hidden_layers": 2}}, {"head": "real", "dense2": "real"}),
+        (
+            "binaryconnect_convnet",
+            {"kernel_quantizer": "full_precision", "options": {"stage_sizes": (1, 1)}},
+            {"dense1": "binary", "conv1": {"kernel_quantizer": "xnor"}},
+        ),
+    ],
+    ids=["convnet", "mlp", "real convnet"],
+)
+def test_each_layer_starts_by_its_own_kernel_quantizer(name, settings, pattern):
+    """Where patterns choose it too: latent weights in [-1, 1], real ones within Glorot's much smaller range."""
+    model = build_model(name, num_classes=10, width=32, quantizers=pattern, **settings)
+    params = jax.jit(partial(model.init, train=False))(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+    largest = {path: float(jnp.abs(leaf).max()) for path, leaf in paths_of(params).items() if path.endswith("kernel")}
+    latent = {path.partition("/")[0] for path in largest if path.endswith("latent_kernel")}
+    assert latent & pattern.keys() == {layer for layer, choice in pattern.items() if choice != "real"}
+    assert len(latent) not in (0, len(largest))
+    for path, value in largest.items():
+        assert 0.95 < value <= 1 if path.endswith("latent_kernel") else value < 0.5, path
 
 
 @pytest.mark.parametrize("quantizers", [SIGNS, CONNECT], ids=["bnn", "binaryconnect"])
@@ -105,6 +134,59 @@ def test_dropout_drops_neurons_behind_their_sign():
     np.testing.assert_allclose(logits, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("inputs", [None, "full_precision"])
+@pytest.mark.parametrize(
+    "quantizers",
+    [
+        {"dense2": "binary", "dense3": "binary", "head": "binary"},
+        {"*": ("tbn", "xnor")},
+        {"dense2": "8-bit", "dense3": "real", "head": {"kernel_quantizer": "twn"}},
+        {},
+    ],
+    ids=str,
+)
+def test_dropout_stays_where_patterns_choose_the_quantizers(inputs, quantizers):
+    """In each layer behind the first: its training output depends on the key, that of an evaluation on none."""
+    settings = {"quantizers": quantizers, "input_quantizer": inputs, "options": {"input_dropout": 0.0}}
+    model = build_model("mnist_mlp", num_classes=16, width=16, **settings)
+    images = normal(8, 4, 4, 1)
+    variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), images)
+
+    def run(train, seed):
+        """The outputs of the dense layers by their names."""
+        rngs = {"quantizer": jax.random.key(seed)} if train else {}
+        _, state = model.apply(
+            variables,
+            images,
+            train=train,
+            rngs=rngs,
+            mutable=["batch_stats", "quantizer_state", "intermediates"],
+            capture_intermediates=lambda module, _: isinstance(module, BinaryDense),
+        )
+        return {layer: outputs["__call__"][0] for layer, outputs in state["intermediates"].items()}
+
+    run = jax.jit(run, static_argnums=(0, 1))
+    first, second, evaluated = run(True, 0), run(True, 1), run(False, 0)
+    np.testing.assert_array_equal(first["dense1"], second["dense1"])
+    for layer in ("dense2", "dense3", "head"):
+        assert jnp.abs(first[layer] - second[layer]).max() > 0.1, layer
+    assert jnp.abs(first["dense2"] - evaluated["dense2"]).max() > 0.1
+    jax.tree.map(np.testing.assert_array_equal, evaluated, run(False, 1))
+
+
+def test_a_pattern_drops_as_the_networks_own_quantizer_does():
+    images = normal(8, 4, 4, 1)
+    plain, named = (
+        build_model("mnist_mlp", num_classes=4, width=16, quantizers=quantizers)
+        for quantizers in ({}, {"dense2": {"input_quantizer": "ste_sign"}, "head": {"input_quantizer": "ste_sign"}})
+    )
+    variables = random_variables(plain, images)
+    options = {"train": True, "mutable": ["batch_stats"], "rngs": {"quantizer": jax.random.key(2)}}
+    np.testing.assert_array_equal(
+        *(jax.jit(lambda m=m: m.apply(variables, images, **options)[0][0])() for m in (plain, named))
+    )
+
+
 @pytest.mark.parametrize(
     ("message", "make"),
     [
@@ -117,6 +199,10 @@ def test_dropout_drops_neurons_behind_their_sign():
         (
             r"`images` \(of 7x9\) are too small for a ConvNet with 3 pools; they need 8x8 pixels",
             lambda: shapes_of(bnn_convnet(num_classes=2, width=4), (7, 9, 3)),
+        ),
+        (
+            r"`images` \(of 0x9\) are too small for a BinaryMLP; they need 1x1 pixels",
+            lambda: shapes_of(mnist_mlp(num_classes=2, width=4), (0, 9, 1)),
         ),
     ],
 )

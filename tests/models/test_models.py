@@ -297,6 +297,32 @@ def test_images_without_channels_are_refused(name, unchecked):
         jax.eval_shape(lambda x: init_network(model, jax.random.key(0), x), jnp.ones((16, 32, 32)))
 
 
+@pytest.mark.parametrize("name", [name for name in CLASSES.values() if name not in TEXTS])
+def test_images_without_values_are_refused(name):
+    """Of no pixels or no channels; a batch of no images is none the less one."""
+    model, variables = small_shapes(name)
+    height, width, channels = image_shape(name)
+    for shape in ((0, width, channels), (height, 0, channels)):
+        message = (
+            rf"^`images` \(of {shape[0]}x{shape[1]}\) are too small for (an?|the|this) [\w-]+.*; they need \d+x\d+"
+        )
+        with pytest.raises(ValueError, match=message):
+            shapes_of(model, shape)
+    message = r"`images.shape` \(=\(1, \d+, \d+, 0\)\) must have a channel at least; gray has one"
+    with pytest.raises(ValueError, match=message):
+        shapes_of(model, (height, width, 0))
+    empty = jax.ShapeDtypeStruct((0, height, width, channels), jnp.float32)
+    logits, _ = jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, empty)
+    assert logits.shape == (0, 5)
+
+
+@pytest.mark.parametrize("name", ["lenet", "mnist_mlp", "resnet6"])
+def test_a_batch_of_no_images_has_no_logits(name):
+    model, shape = make_model(small(name), num_classes=5), image_shape(name)
+    variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), jnp.zeros((1, *shape)))
+    assert jax.jit(partial(model.apply, train=False))(variables, jnp.zeros((0, *shape)))[0].shape == (0, 5)
+
+
 def test_bytes_are_told_to_be_normalized(unchecked):
     model = make_model(small("lenet"), num_classes=3)
     with pytest.raises(TypeError, match=r"got uint8; images of 0..255 go through `bnn_jax.data.normalize` first"):
