@@ -12,7 +12,7 @@ import numpy as np
 from bnn_jax.checks import check_options
 from bnn_jax.convert.keras_files import from_keras
 from bnn_jax.convert.torch_layouts import from_torch
-from bnn_jax.convert.weights import from_arrays
+from bnn_jax.convert.weights import as_patterns, from_arrays
 from bnn_jax.errors import UsageError
 from bnn_jax.paths import local_path
 
@@ -42,6 +42,7 @@ def load_weights(
     if not path.is_file():
         raise UsageError(f"`path` (={path}) is not a file; give one that ends in {', '.join(_READERS)}")
     convert = _READERS[path.suffix.lower()](path)
+    options |= {name: as_patterns(options[name]) for name in ("ignored", "fresh") if name in options}
     check_options("options", convert, options)
     return convert(model, image_shape, **options)
 

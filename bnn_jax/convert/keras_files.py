@@ -8,7 +8,7 @@ import fnmatch
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -16,7 +16,7 @@ import flax.linen as nn
 import numpy as np
 
 from bnn_jax.convert.target import Target, describe, module_and_leaf
-from bnn_jax.convert.weights import Source, assemble
+from bnn_jax.convert.weights import Source, as_patterns, assemble
 from bnn_jax.errors import UsageError
 from bnn_jax.extras import import_extra
 from bnn_jax.paths import local_path
@@ -55,8 +55,8 @@ def from_keras(
     *,
     names: Mapping[str, str] | None = None,
     branches: Literal["in_order", "shortcut_first"] | None = None,
-    ignored: Sequence[str] = (),
-    fresh: Sequence[str] = (),
+    ignored: str | Sequence[str] = (),
+    fresh: str | Sequence[str] = (),
     epsilon: float | Mapping[str, float] = EPSILON,
 ) -> dict[str, Any]:
     """The variables of a network from a file of Keras's or larq's.
@@ -80,14 +80,14 @@ def from_keras(
       names: path of a module here -> name of the layer there, as {"conv1": "quant_conv2d_3"}.
       branches: how layers are made there: "in_order" of their calls here, or "shortcut_first", but a block's shortcut
         (downsample) before its convolution.
-      ignored: patterns of layers there that are not wanted.
-      fresh: patterns of variables here, as params/head/*, that are left out, to be initialised.
+      ignored: pattern, or patterns, of layers there that are not wanted.
+      fresh: pattern, or patterns, of variables here, as params/head/*, that are left out, to be initialised.
       epsilon: of batch norms there, where the file does not hold the model; or by patterns of their names, of which the
         first that fits holds.
 
     Raises:
-      UsageError: listing what is missing, unknown or of another shape; for a file that is none of these; if the package
-        h5py is not installed.
+      UsageError: listing what is missing, unknown or of another shape; for a file that is none of these; for a layer
+        that is a model itself; if the package h5py is not installed.
 
     Keras's padding "same" of strided windows is not `padding=1`, it is more at the end: layers here need "SAME",
     :class:`bnn_jax.models.birealnet.BiRealNet` and ResNetE `same_padding`.
@@ -113,19 +113,34 @@ def from_keras(
         if module in names:
             layer, is_norm = names[module], module in target.norms
             theirs = (_NORM_LEAVES if is_norm else _LEAVES).get(leaf, leaf)
-            if theirs == "kernel" and module in target.grouped:
-                theirs = "depthwise_kernel"
+            groups = None
+            if theirs == "kernel" and "depthwise_kernel" in found.layers.get(layer, {}):
+                groups = target.grouped.get(module)
+            theirs = "depthwise_kernel" if groups else theirs
             shift = _epsilon_of(layer, found, epsilon) - target.norms[module] if is_norm and leaf == "var" else 0.0
-            sources[name] = Source((f"{layer}/{theirs}",), partial(_made, like=like, shift=shift))
+            make = partial(_made, like=like, shift=shift, groups=groups)
+            sources[name] = Source((f"{layer}/{theirs}",), make)
             if is_norm and theirs in _USUAL and layer in found.layers and f"{layer}/{theirs}" not in arrays:
                 sources[name] = Source((), partial(np.full, like.shape, _USUAL[theirs]))
     return assemble(arrays, target, sources, fresh=fresh, wrong=wrong)
 
 
-def _made(array: np.ndarray, *, like: Any, shift: float) -> np.ndarray:
-    """A variable from an array there: a depthwise kernel (h, w, inputs, multiple), a 1x1 kernel of a dense layer."""
-    if array.ndim == len(like.shape) == 4 and like.shape[2] == 1 and array.shape[3] == 1:
-        return array.reshape(*array.shape[:2], 1, -1)
+def _made(array: np.ndarray, *, like: Any, shift: float, groups: int | None) -> np.ndarray:
+    """A variable from an array there: a depthwise kernel (h, w, inputs, multiple), a 1x1 kernel of a dense layer.
+
+    Args:
+      array: of the file.
+      like: the variable's shape.
+      shift: added to it.
+      groups: of the layer here, whose kernel there is depthwise; None for others.
+
+    Raises:
+      ValueError: for a depthwise kernel of other inputs.
+    """
+    if groups is not None:
+        if array.shape[-2:-1] != (groups,):
+            raise ValueError("other inputs")
+        return array.reshape(*array.shape[:-2], 1, -1)
     if array.ndim == 4 and len(like.shape) == 2 and array.shape[:2] == (1, 1):
         return array[0, 0]
     return array.astype(np.float64) + shift if shift else array
@@ -140,7 +155,7 @@ def _epsilon_of(layer: str, found: KerasWeights, epsilon: float | Mapping[str, f
     return fitting[0]
 
 
-def read_keras(path: str | os.PathLike[str], ignored: Sequence[str] = ()) -> KerasWeights:
+def read_keras(path: str | os.PathLike[str], ignored: str | Sequence[str] = ()) -> KerasWeights:
     """The layers and arrays of an .h5 or .weights.h5 file, but the ignored ones.
 
     Raises:
@@ -154,16 +169,15 @@ def read_keras(path: str | os.PathLike[str], ignored: Sequence[str] = ()) -> Ker
         file = h5py.File(path, "r")
     except OSError as error:
         raise UsageError(f"`path` (={path}) is no HDF5 file ({error}); give an .h5 or .weights.h5 file") from None
-    wanted = lambda layers: {
-        name: leaves for name, leaves in layers.items() if not any(fnmatch.fnmatchcase(name, p) for p in ignored)
-    }
+    patterns = as_patterns(ignored)
+    wanted = lambda name: not any(fnmatch.fnmatchcase(name, p) for p in patterns)
     with file:
         root = file.get("model_weights", file)
         if "layer_names" in root.attrs:
-            return KerasWeights(wanted(_legacy_layers(root)), _epsilons(file), ordered=True)
+            return KerasWeights(_legacy_layers(root, wanted), _epsilons(file), ordered=True)
         for group in ("layers", "_layer_checkpoint_dependencies"):
             if group in file:
-                return KerasWeights(wanted(_numbered_layers(file[group])), {}, ordered=False)
+                return KerasWeights(_numbered_layers(file[group], wanted), {}, ordered=False)
         held = ", ".join(file) or "nothing"
     raise UsageError(f"`path` (={path}) holds no layers of Keras's, but {held}; save them: model.save_weights(...)")
 
@@ -172,11 +186,13 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _legacy_layers(root: Any) -> dict[str, dict[str, np.ndarray]]:
+def _legacy_layers(root: Any, wanted: Callable[[str], bool]) -> dict[str, dict[str, np.ndarray]]:
     layers = {}
-    for name in map(_text, root.attrs["layer_names"]):
-        weights = map(_text, root[name].attrs["weight_names"])
+    for name in filter(wanted, map(_text, root.attrs["layer_names"])):
+        weights = [_text(weight) for weight in root[name].attrs["weight_names"]]
         leaves = {w.split("/")[-1].partition(":")[0]: np.asarray(root[name][w]) for w in weights}
+        if len(leaves) < len(weights):
+            raise UsageError(f"`path` has the layer {name!r}, which holds a model of its own; save its weights alone")
         layers |= {name: leaves} if leaves else {}
     return layers
 
@@ -189,7 +205,7 @@ def _epsilons(file: Any) -> dict[str, float]:
     return {s["name"]: float(s["epsilon"]) for s in settings if "epsilon" in s and "name" in s}
 
 
-def _numbered_layers(group: Any) -> dict[str, dict[str, np.ndarray]]:
+def _numbered_layers(group: Any, wanted: Callable[[str], bool]) -> dict[str, dict[str, np.ndarray]]:
     """Variables have numbers; those of a batch norm are vectors.  Three of them are less gamma, two less beta too.
 
     Layers are stored by their places in the model; their own names, which count them as they were made, stand beside.
@@ -198,14 +214,15 @@ def _numbered_layers(group: Any) -> dict[str, dict[str, np.ndarray]]:
     for name in sorted(group, key=_natural):
         variables = group[name].get("vars", {})
         arrays = [np.asarray(variables[number]) for number in sorted(variables, key=int)]
-        if not arrays:
+        own = _text(variables.attrs.get("name", name)) if arrays else name
+        if not arrays or not wanted(own):
             continue
         vectors = all(array.ndim == 1 for array in arrays)
         kernel = "depthwise_kernel" if "depthwise" in name else "kernel"
         leaves = ["gamma", "beta", "moving_mean", "moving_variance"][-len(arrays) :] if vectors else [kernel, "bias"]
         if len(arrays) > len(leaves):
             raise UsageError(f"`path` has the layer {name} of {len(arrays)} variables, which is none of those known")
-        layers[_text(variables.attrs.get("name", name))] = dict(zip(leaves, arrays))
+        layers[own] = dict(zip(leaves, arrays))
     return layers
 
 
@@ -230,7 +247,7 @@ def _by_order(found: KerasWeights, target: Target, branches: str | None) -> dict
         weights = "dense" if "kernel" in leaves and leaves["kernel"].ndim == 2 else "conv"
         kind = weights if "kernel" in leaves else "depthwise" if "depthwise_kernel" in leaves else "norm"
         theirs[kind].append(layer)
-    ranks = {module_and_leaf(n)[0]: len(v.shape) for n, v in target.variables.items() if n.endswith("kernel")}
+    shapes = {module_and_leaf(n)[0]: v.shape for n, v in target.variables.items() if n.endswith("kernel")}
     norms: list[str] = []
     for path in target.norms:
         first = branches == "shortcut_first" and path.endswith("downsample_norm")
@@ -238,8 +255,8 @@ def _by_order(found: KerasWeights, target: Target, branches: str | None) -> dict
     ours: dict[str, list[str]] = {"conv": [], "depthwise": [], "dense": [], "norm": norms}
     for path in target.layers:
         # Without dense layers there, a 1x1 convolution of a flattened image is one.
-        weights = "dense" if ranks[path] == 2 and theirs["dense"] else "conv"
-        ours["depthwise" if path in target.grouped else weights].append(path)
+        weights = "dense" if len(shapes[path]) == 2 and theirs["dense"] else "conv"
+        ours["depthwise" if path in target.grouped and shapes[path][-2] == 1 else weights].append(path)
     quantized = {module_and_leaf(name)[0] for name in target.variables if name.endswith(f"/{LATENT_KERNEL}")}
     names = {}
     for kind, layers in theirs.items():

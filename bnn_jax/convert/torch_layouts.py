@@ -15,8 +15,8 @@ import flax.linen as nn
 import numpy as np
 
 from bnn_jax.checks import look_up
-from bnn_jax.convert.target import Target, describe, module_and_leaf
-from bnn_jax.convert.weights import Source, assemble
+from bnn_jax.convert.target import Parts, Target, describe, module_and_leaf
+from bnn_jax.convert.weights import Source, as_patterns, assemble, require_names
 from bnn_jax.errors import UsageError
 from bnn_jax.types import LATENT_KERNEL
 
@@ -149,8 +149,8 @@ def from_torch(
     *,
     layout: str | None = None,
     names: Mapping[str, str | Negated | Joined] | None = None,
-    ignored: Sequence[str] = (),
-    fresh: Sequence[str] = (),
+    ignored: str | Sequence[str] = (),
+    fresh: str | Sequence[str] = (),
     epsilon: float = 1e-5,
 ) -> dict[str, Any]:
     r"""The variables of a network from the state dict of a PyTorch module.
@@ -164,22 +164,24 @@ def from_torch(
         None takes the one that fits.
       names: of another program: path of a module or a parameter here -> name there, as {"dense1": "fc1"}; see
         :class:`Negated` and :class:`Joined`.
-      ignored: patterns of names there that are not wanted.
-      fresh: patterns of variables here, as params/head/*, that are left out, to be initialised.
+      ignored: pattern, or patterns, of names there that are not wanted.
+      fresh: pattern, or patterns, of variables here, as params/head/*, that are left out, to be initialised.
       epsilon: of the batch norms there.
 
     Returns:
       {"params": ..., "batch_stats": ...}, as `model.apply` and the `warm_start` of :func:`bnn_jax.train` take them.
 
     Raises:
-      UsageError: listing the names that are missing, those that nothing wants, and arrays of another shape.
+      UsageError: listing the names that are missing, those that nothing wants, arrays of another shape and those that
+        hold other things than finite real numbers; for a key that is no name; for flattened images that are mixed, as
+        by a slice of them, in front of what has an order.
 
     Two things are not in a state dict: PyTorch's sign of 0 is 0, here it is +1; and logits are those before a
     logarithm of softmax.
     """
     state = plain_state(state)
     target = describe(model, image_shape)
-    options = {"ignored": tuple(ignored), "fresh": fresh, "epsilon": epsilon}
+    options = {"ignored": as_patterns(ignored), "fresh": fresh, "epsilon": epsilon}
     if names is not None:
         has = {place for name in target.variables for place in (module_and_leaf(name)[0], name.partition("/")[2])}
         missing = sorted(names.keys() - has)
@@ -204,10 +206,14 @@ def from_torch(
 def plain_state(state: Mapping[str, Any]) -> dict[str, Any]:
     """The arrays of a state dict, or of a checkpoint that holds one; step counters are left out.
 
+    Raises:
+      UsageError: for a key that is no string.
+
     >>> plain_state({"state_dict": {"module.fc.bias": 1.0, "module.bn.num_batches_tracked": 7}, "epoch": 3})
     {'fc.bias': 1.0}
     """
     inner = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), Mapping)), state)
+    require_names("state", inner)
     wrapped = bool(inner) and all(name.startswith("module.") for name in inner)
     plain = {name.removeprefix("module.") if wrapped else name: array for name, array in inner.items()}
     return {name: array for name, array in plain.items() if not name.endswith("num_batches_tracked")}
@@ -270,19 +276,33 @@ def _squeezed(x: np.ndarray) -> np.ndarray:
 def _vector(*parts, name, target, of):
     vector = np.concatenate([_squeezed(part) for part in parts])
     module, _ = module_and_leaf(name)
-    size = target.flattened.get(module)
-    of_pixels = size is not None and module not in target.layers and vector.size == prod(size)
-    return _channels_last(vector, size) if of_pixels else vector
+    parts = None if module in target.layers else target.flattened.get((module, vector.size))
+    return vector if parts is None else _channels_last(vector, parts, name)
 
 
-def _channels_last(x: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """What belongs to the pixels of a flattened image (height, width, channels), of which PyTorch's has channels first.
+def _channels_last(x: np.ndarray, parts: Parts, name: str) -> np.ndarray:
+    """What belongs to the pixels of flattened images, of which PyTorch's have channels first.
 
     Args:
       x: with the pixels along the last axis.
+      parts: what these are.
+      name: of the variable.
+
+    Raises:
+      UsageError: if the images are mixed.
     """
-    height, width, channels = size
-    return np.moveaxis(x.reshape(-1, channels, height, width), 1, -1).reshape(x.shape)
+    if any(len(part) == 1 for part in parts):
+        module, leaf = module_and_leaf(name)
+        raise UsageError(
+            f"`model` mixes flattened images in front of {module!r}, whose order in PyTorch is not known; "
+            f"give `from_arrays` the {leaf} in the order of `model`"
+        )
+    images = np.split(x, np.cumsum([prod(part) for part in parts])[:-1], axis=-1)
+    turned = [
+        np.moveaxis(image.reshape(-1, channels, height, width), 1, -1).reshape(image.shape)
+        for image, (height, width, channels) in zip(images, parts)
+    ]
+    return np.concatenate(turned, axis=-1)
 
 
 def _variance(*parts, name, target, of):
@@ -303,10 +323,11 @@ def _kernel(*parts, name, target, of):
                 _squeezed(part)
         return np.concatenate([part.reshape(-1, inputs, height, width) for part in parts]).transpose(2, 3, 1, 0)
     for part in parts:
-        if part[0].size != shape[0]:
+        if prod(part.shape[1:]) != shape[0]:
             _squeezed(part)
     kernel = np.concatenate([part.reshape(-1, shape[0]) for part in parts])
-    return (_channels_last(kernel, target.flattened[module]) if module in target.flattened else kernel).T
+    images = target.flattened.get((module, shape[0]))
+    return (kernel if images is None else _channels_last(kernel, images, name)).T
 
 
 def _transposed(part, *, to_last_inputs):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
@@ -31,8 +32,8 @@ def from_arrays(
     image_shape: Sequence[int],
     *,
     names: Mapping[str, str] | None = None,
-    ignored: Sequence[str] = (),
-    fresh: Sequence[str] = (),
+    ignored: str | Sequence[str] = (),
+    fresh: str | Sequence[str] = (),
 ) -> dict[str, Any]:
     """The variables of a network from arrays in this package's layouts, as those of an .npz file.
 
@@ -45,12 +46,14 @@ def from_arrays(
       names: a variable, as params/conv1/latent_kernel, or its module, as conv1, -> the name of the array, or the part
         of it before the variable's own name; what is not in it has the same name in both.  `kernel` is taken where the
         network wants a `latent_kernel`, and the other way round.
-      ignored: patterns of arrays that are not wanted, as "optimizer/*".
-      fresh: patterns of variables, as params/head/*, that are left out, to be initialised.
+      ignored: pattern, or patterns, of arrays that are not wanted, as "optimizer/*".
+      fresh: pattern, or patterns, of variables, as params/head/*, that are left out, to be initialised.
 
     Raises:
-      UsageError: listing the arrays that are missing, those that nothing wants, and those of another shape.
+      UsageError: listing the arrays that are missing, those that nothing wants, those of another shape, and those that
+        hold other things than finite real numbers; for a key that is no name.
     """
+    require_names("arrays", arrays)
     target, names = describe(model, image_shape), dict(names or {})
     known = {module_and_leaf(name)[0] for name in target.variables} | target.variables.keys()
     if unknown := sorted(names.keys() - known):
@@ -72,43 +75,53 @@ def assemble(
     target: Target,
     sources: Mapping[str, Source],
     *,
-    ignored: Sequence[str] = (),
-    fresh: Sequence[str] = (),
+    ignored: str | Sequence[str] = (),
+    fresh: str | Sequence[str] = (),
     wrong: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Make every variable of a network from its source, but those that are to start afresh.
 
     Raises:
-      UsageError: listing what is missing, unknown or of another shape; `wrong` are complaints of the caller.
+      UsageError: listing what is missing, unknown, of another shape or no finite real number; `wrong` are complaints of
+        the caller.
     """
+    fresh, ignored = as_patterns(fresh), as_patterns(ignored)
     arrays = {name: as_numpy(array) for name, array in arrays.items()}
     left_out = {name for name in target.variables if any(fnmatch.fnmatch(name, p) for p in fresh)}
     ignored = [*ignored, *(theirs for name in left_out & sources.keys() for theirs in sources[name].names)]
     sources = {name: source for name, source in sources.items() if name not in left_out}
     wanted = {name for source in sources.values() for name in source.names}
     spare = [name for name in arrays if name not in wanted and not any(fnmatch.fnmatch(name, p) for p in ignored)]
-    problems = list(wrong)
+    idle = [p for p in fresh if not fnmatch.filter(target.variables, p)]
+    problems = [*wrong, *(f"`fresh` has {pattern!r}, which matches no variable" for pattern in idle)]
     if missing := sorted(wanted - arrays.keys()):
         problems.append(f"missing: {_listed(missing)}")
     if without := sorted(target.variables.keys() - sources.keys() - left_out):
         problems.append(f"not known where to find: {_listed(without)}")
     if spare:
         problems.append(f"unknown: {_listed(sorted(spare))}")
-    found, shapes, broken = {}, [], []
+    found, kinds, shapes, broken = {}, [], [], []
     for name, like in target.variables.items():
         if name in sources and arrays.keys() >= set(sources[name].names):
             given = [arrays[theirs] for theirs in sources[name].names]
+            if unreal := [f"{n} ({a.dtype})" for n, a in zip(sources[name].names, given) if not _is_real(a)]:
+                kinds += unreal
+                continue
             try:
                 made = np.asarray(sources[name].make(*given))
+            except UsageError:
+                raise
             except ValueError:
                 made = None
             if made is None or made.shape != like.shape:
                 there = " and ".join(f"{theirs} {array.shape}" for theirs, array in zip(sources[name].names, given))
                 shapes.append(f"{there} for {name} {like.shape}")
-            elif not np.isfinite(made).all():
-                broken += sources[name].names
-            else:
+                continue
+            with np.errstate(over="ignore", invalid="ignore"):
                 found[name] = made.astype(like.dtype)
+            if not (np.isfinite(made).all() and np.isfinite(found[name]).all()):
+                broken += [f"{theirs} as {like.dtype}" for theirs in sources[name].names]
+    problems += [f"not of real numbers: {_listed(kinds)}"] if kinds else []
     problems += [f"of another shape: {_listed(shapes)}"] if shapes else []
     problems += [f"not finite: {_listed(broken)}"] if broken else []
     if problems:
@@ -121,7 +134,33 @@ def as_numpy(array: Any) -> np.ndarray:
     if hasattr(array, "detach"):
         array = array.detach().cpu().float().numpy() if array.is_floating_point() else array.detach().cpu().numpy()
     array = np.asarray(array)
-    return array.astype(np.float32) if array.dtype.itemsize == 2 and array.dtype.kind not in "iu" else array
+    is_half = array.dtype.itemsize == 2 and jnp.issubdtype(array.dtype, jnp.floating)
+    return array.astype(np.float32) if is_half else array
+
+
+def as_patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the patterns that a sequence of them, or a single one, is.
+
+    >>> as_patterns("params/head/*"), as_patterns(["a*", "b*"])
+    (('params/head/*',), ('a*', 'b*'))
+    """
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+
+
+def require_names(argument: str, arrays: Mapping[str, Any]) -> None:
+    """Refuse arrays whose keys are no strings.
+
+    Raises:
+      UsageError: naming the argument and the first such key.
+    """
+    for key in arrays:
+        if not isinstance(key, str):
+            raise UsageError(f"`{argument}` has the key {key!r}, which is no name; give a mapping name -> array")
+
+
+def _is_real(array: np.ndarray) -> bool:
+    """Whether an array is of real numbers or truth values; bfloat16 and such are no kind of NumPy's."""
+    return array.dtype.kind in "fiub" or jnp.issubdtype(array.dtype, jnp.floating)
 
 
 def _listed(names: Sequence[str], most: int = 1000) -> str:

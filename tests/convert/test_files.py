@@ -4,6 +4,7 @@ import sys
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
@@ -36,6 +37,61 @@ def test_arrays_by_their_names_here_or_by_others(variables, tmp_path):
         from_arrays(other, MODEL, SHAPE, names={"batch_stats/norm1/mean": "mean"})
     with pytest.raises(UsageError, match="`names` has dense7, which the network does not have; it has batch_stats/"):
         from_arrays(other, MODEL, SHAPE, names={"dense7": "a"})
+
+
+def test_one_pattern_is_as_a_list_of_it(variables, tmp_path):
+    flat = flatten_dict(variables, sep="/")
+    del flat["params/head/latent_kernel"]
+    extended = flat | {"optimizer/mu": np.ones(3)}
+    np.savez(tmp_path / "weights.npz", **extended)
+    for fresh, ignored in (("params/head/*", "optimizer/*"), (["params/head/*"], ["optimizer/*"])):
+        for found in (
+            from_arrays(extended, MODEL, SHAPE, fresh=fresh, ignored=ignored),
+            load_weights(tmp_path / "weights.npz", MODEL, SHAPE, fresh=fresh, ignored=ignored),
+        ):
+            assert all(np.array_equal(x, flat[name]) for name, x in flatten_dict(found, sep="/").items())
+            assert len(flatten_dict(found)) == len(flat)
+    with pytest.raises(UsageError, match=r"; unknown: optimizer/mu; give"):
+        from_arrays(extended, MODEL, SHAPE, ignored="params/*")
+
+
+def test_a_pattern_of_no_variable_is_refused(variables):
+    flat = flatten_dict(variables, sep="/")
+    with pytest.raises(UsageError, match=r"network; `fresh` has 'head/\*', which matches no variable; give"):
+        from_arrays(flat, MODEL, SHAPE, fresh=["params/head/*", "head/*"])
+
+
+@pytest.mark.parametrize(
+    ("array", "rule"),
+    [
+        (np.full((4, 3), 1e300), "not finite: params/head/latent_kernel as float32"),
+        (np.full((4, 3), np.nan), "not finite: params/head/latent_kernel as float32"),
+        (np.full((4, 3), 1 + 2j), r"not of real numbers: params/head/latent_kernel \(complex128\)"),
+        (np.full((4, 3), "1"), r"not of real numbers: params/head/latent_kernel \(<U1\)"),
+        (np.full((4, 3), b"12"), r"not of real numbers: params/head/latent_kernel \(\|S2\)"),
+        (np.full((4, 3), None), r"not of real numbers: params/head/latent_kernel \(object\)"),
+        (np.float32(1), r"of another shape: params/head/latent_kernel \(\) for params/head/latent_kernel \(4, 3\)"),
+    ],
+)
+def test_what_is_no_array_of_finite_real_numbers_is_refused(variables, array, rule):
+    flat = flatten_dict(variables, sep="/") | {"params/head/latent_kernel": array}
+    with pytest.raises(UsageError, match=f"^the weights do not fit the network; {rule}; give the network's own"):
+        from_arrays(flat, MODEL, SHAPE)
+
+
+def test_every_kind_of_real_numbers_is_taken(variables):
+    flat = flatten_dict(variables, sep="/")
+    ones = np.ones((4, 3), np.float32)
+    for dtype in (jnp.bfloat16, np.float16, np.float64, np.int8, np.uint16, np.bool_, jnp.float8_e4m3fn):
+        found = from_arrays(flat | {"params/head/latent_kernel": ones.astype(dtype)}, MODEL, SHAPE)
+        kernel = found["params"]["head"]["latent_kernel"]
+        assert kernel.dtype == np.float32
+        np.testing.assert_array_equal(kernel, ones)
+
+
+def test_keys_that_are_no_names_are_refused(variables):
+    with pytest.raises(UsageError, match=r"^`arrays` has the key 3, which is no name; give a mapping name -> array$"):
+        from_arrays({**flatten_dict(variables, sep="/"), 3: np.ones(3)}, MODEL, SHAPE)
 
 
 def test_an_npz_of_a_state_dict(variables, tmp_path):

@@ -46,6 +46,17 @@ def as_numbers(path):
     return path
 
 
+def legacy(path, layers):
+    """A file in the form of Keras 2 with layers: name -> name of a weight -> array."""
+    with h5py.File(path, "w") as file:
+        for layer, arrays in layers.items():
+            for name, array in arrays.items():
+                file[f"{layer}/{layer}/{name}:0"] = array
+            file[layer].attrs["weight_names"] = [f"{layer}/{name}:0".encode() for name in arrays]
+        file.attrs["layer_names"] = [layer.encode() for layer in layers]
+    return path
+
+
 @pytest.fixture(scope="module")
 def converted():
     return from_keras(GOLDENS / "binarynet.h5", MODEL, SHAPE)
@@ -117,21 +128,15 @@ def test_one_by_one_convolutions_of_a_flattened_image_are_dense_layers(tmp_path)
     model = build_model("binary_alexnet", num_classes=5, width=2)
     variables = random_variables(model, (64, 64, 3))
     order = ("conv1", "conv2", "conv3", "conv4", "conv5", "dense6", "dense7", "head")
-    with h5py.File(tmp_path / "net.h5", "w") as file:
-        layers = {}
-        for number, layer in enumerate(order):
-            kernel = variables["params"][layer]["latent_kernel"]
-            layers[f"quant_conv2d_{number + 3}"] = {"kernel": kernel if kernel.ndim == 4 else kernel[None, None]}
-            norm = "head_norm" if layer == "head" else f"norm{layer[-1]}"
-            statistics = variables["batch_stats"][norm]
-            arrays = {"beta": variables["params"][norm]["bias"], "moving_mean": statistics["mean"]}
-            layers[f"batch_normalization_{number + 8}"] = arrays | {"moving_variance": statistics["var"]}
-        for layer, arrays in layers.items():
-            for name, array in arrays.items():
-                file[f"{layer}/{layer}/{name}:0"] = array
-            file[layer].attrs["weight_names"] = [f"{layer}/{name}:0".encode() for name in arrays]
-        file.attrs["layer_names"] = [layer.encode() for layer in layers]
-    found = from_keras(tmp_path / "net.h5", model, (64, 64, 3), epsilon=1e-5)
+    layers = {}
+    for number, layer in enumerate(order):
+        kernel = variables["params"][layer]["latent_kernel"]
+        layers[f"quant_conv2d_{number + 3}"] = {"kernel": kernel if kernel.ndim == 4 else kernel[None, None]}
+        norm = "head_norm" if layer == "head" else f"norm{layer[-1]}"
+        statistics = variables["batch_stats"][norm]
+        arrays = {"beta": variables["params"][norm]["bias"], "moving_mean": statistics["mean"]}
+        layers[f"batch_normalization_{number + 8}"] = arrays | {"moving_variance": statistics["var"]}
+    found = from_keras(legacy(tmp_path / "net.h5", layers), model, (64, 64, 3), epsilon=1e-5)
     assert jax.tree.all(jax.tree.map(np.array_equal, found, variables))
 
 
@@ -204,3 +209,92 @@ def test_transposed_convolutions_are_refused(tmp_path):
     up = nn.Sequential([nn.ConvTranspose(3, (2, 2), use_bias=False)])
     with pytest.raises(UsageError, match=r"^`path` \(=.*\) is not read for networks with transposed convolutions, as"):
         from_keras(path, up, (2, 2, 3))
+
+
+class Grouped(nn.Module):
+    """A convolution in groups, and one of all channels."""
+
+    groups: int
+    features: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(self.features, (3, 3), padding="VALID", feature_group_count=self.groups, name="grouped")(x)
+        return nn.Conv(2, (1, 1), use_bias=False, name="whole")(x)
+
+
+def grouped_arrays(kernel, features):
+    rng = np.random.default_rng(0)
+    whole = {"kernel": rng.normal(size=(1, 1, features, 2)).astype(np.float32)}
+    return {**kernel, "bias": rng.normal(size=features).astype(np.float32)}, whole
+
+
+def windows_of(images):
+    return np.lib.stride_tricks.sliding_window_view(images, (3, 3), (1, 2))
+
+
+@pytest.mark.parametrize("given", [None, {"grouped": "conv2d", "whole": "conv2d_1"}], ids=["in order", "named"])
+def test_a_convolution_in_groups_is_that_of_keras(tmp_path, given):
+    """Each group of its filters, one behind the other, sees its group of channels alone."""
+    rng = np.random.default_rng(1)
+    images, kernel = rng.normal(size=(2, 5, 5, 4)), rng.normal(size=(3, 3, 2, 6)).astype(np.float32)
+    grouped, whole = grouped_arrays({"kernel": kernel}, 6)
+    parts = [
+        np.einsum("nhwcij,ijco->nhwo", windows_of(images[..., 2 * g : 2 * g + 2]), kernel[..., 3 * g : 3 * g + 3])
+        for g in range(2)
+    ]
+    expected = (np.concatenate(parts, -1) + grouped["bias"]) @ whole["kernel"][0, 0]
+    path = legacy(tmp_path / "groups.h5", {"conv2d": grouped, "conv2d_1": whole})
+    model = Grouped(groups=2, features=6)
+    variables = from_keras(path, model, (5, 5, 4), names=given)
+    np.testing.assert_allclose(model.apply(variables, images.astype(np.float32)), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("multiple", [1, 2])
+@pytest.mark.parametrize("given", [None, {"grouped": "depthwise_conv2d", "whole": "conv2d"}], ids=["in order", "named"])
+def test_a_depthwise_convolution_is_that_of_keras(tmp_path, multiple, given):
+    """Keras has the multiples of a channel side by side."""
+    rng = np.random.default_rng(1)
+    images, kernel = rng.normal(size=(2, 5, 5, 4)), rng.normal(size=(3, 3, 4, multiple)).astype(np.float32)
+    depthwise, whole = grouped_arrays({"depthwise_kernel": kernel}, 4 * multiple)
+    expected = np.einsum("nhwcij,ijcm->nhwcm", windows_of(images), kernel).reshape(2, 3, 3, -1)
+    expected = (expected + depthwise["bias"]) @ whole["kernel"][0, 0]
+    path = legacy(tmp_path / "depthwise.h5", {"depthwise_conv2d": depthwise, "conv2d": whole})
+    model = Grouped(groups=4, features=4 * multiple)
+    variables = from_keras(path, model, (5, 5, 4), names=given)
+    np.testing.assert_allclose(model.apply(variables, images.astype(np.float32)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_kernels_of_other_groups_are_refused(tmp_path):
+    """As many numbers as in the kernel here: an ordinary one, and a depthwise one of more inputs."""
+    names = {"grouped": "theirs", "whole": "conv2d"}
+    for name, features, kernel in (
+        ("kernel", 4, np.ones((3, 3, 4, 1), np.float32)),
+        ("depthwise_kernel", 8, np.ones((3, 3, 8, 1), np.float32)),
+    ):
+        theirs, whole = grouped_arrays({name: kernel}, features)
+        path = legacy(tmp_path / "other.h5", {"theirs": theirs, "conv2d": whole})
+        shapes = rf"theirs/{name} \(3, 3, {features}, 1\) for params/grouped/kernel \(3, 3, 1, {features}\)"
+        with pytest.raises(UsageError, match=f"network; of another shape: {shapes}; give"):
+            from_keras(path, Grouped(groups=4, features=features), (5, 5, 4), names=names)
+
+
+def test_a_layer_that_is_a_model_is_refused(tmp_path):
+    kernel = np.ones((4, 3), np.float32)
+    layers = {"backbone": {"conv1/kernel": kernel, "conv2/kernel": kernel}, "dense": {"kernel": kernel}}
+    path, model = legacy(tmp_path / "nested.h5", layers), nn.Sequential([nn.Dense(3, use_bias=False)])
+    rule = "^`path` has the layer 'backbone', which holds a model of its own; save its weights alone$"
+    with pytest.raises(UsageError, match=rule):
+        from_keras(path, model, (1, 1, 4))
+    found = from_keras(path, model, (1, 1, 4), ignored="back*")
+    np.testing.assert_array_equal(found["params"]["layers_0"]["kernel"], kernel)
+
+
+def test_one_pattern_is_as_a_list_of_it(tmp_path):
+    path = as_keras_2(tmp_path / "old.h5")
+    options = ({"fresh": f("*/head*"), "ignored": f("quant_dense_1")} for f in (str, lambda pattern: [pattern]))
+    one, several = (from_keras(path, MODEL, SHAPE, **given) for given in options)
+    assert sorted(one["params"]) == ["conv1", "conv2", "dense1", "dense_norm1", "norm1", "norm2"]
+    assert jax.tree.all(jax.tree.map(np.array_equal, one, several))
+    with pytest.raises(UsageError, match=r"; `fresh` has 'head/\*', which matches no variable; give"):
+        from_keras(path, MODEL, SHAPE, fresh="head/*")

@@ -1,5 +1,6 @@
 """State dicts of PyTorch modules with the published names: the networks here have their logits."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import flax.linen as nn
@@ -187,6 +188,128 @@ def test_dense_layers_of_the_size_of_a_flattened_image_keep_their_order():
     names = {name: name for name in (*shapes, "norm")}
     variables = from_torch(state, Flattening(), (4, 4, 2), names=names)  # the norm's vectors change their order too
     np.testing.assert_allclose(Flattening().apply(variables, jnp.asarray(images, jnp.float32)), x, rtol=1e-3)
+
+
+class Flattened(nn.Module):
+    """A norm and a dense layer behind what a function makes of the images."""
+
+    flatten: Callable[[jax.Array], jax.Array]
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3, use_bias=False, name="fc")(BatchNorm(name="norm")(self.flatten(x), train=False))
+
+
+def flat(x):
+    return x.reshape(len(x), -1)
+
+
+def first(x):
+    """Channels first, as PyTorch's images, flattened."""
+    return x.transpose(0, 3, 1, 2).reshape(len(x), -1)
+
+
+def state_of(inputs):
+    rng = np.random.default_rng(0)
+    names = ("weight", "bias", "running_mean", "running_var")
+    return {f"norm.{n}": rng.uniform(0.5, 2, inputs) for n in names} | {"fc.weight": rng.normal(size=(3, inputs))}
+
+
+BEHIND = {"norm": "norm", "fc": "fc"}
+
+
+@pytest.mark.parametrize(
+    ("here", "there"),
+    [
+        (first, first),
+        (lambda x: nn.relu(x.transpose(0, 3, 1, 2)).reshape(len(x), -1), lambda x: first(np.maximum(x, 0))),
+        (lambda x: flat(nn.relu(x.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)), lambda x: first(np.maximum(x, 0))),
+        (
+            lambda x: jnp.concatenate([flat(x), x.mean((1, 2)), nn.relu(flat(x[:, ::2])), first(x)], -1),
+            lambda x: np.concatenate([first(x), x.mean((1, 2)), np.maximum(first(x[:, ::2]), 0), first(x)], -1),
+        ),
+        (
+            lambda x: flat(x) - flat(x).max(-1, keepdims=True) * jnp.ones((1, 40)),
+            lambda x: first(x) - first(x).max(-1, keepdims=True),
+        ),
+        (lambda x: flat(jnp.exp(flat(x)).reshape(x.shape)), lambda x: first(np.exp(x))),
+    ],
+    ids=["channels first", "relu, channels first", "back again", "joined", "reduced", "unflattened"],
+)
+def test_flattened_images_of_every_order(here, there):
+    """In float64: what PyTorch flattens, channels first, in front of a norm and a product."""
+    images = np.random.default_rng(1).normal(size=(3, 4, 5, 2))
+    x = there(images)
+    state = state_of(x.shape[-1])
+    x = (x - state["norm.running_mean"]) / np.sqrt(state["norm.running_var"] + 1e-5)
+    x = (x * state["norm.weight"] + state["norm.bias"]) @ state["fc.weight"].T
+    variables = from_torch(state, Flattened(here), (4, 5, 2), names=BEHIND)
+    found = Flattened(here).apply(variables, jnp.asarray(images, jnp.float32))
+    np.testing.assert_allclose(found, x, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("mix", "inputs"),
+    [
+        (lambda x: flat(x)[:, 1:], 39),
+        (lambda x: jnp.pad(flat(x), ((0, 0), (0, 2))), 42),
+        (lambda x: jnp.concatenate([flat(x)[:, :9], flat(x)], -1), 49),
+        (lambda x: flat(x.transpose(0, 2, 1, 3)), 40),
+        (lambda x: flat(x) + first(x), 40),
+        (lambda x: first(x) * flat(nn.relu(x)), 40),
+    ],
+    ids=["slice", "pad", "joined with a slice", "transposed", "of two orders", "of two orders, the other first"],
+)
+def test_flattened_images_that_are_mixed_are_refused(mix, inputs):
+    state = state_of(inputs)
+    with pytest.raises(UsageError, match=r"^`model` mixes flattened images in front of 'norm', whose order in PyTorch"):
+        from_torch(state, Flattened(mix), (4, 5, 2), names=BEHIND)
+    rule = (
+        "^`model` mixes flattened images in front of 'fc', whose order in PyTorch is not known; give `from_arrays` the "
+    )
+    with pytest.raises(UsageError, match=f"{rule}kernel in the order of `model`$"):
+        from_torch(state, Flattened(mix), (4, 5, 2), names=BEHIND, fresh="*/norm/*")
+    variables = from_torch(state, Flattened(mix), (4, 5, 2), names=BEHIND, fresh=["*/norm/*", "params/fc/*"])
+    assert not jax.tree.leaves(variables)
+
+
+@pytest.mark.parametrize(
+    ("weight", "rule"),
+    [
+        (np.float32(1), r"of another shape: fc\.weight \(\) for params/fc/kernel \(40, 3\)"),
+        (np.ones(0), r"of another shape: fc\.weight \(0,\) for params/fc/kernel \(40, 3\)"),
+        (np.ones((0, 40)), r"of another shape: fc\.weight \(0, 40\) for params/fc/kernel \(40, 3\)"),
+        (np.ones((3, 0)), r"of another shape: fc\.weight \(3, 0\) for params/fc/kernel \(40, 3\)"),
+        (np.full((3, 40), "a"), r"not of real numbers: fc\.weight \(<U1\)"),
+        (np.full((3, 40), None), r"not of real numbers: fc\.weight \(object\)"),
+    ],
+)
+def test_arrays_that_are_no_kernels_are_refused(weight, rule):
+    state = state_of(40) | {"fc.weight": weight}
+    with pytest.raises(UsageError, match=f"^the weights do not fit the network; {rule}; give the network's own"):
+        from_torch(state, Flattened(flat), (4, 5, 2), names=BEHIND)
+
+
+def test_keys_that_are_no_names_are_refused():
+    rule = "^`state` has the key 0, which is no name; give a mapping name -> array$"
+    for state in ({**state_of(40), 0: np.ones(3)}, {"state_dict": {0: np.ones(3)}}):
+        with pytest.raises(UsageError, match=rule):
+            from_torch(state, Flattened(flat), (4, 5, 2), names=BEHIND)
+
+
+def test_one_pattern_is_as_a_list_of_it():
+    extended = state_of(40) | {"extra.weight": np.ones(3)}
+    one, several = (
+        from_torch(extended, Flattened(flat), (4, 5, 2), names=BEHIND, fresh=fresh, ignored=ignored)
+        for fresh, ignored in (("params/fc/*", "extra.*"), (["params/fc/*"], ["extra.*"]))
+    )
+    assert list(one["params"]) == ["norm"]
+    assert jax.tree.all(jax.tree.map(np.array_equal, one, several))
+    with pytest.raises(UsageError, match=r"network; unknown: extra\.weight; give"):
+        from_torch(extended, Flattened(flat), (4, 5, 2), names=BEHIND, ignored="fc.*")
+    rule = r"`fresh` has 'fc/\*', which matches no variable; unknown: extra\.weight; give"
+    with pytest.raises(UsageError, match=rule):
+        from_torch(extended, Flattened(flat), (4, 5, 2), names=BEHIND, fresh="fc/*")
 
 
 class OneChannel(nn.Module):
