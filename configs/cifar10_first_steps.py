@@ -6,7 +6,8 @@ Command: bnn-jax compare optimizers --config cifar10_first_steps --data.data-dir
 Data, network and loss: those of cifar10_xnor_resnet20, whose trials chose the rate and the schedule for Deep
 Frank-Wolfe.  There gamma is below 1 in some of the first steps, and 1 in all others; with gamma 1 throughout the
 updates are those of Nesterov's SGD.  So "sgd" is "dfw" without its exact step size, and "sgd, warm-up" has another
-protection in its place: a rate that rises linearly in the first 21 steps, whatever --epochs says.
+protection in its place: a rate that rises linearly in the first 21 steps, whatever --epochs says.  After 20 epochs
+(results/cifar10_first_steps_20epochs) "dfw" has 69.79 +- 0.30, "sgd, warm-up" 70.33 +- 1.13.
 """
 
 from dataclasses import replace

@@ -1,5 +1,6 @@
 """Pretrained networks: each reaches the accuracy of its record, to the image, and can be trained further."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,15 +45,19 @@ def test_the_file_says_what_the_record_says(name):
     assert (ROOT / record.source).exists()
 
 
+@pytest.mark.default_flags
 @pytest.mark.parametrize("name", OWN)
 def test_the_accuracy_is_reproduced_to_the_image(name):
+    """With fewer optimizations of the compiler an image of thousands, of two all but equal logits, may change sides."""
     network, folder = load(name), default_data_dir()
     if network.record.data != "digits" and not (folder / network.record.data).is_dir():
         pytest.skip(f"{network.record.data} is not in {folder}; $TFDS_DATA_DIR names the folder of prepared sets")
     copies = DATA[network.record.data].copies
     if copies and copies not in (note := load_dataset(network.record.data).note):
         pytest.skip(f"its figure is of {copies}, and {folder} has {note}")
-    assert network.count_correct() == (network.record.correct, network.record.examples)
+    correct, examples = network.count_correct()
+    slack = 0 if "BNN_JAX_TESTS_AT_DEFAULT_FLAGS" in os.environ else examples // 5000
+    assert examples == network.record.examples and abs(correct - network.record.correct) <= slack
 
 
 @pytest.mark.parametrize("name", OWN)
