@@ -120,7 +120,8 @@ def benchmark_input(
     with ExitStack() as stack:
         if data_dir is None:
             data_dir = stack.enter_context(tempfile.TemporaryDirectory())
-            options = {"train_examples": IMAGES + 10, "validation_examples": 10, "corrupt": 0, "grey": 0, "cmyk": 0}
+            options = {"train_examples": IMAGES + 10, "validation_examples": 10, "classes": 10}
+            options |= {"corrupt": 0, "grey": 0, "cmyk": 0}
             write_synthetic_imagenet(data_dir, short_side=SIDES, aspect=ASPECT, **options)
         opened = open_stream("imagenet2012", data_dir=data_dir, preprocessing=preprocessing, validation_examples=10)
         rows = []

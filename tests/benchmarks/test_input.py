@@ -32,6 +32,14 @@ def test_every_worker_and_what_feeds_the_device_take_a_core(read):
     assert set(read) == {512}
 
 
+@pytest.mark.full
+def test_the_photographs_it_makes_up_are_read(monkeypatch):
+    monkeypatch.setattr(benchmark, "SIDES", (40, 40))
+    found = benchmark_input(workers=(0,), batch_size=8, steps=2, gpu_images_per_second=1e4)
+    assert [row["workers"] for row in found["rows"]] == [0, 1]
+    assert all(row["images_per_second"] > 0 for row in found["rows"])
+
+
 def test_of_a_set_on_disk_all_photographs_are_read(read, tmp_path):
     benchmark_input(data_dir=tmp_path)
     assert set(read) == {5000}
