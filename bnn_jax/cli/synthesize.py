@@ -1,7 +1,8 @@
 """Write made-up images in ImageNet's format: bnn-jax synthesize --train-examples 2000
 
 The images differ in size, some are grey, some CMYK, and one of each split is corrupt.  A config that streams
-imagenet2012 then runs with --data.data-dir DATA_DIR, and --data.name NAME where the set has another one.
+imagenet2012 then runs with --data.data-dir DATA_DIR --data.validation-examples 200, a tenth of the made-up images, and
+--data.name NAME where the set has another one.
 """
 
 from dataclasses import dataclass
@@ -40,11 +41,11 @@ class Arguments:
 
 def main() -> None:
     arguments = parse_options(Arguments, __doc__)
-    options = vars(arguments) | {"data_dir": arguments.data_dir or default_data_dir()}
-    folder = write_synthetic_imagenet(**options)
+    folder = write_synthetic_imagenet(**vars(arguments) | {"data_dir": arguments.data_dir or default_data_dir()})
     size = sum(path.stat().st_size for path in folder.iterdir())
+    options = f"--data.data-dir {folder.parents[1]} --data.validation-examples {max(1, arguments.train_examples // 10)}"
     named = "" if arguments.name == Arguments.name else f" --data.name {arguments.name}"
     print(
         f"{folder}: {arguments.train_examples} training and {arguments.validation_examples} validation images, "
-        f"{size / 1e6:.1f} MB; train on it with --data.data-dir {folder.parents[1]}{named}"
+        f"{size / 1e6:.1f} MB; train on it with {options}{named}"
     )
