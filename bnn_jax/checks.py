@@ -68,6 +68,15 @@ def require(
         raise error(f"`{argument}` (={shown}) {rule}{f'; {advice}' if advice else ''}")
 
 
+def plain_number(value: Any) -> Any:
+    """Python's number for one of NumPy's; anything else as it is.
+
+    >>> plain_number(np.float64(0.5)), plain_number("0.5"), plain_number(None)
+    (0.5, '0.5', None)
+    """
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def require_positive(argument: str, value: Any, advice: str = "") -> None:
     """Refuse a concrete `value` that is not above zero everywhere, NaN included.
 

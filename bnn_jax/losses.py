@@ -229,7 +229,9 @@ def check_loss(loss: Loss, num_classes: int, *, named: Any) -> None:
         except (ValueError, TypeError) as error:
             raise UsageError(f"`loss` (={named}) cannot be computed: {error}") from error
         shape = getattr(found, "shape", None)
-        told = f"(={named}) must return one loss for each example, shape ({batch},) for {batch}"
         if shape != (batch,):
             what = type(found).__name__ if shape is None else f"shape {shape}"
-            raise UsageError(f"`loss` {told}; it returns {what}: leave means and sums to the training step")
+            raise UsageError(
+                f"`loss` (={named}) must return one loss for each example, shape ({batch},) for {batch}; it returns "
+                f"{what}: leave means and sums to the training step"
+            )

@@ -255,11 +255,12 @@ def _set_accuracy_axes(axes: "Axes", *groups: list) -> None:
     if not curves:
         axes.text(0.5, 0.5, "no run recorded a curve", ha="center", va="center", transform=axes.transAxes)
         return
-    drawn = axes.dataLim  # bands too, which reach further than the curves
-    low, high = (min(accuracy.min() for _, accuracy in curves), max(accuracy.max() for _, accuracy in curves))
-    low, high = min(low, drawn.y0), max(high, drawn.y1)
-    if max(len(accuracy) for _, accuracy in curves) > FEW_EPOCHS:  # The first of many may lie below the picture.
-        low = min(np.percentile(accuracy, 15, method="lower") for _, accuracy in curves)
+    # Of many epochs the first ones may lie below the picture, but no mark of a few.
+    few = lambda accuracy: len(accuracy) <= FEW_EPOCHS
+    low = min(np.percentile(accuracy, 0 if few(accuracy) else 15, method="lower") for _, accuracy in curves)
+    # Bands reach further than the curves.
+    low = min(low, axes.dataLim.y0) if all(few(accuracy) for _, accuracy in curves) else low
+    high = max(axes.dataLim.y1, *(accuracy.max() for _, accuracy in curves))
     margin = max(0.06 * (high - low), 0.5)
     axes.set_ylim(max(low - margin, 0), min(high + margin, 100.5))
     first, last = min(epochs[0] for epochs, _ in curves), max(epochs[-1] for epochs, _ in curves)

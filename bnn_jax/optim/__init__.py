@@ -322,9 +322,8 @@ def make_optimizer(
         ("decay_only", decay_only, "separate_decay"),
     ):
         takers = ", ".join(name for name, other in OPTIMIZERS.items() if getattr(other, taken))
-        holds = (
-            getattr(found, taken) or isinstance(value, jax.core.Tracer) or not value
-        )  # a traced 0 may be given to all
+        traced = isinstance(value, jax.core.Tracer)  # a traced 0 may be given to all
+        holds = getattr(found, taken) or traced or not value
         require(argument, value, holds, f"is for {takers}", "leave it out")
     decays = {"weight_decay": weight_decay, "latent_weight_decay": latent_weight_decay, "decay_only": decay_only}
     settings = Settings(

@@ -5,9 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from bnn_jax.checks import require
+from bnn_jax.checks import plain_number, require
 from bnn_jax.errors import UsageError
 from bnn_jax.names import record_of
 from bnn_jax.paths import local_path
@@ -121,7 +119,7 @@ def sweep(
 
 def _checked_seeds(seeds: Sequence[int]) -> list[int]:
     """The seeds as Python's numbers."""
-    seeds = [seed.item() if isinstance(seed, np.generic) else seed for seed in seeds]
+    seeds = list(map(plain_number, seeds))
     require("seeds", list(seeds), len(seeds) > 0, "must have at least one", "as 0 1 2", error=UsageError)
     differ = len(set(seeds)) == len(seeds)
     require("seeds", list(seeds), differ, "must differ from each other", "leave one out", error=UsageError)

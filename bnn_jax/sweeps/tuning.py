@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from bnn_jax.checks import require
+from bnn_jax.checks import plain_number, require
 from bnn_jax.data.sources import IN_MEMORY
 from bnn_jax.errors import UsageError, renamed, unknown_name
 from bnn_jax.paths import folder_name
@@ -244,7 +244,7 @@ def _points(dimensions: int) -> list[list[float]]:
 def _several(values: Any) -> tuple:
     """The values that a setting may have, NumPy's numbers as Python's."""
     several = values if isinstance(values, tuple | list | np.ndarray) else (values,)
-    return tuple(value.item() if isinstance(value, np.generic) else value for value in several)
+    return tuple(map(plain_number, several))
 
 
 def _are_numbers(values: Sequence[Any]) -> bool:

@@ -10,11 +10,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, TypeAlias
 
-import numpy as np
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from bnn_jax.checks import Rule
+from bnn_jax.checks import Rule, plain_number
 from bnn_jax.errors import UsageError, unknown_name
 from bnn_jax.names import absolute, last_part, module_of_file, name_of, record_of, why_not_run
 from bnn_jax.paths import local_path
@@ -348,7 +347,7 @@ def with_names(config: Any, name: Callable[[str, Any], Any], prefix: str = "") -
         return {absolute(key): with_names(value, name, f"{prefix}{key}.") for key, value in config.items()}
     if type(config) in (tuple, list):
         return type(config)(with_names(value, name, f"{prefix}{index}.") for index, value in enumerate(config))
-    config = config.item() if isinstance(config, np.generic) else config
+    config = plain_number(config)
     if config is None or isinstance(config, str | int | float):
         return absolute(config)
     return name(prefix.removesuffix("."), config)

@@ -220,9 +220,8 @@ def _train(
             dataset = load_data(config.data) if dataset is None else dataset
             if isinstance(dataset, Dataset) and dataset.train.labels.ndim > 1:
                 check_of_tokens(config.data)
-            channels = dataset.image_shape[-1]
-            rule = f"is for RGB images, and those of {config.data.name} have {channels} channel"
-            holds = channels == 3 or config.data.lighting_std == 0
+            rule = f"is for RGB images; those of {config.data.name} are of shape {tuple(dataset.image_shape)}"
+            holds = dataset.image_shape[-1] == 3 or config.data.lighting_std == 0
             require("data.lighting_std", config.data.lighting_std, holds, rule, "leave it out", error=UsageError)
             programs = programs_of(config, dataset, teacher=teacher, devices=devices)
             begun_from = [start_of(m.config, dataset) if warm_start is None else warm_start for m in members]

@@ -102,6 +102,15 @@ def test_no_mark_or_band_of_few_epochs_lies_outside_the_axes(epochs, figures, tm
     assert low <= min(marks.min(), band.min()) < max(marks.max(), band.max()) <= high
 
 
+def test_marks_of_a_few_epochs_beside_a_row_of_many(figures, tmp_path):
+    results = comparison(["dfw", "adam"])
+    for run in results.rows[1].runs:
+        run["curve"] = {"epoch": [*range(1, 9)], "validation_accuracy": [0.1 * epoch for epoch in range(1, 9)]}
+    plot_accuracy(results, tmp_path / "accuracy.png")
+    low, _ = figures[0].axes[0].get_ylim()
+    assert low <= 10
+
+
 @pytest.mark.parametrize("at_chance", [False, True])
 def test_accuracy_axis_shows_most_epochs_of_every_row(at_chance, figures, tmp_path):
     results = comparison(["dfw", "adam", "sgd", "bop"])

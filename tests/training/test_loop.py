@@ -230,7 +230,7 @@ def test_a_batch_larger_than_the_set_is_refused(tmp_path, dataset):
     [
         (
             {"data": DataConfig(lighting_std=0.1)},
-            r"^`data.lighting_std` \(=0.1\) is for RGB images, and those of .* 1 ch",
+            r"^`data.lighting_std` \(=0.1\) is for RGB images; those of .* \(8, 8, 1\); leave",
         ),
         ({"optim": OptimConfig("optax:lbfgs", 0.1)}, r"^the training step cannot be made: .*'value_fn'"),
     ],
