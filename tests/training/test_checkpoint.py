@@ -353,7 +353,8 @@ from bnn_jax.training.checkpoint import checkpoint_steps, save_checkpoint
 
 folder, texts = sys.argv[1], []
 rng = np.random.default_rng(0)
-large = {str(n): rng.normal(size=20_000).astype(np.float32) for n in range(20)}
+# The leaves may be written to several files; the last is beyond each limit on its own.
+large = {str(n): rng.normal(size=20_000 if n < 19 else 250_000).astype(np.float32) for n in range(20)}
 for limit, step in [(100_000, 0), (-1, 1), (100_000, 2), (20, 2), (250, 2), (5_000, 2), (800_000, 2)]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))
     try:
