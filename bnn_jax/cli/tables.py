@@ -92,7 +92,7 @@ def paper_of(network: str) -> str:
 
 
 def rows_of(what: str) -> list[tuple[str, ...]]:
-    """The rows of a table: name, for quantizers their place too, a line, the paper."""
+    """The rows of a table: name, for quantizers their place too, a line, the paper; of pretrained ones the network."""
     if what == "data":
         return [(name, *told) for name, told in DATA.items()]
     if what == "models":
@@ -106,7 +106,7 @@ def rows_of(what: str) -> list[tuple[str, ...]]:
             name: f"{sets[r.data]}: {r.correct} of {r.examples} test images right" for name, r in PRETRAINED.items()
         }
         sizes = {name: f"{file_of(name).stat().st_size / 1e3:.1f} kB" for name in PRETRAINED}
-        return [(name, f"{told[name]}, {sizes[name]}", paper_of(r.network)) for name, r in PRETRAINED.items()]
+        return [(name, f"{told[name]}, {sizes[name]}", r.network) for name, r in PRETRAINED.items()]
     if what == "optimizers":
         return [(name, *documented(optimizer.make)) for name, optimizer in OPTIMIZERS.items()]
     table = ESTIMATORS if what == "estimators" else LOSSES
@@ -118,6 +118,6 @@ def main() -> None:
     what = arguments.what
     if what not in TABLES:
         raise unknown_name("TABLE", what, TABLES)
-    header = ("name", *(["of"] if what == "quantizers" else []), "", "paper")
+    header = ("name", *(["of"] if what == "quantizers" else []), "", "network" if what == "pretrained" else "paper")
     with arguments.tables() as tables:
         tables.print(header, rows_of(what), title=what, texts=range(len(header)), unbroken={0})

@@ -42,7 +42,7 @@ def load_weights(
     if not path.is_file():
         raise UsageError(f"`path` (={path}) is not a file; give one that ends in {', '.join(_READERS)}")
     convert = _READERS[path.suffix.lower()](path)
-    options |= {name: as_patterns(options[name]) for name in ("ignored", "fresh") if name in options}
+    options |= {name: as_patterns(name, options[name]) for name in ("ignored", "fresh") if name in options}
     check_options("options", convert, options)
     return convert(model, image_shape, **options)
 

@@ -169,7 +169,7 @@ def read_keras(path: str | os.PathLike[str], ignored: str | Sequence[str] = ()) 
         file = h5py.File(path, "r")
     except OSError as error:
         raise UsageError(f"`path` (={path}) is no HDF5 file ({error}); give an .h5 or .weights.h5 file") from None
-    patterns = as_patterns(ignored)
+    patterns = as_patterns("ignored", ignored)
     wanted = lambda name: not any(fnmatch.fnmatchcase(name, p) for p in patterns)
     with file:
         root = file.get("model_weights", file)
@@ -254,9 +254,11 @@ def _by_order(found: KerasWeights, target: Target, branches: str | None) -> dict
         norms.insert(len(norms) - first, path)
     ours: dict[str, list[str]] = {"conv": [], "depthwise": [], "dense": [], "norm": norms}
     for path in target.layers:
-        # Without dense layers there, a 1x1 convolution of a flattened image is one.
+        # Without dense layers there, a 1x1 convolution of a flattened image is one; and without depthwise ones there, a
+        # convolution of as many groups as channels.
         weights = "dense" if len(shapes[path]) == 2 and theirs["dense"] else "conv"
-        ours["depthwise" if path in target.grouped and shapes[path][-2] == 1 else weights].append(path)
+        is_depthwise = path in target.grouped and shapes[path][-2] == 1 and theirs["depthwise"]
+        ours["depthwise" if is_depthwise else weights].append(path)
     quantized = {module_and_leaf(name)[0] for name in target.variables if name.endswith(f"/{LATENT_KERNEL}")}
     names = {}
     for kind, layers in theirs.items():

@@ -173,15 +173,16 @@ def from_torch(
 
     Raises:
       UsageError: listing the names that are missing, those that nothing wants, arrays of another shape and those that
-        hold other things than finite real numbers; for a key that is no name; for flattened images that are mixed, as
-        by a slice of them, in front of what has an order.
+        hold other things than finite real numbers; for a module in place of its state dict, a key that is no name, or
+        patterns that are none; for flattened images that are mixed, as by a slice of them, in front of what has an
+        order.
 
     Two things are not in a state dict: PyTorch's sign of 0 is 0, here it is +1; and logits are those before a
     logarithm of softmax.
     """
     state = plain_state(state)
     target = describe(model, image_shape)
-    options = {"ignored": as_patterns(ignored), "fresh": fresh, "epsilon": epsilon}
+    options = {"ignored": as_patterns("ignored", ignored), "fresh": fresh, "epsilon": epsilon}
     if names is not None:
         has = {place for name in target.variables for place in (module_and_leaf(name)[0], name.partition("/")[2])}
         missing = sorted(names.keys() - has)
@@ -207,11 +208,12 @@ def plain_state(state: Mapping[str, Any]) -> dict[str, Any]:
     """The arrays of a state dict, or of a checkpoint that holds one; step counters are left out.
 
     Raises:
-      UsageError: for a key that is no string.
+      UsageError: for what is no mapping, as a module, and for a key that is no string.
 
     >>> plain_state({"state_dict": {"module.fc.bias": 1.0, "module.bn.num_batches_tracked": 7}, "epoch": 3})
     {'fc.bias': 1.0}
     """
+    require_names("state", state)
     inner = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), Mapping)), state)
     require_names("state", inner)
     wrapped = bool(inner) and all(name.startswith("module.") for name in inner)
@@ -330,10 +332,11 @@ def _kernel(*parts, name, target, of):
     return (kernel if images is None else _channels_last(kernel, images, name)).T
 
 
-def _transposed(part, *, to_last_inputs):
+def _transposed(*parts, to_last_inputs):
     """From (inputs, outputs, height, width), whose window is that of the gradient of a convolution."""
-    if part.ndim != 4:
-        raise ValueError(f"{part.ndim} axes in the place of 4")
+    if any(part.ndim != 4 for part in parts):
+        raise ValueError("other than 4 axes")
+    part = np.concatenate(parts, axis=1)
     return part.transpose(2, 3, 1, 0) if to_last_inputs else part[..., ::-1, ::-1].transpose(2, 3, 0, 1)
 
 

@@ -1,7 +1,7 @@
 """Variables of a network put together from arrays of other names and layouts; nothing is passed over in silence."""
 
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -85,7 +85,7 @@ def assemble(
       UsageError: listing what is missing, unknown, of another shape or no finite real number; `wrong` are complaints of
         the caller.
     """
-    fresh, ignored = as_patterns(fresh), as_patterns(ignored)
+    fresh, ignored = as_patterns("fresh", fresh), as_patterns("ignored", ignored)
     arrays = {name: as_numpy(array) for name, array in arrays.items()}
     left_out = {name for name in target.variables if any(fnmatch.fnmatch(name, p) for p in fresh)}
     ignored = [*ignored, *(theirs for name in left_out & sources.keys() for theirs in sources[name].names)]
@@ -138,21 +138,31 @@ def as_numpy(array: Any) -> np.ndarray:
     return array.astype(np.float32) if is_half else array
 
 
-def as_patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
+def as_patterns(argument: str, patterns: str | Sequence[str]) -> tuple[str, ...]:
     """Return the patterns that a sequence of them, or a single one, is.
 
-    >>> as_patterns("params/head/*"), as_patterns(["a*", "b*"])
+    Raises:
+      UsageError: for what is neither, naming the argument.
+
+    >>> as_patterns("fresh", "params/head/*"), as_patterns("ignored", ["a*", "b*"])
     (('params/head/*',), ('a*', 'b*'))
     """
-    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    several = (patterns,) if isinstance(patterns, str) or not isinstance(patterns, Iterable) else tuple(patterns)
+    if not all(isinstance(pattern, str) for pattern in several):
+        rule = "must be a pattern of names or several, as ['*/head/*']; () is none"
+        raise UsageError(f"`{argument}` (={patterns!r}) {rule}")
+    return several
 
 
 def require_names(argument: str, arrays: Mapping[str, Any]) -> None:
-    """Refuse arrays whose keys are no strings.
+    """Refuse what is no mapping, and arrays whose keys are no strings.
 
     Raises:
-      UsageError: naming the argument and the first such key.
+      UsageError: naming the argument, and what it is or the first such key.
     """
+    if not isinstance(arrays, Mapping):
+        way_out = "give `.state_dict()` of it" if hasattr(arrays, "state_dict") else "give a mapping name -> array"
+        raise UsageError(f"`{argument}` is a {type(arrays).__name__}, which has no names of arrays; {way_out}")
     for key in arrays:
         if not isinstance(key, str):
             raise UsageError(f"`{argument}` has the key {key!r}, which is no name; give a mapping name -> array")

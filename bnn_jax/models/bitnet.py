@@ -149,7 +149,7 @@ def sample(
       model: a :class:`BitNetLM`.
       variables: trained, or packed ones of :func:`bnn_jax.packed.freeze`: ``network.model, network.variables`` of a
         file that :func:`bnn_jax.packed.load` read.
-      prompt: at least one token each.
+      prompt: at least one token each; a floating dtype, which must hold all tokens, is the network's, as in training.
       count: tokens to draw.
       temperature: 0 takes the most likely token.
       key: of the random numbers; not needed at temperature 0.
@@ -173,7 +173,9 @@ def sample(
     require("key", key, needed, "is needed to draw tokens", "give jax.random.key(0), or `temperature` 0")
     key = jax.random.key(0) if key is None else key
     model = model.clone(context=prompt.shape[1] + count)
-    return _sample(model, count, temperature == 0, dict(variables), jnp.asarray(prompt), temperature or 1.0, key)
+    prompt = jnp.asarray(prompt)
+    prompt = prompt if jnp.issubdtype(prompt.dtype, jnp.floating) else prompt.astype(jnp.int32)
+    return _sample(model, count, temperature == 0, dict(variables), prompt, temperature or 1.0, key)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -186,10 +188,11 @@ def _sample(model, count, greedy, variables, prompt, temperature, key):
         return dict(updated), token.astype(jnp.int32)
 
     def step(carry, key):
-        cache, token = following(*carry, key)
-        return (cache, token[:, None]), token
+        cache, token = carry
+        cache, token = following(cache, token[:, None].astype(prompt.dtype), key)
+        return (cache, token), token
 
     keys = jax.random.split(key, count)
     cache, first = following({}, prompt, keys[0])
-    _, others = lax.scan(step, (cache, first[:, None]), keys[1:])
+    _, others = lax.scan(step, (cache, first), keys[1:])
     return jnp.concatenate([first[:, None], others.T], axis=1)

@@ -233,19 +233,25 @@ def windows_of(images):
     return np.lib.stride_tricks.sliding_window_view(images, (3, 3), (1, 2))
 
 
+@pytest.mark.parametrize("groups", [2, 4])
 @pytest.mark.parametrize("given", [None, {"grouped": "conv2d", "whole": "conv2d_1"}], ids=["in order", "named"])
-def test_a_convolution_in_groups_is_that_of_keras(tmp_path, given):
-    """Each group of its filters, one behind the other, sees its group of channels alone."""
+def test_a_convolution_in_groups_is_that_of_keras(tmp_path, given, groups):
+    """Each group of its filters, one behind the other, sees its group of channels alone: four are a channel each."""
     rng = np.random.default_rng(1)
-    images, kernel = rng.normal(size=(2, 5, 5, 4)), rng.normal(size=(3, 3, 2, 6)).astype(np.float32)
-    grouped, whole = grouped_arrays({"kernel": kernel}, 6)
+    inputs = 4 // groups
+    images, kernel = rng.normal(size=(2, 5, 5, 4)), rng.normal(size=(3, 3, inputs, 3 * groups)).astype(np.float32)
+    grouped, whole = grouped_arrays({"kernel": kernel}, 3 * groups)
     parts = [
-        np.einsum("nhwcij,ijco->nhwo", windows_of(images[..., 2 * g : 2 * g + 2]), kernel[..., 3 * g : 3 * g + 3])
-        for g in range(2)
+        np.einsum(
+            "nhwcij,ijco->nhwo",
+            windows_of(images[..., inputs * g : inputs * (g + 1)]),
+            kernel[..., 3 * g : 3 * g + 3],
+        )
+        for g in range(groups)
     ]
     expected = (np.concatenate(parts, -1) + grouped["bias"]) @ whole["kernel"][0, 0]
     path = legacy(tmp_path / "groups.h5", {"conv2d": grouped, "conv2d_1": whole})
-    model = Grouped(groups=2, features=6)
+    model = Grouped(groups=groups, features=3 * groups)
     variables = from_keras(path, model, (5, 5, 4), names=given)
     np.testing.assert_allclose(model.apply(variables, images.astype(np.float32)), expected, rtol=1e-4, atol=1e-4)
 

@@ -1,5 +1,7 @@
 """State dicts of PyTorch modules with the published names: the networks here have their logits."""
 
+import itertools
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bnn_jax.convert import LAYOUTS, Joined, Negated, from_torch
+from bnn_jax.convert import LAYOUTS, Joined, Negated, from_arrays, from_torch
 from bnn_jax.errors import UsageError
 from bnn_jax.layers import BatchNorm, BinaryConvTranspose
 from bnn_jax.models.build import build_model
@@ -233,8 +235,28 @@ BEHIND = {"norm": "norm", "fc": "fc"}
             lambda x: first(x) - first(x).max(-1, keepdims=True),
         ),
         (lambda x: flat(jnp.exp(flat(x)).reshape(x.shape)), lambda x: first(np.exp(x))),
+        (lambda x: flat(nn.relu(x.reshape(len(x), 20, 2))), lambda x: first(np.maximum(x, 0))),
+        (
+            lambda x: flat(x.reshape(len(x), 4, 10) + jnp.arange(10.0).reshape(1, 1, 10)),
+            lambda x: first(x + np.arange(10).reshape(5, 2)),
+        ),
+        (lambda x: flat(x.reshape(len(x), 20, 2).transpose(0, 2, 1)), first),
+        (lambda x: flat(x.transpose(0, 3, 1, 2).reshape(len(x), 2, 20)), first),
+        (lambda x: flat(x.reshape(len(x), 20, 2).reshape(x.shape)), first),
     ],
-    ids=["channels first", "relu, channels first", "back again", "joined", "reduced", "unflattened"],
+    ids=[
+        "channels first",
+        "relu, channels first",
+        "back again",
+        "joined",
+        "reduced",
+        "unflattened",
+        "pixels, then channels",
+        "rows, then the others",
+        "pixels, channels first",
+        "channels, then pixels",
+        "pixels and back",
+    ],
 )
 def test_flattened_images_of_every_order(here, there):
     """In float64: what PyTorch flattens, channels first, in front of a norm and a product."""
@@ -295,6 +317,24 @@ def test_keys_that_are_no_names_are_refused():
     for state in ({**state_of(40), 0: np.ones(3)}, {"state_dict": {0: np.ones(3)}}):
         with pytest.raises(UsageError, match=rule):
             from_torch(state, Flattened(flat), (4, 5, 2), names=BEHIND)
+
+
+def test_what_is_no_state_dict_and_no_pattern_is_refused():
+    class Module:
+        def state_dict(self):
+            return state_of(40)
+
+    of_flat = {"model": Flattened(flat), "image_shape": (4, 5, 2), "names": BEHIND}
+    with pytest.raises(UsageError, match=r"^`state` is a Module, which has no .*; give `\.state_dict\(\)` of it$"):
+        from_torch(Module(), **of_flat)
+    with pytest.raises(UsageError, match=r"^`state` is a list, which has no names .*; give a mapping name -> array$"):
+        from_torch([1.0], **of_flat)
+    with pytest.raises(UsageError, match=r"^`arrays` is a NoneType, which has no names .*; give a mapping name -> a"):
+        from_arrays(None, Flattened(flat), (4, 5, 2))
+    for argument, patterns in itertools.product(("fresh", "ignored"), (None, 3, [3])):
+        rule = rf"^`{argument}` \(={re.escape(repr(patterns))}\) must be a pattern of names or .*; \(\) is none"
+        with pytest.raises(UsageError, match=rule):
+            from_torch(state_of(40), **of_flat, **{argument: patterns})
 
 
 def test_one_pattern_is_as_a_list_of_it():
@@ -358,3 +398,11 @@ def test_transposed_convolutions_add_their_windows_as_there(layer, size):
     state = {"up.weight": weight} | ({} if "Binary" in type(layer(size)).__name__ else {"up.bias": np.zeros(4)})
     variables = from_torch(state, Up(), (3, 3, 4), names={"up": "up"})
     np.testing.assert_allclose(Up().apply(variables, jnp.asarray(images, jnp.float32)), expected, rtol=1e-4, atol=1e-5)
+    halves = {"a.weight": weight[:, :1], "b.weight": weight[:, 1:]} | {
+        name.replace("up", part): x[some]
+        for name, x in state.items()
+        if name == "up.bias"
+        for part, some in (("a", slice(1)), ("b", slice(1, None)))
+    }
+    joined = from_torch(halves, Up(), (3, 3, 4), names={"up": Joined(("a", "b"))})
+    assert jax.tree.all(jax.tree.map(np.array_equal, joined, variables))

@@ -145,6 +145,15 @@ def test_impossible_samples_are_refused(network, tokens, options, text):
         sample(*network, **{"prompt": tokens, "count": 2} | options)
 
 
+@pytest.mark.full
+def test_prompts_of_any_dtype_are_continued(network, tokens):
+    found = sample(*network, tokens, 3, temperature=0)
+    for dtype in (jnp.float32, jnp.uint8):
+        np.testing.assert_array_equal(sample(*network, tokens.astype(dtype), 3, temperature=0), found)
+    of_half = sample(*network, tokens.astype(jnp.bfloat16), 3, temperature=0)
+    assert of_half.shape == (3, 3) and of_half.dtype == jnp.int32 and ((of_half >= 0) & (of_half < WORDS)).all()
+
+
 def test_a_dtype_that_rounds_tokens_is_refused():
     model = build_model("bitnet_lm", num_classes=258, width=8, options={"depth": 1, "heads": 2})
     with pytest.raises(ValueError, match=r"`images.dtype` \(='bfloat16'\) does not hold all of 258 tokens; give whole"):
