@@ -1,18 +1,24 @@
 """Names of what a user brings, `package.module:Name` or `file.py:Name`, and what they stand for."""
 
+import dataclasses
 import difflib
+import dis
+import hashlib
 import importlib
 import importlib.util
+import itertools
 import os
 import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Mapping
-from functools import cache, reduce
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache, cached_property, partial, reduce
 from pathlib import Path
-from types import ModuleType
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType, NoneType
 from typing import Any
+
+import numpy as np
 
 from bnn_jax.errors import UsageError
 from bnn_jax.paths import local_path
@@ -92,7 +98,8 @@ def _part(found: Any, step: str) -> Any:
 
 def absolute(name: Any) -> Any:
     """A name whose file is given from the root, so that it stands for the same from any folder; others as they are."""
-    where, _, attribute = name.rpartition(":") if is_import(name) else ("", "", "")
+    named = is_import(name) and not name.startswith(IN_MEMORY)
+    where, _, attribute = name.rpartition(":") if named else ("", "", "")
     return f"{_path_of(where)}:{attribute}" if where.endswith(".py") else name
 
 
@@ -118,8 +125,99 @@ def name_of(thing: Any) -> str | None:
 
 
 def record_of(thing: Any) -> str:
-    """What a record says of a thing: its name, or that it has none and what it is."""
-    return name_of(thing) or IN_MEMORY + re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(thing).split()))
+    """What a record says of a thing: its name, or that it has none, what it is, and its :func:`contents_of`."""
+    return name_of(thing) or f"{IN_MEMORY}{_without_addresses(repr(thing))}, contents {contents_of(thing)}"
+
+
+def contents_of(thing: Any) -> str:
+    """Eight hexadecimal digits of what a thing that has no name consists of.
+
+    They change with the code of a function, its defaults, and what it takes from outside: the values of enclosing
+    functions and of globals; with the fields of a record, the numbers of an array, the methods of a class.  What has a
+    name stands for that.  Another version of Python has other code.
+
+    >>> slopes = [lambda x, slope=slope: slope * x for slope in (1, 2, 1)]
+    >>> [contents_of(slope) == contents_of(slopes[0]) for slope in slopes]
+    [True, False, True]
+    """
+    digest, seen = hashlib.sha256(), {}
+
+    def add(part: Any) -> None:
+        if isinstance(part, _PLAIN):
+            digest.update(f"{part!r};".encode())
+        elif id(part) in seen:
+            digest.update(f"part {seen[id(part)][0]};".encode())
+        else:
+            seen[id(part)] = len(seen), part  # kept, for another thing would have its number
+            digest.update(f"{type(part).__qualname__}(".encode())
+            for inner in _parts_of(part):
+                add(inner)
+            digest.update(b")")
+
+    for part in _parts_of(thing):
+        add(part)
+    return digest.hexdigest()[:8]
+
+
+_PLAIN = (NoneType, bool, int, float, complex, str, bytes, type(Ellipsis))
+
+
+def _parts_of(thing: Any) -> Iterable[Any]:
+    """What decides a thing: plain values, and other things."""
+    if isinstance(thing, ModuleType):
+        return (thing.__name__,)
+    if (name := name_of(thing)) is not None:
+        return (name,)
+    if isinstance(thing, CodeType):
+        return (thing.co_code, thing.co_names, thing.co_consts)
+    if isinstance(thing, FunctionType):
+        taken = (cell.cell_contents for cell in thing.__closure__ or () if cell != CellType())
+        return (thing.__code__, thing.__defaults__, thing.__kwdefaults__, *taken, *_globals_of(thing))
+    if isinstance(thing, MethodType):
+        return (thing.__func__, thing.__self__)
+    if isinstance(thing, partial):
+        return (thing.func, thing.args, thing.keywords)
+    if isinstance(thing, classmethod | staticmethod):
+        return (thing.__func__,)
+    if isinstance(thing, property):
+        return (thing.fget, thing.fset)
+    if isinstance(thing, Mapping):
+        return itertools.chain.from_iterable(sorted(thing.items(), key=lambda item: repr(item[0])))
+    if isinstance(thing, tuple | list):
+        return thing
+    if isinstance(thing, set | frozenset):
+        return sorted(map(contents_of, thing))
+    if isinstance(thing, type):
+        own = {key: value for key, value in vars(thing).items() if not key.startswith("__") or callable(value)}
+        return (thing.__qualname__, thing.__bases__, own)
+    if hasattr(thing, "__array__"):
+        array = np.asarray(thing)
+        return (str(array.dtype), array.shape, array.tobytes() if array.dtype.kind != "O" else array.tolist())
+    if dataclasses.is_dataclass(thing):
+        fields = [field.name for field in dataclasses.fields(thing)]
+        return (type(thing), *((name, getattr(thing, name, None)) for name in fields))
+    # Functions that JAX has wrapped, with a derivative of their own or compiled.
+    wrapped = [getattr(thing, name) for name in ("__wrapped__", "fwd", "bwd", "jvp") if hasattr(thing, name)]
+    if wrapped:
+        return wrapped
+    cached = {
+        name for kind in type(thing).__mro__ for name, of in vars(kind).items() if isinstance(of, cached_property)
+    }
+    state = {name: value for name, value in getattr(thing, "__dict__", {}).items() if name not in cached}
+    return (type(thing), state) if state else (_without_addresses(repr(thing)),)
+
+
+def _globals_of(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    """The global names that a function reads, those within it too, and what they stand for now."""
+    codes, names = [function.__code__], {}
+    for code in codes:
+        codes += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
+        names |= dict.fromkeys(i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
+    return ((name, function.__globals__[name]) for name in names if name in function.__globals__)
+
+
+def _without_addresses(text: str) -> str:
+    return re.sub(r" at 0x[0-9a-f]+", "", " ".join(text.split()))
 
 
 def last_part(thing: Any) -> str:

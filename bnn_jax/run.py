@@ -173,7 +173,7 @@ def train(
         :func:`bnn_jax.training.loop.train` takes them, which also tells what is raised.
     """
     workdir, (config, dataset) = local_path("workdir", workdir), with_data(config, data)
-    config = with_start(validate(config))  # Here, for `overwrite` may move what it starts from.
+    config = with_start(validate(config), workdir)  # Here, for `overwrite` may move what it starts from.
     options = {"callbacks": callbacks, "overwrite": overwrite, "extend": extend, "warm_start": warm_start}
     options |= {"teacher": teacher, "devices": devices, "workers": workers, "strict": strict}
     shown = nullcontext(silent if on_progress is None else on_progress)

@@ -1,16 +1,31 @@
 """Names of what a user brings."""
 
+import os
 import subprocess
 import sys
+from functools import partial
 
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
 from bnn_jax import ACTIVATION_QUANTIZERS, LOSSES, WEIGHT_QUANTIZERS, BinaryConv, BinaryDense, make_quantizer
 from bnn_jax.checks import look_up
 from bnn_jax.errors import UsageError
-from bnn_jax.estimators import ESTIMATORS, approx_sign
-from bnn_jax.names import IN_MEMORY, absolute, import_named, last_part, module_of_file, name_of, record_of
+from bnn_jax.estimators import ESTIMATORS, approx_sign, make_sign
+from bnn_jax.names import (
+    IN_MEMORY,
+    absolute,
+    contents_of,
+    import_named,
+    last_part,
+    module_of_file,
+    name_of,
+    record_of,
+)
 
 MINE = """
 import dataclasses
@@ -82,6 +97,87 @@ def test_what_has_no_name_says_so_where_one_is_needed():
     assert record.startswith(IN_MEMORY) and " at 0x" not in record
     with pytest.raises(UsageError, match=r"`loss` \(=<function .*lambda.*\) was given as an object .* give its name"):
         import_named("loss", record)
+
+
+SLOPE = 2.0
+
+
+def bump(slope):
+    return make_sign(lambda x: slope * jnp.exp(-x * x))
+
+
+def of_a_class(slope):
+    class Line:
+        def __init__(self, start=0):
+            self.start = start
+
+        def __call__(self, x):
+            return self.start + slope * x
+
+    return Line
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda slope: lambda x: slope * x,
+        lambda slope: lambda x, slope=slope: slope * x,
+        bump,
+        lambda slope: jax.jit(lambda x: slope * x),
+        lambda slope: optax.sgd(slope),
+        lambda slope: optax.chain(optax.clip(1.0), optax.adamw(optax.cosine_decay_schedule(slope, 10))),
+        lambda slope: partial(bump, slope),
+        lambda slope: partial(bump, slope=np.array([slope, 1.0])),
+        lambda slope: partial(bump, {"slopes": {slope, 3.0}}),
+        lambda slope: of_a_class(slope),
+        lambda slope: of_a_class(3.0)(slope),
+        lambda slope: of_a_class(slope)().__call__,
+        lambda slope: nn.Dense(3, kernel_init=nn.initializers.normal(slope)),
+    ],
+)
+def test_things_without_a_name_are_told_apart_by_what_is_in_them(make):
+    """Two made of the same are one thing, also after they were called; of another slope they are another."""
+    first, again, other = make(1.0), make(1.0), make(2.0)
+    assert record_of(first) == record_of(again) != record_of(other)
+    if not isinstance(first, type | nn.Module | optax.GradientTransformation | partial):
+        for _ in range(100):
+            first(jnp.ones(3))
+    assert record_of(first) == record_of(again)
+
+
+def test_code_and_globals_are_contents_too(monkeypatch):
+    own = lambda x: SLOPE * x
+    before = contents_of(own)
+    assert before != contents_of(lambda x: SLOPE + x)
+    monkeypatch.setitem(globals(), "SLOPE", 3.0)
+    assert contents_of(own) != before
+    monkeypatch.setitem(globals(), "SLOPE", 2.0)
+    assert contents_of(own) == before
+    around = lambda x: (lambda y: SLOPE * y)(x)
+    before = contents_of(around)
+    monkeypatch.setitem(globals(), "SLOPE", 3.0)
+    assert contents_of(around) != before
+
+
+def test_a_function_that_calls_itself_has_contents():
+    def power(x, count):
+        return x * power(x, count - 1) if count else 1.0
+
+    assert len(contents_of(power)) == 8
+
+
+@pytest.mark.full
+def test_contents_are_those_of_other_processes():
+    """Whatever the seed of hashes is, on which the order of sets depends."""
+    text = (
+        "import optax; from bnn_jax.names import contents_of; import bnn_jax\n"
+        "print([contents_of(x) for x in (lambda x: x in {'a', 'b', 'c'}, optax.adamw(0.1), {'p', 'q', 'r'}, optax)])"
+    )
+    run = lambda seed: subprocess.run(
+        [sys.executable, "-c", text], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True
+    )
+    first, second = run("1"), run("2")
+    assert first.stdout == second.stdout != "", first.stderr
 
 
 def test_labels_are_short():

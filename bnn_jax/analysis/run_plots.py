@@ -176,11 +176,12 @@ def _draw_curves(path: Path, steps: Records, evaluations: Records) -> None:
     panels = [
         ("loss", lambda axes: _draw_training(axes, steps, evaluations, "loss", 1.0)),
         ("accuracy (%)", lambda axes: _draw_training(axes, steps, evaluations, "accuracy", 100.0)),
-        ("learning rate", lambda axes: _draw_rate(axes, steps)),
     ]
+    if "learning_rate" in steps[0]:
+        panels.append(("learning rate", lambda axes: _draw_rate(axes, steps)))
     if "gamma" in steps[0]:
         panels.append(("step size γ (1 = full learning rate)", lambda axes: _draw_gamma(axes, steps)))
-    columns = 2 if len(panels) == 4 else 3
+    columns = 3 if len(panels) == 3 else 2
     with drawing(path, _size(len(panels), columns, 4.6, 2.9), count=len(panels), columns=columns) as (_, axes):
         for panel, (title, draw) in zip(axes, panels):
             draw(panel)

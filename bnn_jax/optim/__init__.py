@@ -79,7 +79,7 @@ def _sgd(settings: Settings, *, nesterov: bool = False) -> optax.GradientTransfo
 
 
 def _polyak_sgd(settings: Settings, *, f_min: float = 0.0) -> optax.GradientTransformation:
-    """SGD with Polyak's step size (L - f_min) / |g|^2, at most the learning rate.
+    """SGD with Polyak's step size max(L - f_min, 0) / |g|^2, at most the learning rate.
 
     Reference: Loizou et al., Stochastic Polyak Step-size for SGD, 2021, arXiv:2002.10542.
     """
@@ -90,7 +90,8 @@ def _polyak_sgd(settings: Settings, *, f_min: float = 0.0) -> optax.GradientTran
 
     def update(updates, state, params=None, *, value, **extra):
         polyak = optax.polyak_sgd(settings.learning_rate(state.count), f_min=f_min)
-        steps, _ = polyak.update(updates, polyak.init(updates), value=value)
+        above = jnp.maximum(value, f_min)  # the loss of a batch may be below that of the optimum
+        steps, _ = polyak.update(updates, polyak.init(updates), value=above)
         steps = jax.tree.map(lambda step, gradient: step.astype(gradient.dtype), steps, updates)
         return steps, optax.ScaleByScheduleState(optax.safe_increment(state.count))
 
@@ -212,7 +213,8 @@ def as_optimizer(optimizer: OptimizerLike, *, argument: str = "optimizer") -> Op
         argument, optimizer, callable(found) or isinstance(found, optax.GradientTransformation), rule, error=UsageError
     )
     if isinstance(found, optax.GradientTransformation):
-        return _OF_OPTAX._replace(make=lambda settings: boxed(settings, added_decay(settings), found))
+        make = lambda settings: boxed(settings, added_decay(settings), found)
+        return _OF_OPTAX._replace(make=make, takes_learning_rate=False)
 
     @wraps(found)  # whose options these are
     def make(settings, **options):

@@ -41,11 +41,12 @@ def push_to_bounds(
         order "before":  Pi(Pi(w + 2 r_e w) + u)     as the authors' code for CIFAR
         order "after":   Pi((1 + 2 r_e) (w + u))     as that for ImageNet
 
-    and from step freeze_from * total_steps on, whatever u is, the upper bound if w >= 0 else the lower: sign(w) in the
-    box [-1, 1].  (The code for CIFAR leaves the outer Pi to the next step's push, and so takes gradients outside of the
-    box.)  A weight without a gradient grows by the factor 1 + 2 r_e a step and sticks at the bound; the push is a
-    step on the penalty -r_e |w|^2 that no learning rate scales.  Every weight is inside its box exactly, and on +-1
-    exactly from the first frozen step on; an end that is no power of two can take two.
+    and from step freeze_from * total_steps on, in short runs the last step at least, whatever u is, the upper bound if
+    w >= 0 else the lower: sign(w) in the box [-1, 1].  (The code for CIFAR leaves the outer Pi to the next step's push,
+    and so takes gradients outside of the box.)  A weight without a gradient grows by the factor 1 + 2 r_e a step and
+    sticks at the bound; the push is a step on the penalty -r_e |w|^2 that no learning rate scales.  Every weight is
+    inside its box exactly, and on +-1 exactly from the first frozen step on; an end that is no power of two can take
+    two.
 
     Put it last in a chain, in the place of :func:`keep_in_box`.  The push is small: in bfloat16 it rounds away where
     2 r_e < 2^-9, so hold the weights in float32.
@@ -91,7 +92,8 @@ def push_to_bounds(
             raise ValueError("`params` must be given to `update`: the push is about parameters, not updates")
         epoch = (state.count // steps_per_epoch).astype(float)
         growth = 2 * rate * (epoch + 1) * (steps_per_epoch / total_steps)
-        frozen = state.count.astype(float) >= freeze_from * total_steps
+        last = jnp.where(jnp.asarray(freeze_from) < 1, total_steps - 1, total_steps).astype(float)
+        frozen = state.count.astype(float) >= jnp.minimum(jnp.asarray(freeze_from * total_steps, float), last)
 
         def push(u, w, bounds):
             if bounds is None:

@@ -139,8 +139,10 @@ def _closed_form(problem, offset, start, change):
     return jnp.clip(gamma, 0, 1), jnp.zeros((), jnp.int32)
 
 
-def _advance(problem: _Problem, point: _DualPoint, vertex: list[Array], vertex_offset: Array) -> _DualPoint:
-    """One Frank-Wolfe step of the dual towards a vertex."""
+def _advance(
+    problem: _Problem, point: _DualPoint, vertex: list[Array], vertex_offset: Array, vertex_weight: float | Array = 1.0
+) -> _DualPoint:
+    """One Frank-Wolfe step of the dual towards a vertex, which has left the true labels or, of weight 0, has not."""
     change = [v - g for v, g in zip(vertex, point.direction)]
     line_search = _closed_form if all(b is None for b in problem.bounds) else _search
     gamma, iterations = line_search(problem, vertex_offset - point.offset, point.direction, change)
@@ -150,7 +152,7 @@ def _advance(problem: _Problem, point: _DualPoint, vertex: list[Array], vertex_o
     return _DualPoint(
         [(g + gamma * c).astype(g.dtype) for g, c in zip(point.direction, change)],
         point.offset + gamma * (vertex_offset - point.offset),
-        point.weight + gamma * (1 - point.weight),
+        point.weight + gamma * (vertex_weight - point.weight),
         point.iterations + iterations,
     )
 
@@ -301,7 +303,7 @@ def deep_frank_wolfe(
             piece = offset + _dot(gradient, moved)
             reached = (piece <= 0) & jnp.isfinite(piece)  # there max(L - f*, 0) is constant
             vertex = [jnp.where(reached, 0, g) for g in gradient]
-            return _advance(problem, point, vertex, jnp.where(reached, 0, offset))
+            return _advance(problem, point, vertex, jnp.where(reached, 0, offset), jnp.where(reached, 0.0, 1.0))
 
         if inner_steps > 1:
             point = lax.fori_loop(1, inner_steps, inner_step, point)

@@ -38,6 +38,7 @@ class Optimizer(NamedTuple):
       exact_step: whether its step size is exact for a piecewise linear loss, which then is all that it can minimize.
       latent_box: the rule for the bounds of the latent weights, (lower, upper) or None.
       takes_momentum: whether it reads the momentum of the settings; one that does not has its own among its options.
+      takes_learning_rate: whether it is made with a learning rate; a transform that is made already has its own.
       spans_the_run: whether its steps depend on how many there are in all.
     """
 
@@ -49,6 +50,7 @@ class Optimizer(NamedTuple):
     exact_step: bool = False
     latent_box: Rule | None = None
     takes_momentum: bool = True
+    takes_learning_rate: bool = True
     spans_the_run: bool = False
 
 

@@ -54,10 +54,16 @@ def check_stages(stages: Sequence[Stage]) -> None:
 
     Raises:
       UsageError: for a config that cannot run, a name that is taken or no folder's, a run that is not there, an unknown
-        transfer, losses of a teacher without one, or the reverse.
+        transfer, losses of a teacher without one, or the reverse; for what is no list of stages.
     """
     if not stages:
         raise UsageError("`stages` is empty; give at least one Stage")
+    wrong = [stages] if isinstance(stages, Stage | str) else [one for one in stages if not isinstance(one, Stage)]
+    if wrong:
+        rule = f"of type {type(wrong[0]).__name__}, must be Stages in a list"
+        raise UsageError(
+            f"`stages`, {rule}; RECIPES['reactnet'](load_config('digits_xnor')) of bnn_jax.stages.recipes makes one"
+        )
     earlier: list[str] = []
     for stage in stages:
         validate(stage.config)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, TypeAlias
 
+import numpy as np
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
@@ -111,7 +112,8 @@ class OptimConfig:
     name: Name = "dfw"
     """One of `bnn-jax list optimizers`; or package.module:Name of what makes one of optax, as optax:lion."""
     learning_rate: Annotated[float, POSITIVE] = 1.0
-    """Proximal eta of dfw; upper bound of the step size for polyak_sgd and momo."""
+    """Proximal eta of dfw; upper bound of the step size for polyak_sgd and momo. A transform of optax that is made has
+    its own, and takes none."""
     momentum: Annotated[float, Rule(lambda value: 0 <= value < 1, "must be in [0, 1)")] = 0.9
     """Of the gradients, beta1 of adam; see `bnn_jax.make_optimizer`."""
     weight_decay: Annotated[float, NOT_NEGATIVE] = 0.0
@@ -147,7 +149,9 @@ class OptimConfig:
     without batch normalization; for adam, sgd, bop and bnew."""
     scale_latent: bool = False
     """BinaryConnect's layer-wise scale of the latent weights' updates; for adam, sgd, polyak_sgd and momo."""
-    ema_decay: Annotated[float | None, Rule(lambda value: 0 < value < 1, "must be in (0, 1)")] = None
+    ema_decay: Annotated[
+        float | None, Rule(lambda value: 0 < np.float32(value) < 1, "must be in (0, 1), as float32")
+    ] = None
     """Decay of an average of parameters and batch statistics over the steps, as 0.999; the average is what is
     evaluated, kept as best, exported, and taken by later stages. None takes the newest ones."""
     inner_steps: Annotated[int, AT_LEAST_1] = 1
@@ -338,7 +342,7 @@ def with_names(config: Any, name: Callable[[str, Any], Any], prefix: str = "") -
     """A config with what `name` makes of a setting's dotted name and a thing, in the place of each such thing.
 
     A thing is what is neither plain JSON nor part of the config: a class, a function, a module, a record of a table.
-    NumPy's numbers become Python's.
+    NumPy's numbers become Python's, its arrays tuples.
     """
     if isinstance(config, PARTS):
         changed = {key: with_names(value, name, f"{prefix}{key}.") for key, value in vars(config).items()}
@@ -347,7 +351,9 @@ def with_names(config: Any, name: Callable[[str, Any], Any], prefix: str = "") -
         return {absolute(key): with_names(value, name, f"{prefix}{key}.") for key, value in config.items()}
     if type(config) in (tuple, list):
         return type(config)(with_names(value, name, f"{prefix}{index}.") for index, value in enumerate(config))
-    config = plain_number(config)
+    if isinstance(config, np.ndarray) and config.ndim:
+        return with_names(tuple(config), name, prefix)
+    config = config.item() if isinstance(config, np.ndarray) else plain_number(config)
     if config is None or isinstance(config, str | int | float):
         return absolute(config)
     return name(prefix.removesuffix("."), config)

@@ -10,7 +10,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Num, UInt8, UInt32
 
+from bnn_jax.checks import require
 from bnn_jax.data import normalize
+from bnn_jax.errors import UsageError
 from bnn_jax.finite import all_finite
 from bnn_jax.losses import cross_entropy, rows_of
 from bnn_jax.optim import bound_statistics
@@ -20,6 +22,7 @@ from bnn_jax.training.devices import data_shards, keep_sharding, shard_batch
 from bnn_jax.training.experiment import Experiment, HyperParameters, ImageInfo, make_experiment
 from bnn_jax.training.state import Best, RunState, TrainState
 from bnn_jax.training.step import init_state, train_step
+from bnn_jax.training.validation import check_teacher
 from bnn_jax.types import BatchLabels, Images, Labels, Logits, Metrics, Params
 
 EVALUATION_BATCH = 250
@@ -226,7 +229,13 @@ def whole_run(config: Config, info: ImageInfo, *, examples: int) -> Callable[...
     Args:
       config: validated; its seed and hyper-parameters do not enter.
       info, examples: of the training split.
+
+    Raises:
+      UsageError: for a config that learns from a teacher or starts from `init_from`, neither of which enters.
     """
+    check_teacher(config, given=False)
+    rule = "is for `train`; whole runs start from random weights"
+    require("init_from", config.init_from, config.init_from is None, rule, error=UsageError)
     total_steps = config.epochs * (examples // config.batch_size)
 
     def run(seed: UInt32[Array, ""], hyper: HyperParameters, data: dict[str, tuple[Images, BatchLabels]]) -> Outcome:

@@ -53,7 +53,7 @@ class Experiment(NamedTuple):
     loss: Loss
     optimizer: optax.GradientTransformationExtraArgs
     box: Callable[[Params], Any] | None
-    learning_rate: Callable[[Array], Array]
+    learning_rate: Callable[[Array], Array] | None
     data: DataConfig
     info: ImageInfo
     inner_steps: int
@@ -124,7 +124,7 @@ def make_experiment(
         loss=make_loss(config.loss, **config.loss_options),
         optimizer=optimizer,
         box=box,
-        learning_rate=schedule,
+        learning_rate=schedule if record.takes_learning_rate else None,
         data=config.data,
         info=info,
         inner_steps=optim.inner_steps,

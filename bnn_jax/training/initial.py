@@ -16,14 +16,17 @@ from bnn_jax.training.checkpoint import checkpoint_steps
 from bnn_jax.training.config import Config
 from bnn_jax.training.experiment import make_model
 from bnn_jax.training.manifest import Damaged, read_leaves, read_manifest
+from bnn_jax.training.run_folder import recorded
 from bnn_jax.training.state import WHICH
 
 
-def with_start(config: Config) -> Config:
+def with_start(config: Config, workdir: str | Path | None = None) -> Config:
     """The config with the hash of what it starts from, so that the run goes on with the same alone.
 
+    Where that is not there any more it is that of the run in `workdir`, if this one was begun from it.
+
     Raises:
-      UsageError: if that is not there, or there are options without it.
+      UsageError: if it is not there, or there are options without it.
       RunError: if it cannot be read.
     """
     if config.init_from is None:
@@ -39,6 +42,10 @@ def with_start(config: Config) -> Config:
     try:
         return replace(config, init_sha256=hashlib.sha256(path.read_bytes()).hexdigest())
     except FileNotFoundError:
+        begun = [] if workdir is None else recorded(local_path("workdir", workdir), "config")
+        kept = [own["init_sha256"] for own in begun if own.get("init_from") == config.init_from]
+        if kept:
+            return replace(config, init_sha256=kept[0])
         raise UsageError(f"`init_from` (={path}) is not there; give a file of weights or the folder of a run") from None
     except OSError as error:
         raise RunError(f"cannot read {path} ({error.strerror}); make it readable") from None

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
+from bnn_jax.checks import require
 from bnn_jax.data import (
     Dataset,
     ImageStream,
@@ -88,6 +89,8 @@ def with_data(config: Config, data: Any | None) -> tuple[Config, Dataset | Image
     Raises:
       UsageError, RunError: as :func:`bnn_jax.data.as_dataset`.
     """
+    way = "bnn_jax.load_config makes one from a name or a file"
+    require("config", config, isinstance(config, Config), "must be of type Config", way, error=UsageError)
     if data is None:
         return config, None
     if isinstance(data, str | os.PathLike):

@@ -123,11 +123,16 @@ def train(
       RunError: when the disk is full, or checkpoints cannot be read here.
     """
     workdir, (config, dataset) = local_path("workdir", workdir), with_data(config, data)
-    config = with_start(validate(config))
+    config = with_start(validate(config), workdir)
     rule = "does not go with `warm_start`; give one of them"
     require("init_from", config.init_from, None in (config.init_from, warm_start), rule, error=UsageError)
     check_callbacks(callbacks)
+    way = "bnn_jax.stages.teachers.load_network makes one of the folder of a run"
+    is_teacher = teacher is None or isinstance(teacher, Teacher)
+    require("teacher", teacher, is_teacher, "must be of type Teacher", way, error=UsageError)
     check_teacher(config, teacher is not None)
+    is_mesh, way = devices is None or isinstance(devices, Mesh), "bnn_jax.training.devices.make_devices(2) makes one"
+    require("devices", devices, is_mesh, "must be a mesh", way, error=UsageError)
     check_batch_size(config.batch_size, devices, parts=config.accumulate_steps)
     require("extend", extend, not (extend and overwrite), "does not go with `overwrite`", error=UsageError)
     start = {"warm_start": warm_start, "teacher": teacher, "devices": devices}
@@ -170,11 +175,13 @@ def train_together(
       RunError: if the disk is full.
     """
     folders = [local_path("workdirs", workdir) for workdir in workdirs]
+    rule = f"must be one config or more, and as many as `workdirs`, {len(folders)}"
+    require("len(configs)", len(configs), 0 < len(configs) == len(folders), rule, error=UsageError)
     _, dataset = with_data(configs[0], data)
     configs = [with_data(config, data if dataset is None else dataset)[0] for config in configs]
-    configs = [with_start(config) for config in configs]
+    configs = [with_start(config, folder) for config, folder in zip(configs, folders)]
     check_together(configs)
-    members = [Member(config, folder) for config, folder in zip(configs, folders, strict=True)]
+    members = [Member(config, folder) for config, folder in zip(configs, folders)]
     return _train(members, on_progress, dataset=dataset)
 
 
@@ -294,7 +301,11 @@ def _train_epoch(job: _Job, best: Best, state: TrainState, number: int) -> tuple
             if ending is not None:
                 if steps_done(state) > job.begun or job.begun == 0:  # else it is there, perhaps without counts of flips
                     save(job.members, RunState(state, best))
-                raise ending(f"saved at step {steps_done(state)}; the same command resumes there")
+                gone = ", ".join(str(member.workdir) for member in job.members if member.diverged)
+                resumed = (
+                    f"the others resume there, for {gone} has diverged" if gone else "the same command resumes there"
+                )
+                raise ending(f"saved at step {steps_done(state)}; {resumed}")
             if not job.pace.milliseconds:
                 _compile(job, state, batches, number)
             state = _train_steps(job, state, batches, first, count, number)

@@ -144,10 +144,13 @@ def check_workdir(config: Config, workdir: Path, *, extend: bool = False) -> Non
         return
     if None not in differing:
         key, old = differing[0], recorded[0]
-        raise UsageError(
-            f"`{key}` is {setting(config, key)!r} now, but {workdir} holds a run with {setting(old, key)!r}; "
-            "choose another `--workdir`, move that folder away, or train with `--overwrite`"
-        )
+        differs = f"`{key}` is {setting(config, key)!r} now, but {workdir} holds a run with {setting(old, key)!r}"
+        if key == "init_sha256":
+            start = "random weights" if old.init_from is None else f"other ones, of {old.init_from}"
+            differs = (
+                f"`init_from` (={config.init_from}) has not the weights that the run in {workdir} began with, {start}"
+            )
+        raise UsageError(f"{differs}; choose another `--workdir`, move that folder away, or train with `--overwrite`")
     old = recorded[differing.index(None)]
     shorter = replace(config, epochs=old.epochs)
     if config.epochs > old.epochs and not extend and (reason := what_spans_the_run(shorter, config.epochs)):

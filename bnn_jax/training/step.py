@@ -29,7 +29,7 @@ from bnn_jax.types import BatchLabels, BatchLogits, Images, Labels, Logits, Metr
 
 
 def init_state(experiment: Experiment, seed: int | Integer[Array, ""], warm_start: Any | None = None) -> TrainState:
-    """The state before the first step; every initialised weight is inside its box.
+    """The state before the first step, which puts every weight that is initialised outside its box onto the bound.
 
     Args:
       seed: of the initialisation and of all that is random in training.
@@ -252,9 +252,10 @@ def train_step(
 
     Returns:
       The next state, and scalars: `loss` (for the smoothed hinge the unsmoothed one), `objective` (what was
-      differentiated), `accuracy`, `learning_rate`, with a regularizer its `penalty`, which is in neither of the
-      losses, with a teacher the unweighted `distillation_<name>`, and for Deep Frank-Wolfe `gamma`,
-      `search_iterations` and `refused`, the updates so far that were not finite and not made.
+      differentiated), `accuracy`, `learning_rate` but of an optimizer that has its own, with a regularizer its
+      `penalty`, which is in neither of the losses but in the value that step sizes follow, with a teacher the
+      unweighted `distillation_<name>`, and for Deep Frank-Wolfe `gamma`, `search_iterations` and `refused`, the updates
+      so far that were not finite and not made.
     """
     key, x, targets = augmented_batch(experiment, state, images, labels)
     inner = {}
@@ -265,18 +266,18 @@ def train_step(
         if experiment.inner_steps > 1:
             oracle = _linear_oracle(found.logits, targets, pullback)
             inner = {"oracle": oracle, "inner_steps": experiment.inner_steps}
-    gradient = found.gradient
+    gradient, value = found.gradient, found.objective
     if experiment.penalty is not None:
         added, decay = jax.value_and_grad(experiment.penalty)(state.params, state.step)
-        gradient = jax.tree.map(jnp.add, gradient, decay)
-    value = {"value": found.objective}
-    updates, opt_state = experiment.optimizer.update(gradient, state.opt_state, state.params, **value, **inner)
+        gradient, value = jax.tree.map(jnp.add, gradient, decay), value + added
+    updates, opt_state = experiment.optimizer.update(gradient, state.opt_state, state.params, value=value, **inner)
     metrics = {
         "loss": targets.mean_of(experiment.loss.monitored, found.logits),
         "objective": found.objective,
         "accuracy": targets.mean_of(lambda logits, labels: logits.argmax(axis=1) == labels, found.logits),
-        "learning_rate": jnp.asarray(experiment.learning_rate(state.step), jnp.float32),
     }
+    if experiment.learning_rate is not None:
+        metrics["learning_rate"] = jnp.asarray(experiment.learning_rate(state.step), jnp.float32)
     if experiment.penalty is not None:
         metrics["penalty"] = added
     metrics |= {f"distillation_{name}": part for name, part in found.parts.items()}

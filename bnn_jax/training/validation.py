@@ -278,6 +278,12 @@ def _check_optimizer(optim: OptimConfig, optimizer: Optimizer) -> None:
     _require("optim.scale_latent", optim.scale_latent, unscaled, f"is for {_listed(scale_latent)}")
     usual = optim.momentum == OptimConfig.momentum or optimizer.takes_momentum
     _require("optim.momentum", optim.momentum, usual, "is for the table's; give its own among the `optim.options`")
+    whole = (
+        "is for what makes an optimizer, and this one is made; give the function, as functools.partial(optax.sgd, ...)"
+    )
+    for argument in ("learning_rate", "schedule", "schedule_options", "warmup_share"):
+        value, usual = getattr(optim, argument), getattr(OptimConfig(), argument)
+        _require(f"optim.{argument}", value, optimizer.takes_learning_rate or value == usual, whole)
     separate_decay = [name for name, other in OPTIMIZERS.items() if other.separate_decay]
     for argument, value in (("latent_weight_decay", optim.latent_weight_decay), ("decay_only", optim.decay_only)):
         decayed = not value or optimizer.separate_decay
@@ -316,6 +322,12 @@ def _check_exact_step(config: Config) -> None:
             config.loss,
             as_loss(config.loss).piecewise_linear,
             f"does not go with {name}, {exact}; choose {linear}, or another optimizer",
+        ),
+        (
+            "optim.inner_steps",
+            config.optim.inner_steps,
+            config.optim.inner_steps == 1 or as_loss(config.loss) in LOSSES.values(),
+            f"does not go with a loss of your own, whose linear pieces are not known; choose 1, or {linear}",
         ),
         (
             "regularizer",

@@ -23,7 +23,7 @@ def twin(w, updates, *, total_steps, rate, steps_per_epoch=1, freeze_from=0.98, 
     for t, update in enumerate(updates):
         r = rate * (t // steps_per_epoch + 1) / (total_steps / steps_per_epoch)
         for i, u in enumerate(update):
-            if t >= freeze_from * total_steps:
+            if t >= freeze_from * total_steps or (freeze_from < 1 and t == total_steps - 1):
                 w[i] = lower if w[i] < 0 else upper
             elif order == "before":
                 w[i] = min(max(w[i] + 2 * r * w[i], lower), upper)
@@ -58,6 +58,7 @@ def test_it_equals_the_scalar_twin_over_many_steps(order, options):
     w, updates = rng.uniform(-1, 1, 60).astype(np.float32), rng.normal(0, 0.1, (40, 60)).astype(np.float32)
     path = path_of(push_to_bounds(UNIT, order=order, **options), jnp.asarray(w), updates)
     np.testing.assert_allclose(path, twin(w, updates, order=order, **options), rtol=0, atol=3e-5)
+    assert (np.abs(path[-1]) == 1).all() == (options["total_steps"] == 40)  # a run of 40 steps has no 98 %
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -87,7 +87,7 @@ def twin(task: Task, steps: int, bounds=(-np.inf, np.inf)) -> Trace:
             return gain + np.sum(change * move(pull + gamma * change))
 
         gamma = 0.0 if slope(0) <= 0 else 1.0 if slope(1) >= 0 else scipy.optimize.brentq(slope, 0, 1, xtol=1e-14)
-        g, b, left = g + gamma * change, b + gamma * gain, left * (1 - gamma)
+        g, b, left = g + gamma * change, b + gamma * gain, left * (1 - gamma) + gamma * (1 - active)
         pull = decay * start + g
         d = move(pull)
         trace.weights.append(start + d)

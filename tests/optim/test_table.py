@@ -250,6 +250,14 @@ def test_step_sizes_from_the_loss_are_those_of_the_papers(momentum):
             np.testing.assert_allclose(own, wanted, rtol=1e-5, atol=1e-6, err_msg=f"{name} {step}")
 
 
+@pytest.mark.parametrize(("name", "option"), [("polyak_sgd", "f_min"), ("momo", "lower_bound")])
+def test_a_loss_below_that_of_the_optimum_moves_nothing(name, option):
+    optimizer = make_optimizer(name, learning_rate=0.3, momentum=0.0, **{option: 2.0})
+    gradient = jax.tree.map(lambda g: g[0], GRADIENTS)
+    updates, _ = optimizer.update(gradient, optimizer.init(PARAMS), PARAMS, value=jnp.float32(1.0))
+    chex.assert_trees_all_equal(updates, optax.tree.zeros_like(PARAMS))
+
+
 def test_bops_adaptivity_falls_and_rises_with_the_rate():
     rising = lambda step: 0.1 * jnp.minimum(step, 2) / 2
     settings = {"threshold": 0.01, "adaptivity_rate": 0.2, "box": latent_box()}

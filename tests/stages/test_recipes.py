@@ -280,6 +280,12 @@ def test_what_else_a_stage_is_known_by():
     drawn = stages["bnn_plus"]["binary"].config
     assert (drawn.regularizer, drawn.regularizer_strength) == ("manhattan", 1e-6)
     assert drawn.model.kernel_quantizer_options == {"beta": 5.0, "initial": "median"}
+    falling = replace(
+        base("bnn_plus", 2), regularizer="l2", regularizer_strength=0.1, regularizer_schedule="exponential"
+    )
+    drawn = bnn_plus(replace(falling, regularizer_schedule_options={"final_share": 1e-6}))[1].config
+    kept = (drawn.regularizer_strength, drawn.regularizer_schedule, drawn.regularizer_schedule_options)
+    assert kept == (1e-6, "constant", {})
     second = bnn_plus(base("bnn_plus", 2), regularizer="euclidean")[1].config
     assert (second.regularizer, second.model.kernel_quantizer_options["initial"]) == ("euclidean", "mean")
 

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import bnn_jax
 from bnn_jax.errors import UsageError
 from bnn_jax.losses import multiclass_hinge, smoothed_multiclass_hinge
+from bnn_jax.stages.stage import Stage, run_stages
 from bnn_jax.training.config import (
     Config,
     DataConfig,
@@ -25,6 +27,7 @@ from bnn_jax.training.config import (
     to_dict,
 )
 from bnn_jax.training.experiment import ImageInfo, make_experiment
+from bnn_jax.training.loop import train
 from bnn_jax.training.overrides import parse
 from bnn_jax.training.programs import make_programs
 from bnn_jax.training.validation import validate
@@ -185,7 +188,7 @@ def changed(**changes):
             {"accumulate_steps": 2, "optim__inner_steps": 3},
             r"^`accumulate_steps` \(=2\) must be 1 with `optim\.inner_steps` \(=3\), which need the whole batch",
         ),
-        ({"optim__ema_decay": 1.0}, r"^`optim\.ema_decay` \(=1\.0\) must be in \(0, 1\)$"),
+        ({"optim__ema_decay": 1.0}, r"^`optim\.ema_decay` \(=1\.0\) must be in \(0, 1\), as float32$"),
         ({"data__mixup_alpha": -0.2}, r"^`data\.mixup_alpha` \(=-0\.2\) must not be negative; 0 switches mixup off$"),
         (
             {"data__smallest_area": 0.0},
@@ -246,7 +249,7 @@ def test_a_value_of_another_kind_is_refused(changes, message):
         validate(changed(**changes))
 
 
-def test_what_is_no_config_or_no_tuple_of_patterns_is_refused():
+def test_what_is_no_config_or_no_tuple_of_patterns_is_refused(tmp_path):
     for pattern in ({"train_only": "*norm*"}, {"decay_only": "head"}):
         ((name, value),) = pattern.items()
         with pytest.raises(UsageError, match=rf"^`optim\.{name}` \(='{re.escape(value)}'\) must be patterns, as"):
@@ -255,6 +258,24 @@ def test_what_is_no_config_or_no_tuple_of_patterns_is_refused():
         validate(changed(optim__latent_box=1.0))
     with pytest.raises(UsageError, match=r"^`config` \(='digits_xnor'\) must be of type Config; bnn_jax\.load_"):
         validate("digits_xnor")
+    for call in (train, bnn_jax.train):
+        with pytest.raises(UsageError, match=r"^`config` \(='digits_xnor'\) must be of type Config; bnn_jax\.load_"):
+            call("digits_xnor", tmp_path, data=(np.zeros((10, 2, 2)), np.arange(10)))
+        with pytest.raises(
+            UsageError, match=r"^`teacher` \(='runs/x'\) must be of type Teacher; bnn_jax.stages.teachers"
+        ):
+            call(changed(), tmp_path, teacher="runs/x")
+        with pytest.raises(
+            UsageError, match=r"^`devices` \(=2\) must be a mesh; bnn_jax.training.devices.make_devices"
+        ):
+            call(changed(), tmp_path, devices=2)
+    with pytest.raises(UsageError, match=r"^`optim.ema_decay` \(=0.99999999\) must be in \(0, 1\), as float32$"):
+        validate(changed(optim__ema_decay=0.99999999))
+    for stages in ("reactnet", Stage("one", changed()), [changed()]):
+        with pytest.raises(
+            UsageError, match=r"^`stages`, of type \w+, must be Stages in a list; RECIPES\['reactnet'\]"
+        ):
+            run_stages(stages, tmp_path)
     with pytest.raises(UsageError, match=r"^`data` \(='digits'\) must be of type DataConfig$"):
         validate(changed(data="digits"))
     given = {"optim__decay_only": ["*kernel"], "optim__latent_box": [-1.0, 1.0]}

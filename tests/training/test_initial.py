@@ -98,10 +98,25 @@ def test_another_file_is_another_run(first, dataset, tmp_path):
     np.savez(path, **flatten_dict(variables, sep="/"))
     train(config, tmp_path / "run", data=dataset)
     np.savez(path, **flatten_dict(jax.tree.map(lambda leaf: leaf * 0.5, variables), sep="/"))
-    with pytest.raises(UsageError, match=r"`init_sha256` is '.*' now, but .* holds a run with '.*'"):
+    rule = r"`init_from` \(={}\) has not the weights that the run in .*run began with, {}; choose another `--workdir`"
+    with pytest.raises(UsageError, match=rule.format(path, f"other ones, of {path}")):
         train(config, tmp_path / "run", data=dataset)
-    with pytest.raises(UsageError, match="`init_sha256` is None now"):
+    with pytest.raises(UsageError, match=rule.format(None, f"other ones, of {path}")):
         train(CONFIG, tmp_path / "run", data=dataset)
+    with pytest.raises(UsageError, match=rule.format(path, "random weights")):
+        train(config, first[0], data=dataset)
+
+
+@pytest.mark.full
+def test_a_finished_run_needs_its_start_no_more(first, dataset, tmp_path):
+    _, variables = first
+    path, config = tmp_path / "weights.npz", replace(CONFIG, init_from=str(tmp_path / "weights.npz"))
+    np.savez(path, **flatten_dict(variables, sep="/"))
+    result = train(config, tmp_path / "run", data=dataset)
+    path.unlink()
+    assert train(config, tmp_path / "run", data=dataset) == result
+    with pytest.raises(UsageError, match=r"`init_from` \(=.*\) is not there; give a file of weights"):
+        train(config, tmp_path / "another", data=dataset)
 
 
 @pytest.mark.full

@@ -12,7 +12,7 @@ import pytest
 
 from bnn_jax.errors import Preempted, UsageError
 from bnn_jax.training.checkpoint import checkpoint_steps, restore_checkpoint
-from bnn_jax.training.config import Config, DiagnosticsConfig, ModelConfig, OptimConfig
+from bnn_jax.training.config import Config, DiagnosticsConfig, DistillationConfig, ModelConfig, OptimConfig
 from bnn_jax.training.epoch import whole_run
 from bnn_jax.training.evaluation import evaluate_run
 from bnn_jax.training.experiment import hyper_parameters
@@ -110,6 +110,28 @@ def test_a_whole_run_in_one_jit_is_the_loop(looped, dataset):
     assert int(outcome.run.best.epoch) == result["best_epoch"]
     for which in ("best", "last"):
         assert float(outcome.test[which]) == pytest.approx(result[f"test_accuracy_{which}"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        (
+            {"distillation": DistillationConfig({"knowledge": 1.0})},
+            r"`distillation.losses` \(=knowledge\) needs a teacher",
+        ),
+        ({"init_from": "runs/x"}, r"`init_from` \(='runs/x'\) is for `train`; whole runs start from random weights"),
+    ],
+)
+def test_what_a_whole_run_does_not_read_is_refused(dataset, changes, rule):
+    with pytest.raises(UsageError, match=rule):
+        whole_run(replace(CONFIG, **changes), image_info(dataset), examples=64)
+
+
+def test_as_many_folders_as_configs(tmp_path, dataset):
+    for configs, folders in (((), ()), ((CONFIG, OTHER), (tmp_path,))):
+        rule = rf"`len\(configs\)` \(={len(configs)}\) must be one config or more, and as many as .*, {len(folders)}$"
+        with pytest.raises(UsageError, match=rule):
+            train_together(configs, folders, data=dataset)
 
 
 @pytest.mark.full

@@ -4,23 +4,29 @@ import json
 from dataclasses import replace
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
+from small_sets import brightness_set
 
 from bnn_jax.errors import UsageError
 from bnn_jax.estimators import make_sign
 from bnn_jax.layers import BinaryConv
-from bnn_jax.losses import LOSSES, cross_entropy, multiclass_hinge
+from bnn_jax.losses import LOSSES, Loss, cross_entropy, multiclass_hinge
 from bnn_jax.models import LeNet, ModelEntry
 from bnn_jax.models.build import build_model, settings_taken
 from bnn_jax.names import IN_MEMORY
 from bnn_jax.optim import OPTIMIZERS, as_optimizer, latent_box, make_optimizer
 from bnn_jax.schedules import constant
 from bnn_jax.training.config import Config, ModelConfig, OptimConfig, from_dict, load_config, select_optimizer, to_dict
-from bnn_jax.training.experiment import ImageInfo
+from bnn_jax.training.experiment import ImageInfo, make_experiment
+from bnn_jax.training.loop import train
 from bnn_jax.training.overrides import settled
 from bnn_jax.training.programs import make_programs
+from bnn_jax.training.resuming import differing_key
+from bnn_jax.training.step import init_state, train_step
 from bnn_jax.training.validation import validate
 
 ADAM = OptimConfig("adam", 0.1)
@@ -189,6 +195,79 @@ def test_an_optimizer_of_ones_own_needs_a_learning_rate():
     options = replace(after.optim, options={"b3": 0.9})
     with pytest.raises(UsageError, match=r"`optim.options` \(='b3'\) is not known; did you mean 'b[12]'"):
         validate(replace(after, optim=options))
+
+
+def bell(slope):
+    return make_sign(lambda x: slope * jnp.exp(-x * x))
+
+
+OF_SLOPE = {
+    "estimator": lambda config, slope: replace(
+        config, model=replace(config.model, kernel_quantizer_options={"estimator": bell(slope)})
+    ),
+    "loss": lambda config, slope: replace(config, loss=lambda logits, labels: slope * cross_entropy(logits, labels)),
+    "transform": lambda config, slope: replace(config, optim=OptimConfig(optax.sgd(0.1 * slope))),
+    "network": lambda config, slope: replace(
+        config, model=ModelConfig(lambda num_classes: Own(num_classes, int(4 * slope)))
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OF_SLOPE)
+def test_another_thing_without_a_name_is_another_run(kind, tmp_path):
+    """The same made anew is the same run; the folder of another is refused, however alike they are called."""
+    config = config_of(name="resnet6", width=4, kernel_quantizer="xnor")
+    one, again, other = (validate(OF_SLOPE[kind](config, slope)) for slope in (1.0, 1.0, 2.0))
+    assert differing_key(one, again) is None
+    assert differing_key(one, other) is not None and differing_key(from_dict(to_dict(one)), other) is not None
+    assert differing_key(from_dict(to_dict(one)), again) is None
+
+
+@pytest.mark.full
+def test_a_finished_run_is_not_that_of_another_thing(tmp_path):
+    dataset, config = brightness_set(32, 10, 10), config_of(name="resnet6", width=4, kernel_quantizer="xnor")
+    result = train(OF_SLOPE["loss"](config, 1.0), tmp_path, data=dataset)
+    assert train(OF_SLOPE["loss"](config, 1.0), tmp_path, data=dataset) == result
+    with pytest.raises(UsageError, match=r"`loss` is '.*contents .*' now, but .* holds a run with '.*contents .*'"):
+        train(OF_SLOPE["loss"](config, 2.0), tmp_path, data=dataset)
+
+
+def test_a_made_transform_has_a_rate_of_its_own():
+    config = replace(config_of(name="resnet6"), optim=OptimConfig(optax.sgd(0.1)))
+    for setting, value in (("learning_rate", 0.5), ("schedule", "cosine"), ("warmup_share", 0.1)):
+        rule = (
+            rf"`optim.{setting}` \(={value!r}\) is for what makes an optimizer, and this one is made; give the function"
+        )
+        with pytest.raises(UsageError, match=rule):
+            validate(replace(config, optim=replace(config.optim, **{setting: value})))
+    experiment = make_experiment(validate(config), ImageInfo((8, 8, 1), 10, (0.5,), (0.5,)), total_steps=4)
+    assert experiment.learning_rate is None
+    images, labels = jnp.zeros((8, 8, 8, 1), jnp.uint8), jnp.zeros(8, jnp.int32)
+    step = lambda state: train_step(experiment, state, images, labels)[1]
+    metrics = jax.eval_shape(lambda: step(init_state(experiment, 0)))
+    assert "loss" in metrics and "learning_rate" not in metrics
+
+
+def test_inner_steps_are_for_the_losses_whose_pieces_are_known():
+    config = replace(config_of(name="resnet6"), optim=OptimConfig("dfw", inner_steps=3))
+    for loss in ("multiclass_hinge", multiclass_hinge, "smoothed_multiclass_hinge"):
+        assert validate(replace(config, loss=loss))
+    own = Loss(lambda logits, labels: 3 * multiclass_hinge(logits, labels), piecewise_linear=True)
+    assert validate(replace(config, loss=own, optim=OptimConfig("dfw")))
+    with pytest.raises(
+        UsageError, match=r"`optim.inner_steps` \(=3\) does not go with a loss of your own, whose linear"
+    ):
+        validate(replace(config, loss=own))
+
+
+def test_arrays_among_options_are_tuples():
+    at = {"at_shares": np.array([0.5, 0.75])}
+    config = replace(
+        config_of(name="resnet6"), optim=OptimConfig("adam", 0.1, schedule="milestones", schedule_options=at)
+    )
+    found = validate(config)
+    assert found.optim.schedule_options == {"at_shares": (0.5, 0.75)}
+    assert validate(from_dict(to_dict(config))) == found
 
 
 def test_a_run_refuses_a_loss_that_is_not_of_each_example():

@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from bnn_jax.estimators import ESTIMATORS
@@ -262,6 +263,29 @@ def test_a_regularizer_adds_its_gradient_and_reports_its_penalty(data):
         np.testing.assert_allclose(after - before, 0.1 * 0.01 * 2 * w, atol=1e-6)
     for before, after in zip(leaves_named(without.params, "kernel"), leaves_named(with_it.params, "kernel")):
         np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize("name", ["polyak_sgd", "momo"])
+def test_a_step_size_from_the_loss_is_of_all_that_is_differentiated(data, name):
+    """Polyak's step along g is (L + penalty) / |g|, where the bound does not act."""
+    config = replace(CONFIG, loss="cross_entropy", regularizer="manhattan", regularizer_strength=1e-3)
+    config = validate(replace(config, optim=OptimConfig(name, 1e6, momentum=0.0, latent_box=None)))
+    experiment = experiment_of(config)
+    images, labels = data[0][:8], data[1][:8]
+    state = jax.jit(partial(init_state, experiment))(0)
+
+    def gradient_of(state):
+        sgd = optax.with_extra_args_support(optax.sgd(1.0))
+        after, _ = train_step(
+            experiment._replace(optimizer=sgd), state.replace(opt_state=sgd.init(state.params)), images, labels
+        )
+        return jax.tree.map(jnp.subtract, state.params, after.params)
+
+    moved, metrics = jax.jit(partial(train_step, experiment))(state, images, labels)
+    length = optax.tree.norm(jax.tree.map(jnp.subtract, state.params, moved.params))
+    value = float(metrics["objective"] + metrics["penalty"])
+    assert float(metrics["penalty"]) > 0.1 * value
+    assert float(length * optax.tree.norm(jax.jit(gradient_of)(state))) == pytest.approx(value, rel=1e-4)
 
 
 @pytest.mark.parametrize(("inputs", "kernel"), [("tbn", "lq_net"), ("gumbel_sign", "inq"), ("pact", "rbnn")])
