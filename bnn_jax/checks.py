@@ -51,8 +51,8 @@ def require(
     Args:
       argument: its name, as the user typed it.
       value: what the user gave.
-      holds: whether it keeps the rule, or a function of the value as an array that tells so, for all of its elements.
-        A traced value has nothing to check and passes the function by.
+      holds: whether it keeps the rule, or a function of the value as an array that tells so, for all of its elements;
+        what it cannot compare, as None, does not.  A traced value has nothing to check and passes the function by.
       rule: as "must be positive".
       advice: the way out.
       error: what is raised.
@@ -62,10 +62,18 @@ def require(
     ValueError: `stages` (=0) must be at least 1; 5 is usual
     """
     if callable(holds):
-        holds = isinstance(value, jax.core.Tracer) or np.all(holds(np.asarray(value)))
+        holds = isinstance(value, jax.core.Tracer) or _holds(value, holds)
     if not holds:
         shown = repr(value) if isinstance(value, str) else value
         raise error(f"`{argument}` (={shown}) {rule}{f'; {advice}' if advice else ''}")
+
+
+def _holds(value: Any, rule: Callable[[np.ndarray], Any]) -> bool:
+    """Whether all of a value keeps a rule of numbers, which words and None do not."""
+    try:
+        return bool(np.all(rule(np.asarray(value))))
+    except TypeError:
+        return False
 
 
 def plain_number(value: Any) -> Any:
@@ -96,6 +104,8 @@ def require_floating(argument: str, x: Array) -> None:
     Traceback (most recent call last):
     TypeError: `x` must be a floating-point array; got int32; convert it with `.astype`
     """
+    if not hasattr(x, "dtype") and not isinstance(x, float):
+        raise TypeError(f"`{argument}` must be a floating-point array; got {type(x).__name__}; use `jnp.asarray`")
     dtype = jnp.result_type(x)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"`{argument}` must be a floating-point array; got {dtype}; convert it with `.astype`")
@@ -308,6 +318,7 @@ _KINDS_OF_ARRAYS = {
     "Float": ("a floating-point", "convert it with `.astype`"),
     "Int": ("a signed integer", "convert it with `.astype`"),
     "Integer": ("an integer", "convert it with `.astype`"),
+    "Num": ("a numerical", "convert it with `.astype`"),
     "Bool": ("a bool", "compare it with a threshold"),
     "UInt32": ("a uint32", "pack bits into words with `bnn_jax.bitops.bits.pack`"),
 }

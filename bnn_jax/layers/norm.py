@@ -87,8 +87,8 @@ class Statistics(NamedTuple):
 
 
 def _moments(x, center=None):
-    """(E[x - c], E[(x - c)^2] - E[x - c]^2) over all axes but the last, in float32."""
-    x = x.astype(jnp.float32)
+    """(E[x - c], E[(x - c)^2] - E[x - c]^2) over all axes but the last, in float32 at least."""
+    x = widened(x)
     x = x if center is None else x - next(_per_channel(x, center))
     axes = tuple(range(x.ndim - 1))
     mean = x.mean(axes)
@@ -115,18 +115,18 @@ def _forward(x, scale, bias, epsilon):
     gain = widened(scale) * inverse
     shift, gain, constant = _per_channel(x, center, gain, widened(bias) - offset * gain)
     y = ((widened(x) - shift) * gain + constant).astype(x.dtype)
-    return (y, center + offset, variance), (x, scale, center, offset, far, inverse)
+    return (y, center + offset, variance), (x, scale, bias, center, offset, far, inverse)
 
 
 def _backward(epsilon, residuals, cotangents):
-    x, scale, center, offset, far, inverse = residuals
+    x, scale, bias, center, offset, far, inverse = residuals
     g = cotangents[0]
     axes = tuple(range(x.ndim - 1))
     count = math.prod(x.shape[:-1])
     (shift,) = _per_channel(x, center)
 
     def sums(g, x, shift=None):
-        g, x = g.astype(jnp.float32), widened(x)
+        g, x = widened(g), widened(x)
         return g.sum(axes), (g * (x if shift is None else x - shift)).sum(axes)
 
     def sums_near_0(g, x):
@@ -140,7 +140,7 @@ def _backward(epsilon, residuals, cotangents):
     k3 = -k1 * dbias / count - k2 * offset
     k1, k2, k3 = _per_channel(x, k1, k2, k3)
     dx = (widened(g) * k1 + (widened(x) - shift) * k2 + k3).astype(x.dtype)
-    return dx, dscale.astype(scale.dtype), dbias.astype(scale.dtype)
+    return dx, dscale.astype(scale.dtype), dbias.astype(bias.dtype)
 
 
 _batch_norm.defvjp(_forward, _backward)
@@ -200,5 +200,6 @@ class BatchNorm(nn.Module):
         y, mean, variance = batch_norm(x, scale, bias, self.epsilon)
         if not self.is_initializing():
             for running, batch in ((running_mean, mean), (running_variance, variance)):
-                running.value = self.momentum * running.value + (1 - self.momentum) * lax.stop_gradient(batch)
+                batch = lax.stop_gradient(batch).astype(running.value.dtype)
+                running.value = self.momentum * running.value + (1 - self.momentum) * batch
         return y

@@ -124,7 +124,7 @@ def _freeze(state, w, count, *, bits):
     rank = jnp.argsort(jnp.argsort(-jnp.where(state["frozen"], jnp.inf, jnp.abs(w)).ravel()))
     codes = jnp.where(state["frozen"], state["codes"], _powers(w, state["exponent"], bits))
     frozen = (rank < count).reshape(w.shape)
-    return {"frozen": frozen, "codes": jnp.where(frozen, codes, 0), "exponent": state["exponent"]}
+    return {"frozen": frozen, "codes": jnp.where(frozen, codes, 0).astype(jnp.float32), "exponent": state["exponent"]}
 
 
 def _octave(magnitude):

@@ -386,7 +386,7 @@ POSITIVE = [(name, p) for name, p in UNTRAINED if p not in ("eps", "rho", "delta
 
 
 @pytest.mark.parametrize(("name", "parameter"), [*POSITIVE, ("swish_sign", "beta"), ("heaviside", "width")])
-@pytest.mark.parametrize("value", [0, -1.0, float("nan"), np.array([1.0, 0.0])])
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), np.array([1.0, 0.0]), None, "5"])
 def test_scales_and_sharpness_must_be_positive(name, parameter, value):
     with pytest.raises(ValueError, match=rf"^`{parameter}` \(=.*\) must be positive; .+$"):
         ESTIMATORS[name](jnp.ones(2), **{parameter: value})
@@ -397,3 +397,5 @@ def test_scales_and_sharpness_must_be_positive(name, parameter, value):
 def test_integers_are_refused(estimator):
     with pytest.raises(TypeError, match=r"`x` must be a floating-point array; got int32"):
         estimator(jnp.arange(3))
+    with pytest.raises(TypeError, match=r"`x` must be a floating-point array; got list; use `jnp.asarray`"):
+        estimator([1.0, 2.0])

@@ -42,12 +42,30 @@ def test_gradient_by_finite_differences_in_float64():
     def loss(x):
         return (((x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5) * scale + bias) * g).sum()
 
-    ours = lambda x: (batch_norm(x, jnp.float32(scale), jnp.float32(bias))[0] * jnp.float32(g)).sum()
-    found = jax.jit(jax.grad(ours))(jnp.float32(x))
-    for index in np.ndindex(*x.shape):
-        step = np.zeros_like(x)
-        step[index] = 1e-6
-        assert found[index] == pytest.approx((loss(x + step) - loss(x - step)) / 2e-6, rel=2e-4, abs=1e-4)
+    steps = [1e-6 * np.eye(x.size)[index].reshape(x.shape) for index in range(x.size)]
+    expected = [(loss(x + step) - loss(x - step)) / 2e-6 for step in steps]
+    for dtype, rtol, atol in (("float32", 2e-4, 1e-4), ("float64", 1e-7, 1e-8)):
+        with jax.enable_x64(dtype == "float64"):
+            ours = lambda weights, *arrays: (batch_norm(*arrays)[0] * weights).sum()
+            arrays = (jnp.asarray(array, dtype) for array in (g, x, scale, bias))
+            found = jax.jit(jax.grad(ours, argnums=(1, 2, 3)))(*arrays)
+        np.testing.assert_allclose(np.ravel(found[0]), expected, rtol=rtol, atol=atol)
+        np.testing.assert_allclose(found[2], g.sum(0), rtol=rtol)
+        assert {gradient.dtype.name for gradient in found} == {dtype}
+
+
+@pytest.mark.usefixtures("standard_dtypes")
+def test_running_statistics_of_float64_stay_float32():
+    with jax.enable_x64(True):
+        x = np.random.default_rng(3).normal(size=(6, 2))
+        expected, x, module = (
+            (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5),
+            jnp.asarray(x),
+            BatchNorm(param_dtype=jnp.float64),
+        )
+        y, updated = module.apply(module.init(jax.random.key(0), x, train=True), x, train=True, mutable=["batch_stats"])
+        np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
+        assert y.dtype == jnp.float64 and {leaf.dtype.name for leaf in jax.tree.leaves(updated)} == {"float32"}
 
 
 def test_evaluation_uses_the_running_statistics(x):

@@ -149,6 +149,19 @@ def test_equal_magnitudes_freeze_to_the_exact_count():
     assert int(state["frozen"].sum()) == 12
 
 
+@pytest.mark.usefixtures("standard_dtypes")
+def test_weights_of_float64_are_quantized_as_those_of_float32():
+    with jax.enable_x64(True):
+        w = jnp.asarray(np.random.default_rng(0).normal(size=SHAPE), jnp.float32)
+        state = inq().init_state(None, w)
+        (_, after), (_, wide_after) = (
+            quantize(w.astype(dtype), state, train=True, progress=0.5) for dtype in (jnp.float32, jnp.float64)
+        )
+        assert after["frozen"].any()
+        np.testing.assert_array_equal(wide_after["codes"], after["codes"])
+        assert [leaf.dtype for leaf in jax.tree.leaves(wide_after)] == [leaf.dtype for leaf in jax.tree.leaves(state)]
+
+
 def test_error_texts():
     for bits in (1, 7, 2.5):
         with pytest.raises(ValueError, match=rf"`bits` \(={bits}\) must be a whole number from 2 to 6; 5 is usual"):
