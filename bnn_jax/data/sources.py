@@ -118,7 +118,8 @@ def load_dataset(
         * a set in `data_dir` that TFDS stored as ArrayRecord, such as `"cifar10"`; read without TensorFlow.
         * a folder, by itself or in `data_dir`, with a folder of images for each class, either in the folders `train`,
           `test` and `val`, or alone, then divided as digits are; see :func:`bnn_jax.data.image_folder.find_images`.
-          Images are grey if all are, else RGB.
+          Images are grey if all are, else RGB; of those with 16 bits the upper 8 are taken, and they are refused if
+          none reaches the upper half.
       data_dir: folder of such sets; default `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
       cache_dir: where the decoded arrays of files are kept, as `<name>-<version>.npz`; default
         `$XDG_CACHE_HOME/bnn_jax`, else `~/.cache/bnn_jax`.

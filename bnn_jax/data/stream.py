@@ -99,6 +99,10 @@ def open_stream(
     Raises:
       UsageError: for a set, name or number that cannot be served; names it and the way out.
       RunError: for damaged files.
+
+    Warns:
+      SuspectDataWarning: if the first training image has 16 bits, of which the upper 8 are taken, and does not reach
+        the upper half.
     """
     name = os.fspath(name)
     local_path("name", name)
@@ -260,7 +264,8 @@ def _pixel_statistics(train: Records, name: str, cache: Path) -> tuple[tuple[flo
         check_spread(name, mean, std)
         return {"mean": mean, "std": std, "examples": len(train), "source": train.source.version}
 
-    digest = hashlib.sha256(train.source.version.encode() + train.positions.tobytes()).hexdigest()
+    state = (train.source.version.encode(), train.mode.encode(), train.positions.tobytes())
+    digest = hashlib.sha256(b"".join(state)).hexdigest()
     path = Path(f"{cache}-{digest[:16]}.json")
     kept = _through_cache(path, ("mean", "std"), compute)
     return tuple(kept["mean"]), tuple(kept["std"])

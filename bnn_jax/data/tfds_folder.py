@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bnn_jax.data.decoding import decode_all, evaluation_of, reason_of
+from bnn_jax.data.decoding import Depth, decode_all, evaluation_of, reason_of
 from bnn_jax.data.prepare import ARCHIVES, import_tfds
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.paths import local_path
@@ -76,7 +76,7 @@ def decode_tfds_folder(name: str, folder: Path, preprocessing: str, size: int) -
     builder = open_builder(folder)
     image_key, label_key, mode = what_to_decode(builder.info, folder, needed=("train", "test"))
     decoders = {image_key: tfds.decode.SkipDecoding()}
-    arrays, encodings = {}, set()
+    arrays, encodings, depth = {}, set(), Depth()
     for split in ("train", "validation", "test"):
         if split in builder.info.splits:
             where = f"the {split} split of {folder}"
@@ -84,8 +84,9 @@ def decode_tfds_folder(name: str, folder: Path, preprocessing: str, size: int) -
             arrays[f"{split}_labels"] = np.array([record[label_key] for record in records], np.int32)
             encoded = ((f"image {index} of {where}", record[image_key]) for index, record in enumerate(records))
             preprocess = evaluation_of(preprocessing, size)
-            arrays[f"{split}_images"], found = decode_all(encoded, len(records), mode, preprocess, where)
+            arrays[f"{split}_images"], found = decode_all(encoded, len(records), mode, preprocess, where, depth)
             encodings |= found
+    depth.check(str(folder))
     label = builder.info.features[label_key]
     arrays["num_classes"], arrays["class_names"] = np.array(label.num_classes), np.array(label.names)
     prepared = "" if preprocessing == "none" else f"; {preprocessing} to {size}x{size}"
