@@ -260,10 +260,16 @@ def assemble(
         note = f"{note}; split 60/20/20 % by seed"
         parts = in_three(whole.labels, validation_examples, split_seed)
         splits = {part: _take(whole, indices) for part, indices in parts.items()}
-    names = tuple(map(str, arrays["class_names"])) if "class_names" in arrays else None
-    if names is not None and len(names) != num_classes:
-        raise RunError(f"`class_names` of {source} has {len(names)} names for {num_classes} classes; give one for each")
+    names = _names_of_classes(arrays["class_names"], num_classes, source) if "class_names" in arrays else None
     return _with_statistics(name, splits, num_classes, note, names)
+
+
+def _names_of_classes(names: np.ndarray, num_classes: int, source: str) -> tuple[str, ...]:
+    if names.ndim != 1:
+        raise RunError(f"`class_names` of {source} has shape {names.shape}; give one name for each class, [C]")
+    if len(names) != num_classes:
+        raise RunError(f"`class_names` of {source} has {len(names)} names for {num_classes} classes; give one for each")
+    return tuple(name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names)
 
 
 def _take(split: Split, indices: np.ndarray) -> Split:

@@ -318,6 +318,8 @@ def test_made_up_photographs_are_the_same_again(photographs, tmp_path):
         ),
         ({"short_side": (40, 16)}, r"`short_side` \(=\(40, 16\)\) must be two lengths, the lesser one first"),
         ({"grey": 1.5}, r"`grey` \(=1.5\) must be a share, 0 to 1"),
+        ({"grey": float("nan")}, r"`grey` \(=nan\) must be a share, 0 to 1"),
+        ({"aspect": (1, float("inf"))}, r"`aspect` \(=\(1, inf\)\) must be two positive ratios"),
         ({"classes": 0}, r"`classes` \(=0\) must be at least 1"),
     ],
 )
