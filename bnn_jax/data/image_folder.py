@@ -82,14 +82,25 @@ def image_folder_named(name: str, data_dir: str | Path | None) -> Path | None:
     inside = local_path("data_dir", data_dir or default_data_dir()) / local_path("name", name)
     if name in (*ARCHIVES, "imagenet2012") or versions_of(inside):
         return None
-    places = [inside] if data_dir is not None else [inside, local_path("name", name)]
+    here = local_path("name", name)
+    places = [inside] if data_dir is not None else [inside, here] if _is_named(here) else [here]
     return next((place for place in places if place.is_dir()), None)
+
+
+def name_of_folder(folder: Path) -> str:
+    """What a folder is called, `.` and `..` too."""
+    return folder.name if _is_named(folder) else folder.resolve().name
+
+
+def _is_named(path: Path) -> bool:
+    return path.name not in ("", "..")
 
 
 def find_images(folder: Path) -> ImageFolder:
     """Look through a folder that has a folder for each split (train, test, val), or for each class.
 
-    A class is a folder, at any depth of which its images lie, in any format that Pillow reads.  Hidden files are passed
+    A class is a folder, at any depth of which its images lie, in any format that Pillow reads; so is one called train,
+    without folders of its own, beside two others or more and no test or val.  Hidden files are passed
     over; other files in it, and images that lie in no class or split, are left out with a warning.
 
     Raises:
@@ -108,7 +119,8 @@ def find_images(folder: Path) -> ImageFolder:
             left_out.append(str(folder / name))
         else:
             roots[split] = folder / name
-    if "train" not in roots:
+    train_is_class = len(roots) == 1 and len(left_out) > 1 and "train" in roots and not _folders_in(roots["train"])
+    if "train" not in roots or train_is_class:
         roots, left_out = {"train": folder}, []
     class_names = _folders_in(roots["train"])
     if not class_names:
@@ -241,4 +253,4 @@ def _read(path: str) -> bytes:
 
 def note_of_folder(folder: Path, encodings: set[str]) -> str:
     """Provenance: what the folder is called, and how its images are encoded."""
-    return f"{folder.name} (folder of images, {'/'.join(sorted(encodings))})"
+    return f"{name_of_folder(folder)} (folder of images, {'/'.join(sorted(encodings))})"

@@ -18,11 +18,19 @@ from jaxtyping import Int32
 
 from bnn_jax.data.arguments import size_after, whole_number
 from bnn_jax.data.batching import batches, padded_order
-from bnn_jax.data.image_folder import find_images, image_folder_named, mode_of, note_of_folder
+from bnn_jax.data.image_folder import find_images, image_folder_named, mode_of, name_of_folder, note_of_folder
 from bnn_jax.data.imagenet import MEAN, STD
 from bnn_jax.data.prepare import default_data_dir
 from bnn_jax.data.records import CorruptExample, Records, first_image, read_batch
-from bnn_jax.data.sources import Split, check_spread, identified, pixel_sums, statistics_of
+from bnn_jax.data.sources import (
+    DIVIDED,
+    TESTED_ON_VALIDATION,
+    Split,
+    check_spread,
+    identified,
+    pixel_sums,
+    statistics_of,
+)
 from bnn_jax.data.splits import check_own_validation, in_three, split_off_validation
 from bnn_jax.data.tfds_folder import files_of, find_tfds_folder, note_of, open_builder, what_to_decode
 from bnn_jax.data.tfds_records import TfdsRecords
@@ -106,7 +114,7 @@ def open_stream(
     """
     name = os.fspath(name)
     local_path("name", name)
-    if name == "digits" or name.endswith(".npz"):
+    if name in ("digits", "text") or name.endswith((".npz", ".txt")):
         raise UsageError(
             f"`name` (={name!r}) is loaded whole: turn streaming off, or name a folder of images or a TFDS set"
         )
@@ -127,6 +135,10 @@ def open_stream(
     else:
         shape, mean, std = (size, size, 3), MEAN, STD
         note = f"{note[:-1]}; {preprocessing} to {size}x{size})"
+    if len(opened.splits) == 1:
+        note = f"{note}; {DIVIDED}"
+    elif "test" not in opened.splits:
+        note = f"{note}; {TESTED_ON_VALIDATION}"
     ordered = [splits[split] for split in ("train", "validation", "test")]
     stream = ImageStream(opened.name, *ordered, ordered[0].num_classes, shape, mean, std, note, opened.class_names)
     where = {"name": name, "data_dir": None if data_dir is None else os.fspath(data_dir), "stream": True}
@@ -194,7 +206,7 @@ def _open_image_folder(name: str, data_dir: str | Path | None, preprocessing: st
         for split, files in images.splits.items()
     }
     labels, note = images.splits["train"].labels, partial(note_of_folder, folder)
-    return _Opened(folder.name, "folder", folder, splits, labels, images.class_names, note)
+    return _Opened(name_of_folder(folder), "folder", folder, splits, labels, images.class_names, note)
 
 
 def _open_tfds(name: str, data_dir: str | Path | None, preprocessing: str, size: int) -> _Opened:

@@ -131,6 +131,7 @@ def test_what_is_streamed_is_what_is_loaded(tmp_path, folders, options):
         write(tmp_path / "pets" / name, 30 - number, first=100 * number)
     whole, stream = load(tmp_path / "pets", **options), open_pets(tmp_path, **options)
     assert (stream.class_names, stream.image_shape, stream.num_classes) == (NAMES, whole.image_shape, 3)
+    assert stream.note == whole.note
     if not options:
         np.testing.assert_allclose((stream.mean, stream.std), (whole.mean, whole.std), rtol=1e-12)
     for name in ("train", "validation", "test"):
@@ -282,6 +283,37 @@ def test_statistics_of_grey_images_are_not_those_of_rgb(tmp_path):
     shutil.rmtree(tmp_path / "pets" / "test")
     write(tmp_path / "pets" / "test", 9, first=50, shape=(6, 5))
     assert (len(coloured.mean), len(open_pets(tmp_path).mean)) == (3, 1)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    write(tmp_path / "rides", 30, names=("car", "plane", "train"))
+    assert load(tmp_path / "rides").class_names == ("car", "plane", "train")
+    (tmp_path / "rides" / "plane").rename(tmp_path / "rides" / "test")
+    with pytest.raises(UsageError, match=r"rides/train has no folder for each class; give the folder in which these"):
+        load(tmp_path / "rides")
+
+
+def test_training_and_testing_are_splits(tmp_path):
+    for number, name in enumerate(("training", "testing")):
+        write(tmp_path / "pets" / name, 9 + number, first=100 * number)
+    assert len(load(tmp_path / "pets").test) == 10
+
+
+def test_the_folder_in_which_one_is_has_its_name(tmp_path, monkeypatch):
+    write(tmp_path / "pets", 30)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    for folder, name in (("pets", "."), ("pets/ant", "..")):
+        monkeypatch.chdir(tmp_path / folder)
+        for pets in (load_dataset(name, cache_dir=tmp_path), open_stream(name, cache_dir=tmp_path)):
+            assert (pets.name, pets.note[:23]) == ("pets", "pets (folder of images,")
+
+
+def test_a_folder_called_as_a_published_set_is_given_with_a_dot(tmp_path):
+    write(tmp_path / "cifar10", 30)
+    options = {"data_dir": tmp_path, "cache_dir": tmp_path / "cache"}
+    with pytest.raises(UsageError, match=r"; your own images in a folder of that name are given as ./cifar10; prepare"):
+        load_dataset("cifar10", **options)
+    assert load_dataset("./cifar10", **options).name == "cifar10"
 
 
 def test_a_folder_too_high_is_named(tmp_path):
