@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -150,10 +151,19 @@ def _arrays_of_splits(parts: Mapping[str, Any], preprocess: Preprocess | None) -
     first = next(iter(of_classes), None)
     for name, classes in of_classes.items():
         if classes != of_classes[first]:
-            one, other = (", ".join(map(str, of_classes[split])) for split in (name, first))
+            pairs = enumerate(zip_longest(classes, of_classes[first]))
+            start = next(number for number, (one, other) in pairs if one != other)
+            one, other = (_shown(names, start) for names in (classes, of_classes[first]))
             raise UsageError(f"`{name}` of `data` has the classes {one}, `{first}` {other}; number them alike")
     depth.check("`data`")
     return arrays
+
+
+def _shown(names: list[Any], start: int) -> str:
+    """Up to ten names; of more those from `start` on."""
+    start = start if len(names) > 10 else 0
+    shown = [*["..."] * (start > 0), *names[start : start + 10], *["..."] * (start + 10 < len(names))]
+    return ", ".join(map(str, shown)) or "none"
 
 
 def _pair(prefix: str, part: Any, preprocess: Preprocess | None, depth: Depth) -> dict[str, np.ndarray]:

@@ -114,6 +114,10 @@ def test_splits_that_number_their_classes_otherwise_are_refused():
     message = r"`test` of `data` has the classes a, b, c, e, d, `train` a, b, c, d, e; number them alike$"
     with pytest.raises(UsageError, match=message):
         as_dataset({"train": one(*HALVES[0]), "test": other(*HALVES[1])})
+    many, more = with_classes(*range(1000)), with_classes(*range(998), 7)
+    message = r"`test` of `data` has the classes ..., 7, `train` ..., 998, 999; number them alike$"
+    with pytest.raises(UsageError, match=message):
+        as_dataset({"train": many(*HALVES[0]), "test": more(*HALVES[1])})
 
 
 def test_images_of_pillow_of_16_bits():
