@@ -43,6 +43,14 @@ NATURALLY_ZERO = ("kernel_saturation",)
 """Panels that are left out where nothing but zeros was recorded."""
 
 
+NEEDED = {
+    "train": {"step", "epoch", "loss", "accuracy"},
+    "evaluation": {"step", "epoch", "train_loss", "validation_loss", "validation_accuracy"},
+    "diagnostics": {"step", "epoch", "steps", "layers", "total"},
+}
+"""Kind of a record -> what each has that is drawn of it."""
+
+
 def plot_run(workdir: str | Path, *, output: str | Path | None = None) -> list[Path]:
     """Draw a run, finished or not, to PNG files, each written whole or not at all.
 
@@ -163,11 +171,13 @@ def series(records: Records, layer: str | None, statistic: str) -> tuple[np.ndar
 
 def _read(workdir: Path) -> dict[str, list[dict[str, Any]]]:
     path = workdir / "metrics.jsonl"
-    by_kind = {"train": [], "evaluation": [], "diagnostics": []}
+    by_kind = {kind: [] for kind in NEEDED}
     try:
         for record in read_metrics(path):
+            if not record.keys() >= NEEDED.get(record["kind"], set()):
+                raise KeyError(record["kind"])
             by_kind.setdefault(record["kind"], []).append(record)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
         raise RunError(f"{path} is damaged: it holds a line that is no record; remove that line to draw it") from None
     return by_kind
 

@@ -50,7 +50,7 @@ class Tables:
         """Print a table.
 
         Args:
-          header: of each column, a line break in it where there may be one.
+          header: of each column, a line break in it where there may be one, for a space or behind the dot of a setting.
           rows: the cells.
           title: above the table.
           texts: the columns that are words, aligned to the left; the others are numbers.
@@ -62,7 +62,7 @@ class Tables:
             look = {"unbroken": unbroken, "bold": bold if file.isatty() else None, "width": _width(file)}
             file.write(text_table(header, rows, title=title, texts=texts, **look))
             return
-        header = [" ".join(name.split()) for name in header]
+        header = [" ".join(name.replace(".\n", ".").split()) for name in header]
         if self.style == "md":
             above = [f"**{title}**"] if title else []
             file.write("\n\n".join([*above, markdown_table(header, rows, texts=texts), ""]))
@@ -81,9 +81,10 @@ TEXT = Tables()
 def _width(file: TextIO) -> int | None:
     """How many columns a file shows; None for any number."""
     with suppress(KeyError, ValueError):
-        return max(1, int(os.environ["COLUMNS"]))
+        if (columns := int(os.environ["COLUMNS"])) > 0:
+            return columns
     with suppress(OSError, ValueError, AttributeError):
-        return os.get_terminal_size(file.fileno()).columns
+        return os.get_terminal_size(file.fileno()).columns or None
     return None
 
 
@@ -188,12 +189,12 @@ def plain_columns(
             names.append(name)
             columns.append(column)
             continue
-        means, spreads = zip(*((mean, spread) for mean, _, spread in (cell.partition(" ± ") for cell in column)))
+        parts = [cell.partition(" ± ") for cell in column]
         names.append(name)
-        columns.append([_number(mean) for mean in means])
-        if any(spreads):
+        columns.append([_number(mean) for mean, _, _ in parts])
+        if any(spread for _, _, spread in parts):
             names.append(f"{name} ±")
-            columns.append([_number(spread) for spread in spreads])
+            columns.append([_number(spread) for _, _, spread in parts])
     return names, [list(row) for row in zip(*columns)]
 
 

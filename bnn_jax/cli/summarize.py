@@ -19,9 +19,10 @@ from bnn_jax.analysis.path_diagram import draw_gradient_paths
 from bnn_jax.analysis.published_sizes import TABLE, print_sizes
 from bnn_jax.analysis.tables import Tables
 from bnn_jax.analysis.zoo_sizes import print_zoo_sizes
+from bnn_jax.checks import require
 from bnn_jax.cli.options import TableOptions, parse_options, refuse_unread, write_output
 from bnn_jax.data.text import BYTES
-from bnn_jax.errors import UsageError
+from bnn_jax.errors import UsageError, renamed
 from bnn_jax.models.build import settings_taken
 from bnn_jax.paths import require_ending, require_writable
 from bnn_jax.training.options import Options
@@ -73,10 +74,17 @@ class Arguments(TableOptions):
 def network_of(arguments: Arguments) -> Any:
     """The network that the command line names."""
     large = arguments.image_size >= LARGE_IMAGES
-    options = dict(arguments.options)
+    options, taken = dict(arguments.options), settings_taken(arguments.model, argument="model")
     if arguments.stem is not None:
-        options["stem"] = arguments.stem
-    elif "stem" in (settings_taken(arguments.model, argument="model") or ()):
+        for holds, rule in (
+            (taken is None or "stem" in taken, f"is not an option of {arguments.model}; leave it out"),
+            (
+                options.setdefault("stem", arguments.stem) == arguments.stem,
+                f"is another than the stem of `options`, {options['stem']}; leave one out",
+            ),
+        ):
+            require("stem", arguments.stem, holds, rule, error=UsageError)
+    elif "stem" in (taken or ()):
         options.setdefault("stem", "imagenet" if large else "cifar")
     settings = {name: getattr(arguments, name) for name in SETTINGS}
     classes = arguments.classes or (BYTES if arguments.tokens else 1000 if large else 10)
@@ -96,8 +104,9 @@ def summarize_network(arguments: Arguments, tables: Tables) -> dict[str, Any]:
     try:
         network = network_of(arguments)
         account = account_model(network, shape)
-    except UsageError:
-        raise
+    except UsageError as error:
+        typed = {f"model.{field.name}": field.name for field in fields(arguments)}
+        raise UsageError(renamed(str(error), typed)) from None
     except (ValueError, TypeError) as error:
         raise UsageError(f"the network cannot be built: {error}") from None
     print_account(f"{arguments.model}, one image of {'x'.join(map(str, shape))}", account, arguments.counted, tables)
@@ -116,11 +125,15 @@ def main() -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UsageError(f"`{name}` (={value}) must be at least 1")
-    if (arguments.model is None) is (arguments.table is None):
+    if arguments.model is None and arguments.table is None:
+        raise UsageError("name a network, as `bnn-jax summarize resnet20`, or a `--table`")
+    if arguments.model is not None and arguments.table is not None:
         raise UsageError(
             f"`model` (={arguments.model!r}) and `--table` (={arguments.table!r}) cannot go together; "
             "name a network or a table"
         )
+    if arguments.tokens:
+        refuse_unread(arguments, ("image_size", "channels"), "is for images, not for `--tokens`")
     if arguments.table:
         others, purpose = ("model", "table", "json", "format", "counted"), "is for a network, not for a `--table`"
         refuse_unread(arguments, (field.name for field in fields(Arguments) if field.name not in others), purpose)

@@ -5,9 +5,11 @@ imagenet2012 then runs with --data.data-dir DATA_DIR --data.validation-examples 
 --data.name NAME where the set has another one.
 """
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from bnn_jax.analysis.tables import print_text
 from bnn_jax.cli.options import parse_options
 from bnn_jax.data.prepare import default_data_dir
 from bnn_jax.data.synthetic import write_synthetic_imagenet
@@ -43,9 +45,10 @@ def main() -> None:
     arguments = parse_options(Arguments, __doc__)
     folder = write_synthetic_imagenet(**vars(arguments) | {"data_dir": arguments.data_dir or default_data_dir()})
     size = sum(path.stat().st_size for path in folder.iterdir())
-    options = f"--data.data-dir {folder.parents[1]} --data.validation-examples {max(1, arguments.train_examples // 10)}"
+    options = f"--data.data-dir {shlex.quote(str(folder.parents[1]))}"
+    options += f" --data.validation-examples {max(1, arguments.train_examples // 10)}"
     named = "" if arguments.name == Arguments.name else f" --data.name {arguments.name}"
-    print(
+    print_text(
         f"{folder}: {arguments.train_examples} training and {arguments.validation_examples} validation images, "
         f"{size / 1e6:.1f} MB; train on it with {options}{named}"
     )

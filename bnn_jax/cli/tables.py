@@ -118,6 +118,7 @@ def main() -> None:
     what = arguments.what
     if what not in TABLES:
         raise unknown_name("TABLE", what, TABLES)
-    header = ("name", *(["of"] if what == "quantizers" else []), "", "network" if what == "pretrained" else "paper")
+    of, source = ["of"] if what == "quantizers" else [], "network" if what == "pretrained" else "paper"
+    header = ("name", *of, "description", source)
     with arguments.tables() as tables:
         tables.print(header, rows_of(what), title=what, texts=range(len(header)), unbroken={0})

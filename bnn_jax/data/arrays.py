@@ -16,7 +16,7 @@ from bnn_jax.errors import RunError
 CHANNELS = (1, 2, 3, 4)
 """Of images as they are stored: grey, with alpha, RGB."""
 
-SPLITS = {"train": "train", "training": "train", "test": "test"}
+SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLITS |= dict.fromkeys(("val", "valid", "validation"), "validation")
 KINDS = dict.fromkeys(("images", "image", "x"), "images")
 KINDS |= dict.fromkeys(("labels", "label", "y", "targets"), "labels")

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from bnn_jax.data.arrays import SPLITS, SuspectDataWarning
-from bnn_jax.data.decoding import decode_all, evaluation_of, is_grey, reason_of
+from bnn_jax.data.decoding import Depth, decode_all, decoding_reason, evaluation_of, is_grey
 from bnn_jax.data.prepare import ARCHIVES, default_data_dir
 from bnn_jax.data.records import CorruptExample, Encoded
 from bnn_jax.data.tfds_folder import versions_of
@@ -40,7 +40,7 @@ class FileSplit:
     def contents(self) -> str:
         """As :class:`bnn_jax.data.records.Source` has it."""
         names = "\n".join(os.path.basename(path) for path in self.paths)
-        return hashlib.sha256(names.encode() + self.labels.tobytes()).hexdigest()
+        return hashlib.sha256(names.encode(errors="surrogateescape") + self.labels.tobytes()).hexdigest()
 
     def encoded(self, positions: Sequence[int]) -> list[Encoded | CorruptExample]:
         """As :meth:`bnn_jax.data.records.Source.encoded`."""
@@ -82,14 +82,25 @@ def image_folder_named(name: str, data_dir: str | Path | None) -> Path | None:
     inside = local_path("data_dir", data_dir or default_data_dir()) / local_path("name", name)
     if name in (*ARCHIVES, "imagenet2012") or versions_of(inside):
         return None
-    places = [inside] if data_dir is not None else [inside, local_path("name", name)]
+    here = local_path("name", name)
+    places = [inside] if data_dir is not None else [inside, here] if _is_named(here) else [here]
     return next((place for place in places if place.is_dir()), None)
+
+
+def name_of_folder(folder: Path) -> str:
+    """What a folder is called, `.` and `..` too."""
+    return folder.name if _is_named(folder) else folder.resolve().name
+
+
+def _is_named(path: Path) -> bool:
+    return path.name not in ("", "..")
 
 
 def find_images(folder: Path) -> ImageFolder:
     """Look through a folder that has a folder for each split (train, test, val), or for each class.
 
-    A class is a folder, at any depth of which its images lie, in any format that Pillow reads.  Hidden files are passed
+    A class is a folder, at any depth of which its images lie, in any format that Pillow reads; so is one called train,
+    without folders of its own, beside two others or more and no test or val.  Hidden files are passed
     over; other files in it, and images that lie in no class or split, are left out with a warning.
 
     Raises:
@@ -108,7 +119,8 @@ def find_images(folder: Path) -> ImageFolder:
             left_out.append(str(folder / name))
         else:
             roots[split] = folder / name
-    if "train" not in roots:
+    train_is_class = len(roots) == 1 and len(left_out) > 1 and "train" in roots and not _folders_in(roots["train"])
+    if "train" not in roots or train_is_class:
         roots, left_out = {"train": folder}, []
     class_names = _folders_in(roots["train"])
     if not class_names:
@@ -147,9 +159,13 @@ def _folders_in(folder: Path) -> tuple[str, ...]:
 
 
 def _images_in(folder: Path) -> tuple[list[str], list[str]]:
-    """The paths of the images under a folder, and of the files that are none, sorted."""
+    """The paths of the images under a folder, each real folder once, and of the files that are none, sorted."""
     images, others = [], []
-    for root, _, names in os.walk(folder, followlinks=True):
+    real = folder.resolve()
+    seen = {real, *real.parents}  # A link to one of them would lead round in a circle.
+    for root, folders, names in os.walk(folder, followlinks=True):
+        places = {name: Path(root, name).resolve() for name in sorted(folders)}
+        folders[:] = [name for name, place in places.items() if place not in seen and not seen.add(place)]
         for found, kind in zip(_images_among(root, names), (images, others)):
             kind += found
     return sorted(images), sorted(others)
@@ -169,9 +185,19 @@ def _images_among(folder: str | Path, names: Sequence[str]) -> tuple[list[str], 
 
 
 def _version(folder: Path, paths: list[str]) -> str:
-    each = ((path, os.stat(path)) for path in paths)
-    state = [(os.path.relpath(path, folder), found.st_size, found.st_mtime_ns) for path, found in each]
+    state = []
+    for path in paths:
+        try:
+            found = os.stat(path)
+        except OSError as error:
+            raise _unreadable(path, error) from None
+        state.append((os.path.relpath(path, folder), found.st_size, found.st_mtime_ns))
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()
+
+
+def _unreadable(path: str, error: Exception) -> RunError:
+    reason = f"read ({error.strerror})" if getattr(error, "strerror", None) else f"decoded ({decoding_reason(error)})"
+    return RunError(f"{path} cannot be {reason}; remove or replace it")
 
 
 def _warn_of_left_out(folder: Path, left_out: list[str]) -> None:
@@ -191,8 +217,8 @@ def mode_of(images: ImageFolder) -> str:
                 with Image.open(path) as image:
                     if not is_grey(image):
                         return "RGB"
-            except OSError as error:
-                raise RunError(f"{path} cannot be decoded ({reason_of(error)}); remove or replace it") from None
+            except Exception as error:  # Pillow lets errors of a dozen types out of its parsers.
+                raise _unreadable(path, error) from None
     return "L"
 
 
@@ -200,22 +226,31 @@ def decode_image_folder(images: ImageFolder, preprocessing: str, size: int) -> d
     """Decode all images into the arrays of the .npz format.
 
     Raises:
-      RunError: if an image cannot be decoded.
+      RunError: if an image cannot be read or decoded; if there are some of 16 bits, of which the upper 8 are taken, and
+        none reaches the upper half.
       UsageError: if they differ in size, and there is no preprocessing.
     """
-    mode, arrays, encodings = mode_of(images), {}, set()
+    mode, arrays, encodings, depth = mode_of(images), {}, set(), Depth()
     for name, split in images.splits.items():
-        encoded = ((path, Path(path).read_bytes()) for path in split.paths)
+        encoded = ((path, _read(path)) for path in split.paths)
         preprocess, count = evaluation_of(preprocessing, size), len(split.paths)
-        arrays[f"{name}_images"], found = decode_all(encoded, count, mode, preprocess, split.where)
+        arrays[f"{name}_images"], found = decode_all(encoded, count, mode, preprocess, split.where, depth)
         arrays[f"{name}_labels"] = split.labels
         encodings |= found
+    depth.check(str(images.folder))
     arrays["class_names"] = np.array(images.class_names)
     prepared = "" if preprocessing == "none" else f"; {preprocessing} to {size}x{size}"
     arrays["note"] = np.array(f"{note_of_folder(images.folder, encodings)[:-1]}{prepared})")
     return arrays
 
 
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
 def note_of_folder(folder: Path, encodings: set[str]) -> str:
     """Provenance: what the folder is called, and how its images are encoded."""
-    return f"{folder.name} (folder of images, {'/'.join(sorted(encodings))})"
+    return f"{name_of_folder(folder)} (folder of images, {'/'.join(sorted(encodings))})"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from bnn_jax.checks import require
 from bnn_jax.data.arguments import size_in_memory, whole_number
 from bnn_jax.data.arrays import SPLITS, checked_arrays
-from bnn_jax.data.decoding import evaluation_of, in_mode, is_grey
+from bnn_jax.data.decoding import Depth, evaluation_of, in_mode, is_grey
 from bnn_jax.data.sources import Dataset, Split, assemble, identified
 from bnn_jax.data.stream import ImageStream
 from bnn_jax.errors import UsageError, unknown_name
@@ -45,7 +46,8 @@ def as_dataset(
           label)``; the images of Pillow or arrays;
         * a :class:`Dataset`, or an :class:`ImageStream`.
       validation_examples, split_seed: as :func:`bnn_jax.data.load_dataset` takes them.
-      preprocessing, image_size: likewise, for images of Pillow.
+      preprocessing, image_size: likewise, for images of Pillow; of those with 16 bits the upper 8 are taken, and they
+        are refused if none of the set reaches the upper half.
 
     Returns:
       The set; one that was loaded or checked before as it is.
@@ -91,6 +93,13 @@ def _checked(dataset: Dataset) -> Dataset:
         return dataset
     arrays = _arrays_of(splits)
     found, _ = checked_arrays(arrays | {"num_classes": np.asarray(dataset.num_classes)}, f"`data` ({dataset.name})")
+    for name, (images, _) in found.items():
+        given = arrays[f"{name}_images"]
+        if not np.array_equal(images, given.reshape(images.shape)):
+            raise UsageError(
+                f"`{name}_images` of `data` ({dataset.name}) is {given.dtype}, and `mean` and `std` are those of "
+                "0..255: give uint8 images, or the arrays without a Dataset"
+            )
     channels = found["train"].images.shape[-1]
     for name, holds in (("mean", np.isfinite), ("std", lambda std: np.isfinite(std) & (std > 0))):
         value = getattr(dataset, name)
@@ -106,21 +115,18 @@ def _checked(dataset: Dataset) -> Dataset:
 def _arrays_of(data: Any, preprocess: Preprocess | None = None) -> dict[str, np.ndarray]:
     """The arrays of an .npz file."""
     if isinstance(data, Mapping):
-        arrays, typed = {}, {}
+        arrays, parts = {}, {}
         for name, part in data.items():
             if not isinstance(part, Split | tuple) and not _are_rows(part):
                 arrays[name] = _array(name, part)
             elif name in SPLITS:
-                split = SPLITS[name]
-                if split in typed:
-                    raise UsageError(
-                        f"`data` has the same under two names, `{typed[split]}` and `{name}`; leave one out"
-                    )
-                typed[split] = name
-                arrays |= _pair(f"{SPLITS[name]}_", part, preprocess)
+                typed = next((other for other in parts if SPLITS[other] == SPLITS[name]), None)
+                if typed is not None:
+                    raise UsageError(f"`data` has the same under two names, `{typed}` and `{name}`; leave one out")
+                parts[name] = part
             else:
                 raise unknown_name("data", name, SPLITS)
-        return arrays
+        return _arrays_of_splits(parts, preprocess) | arrays
     if (
         isinstance(data, tuple | list)
         and data
@@ -130,12 +136,37 @@ def _arrays_of(data: Any, preprocess: Preprocess | None = None) -> dict[str, np.
         if len(data) not in (2, 3):
             raise UsageError(f"`data` (a {type(data).__name__} of {len(data)} tuples) must be {FORMS}")
         names = {2: ("train", "test"), 3: ("train", "validation", "test")}[len(data)]
-        pairs = (_pair(f"{name}_", part, preprocess) for name, part in zip(names, data))
-        return {key: array for pair in pairs for key, array in pair.items()}
-    return _pair("", data, preprocess)
+        return _arrays_of_splits(dict(zip(names, data)), preprocess)
+    return _arrays_of_splits({"": data}, preprocess)
 
 
-def _pair(prefix: str, part: Any, preprocess: Preprocess | None) -> dict[str, np.ndarray]:
+def _arrays_of_splits(parts: Mapping[str, Any], preprocess: Preprocess | None) -> dict[str, np.ndarray]:
+    """Those of splits by name, "" the whole set; rows that name their classes number them alike."""
+    arrays, of_classes, depth = {}, {}, Depth()
+    for name, part in parts.items():
+        found = _pair(f"{SPLITS[name]}_" if name else "", part, preprocess, depth)
+        if "class_names" in found:
+            of_classes[name] = found["class_names"].tolist()
+        arrays |= found
+    first = next(iter(of_classes), None)
+    for name, classes in of_classes.items():
+        if classes != of_classes[first]:
+            pairs = enumerate(zip_longest(classes, of_classes[first]))
+            start = next(number for number, (one, other) in pairs if one != other)
+            one, other = (_shown(names, start) for names in (classes, of_classes[first]))
+            raise UsageError(f"`{name}` of `data` has the classes {one}, `{first}` {other}; number them alike")
+    depth.check("`data`")
+    return arrays
+
+
+def _shown(names: list[Any], start: int) -> str:
+    """Up to ten names; of more those from `start` on."""
+    start = start if len(names) > 10 else 0
+    shown = [*["..."] * (start > 0), *names[start : start + 10], *["..."] * (start + 10 < len(names))]
+    return ", ".join(map(str, shown)) or "none"
+
+
+def _pair(prefix: str, part: Any, preprocess: Preprocess | None, depth: Depth) -> dict[str, np.ndarray]:
     """The images and labels of a split, and the names of the classes where rows know them."""
     known = {}
     if isinstance(part, Split):
@@ -148,11 +179,27 @@ def _pair(prefix: str, part: Any, preprocess: Preprocess | None) -> dict[str, np
         raise UsageError(f"`data` (a {type(part).__name__}) must be {FORMS}")
     images, labels = part
     if isinstance(images, Sequence) and len(images) > 0 and hasattr(images[0], "getbands"):
-        mode = "L" if all(map(is_grey, images)) else "RGB"
-        images = [np.asarray((preprocess or np.asarray)(in_mode(image, mode))) for image in images]
+        images = _pixels(images, preprocess, depth)
     elif preprocess is not None:
         raise UsageError("`preprocessing` is for image files and images of Pillow; arrays have one size, leave it out")
     return {f"{prefix}images": _array("images", images), f"{prefix}labels": _array("labels", labels)} | known
+
+
+def _pixels(images: Sequence[Any], preprocess: Preprocess | None, depth: Depth) -> list[np.ndarray]:
+    """The pixels of images of Pillow, grey if all are."""
+    for index, image in enumerate(images):
+        if not hasattr(image, "getbands"):
+            kind = type(image).__name__
+            raise UsageError(f"`images` of `data` has a {kind} at index {index}, others are images of Pillow; give one")
+    mode, found = "L" if all(map(is_grey, images)) else "RGB", []
+    for index, image in enumerate(images):
+        try:
+            decoded = in_mode(image, mode)
+        except ValueError as error:
+            raise UsageError(f"image {index} of `data` cannot be taken: {error}") from None
+        depth.see(image)
+        found.append(np.asarray((preprocess or np.asarray)(decoded)))
+    return found
 
 
 def _are_rows(part: Any) -> bool:

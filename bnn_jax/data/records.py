@@ -1,6 +1,6 @@
 """Records: one split of a set on disk, read and decoded batch by batch."""
 
-import io
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, runtime_checkable
@@ -8,7 +8,8 @@ from typing import Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
-from bnn_jax.data.decoding import decode_image, reason_of
+from bnn_jax.data.arrays import SuspectDataWarning
+from bnn_jax.data.decoding import Depth, decode_image, decoding_reason, in_mode, open_image
 from bnn_jax.data.imagenet import PREPROCESSING, Draw, uniform_draws
 from bnn_jax.errors import RunError, UsageError
 
@@ -110,7 +111,7 @@ class Records:
             image = decode_image(encoded, self.mode)
         except Exception as error:  # Pillow lets errors of a dozen types out of its parsers.
             place = self.source.place(int(self.positions[index]))
-            raise CorruptExample(f"{place} cannot be decoded: {_decoding_reason(error)}") from error
+            raise CorruptExample(f"{place} cannot be decoded: {decoding_reason(error)}") from error
         height, width, channels = self.image_shape
         if self.preprocessing != "none":
             chosen = PREPROCESSING[self.preprocessing]
@@ -130,19 +131,25 @@ def first_image(records: Records) -> tuple[str, tuple[int, int, int]]:
 
     Raises:
       RunError: if none is.
-    """
-    from PIL import Image
 
+    Warns:
+      SuspectDataWarning: if it has 16 bits and uses fewer; the others are not looked at.
+    """
     for index in range(min(MOST_IN_A_ROW, len(records))):
         try:
             encoded, _ = records[index]
-            image = decode_image(encoded, records.mode)
+            stored = open_image(encoded)
+            image = in_mode(stored, records.mode)
         except (RunError, UsageError):
             raise
         except Exception:  # Pillow lets errors of a dozen types out of its parsers.
             continue
-        encoding = Image.open(io.BytesIO(encoded)).format
-        return encoding, (image.height, image.width, len(image.getbands()))
+        depth = Depth()
+        depth.see(stored)
+        if depth.suspicion:
+            place = records.source.place(int(records.positions[index]))
+            warnings.warn(f"{place} has {depth.suspicion}, if others are alike", SuspectDataWarning, stacklevel=3)
+        return stored.format, (image.height, image.width, len(image.getbands()))
     raise RunError(f"no image of {records.source.where} can be decoded; prepare the set again")
 
 
@@ -216,10 +223,3 @@ def _next_good(records, index, *, seed, epoch):
         f"no example from {index} to {following} of the {records.name} split can be used, the last because {last}; "
         "copy or prepare the set again"
     )
-
-
-def _decoding_reason(error: Exception) -> str:
-    from PIL import UnidentifiedImageError
-
-    # Pillow's own words name an object by its address.
-    return "no image format is known" if isinstance(error, UnidentifiedImageError) else reason_of(error)

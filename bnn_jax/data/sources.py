@@ -18,17 +18,21 @@ from jaxtyping import Int32, UInt8
 from bnn_jax.checks import require
 from bnn_jax.data.arguments import size_in_memory, whole_number
 from bnn_jax.data.arrays import checked_arrays
-from bnn_jax.data.image_folder import decode_image_folder, find_images, image_folder_named
+from bnn_jax.data.image_folder import decode_image_folder, find_images, image_folder_named, name_of_folder
 from bnn_jax.data.npz import read_npz, read_through_cache
 from bnn_jax.data.prepare import default_data_dir
 from bnn_jax.data.splits import check_own_validation, in_three, split_off_validation
 from bnn_jax.data.text import BYTES, TOKENS, read_text, windows_of
-from bnn_jax.data.tfds_folder import decode_tfds_folder, files_of, find_tfds_folder
+from bnn_jax.data.tfds_folder import decode_tfds_folder, files_of, find_tfds_folder, split_names
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.paths import cache_folder, local_path
 
 IN_MEMORY = re.compile(r" in memory, sha256 [0-9a-f]{16}$")
 """The end of the name of arrays that a run was given, in its config."""
+
+DIVIDED = "split 60/20/20 % by seed"
+TESTED_ON_VALIDATION = "tested on the validation split"
+"""In the note of a set without splits, or without a test split."""
 
 
 @dataclass(frozen=True)
@@ -118,12 +122,13 @@ def load_dataset(
         * a set in `data_dir` that TFDS stored as ArrayRecord, such as `"cifar10"`; read without TensorFlow.
         * a folder, by itself or in `data_dir`, with a folder of images for each class, either in the folders `train`,
           `test` and `val`, or alone, then divided as digits are; see :func:`bnn_jax.data.image_folder.find_images`.
-          Images are grey if all are, else RGB.
+          Images are grey if all are, else RGB; of those with 16 bits the upper 8 are taken, and they are refused if
+          none reaches the upper half.
       data_dir: folder of such sets; default `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
       cache_dir: where the decoded arrays of files are kept, as `<name>-<version>.npz`; default
         `$XDG_CACHE_HOME/bnn_jax`, else `~/.cache/bnn_jax`.
       validation_examples: size of the validation split; default a tenth of the training images, for digits a fifth
-        of all.  Must be left out when the source has a validation split of its own.
+        of all.  Must be left out when the source has test and validation splits of its own.
       split_seed: seed of the division.
       preprocessing: "none" takes images as they are, which then have one size; "center_crop" resizes the shorter side
         of each to `image_size`, bilinearly, and cuts out the square in the middle.
@@ -156,6 +161,8 @@ def load_dataset(
     )
     if is_text:
         _check_arrays_alone(name, data_dir, size)
+        rule = f"is for sets that are divided at random, and of {name!r} the last parts are taken"
+        require("split_seed", seed, seed == 0, rule, "leave it out", error=UsageError)
         dataset = _load_text(name, path, validation_examples, tokens)
     elif name == "digits" or name.endswith(".npz"):
         _check_arrays_alone(name, data_dir, size)
@@ -210,14 +217,15 @@ def _load_files(
     if folder is not None:
         images = find_images(folder)
         place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
-        file, short = cache / f"{folder.name}-{place}{prepared}.npz", folder.name
+        short = name_of_folder(folder)
+        file = cache / f"{short}-{place}{prepared}.npz"
         decode = partial(decode_image_folder, images, preprocessing, size)
         arrays = read_through_cache(folder, images.version, file, decode, images.splits)
     else:
         folder = find_tfds_folder(name, local_path("data_dir", data_dir or default_data_dir()))
         file, short = cache / f"{name.replace('/', '-')}-{folder.name}{prepared}.npz", name
         decode = partial(decode_tfds_folder, name, folder, preprocessing, size)
-        arrays = read_through_cache(folder, files_of(folder), file, decode, ("train", "test"))
+        arrays = read_through_cache(folder, files_of(folder), file, decode, split_names(folder))
     return assemble(short, arrays, str(folder), "", validation_examples, seed)
 
 
@@ -249,20 +257,26 @@ def assemble(
     splits = {prefix: Split(images, labels.astype(np.int32)) for prefix, (images, labels) in found.items()}
     whole, note = splits["train"], str(arrays.get("note", note))
     if "test" not in splits and "validation" in splits:
-        splits["test"], note = splits.pop("validation"), f"{note}; tested on the validation split"
+        splits["test"], note = splits.pop("validation"), f"{note}; {TESTED_ON_VALIDATION}"
     if "validation" in splits:
         check_own_validation(validation_examples, split_seed, source)
     elif "test" in splits:
         kept, taken = split_off_validation(whole.labels, validation_examples, split_seed)
         splits |= {"train": _take(whole, kept), "validation": _take(whole, taken)}
     else:
-        note = f"{note}; split 60/20/20 % by seed"
+        note = f"{note}; {DIVIDED}"
         parts = in_three(whole.labels, validation_examples, split_seed)
         splits = {part: _take(whole, indices) for part, indices in parts.items()}
-    names = tuple(map(str, arrays["class_names"])) if "class_names" in arrays else None
-    if names is not None and len(names) != num_classes:
-        raise RunError(f"`class_names` of {source} has {len(names)} names for {num_classes} classes; give one for each")
+    names = _names_of_classes(arrays["class_names"], num_classes, source) if "class_names" in arrays else None
     return _with_statistics(name, splits, num_classes, note, names)
+
+
+def _names_of_classes(names: np.ndarray, num_classes: int, source: str) -> tuple[str, ...]:
+    if names.ndim != 1:
+        raise RunError(f"`class_names` of {source} has shape {names.shape}; give one name for each class, [C]")
+    if len(names) != num_classes:
+        raise RunError(f"`class_names` of {source} has {len(names)} names for {num_classes} classes; give one for each")
+    return tuple(name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names)
 
 
 def _take(split: Split, indices: np.ndarray) -> Split:
@@ -336,7 +350,7 @@ def _load_digits(validation_examples: int | None, split_seed: int) -> Dataset:
     whole = Split(images, bunch.target.astype(np.int32))
     parts = in_three(whole.labels, validation_examples, split_seed)
     splits = {part: _take(whole, indices) for part, indices in parts.items()}
-    note = "digits (8x8, scikit-learn's copy of the UCI test set; split 60/20/20 % by seed)"
+    note = f"digits (8x8, scikit-learn's copy of the UCI test set; {DIVIDED})"
     return _with_statistics("digits", splits, 10, note)
 
 

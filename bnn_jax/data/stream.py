@@ -18,11 +18,19 @@ from jaxtyping import Int32
 
 from bnn_jax.data.arguments import size_after, whole_number
 from bnn_jax.data.batching import batches, padded_order
-from bnn_jax.data.image_folder import find_images, image_folder_named, mode_of, note_of_folder
+from bnn_jax.data.image_folder import find_images, image_folder_named, mode_of, name_of_folder, note_of_folder
 from bnn_jax.data.imagenet import MEAN, STD
 from bnn_jax.data.prepare import default_data_dir
 from bnn_jax.data.records import CorruptExample, Records, first_image, read_batch
-from bnn_jax.data.sources import Split, check_spread, identified, pixel_sums, statistics_of
+from bnn_jax.data.sources import (
+    DIVIDED,
+    TESTED_ON_VALIDATION,
+    Split,
+    check_spread,
+    identified,
+    pixel_sums,
+    statistics_of,
+)
 from bnn_jax.data.splits import check_own_validation, in_three, split_off_validation
 from bnn_jax.data.tfds_folder import files_of, find_tfds_folder, note_of, open_builder, what_to_decode
 from bnn_jax.data.tfds_records import TfdsRecords
@@ -99,10 +107,14 @@ def open_stream(
     Raises:
       UsageError: for a set, name or number that cannot be served; names it and the way out.
       RunError: for damaged files.
+
+    Warns:
+      SuspectDataWarning: if the first training image has 16 bits, of which the upper 8 are taken, and does not reach
+        the upper half.
     """
     name = os.fspath(name)
     local_path("name", name)
-    if name == "digits" or name.endswith(".npz"):
+    if name in ("digits", "text") or name.endswith((".npz", ".txt")):
         raise UsageError(
             f"`name` (={name!r}) is loaded whole: turn streaming off, or name a folder of images or a TFDS set"
         )
@@ -123,6 +135,10 @@ def open_stream(
     else:
         shape, mean, std = (size, size, 3), MEAN, STD
         note = f"{note[:-1]}; {preprocessing} to {size}x{size})"
+    if len(opened.splits) == 1:
+        note = f"{note}; {DIVIDED}"
+    elif "test" not in opened.splits:
+        note = f"{note}; {TESTED_ON_VALIDATION}"
     ordered = [splits[split] for split in ("train", "validation", "test")]
     stream = ImageStream(opened.name, *ordered, ordered[0].num_classes, shape, mean, std, note, opened.class_names)
     where = {"name": name, "data_dir": None if data_dir is None else os.fspath(data_dir), "stream": True}
@@ -190,7 +206,7 @@ def _open_image_folder(name: str, data_dir: str | Path | None, preprocessing: st
         for split, files in images.splits.items()
     }
     labels, note = images.splits["train"].labels, partial(note_of_folder, folder)
-    return _Opened(folder.name, "folder", folder, splits, labels, images.class_names, note)
+    return _Opened(name_of_folder(folder), "folder", folder, splits, labels, images.class_names, note)
 
 
 def _open_tfds(name: str, data_dir: str | Path | None, preprocessing: str, size: int) -> _Opened:
@@ -260,7 +276,8 @@ def _pixel_statistics(train: Records, name: str, cache: Path) -> tuple[tuple[flo
         check_spread(name, mean, std)
         return {"mean": mean, "std": std, "examples": len(train), "source": train.source.version}
 
-    digest = hashlib.sha256(train.source.version.encode() + train.positions.tobytes()).hexdigest()
+    state = (train.source.version.encode(), train.mode.encode(), train.positions.tobytes())
+    digest = hashlib.sha256(b"".join(state)).hexdigest()
     path = Path(f"{cache}-{digest[:16]}.json")
     kept = _through_cache(path, ("mean", "std"), compute)
     return tuple(kept["mean"]), tuple(kept["std"])

@@ -155,7 +155,7 @@ def _share(share: float, count: int) -> int:
 
 def _check(set_name, sizes, classes, corrupt, grey, cmyk, short_side, aspect, seed) -> None:
     smallest = min(sizes.values())
-    special = corrupt + _share(max(grey, 0), smallest) + _share(max(cmyk, 0), smallest)
+    special = corrupt + sum(_share(share, smallest) for share in (grey, cmyk) if 0 <= share <= 1)
     for name, value, holds, rule in (
         ("name", set_name, bool(re.fullmatch(r"\w[\w.-]*", set_name)), "must be made of letters, digits, _, - and ."),
         ("train_examples", sizes["train"], sizes["train"] >= 1, "must be at least 1"),
@@ -172,6 +172,6 @@ def _check(set_name, sizes, classes, corrupt, grey, cmyk, short_side, aspect, se
             f"must leave ordinary images: with grey and CMYK ones it makes {special} of the {smallest} of a split",
         ),
         ("short_side", short_side, 1 <= short_side[0] <= short_side[1], "must be two lengths, the lesser one first"),
-        ("aspect", aspect, 0 < aspect[0] <= aspect[1], "must be two positive ratios, the lesser one first"),
+        ("aspect", aspect, 0 < aspect[0] <= aspect[1] < math.inf, "must be two positive ratios, the lesser one first"),
     ):
         require(name, value, holds, rule, error=UsageError)

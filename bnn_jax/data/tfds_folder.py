@@ -9,29 +9,30 @@ from typing import Any
 
 import numpy as np
 
-from bnn_jax.data.decoding import decode_all, evaluation_of, reason_of
+from bnn_jax.data.decoding import Depth, decode_all, evaluation_of, reason_of
 from bnn_jax.data.prepare import ARCHIVES, import_tfds
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.paths import local_path
 
 TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
+SPLITS = ("train", "validation", "test")
 RECORDS_AT_A_TIME = 1000
 
 
 def find_tfds_folder(name: str, data_dir: Path) -> Path:
     """The newest version of the set `name` in `data_dir`."""
-    versions = versions_of(data_dir / name)
-    if versions:
+    named = data_dir / local_path("name", name)
+    if versions := versions_of(named):
         return versions[-1]
+    missing = f"`name` (={name!r}) is not in the data folder {data_dir}"
+    if named.is_dir() or Path(name).is_dir():
+        missing += f"; your own images in a folder of that name are given as ./{name}"
     if name in ARCHIVES:
-        raise UsageError(
-            f"`name` (={name!r}) is not in the data folder {data_dir}; "
-            f"prepare it with: bnn-jax prepare {name} --data-dir {shlex.quote(str(data_dir))}"
-        )
+        raise UsageError(f"{missing}; prepare it with: bnn-jax prepare {name} --data-dir {shlex.quote(str(data_dir))}")
     if name == "imagenet2012":
         raise UsageError(
-            f"`name` (={name!r}) is not in the data folder {data_dir}; prepare it from the official archives where "
-            "TensorFlow is installed: tfds build imagenet2012 --file_format array_record; or write one of made-up "
+            f"{missing}; prepare it from the official archives where TensorFlow is installed: "
+            "tfds build imagenet2012 --file_format array_record; or write one of made-up "
             f"images: bnn-jax synthesize --data-dir {shlex.quote(str(data_dir))}"
         )
     present = sorted(folder.name for folder in data_dir.glob("*") if versions_of(folder))
@@ -47,6 +48,15 @@ def versions_of(folder: Path) -> list[Path]:
     """The folders of the versions of a set that TFDS stored, the newest last; none if it stored none there."""
     numbered = [path for path in folder.glob("*/dataset_info.json") if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name)]
     return sorted((path.parent for path in numbered), key=lambda path: [int(part) for part in path.name.split(".")])
+
+
+def split_names(folder: Path) -> list[str]:
+    """The splits of a TFDS folder that are loaded; none where its description is damaged, see :func:`open_builder`."""
+    try:
+        found = {split["name"] for split in json.loads((folder / "dataset_info.json").read_text())["splits"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [split for split in SPLITS if split in found]
 
 
 def files_of(folder: Path) -> str:
@@ -74,18 +84,20 @@ def decode_tfds_folder(name: str, folder: Path, preprocessing: str, size: int) -
     """Decode the splits of a TFDS folder into the arrays of the .npz format."""
     tfds = import_tfds()
     builder = open_builder(folder)
-    image_key, label_key, mode = what_to_decode(builder.info, folder, needed=("train", "test"))
+    tested = "validation" if "test" not in builder.info.splits and "validation" in builder.info.splits else "test"
+    image_key, label_key, mode = what_to_decode(builder.info, folder, needed=("train", tested))
     decoders = {image_key: tfds.decode.SkipDecoding()}
-    arrays, encodings = {}, set()
-    for split in ("train", "validation", "test"):
+    arrays, encodings, depth = {}, set(), Depth()
+    for split in SPLITS:
         if split in builder.info.splits:
             where = f"the {split} split of {folder}"
             records = _read_records(builder, split, decoders, where)
             arrays[f"{split}_labels"] = np.array([record[label_key] for record in records], np.int32)
             encoded = ((f"image {index} of {where}", record[image_key]) for index, record in enumerate(records))
             preprocess = evaluation_of(preprocessing, size)
-            arrays[f"{split}_images"], found = decode_all(encoded, len(records), mode, preprocess, where)
+            arrays[f"{split}_images"], found = decode_all(encoded, len(records), mode, preprocess, where, depth)
             encodings |= found
+    depth.check(str(folder))
     label = builder.info.features[label_key]
     arrays["num_classes"], arrays["class_names"] = np.array(label.num_classes), np.array(label.names)
     prepared = "" if preprocessing == "none" else f"; {preprocessing} to {size}x{size}"

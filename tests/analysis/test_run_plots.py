@@ -35,7 +35,8 @@ def steps(*, gamma=False, count=40):
 
 def evaluations():
     return [
-        {"kind": "evaluation", "step": 20 * e, "epoch": e, "validation_loss": 0.5 / e, "validation_accuracy": 0.3 * e}
+        {"kind": "evaluation", "step": 20 * e, "epoch": e, "train_loss": 1 / e, "validation_loss": 0.5 / e}
+        | {"validation_accuracy": 0.3 * e}
         for e in (1, 2)
     ]
 
@@ -181,7 +182,13 @@ def test_a_folder_without_a_run_is_refused(tmp_path, run):
         plot_run(run())
 
 
-@pytest.mark.parametrize("line", ["{", "[1]", '{"step": 3}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("{", "[1]", '{"step": 3}', '{"kind": "train", "loss": 1, "accuracy": 1, "learning_rate": 1}'),
+        *('{"kind": "evaluation", "step": 3, "epoch": 1}', '{"kind": "diagnostics", "step": 3}'),
+    ],
+)
 def test_damaged_metrics_are_named(run, line):
     folder = run(*steps())
     with (folder / "metrics.jsonl").open("a") as file:

@@ -109,8 +109,25 @@ def test_another_program_reads_the_tables(name, capsys):
         assert isinstance(rows[0]["test, best (%)"], float) and isinstance(rows[0]["test, best (%) ±"], float)
 
 
-def test_without_a_terminal_a_table_is_as_wide_as_it_needs(capsys, monkeypatch):
+def test_a_line_break_in_a_name_is_none_to_another_program():
+    for style in ("csv", "json", "md"):
+        out = io.StringIO()
+        Tables(style, out).print(["optim.\nlearning_rate", "MMAC\nreal"], [["0.1", "1"]])
+        assert "optim.learning_rate" in out.getvalue() and "MMAC real" in out.getvalue()
+
+
+def test_a_table_without_rows_has_its_header():
+    for style, text in (("csv", "name,number\n\n"), ("json", '{"title": "", "rows": []}\n'), ("text", "number")):
+        out = io.StringIO()
+        Tables(style, out).print(["name", "number"], [])
+        assert text in out.getvalue()
+
+
+@pytest.mark.parametrize("columns", [None, "0", "-3", ""])
+def test_without_a_terminal_a_table_is_as_wide_as_it_needs(columns, capsys, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
     Tables().print(["name", "number"], [["word " * 50, "1"]])
     assert max(map(len, capsys.readouterr().out.splitlines())) > 250
 

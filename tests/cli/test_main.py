@@ -145,6 +145,45 @@ def test_no_command_and_an_unknown_one(monkeypatch, capsys):
     assert code == 2 and printed.err.startswith("error: `command` (='compare ') is not known")
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "name a network, as `bnn-jax summarize resnet20`, or a `--table`"),
+        (
+            ("lenet", "--table", "igp"),
+            "`model` (='lenet') and `--table` (='igp') cannot go together; name a network or a",
+        ),
+        (("lenet", "--width", "0"), "`--width` (=0) must be at least 1"),
+        (("lenet", "--kernel-quantizer", "xnr"), "`--kernel-quantizer` (='xnr') is not known; did you mean 'xnor'?"),
+        (("lenet", "--options", "width", "2"), "`--options` (='width') is not known; choose one of: execution, extra_"),
+        (("lenet", "--stem", "cifar"), "`--stem` (='cifar') is not an option of lenet; leave it out"),
+        (
+            ("resnet18", "--stem", "cifar", "--options", "stem", "imagenet"),
+            "`--stem` (='cifar') is another than the stem of `--options`, imagenet; leave one out",
+        ),
+        (
+            ("bitnet_lm", "--tokens", "8", "--image-size", "64"),
+            "`--image-size` (=64) is for images, not for `--tokens`;",
+        ),
+        (
+            ("bitnet_lm", "--tokens", "8", "--channels", "1"),
+            "`--channels` (=1) is for images, not for `--tokens`; leave",
+        ),
+    ],
+)
+def test_what_cannot_be_summarized_is_named_as_it_was_typed(words, message, monkeypatch, capsys):
+    code, printed = run(monkeypatch, capsys, "summarize", *words)
+    assert code == 2 and printed.err.startswith(f"error: {message}")
+
+
+def test_a_folder_with_spaces_is_quoted_in_the_command_to_go_on_with(monkeypatch, capsys, tmp_path):
+    folder = tmp_path / "my sets" / "imagenet2012" / "5.1.0"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr("bnn_jax.cli.synthesize.write_synthetic_imagenet", lambda **_: folder)
+    code, printed = run(monkeypatch, capsys, "synthesize", "--data-dir", str(tmp_path / "my sets"))
+    assert code == 0 and f"--data.data-dir '{tmp_path}/my sets' --data.val" in " ".join(printed.out.split())
+
+
 def test_what_a_table_does_not_count_has_the_name_of_its_option(monkeypatch, capsys):
     code, printed = run(monkeypatch, capsys, "summarize", "--table", "igp", "--no-batch-norm")
     assert (code, printed.err) == (2, "error: `--no-batch-norm` is for a network, not for a `--table`; leave it out\n")

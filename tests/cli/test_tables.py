@@ -61,5 +61,10 @@ def test_a_table_at_80_columns(what, monkeypatch):
         assert f" {name} " in printed
 
 
+def test_every_column_has_a_name():
+    header = run_command("list", "losses", "--format", "csv").stdout.splitlines()[0]
+    assert header == "name,description,paper"
+
+
 def test_another_table_is_refused():
     assert "optimizers" in run_command("list", "optimisers", code=2).stderr

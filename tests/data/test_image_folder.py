@@ -1,5 +1,6 @@
 """Folders of images: splits and classes, formats and modes, sizes, the cache, and what is refused."""
 
+import os
 import re
 import shutil
 
@@ -80,11 +81,11 @@ def test_any_format_and_mode(tmp_path, kinds, channels):
         write(tmp_path / "pets", 12, first=20 * number, shape=shape, ending=ending)
     deep = tmp_path / "pets" / "ant" / "more"
     deep.mkdir()
-    Image.fromarray(np.arange(30, dtype=np.uint16).reshape(6, 5) << 8).save(deep / "deep.PNG")
+    Image.fromarray(np.arange(30, dtype=np.uint16).reshape(6, 5) << 11).save(deep / "deep.PNG")
     pets = load(tmp_path / "pets")
     assert pets.image_shape == (6, 5, channels)
     assert sum(map(len, (pets.train, pets.validation, pets.test))) == 12 * len(kinds) + 1
-    ramp = np.repeat(np.arange(30, dtype=np.uint8).reshape(1, 6, 5, 1), channels, axis=3)
+    ramp = np.repeat(np.arange(0, 240, 8, dtype=np.uint8).reshape(1, 6, 5, 1), channels, axis=3)
     everything = contents(pets.train, pets.validation, pets.test)
     assert everything[ramp[0].tobytes(), 0] == 1
 
@@ -130,6 +131,7 @@ def test_what_is_streamed_is_what_is_loaded(tmp_path, folders, options):
         write(tmp_path / "pets" / name, 30 - number, first=100 * number)
     whole, stream = load(tmp_path / "pets", **options), open_pets(tmp_path, **options)
     assert (stream.class_names, stream.image_shape, stream.num_classes) == (NAMES, whole.image_shape, 3)
+    assert stream.note == whole.note
     if not options:
         np.testing.assert_allclose((stream.mean, stream.std), (whole.mean, whole.std), rtol=1e-12)
     for name in ("train", "validation", "test"):
@@ -180,6 +182,20 @@ def damaged(folder):
     (folder / "train" / "ant" / "000.png").write_bytes(b"GIF89a, or so it says")
 
 
+def of_12_bits(folder):
+    for path in folder.rglob("*.png"):
+        Image.fromarray(np.arange(0, 3000, 100, dtype=np.uint16).reshape(6, 5)).save(path)
+
+
+def of_32_bits(folder):
+    (folder / "train" / "ant" / "000.png").unlink()
+    Image.fromarray(np.full((6, 5), 65536, np.int32)).save(folder / "train" / "ant" / "000.tif")
+
+
+def dangling(folder):
+    (folder / "test" / "ant" / "000.png").symlink_to(folder / "nowhere.png")
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -200,7 +216,15 @@ def damaged(folder):
         ),
         (emptied, UsageError, r"the test split of .*pets has no image; remove it, or put some in"),
         (of_floats, RunError, r"train/ant/000.tif cannot be decoded \(its pixels are floats; store 8 or 16 bits\)"),
-        (damaged, RunError, r"train/ant/000.png cannot be decoded \(.*\); remove or replace it"),
+        (damaged, RunError, r"train/ant/000.png cannot be decoded \(no image format is known\); remove or replace it"),
+        (
+            of_12_bits,
+            RunError,
+            r"the 16-bit images of .*pets have no value above 2900, and the upper 8 of 16 bits are taken; store 8 "
+            r"bits, \(pixels >> 4\).astype\(np.uint8\)$",
+        ),
+        (of_32_bits, RunError, r"train/ant/000.tif cannot be decoded \(its pixels have more than 16 bits; store 8 or"),
+        (dangling, RunError, r"test/ant/000.png cannot be read \(No such file or directory\); remove or replace it"),
     ],
 )
 def test_a_folder_that_cannot_serve_is_named(tmp_path, change, error, message):
@@ -209,6 +233,87 @@ def test_a_folder_that_cannot_serve_is_named(tmp_path, change, error, message):
     change(tmp_path / "pets")
     with pytest.raises(error, match=message):
         load(tmp_path / "pets")
+
+
+def test_the_first_streamed_image_tells_that_16_bits_are_not_used(tmp_path):
+    write(tmp_path / "pets", 30, shape=(6, 5))
+    of_12_bits(tmp_path / "pets")
+    first = r"pets/ant/000.png has no value above 2900, and the upper 8 of 16 bits are taken; .* if others are alike$"
+    with pytest.warns(SuspectDataWarning, match=first):
+        open_pets(tmp_path)
+
+
+def test_16_bits_are_judged_over_all_splits(tmp_path):
+    for number, name in enumerate(("train", "test")):
+        write(tmp_path / "pets" / name, 30, first=100 * number, shape=(6, 5))
+    of_12_bits(tmp_path / "pets" / "train")
+    of_16_bits = np.arange(0, 60000, 2000, dtype=np.uint16).reshape(6, 5)
+    Image.fromarray(of_16_bits).save(tmp_path / "pets" / "test" / "ant" / "100.png")
+    np.testing.assert_array_equal(load(tmp_path / "pets").test.images[0, ..., 0], of_16_bits >> 8)
+
+
+def test_a_file_that_goes_while_it_is_read_is_named(tmp_path, monkeypatch):
+    write(tmp_path / "pets", 30)
+    monkeypatch.setattr("bnn_jax.data.image_folder.mode_of", lambda _: (tmp_path / "pets/bee/010.png").unlink() or "L")
+    with pytest.raises(RunError, match=r"bee/010.png cannot be read \(No such file or directory\); remove or replace"):
+        load(tmp_path / "pets")
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    write(tmp_path / "pets", 30)
+    (tmp_path / "pets" / "ant").rename(tmp_path / "ants")
+    (tmp_path / "pets" / "ant").mkdir()
+    for name, target in (("more", tmp_path / "ants"), ("again", tmp_path / "ants"), ("up", tmp_path / "pets")):
+        (tmp_path / "pets" / "ant" / name).symlink_to(target)
+    (tmp_path / "ants" / "round").symlink_to(tmp_path / "ants")
+    pets = load(tmp_path / "pets")
+    assert sum(map(len, (pets.train, pets.validation, pets.test))) == 30
+
+
+def test_names_need_not_be_utf_8(tmp_path):
+    write(tmp_path / "pets", 30)
+    os.rename(tmp_path / "pets" / "ant" / "000.png", os.fsencode(tmp_path / "pets" / "ant") + b"/b\xe4r.png")
+    assert len(open_pets(tmp_path).digest) == 16
+
+
+def test_statistics_of_grey_images_are_not_those_of_rgb(tmp_path):
+    write(tmp_path / "pets" / "train", 30, shape=(6, 5))
+    write(tmp_path / "pets" / "test", 9, first=50)
+    coloured = open_pets(tmp_path)
+    shutil.rmtree(tmp_path / "pets" / "test")
+    write(tmp_path / "pets" / "test", 9, first=50, shape=(6, 5))
+    assert (len(coloured.mean), len(open_pets(tmp_path).mean)) == (3, 1)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    write(tmp_path / "rides", 30, names=("car", "plane", "train"))
+    assert load(tmp_path / "rides").class_names == ("car", "plane", "train")
+    (tmp_path / "rides" / "plane").rename(tmp_path / "rides" / "test")
+    with pytest.raises(UsageError, match=r"rides/train has no folder for each class; give the folder in which these"):
+        load(tmp_path / "rides")
+
+
+def test_training_and_testing_are_splits(tmp_path):
+    for number, name in enumerate(("training", "testing")):
+        write(tmp_path / "pets" / name, 9 + number, first=100 * number)
+    assert len(load(tmp_path / "pets").test) == 10
+
+
+def test_the_folder_in_which_one_is_has_its_name(tmp_path, monkeypatch):
+    write(tmp_path / "pets", 30)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    for folder, name in (("pets", "."), ("pets/ant", "..")):
+        monkeypatch.chdir(tmp_path / folder)
+        for pets in (load_dataset(name, cache_dir=tmp_path), open_stream(name, cache_dir=tmp_path)):
+            assert (pets.name, pets.note[:23]) == ("pets", "pets (folder of images,")
+
+
+def test_a_folder_called_as_a_published_set_is_given_with_a_dot(tmp_path):
+    write(tmp_path / "cifar10", 30)
+    options = {"data_dir": tmp_path, "cache_dir": tmp_path / "cache"}
+    with pytest.raises(UsageError, match=r"; your own images in a folder of that name are given as ./cifar10; prepare"):
+        load_dataset("cifar10", **options)
+    assert load_dataset("./cifar10", **options).name == "cifar10"
 
 
 def test_a_folder_too_high_is_named(tmp_path):

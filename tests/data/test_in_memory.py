@@ -9,7 +9,7 @@ from PIL import Image
 from small_sets import brightness_set, contents, same_splits
 
 from bnn_jax.data import Dataset, Split, as_dataset, load_dataset
-from bnn_jax.data.arrays import SuspectDataWarning
+from bnn_jax.data.arrays import ConvertedDataWarning, SuspectDataWarning
 from bnn_jax.errors import RunError, UsageError
 from bnn_jax.sweeps.comparison import compare, sweep
 from bnn_jax.sweeps.engine import Run, run_all
@@ -104,6 +104,33 @@ def test_rows_of_images_of_any_size_and_mode():
         with_data(config, (X, Y))
 
 
+def with_classes(*names):
+    return type("WithClasses", (Pairs,), {"classes": list(names)})
+
+
+def test_splits_that_number_their_classes_otherwise_are_refused():
+    one, other = with_classes(*"abcde"), with_classes(*"abced")
+    assert as_dataset({"train": one(*HALVES[0]), "test": one(*HALVES[1])}).class_names == tuple("abcde")
+    message = r"`test` of `data` has the classes a, b, c, e, d, `train` a, b, c, d, e; number them alike$"
+    with pytest.raises(UsageError, match=message):
+        as_dataset({"train": one(*HALVES[0]), "test": other(*HALVES[1])})
+    many, more = with_classes(*range(1000)), with_classes(*range(998), 7)
+    message = r"`test` of `data` has the classes ..., 7, `train` ..., 998, 999; number them alike$"
+    with pytest.raises(UsageError, match=message):
+        as_dataset({"train": many(*HALVES[0]), "test": more(*HALVES[1])})
+
+
+def test_images_of_pillow_of_16_bits():
+    values = np.random.default_rng(1).integers(0, 65536, (50, 6, 5)).astype(np.uint16)
+    images = [Image.fromarray(image) for image in values]
+    dataset = as_dataset({"train": (images, Y), "test": ([Image.fromarray(image >> 8) for image in values], Y)})
+    assert contents(dataset.train, dataset.validation) == contents(Split((values >> 8).astype(np.uint8)[..., None], Y))
+    with pytest.raises(RunError, match=r"images of `data` have no value above 409\d, .*, \(pixels >> 4\).astype\(np.u"):
+        as_dataset(([Image.fromarray(image >> 4) for image in values], Y))
+    with pytest.raises(RunError, match=r"no value above 255, and the upper 8 of .* 8 bits, pixels.astype\(np.uint8\)$"):
+        as_dataset(([Image.fromarray(image >> 8) for image in values], Y))
+
+
 def test_a_validation_split_alone_is_the_test_split():
     dataset = as_dataset({"train": HALVES[0], "val": HALVES[1]})
     np.testing.assert_array_equal(dataset.test.images, X[40:])
@@ -148,6 +175,21 @@ def test_a_validation_split_alone_is_the_test_split():
             UsageError,
             r"`data` has the same under two names, `val` and `validation`; leave one out",
         ),
+        (
+            [{"image": Image.new("F", (5, 6)), "label": 0}],
+            UsageError,
+            r"image 0 of `data` cannot be taken: its pixels are floats; store 8 or 16 bits",
+        ),
+        (
+            [{"image": Image.fromarray(np.full((6, 5), -1, np.int32)), "label": 0}],
+            UsageError,
+            r"image 0 of `data` cannot be taken: its pixels have more than 16 bits; store 8 or 16",
+        ),
+        (
+            [*rows(X[:1], Y[:1]), {"image": None, "label": 0}],
+            UsageError,
+            r"`images` of `data` has a NoneType at index 1, others are images of Pillow; give one",
+        ),
         ((X[:6], Y[:6]), UsageError, r"the set has too few examples of its classes to be divided; give validation and"),
     ],
 )
@@ -183,6 +225,17 @@ def test_a_set_made_by_hand_is_checked_like_the_rest():
         UsageError, match=r"`std` \(=\(0, 1, 1\)\) of `data` must be 3 numbers, one for each channel, std"
     ):
         as_dataset(replace(mine, std=(0, 1, 1)))
+
+
+def test_a_set_made_by_hand_of_images_in_another_unit_is_refused():
+    mine = Dataset("mine", Split(*HALVES[0]), Split(*HALVES[1]), Split(X[:5], Y[:5]), 5, (127.0,) * 3, (70.0,) * 3)
+    whole = replace(mine, train=Split(X[:40].astype(np.int64), Y[:40]))
+    with pytest.warns(ConvertedDataWarning, match=r"train_images as train_images.astype\(np.uint8\)"):
+        assert same_splits(as_dataset(whole), mine)
+    shares = replace(mine, train=Split(X[:40] / 255, Y[:40]))
+    message = r"`train_images` of `data` \(mine\) is float64, and `mean` and `std` are those of 0..255: give uint8"
+    with pytest.warns(ConvertedDataWarning), pytest.raises(UsageError, match=message):
+        as_dataset(shares)
 
 
 def test_a_set_of_tokens_made_by_hand(tmp_path):

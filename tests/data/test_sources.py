@@ -145,6 +145,10 @@ def test_npz_with_its_own_validation_split_classes_and_note(tmp_path):
         load_dataset(str(path), validation_examples=5)
 
 
+def test_names_of_classes_in_bytes_are_words(tmp_path):
+    assert load_dataset(str(npz(tmp_path, class_names=np.array(list("abcdef"), "S")))).class_names == tuple("abcdef")
+
+
 TEN = np.arange(10)
 
 
@@ -174,6 +178,8 @@ TEN = np.arange(10)
         ({"test_labels": TEN, "num_classes": 6}, r"`test_labels` of .* has the label 6 at index 6; labels are 0 to 5"),
         ({"test_labels": TEN - 3}, r"`test_labels` of .* has the label -3 at index 0, which no"),
         ({"class_names": ["a", "b"]}, r"`class_names` of .* has 2 names for 6 classes; give one for each"),
+        ({"class_names": "a"}, r"`class_names` of .* has shape \(\); give one name for each class, \[C\]"),
+        ({"class_names": [["a"] * 6]}, r"`class_names` of .* has shape \(1, 6\); give one name for each class"),
         ({"num_classes": 0}, r"`num_classes` of .* is 0; it is one whole number, at least 1"),
         ({"num_classes": TEN[:2]}, r"`num_classes` of .* is \[0, 1\]; it is one whole number, at least 1"),
         (

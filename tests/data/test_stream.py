@@ -285,7 +285,9 @@ def test_the_set_for_imagenet_has_its_features_and_its_official_validation_split
     assert opened.mean == pytest.approx((123.675, 116.28, 103.53)) and opened.std == pytest.approx(
         (58.395, 57.12, 57.375)
     )
-    assert opened.note == "imagenet2012 (JPEG; TFDS 5.1.0; random_resized_crop to 224x224)"
+    assert (
+        opened.note == "imagenet2012 (JPEG; TFDS 5.1.0; random_resized_crop to 224x224); tested on the validation split"
+    )
     taken = np.concatenate([opened.train.positions, opened.validation.positions])
     assert sorted(taken) == list(range(60)) and opened.test.source.split == "validation"
     images = []
@@ -318,6 +320,8 @@ def test_made_up_photographs_are_the_same_again(photographs, tmp_path):
         ),
         ({"short_side": (40, 16)}, r"`short_side` \(=\(40, 16\)\) must be two lengths, the lesser one first"),
         ({"grey": 1.5}, r"`grey` \(=1.5\) must be a share, 0 to 1"),
+        ({"grey": float("nan")}, r"`grey` \(=nan\) must be a share, 0 to 1"),
+        ({"aspect": (1, float("inf"))}, r"`aspect` \(=\(1, inf\)\) must be two positive ratios"),
         ({"classes": 0}, r"`classes` \(=0\) must be at least 1"),
     ],
 )
@@ -331,6 +335,8 @@ def test_photographs_that_cannot_be_made_are_refused(options, message, tmp_path)
     [
         ("digits", {}, r"`name` \(='digits'\) is loaded whole: turn streaming off"),
         ("a.npz", {}, r"`name` \(='a.npz'\) is loaded whole"),
+        ("text", {}, r"`name` \(='text'\) is loaded whole"),
+        ("a.txt", {}, r"`name` \(='a.txt'\) is loaded whole"),
         (
             "imagenet2012",
             {"preprocessing": "resize"},

@@ -49,6 +49,7 @@ def test_the_packages_own_text_is_the_same_every_time_and_is_its_docstrings():
         ),
         (None, {"tokens": 0}, "`tokens` (=0) must be a whole number, at least 1"),
         (None, {"tokens": 10, "validation_examples": 46}, "`validation_examples` (=46) must be at most 45, so that"),
+        (None, {"split_seed": 5}, "`split_seed` (=5) is for sets that are divided at random, and of "),
         (None, {"data_dir": "x"}, "`data_dir` (='x') is for sets stored in folders"),
         ("digits", {"tokens": 8}, "`tokens` (=8) is for texts, not 'digits'; leave it out"),
         ("nowhere.txt", {}, "`name` (='nowhere.txt') is not a file; give 'text', or the path of a .txt file"),

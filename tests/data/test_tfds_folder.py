@@ -182,6 +182,25 @@ def replace_in(path, old, new):
     path.write_text(text.replace(old, new))
 
 
+def test_a_validation_split_alone_is_the_test_split(tmp_path, caplog):
+    train, test = write_mnist(tmp_path / "sets")
+    folder = tmp_path / "sets" / "mnist" / "3.0.1"
+    replace_in(folder / "dataset_info.json", '"name": "test"', '"name": "validation"')
+    for path in folder.glob("*-test.*"):
+        path.rename(folder / path.name.replace("-test.", "-validation."))
+    for _ in range(2):
+        dataset = load_mnist(tmp_path / "sets")
+        assert contents(dataset.train, dataset.validation) == contents(train)
+        assert contents(dataset.test) == contents(test)
+        assert dataset.note == "MNIST (PNG; TFDS 3.0.1); tested on the validation split"
+    assert not caplog.messages
+
+
+def test_a_set_is_found_in_a_home(sets, monkeypatch):
+    monkeypatch.setenv("HOME", str(sets.parent))
+    assert load_dataset("~/sets/mnist", cache_dir=sets.parent / "cache").image_shape == (28, 28, 1)
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new", "error", "message"),
     [
@@ -222,7 +241,9 @@ def test_damaged_records_are_refused(sets):
 def test_an_image_that_is_none_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "_png", lambda image: b"GIF89a, or so it says")
     write_mnist(tmp_path / "sets")
-    with pytest.raises(RunError, match=r"image 0 of the train split of .*mnist/3.0.1 cannot be decoded \("):
+    with pytest.raises(
+        RunError, match=r"image 0 of the train split of .*3.0.1 cannot be decoded \(no image format is known"
+    ):
         load_mnist(tmp_path / "sets")
 
 
