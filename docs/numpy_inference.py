@@ -23,13 +23,12 @@ def conv(x, kernel, groups, **geometry):
 
 OPERATIONS = {name: function for name, function in vars(np).items() if isinstance(function, np.ufunc)}
 OPERATIONS |= {function.__name__: function for function in (conv, np.where, np.pad, np.transpose, np.tile)}
+OPERATIONS |= {f.__name__: lambda x, axis, f=f: f(x, tuple(axis)) for f in (np.sum, np.max, np.min)}
 OPERATIONS |= {
     "sign": lambda x: np.where(x < 0, np.float32(-1), np.float32(1)),
     "threshold": lambda x, threshold, direction: np.where(x >= threshold, direction, -direction),
     "max_pool": lambda x, **geometry: windows(x, fill=-np.inf, **geometry).max(-1),
     "sum_pool": lambda x, **geometry: windows(x, fill=0, **geometry).sum(-1),
-    "sum": lambda x, axis: x.sum(tuple(axis)),
-    "max": lambda x, axis: x.max(tuple(axis)),
     "reshape": lambda x, shape: np.reshape(x, shape),
     "concatenate": lambda *parts, axis: np.concatenate(parts, axis),
     "slice": lambda x, ranges: x[(slice(None), *(slice(*r) for r in ranges))],
