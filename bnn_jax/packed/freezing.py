@@ -24,7 +24,7 @@ from bnn_jax.layers.frozen import PACKED, scale_of
 from bnn_jax.layers.norm import affine
 from bnn_jax.layers.operands import input_channels
 from bnn_jax.outputs import apply_network, init_network, network_logits
-from bnn_jax.packed.chains import Chain, find_chains
+from bnn_jax.packed.chains import Chain, called_between_names, find_chains
 from bnn_jax.packed.paths import take_path
 from bnn_jax.quantizers import bases
 from bnn_jax.tracing.constants import constants_of
@@ -172,7 +172,9 @@ def _traced(model: nn.Module, variables: dict[str, Any], image_shape: ImageShape
     def remember(call, arguments, options, context):
         module = context.module
         if context.method_name == "__call__" and isinstance(module, BinaryConv | BinaryDense | BatchNorm):
-            modules["/".join(module.path)] = module
+            path = "/".join(module.path)
+            modules[path] = module
+            return called_between_names(call, arguments, options, path)
         return call(*arguments, **options)
 
     # Where nn.jit has traced a layer before it would not call it again, and no one could remember it.

@@ -113,6 +113,88 @@ def test_thresholds_agree_with_the_network_on_ties_and_gammas_of_any_sign(kernel
     assert found.values > 1000 and found.same, found
 
 
+class Shifted(BinaryConv):
+    """Adds to what a layer returns."""
+
+    def __call__(self, x, **options):
+        return super().__call__(x, **options) + 2.0
+
+
+class Sinking(BinaryConv):
+    """Subtracts from what a layer takes."""
+
+    def __call__(self, x, **options):
+        return super().__call__(x - 0.5, **options)
+
+
+class Leaking(BatchNorm):
+    """Subtracts from what a normalization returns."""
+
+    def __call__(self, x, **options):
+        return super().__call__(x, **options) - 0.5
+
+
+class Finishing(BinaryConv):
+    """Adds inside the layer."""
+
+    def finished(self, y, *others):
+        return super().finished(y, *others) + 2.0
+
+
+class Bordered(BinaryConv):
+    """Has another default."""
+
+    padding: int = 1
+
+
+class Pooling(nn.Module):
+    """The pool of Flax, under any name."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.max_pool(x, (2, 2), (2, 2))
+
+
+def shifted_under(name, x):
+    with jax.named_scope(name):
+        return x + 2.0
+
+
+class Extended(nn.Module):
+    """conv -> BN -> conv of any classes, with additions in scopes of their names, and a pool of any kind."""
+
+    first: type = BinaryConv
+    norm: type = BatchNorm
+    second: type = BinaryConv
+    beside: str = ""
+    pool: str = ""
+    input_quantizer: object = "ste_sign"
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        add = lambda x, place: shifted_under(place.split()[1], x) if place == self.beside else x
+        signs = {"input_quantizer": self.input_quantizer, "kernel_quantizer": "binary"}
+        x = add(self.first(32, name="conv1", **signs)(x, train=train), "behind conv1")
+        x = add(self.norm(name="norm")(add(x, "before norm"), train=train), "behind norm")
+        x = Pooling(name=self.pool)(x) if self.pool else x
+        return self.second(8, name="conv2", **signs)(add(x, "before conv2"), train=train).mean((1, 2))
+
+
+EXTENDED = [Extended(Shifted), Extended(Finishing), Extended(norm=Leaking), Extended(second=Sinking)]
+EXTENDED += [Extended(beside=place) for place in ("behind conv1", "before norm", "behind norm", "before conv2")]
+EXTENDED += [Extended(pool="max_pool")]
+
+
+@pytest.mark.parametrize("model", [*EXTENDED, Extended(), Extended(Bordered, second=Bordered)])
+def test_what_is_computed_under_the_name_of_a_layer_is_no_part_of_a_threshold(model):
+    """By the integers that the trained network returns."""
+    variables = random_variables(model, (6, 6, 33), mean=0.0)
+    images = images_of((6, 6, 33), batch=16)
+    frozen = freeze(model, variables, (6, 6, 33))
+    assert ("threshold" in frozen["packed"]["norm"]) == (model not in EXTENDED)
+    np.testing.assert_array_equal(model.apply(frozen, images), model.apply(variables, images))
+
+
 def test_a_frozen_network_keeps_no_latent_weights_and_no_statistics():
     model = Chained(binary())
     variables = initialized(model, (6, 6, 3))
