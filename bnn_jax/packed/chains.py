@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from bnn_jax.bitops.planes import multiplies_on_bits
@@ -42,6 +43,7 @@ class _Graph(NamedTuple):
     """A trace, and who makes and who uses the values that the images decide and the outputs need."""
 
     operations: tuple[Operation, ...]
+    values: Mapping[int, jax.ShapeDtypeStruct]
     maker: dict[int, Operation | None]
     users: dict[int, list[Operation]]
     modules: Mapping[str, nn.Module]
@@ -72,7 +74,7 @@ def find_chains(traced: Trace, modules: Mapping[str, nn.Module]) -> tuple[Chain,
     """The chains  packed layer -> [max pool] -> BatchNorm -> [max pool] -> [flattening] -> two-valued quantizer.
 
     Each has one product and one normalization, nothing but element-wise operations in the layer behind its product and
-    in the quantizer, and no other use of anything between.
+    in the quantizer, no rounding to a narrower dtype, and no other use of anything between.
 
     Args:
       traced: the network's logits as a function of variables and images, its modules called between names.
@@ -96,7 +98,7 @@ def _graph(traced: Trace, modules: Mapping[str, nn.Module]) -> _Graph:
             live.append(operation)
             for value in set(operation.inputs):
                 users.setdefault(value, []).append(operation)
-    return _Graph(tuple(reversed(live)), maker, users, modules)
+    return _Graph(tuple(reversed(live)), traced.values, maker, users, modules)
 
 
 def _owner(graph: _Graph, operation: Operation) -> str | None:
@@ -173,11 +175,20 @@ def _phases(graph: _Graph, chain: Chain, between: list[Operation]) -> set[int] |
             phase = _POOL if at < _NORM else _POOL_OF_CODES
         elif phase is None and operation.primitive == "reshape":
             phase = _FLATTEN
-        if phase is None or phase < at:
+        if phase is None or phase < at or _rounds(graph, operation):
             return None
         at = phase
         seen.add(phase)
     return seen
+
+
+def _rounds(graph: _Graph, operation: Operation) -> bool:
+    """Whether an operation returns numbers of a narrower dtype than it takes, as activations in half precision."""
+    if operation.primitive != "convert_element_type":
+        return False
+    before, after = (graph.values[value].dtype for (value,) in (operation.inputs, operation.outputs))
+    real = all(jnp.issubdtype(dtype, jnp.floating) for dtype in (before, after))
+    return real and jnp.finfo(after).bits < jnp.finfo(before).bits
 
 
 def _only_use(graph: _Graph, chain: list[Operation], mark: Operation) -> bool:

@@ -7,6 +7,7 @@ operations are functions of NumPy by their names, which broadcast; those that ar
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 from jax.interpreters.partial_eval import dce_jaxpr
@@ -22,11 +23,28 @@ _UFUNCS |= {"floor": "floor", "ceil": "ceil", "square": "square", "pow": "power"
 _UFUNCS |= {"lt": "less", "le": "less_equal", "gt": "greater", "ge": "greater_equal", "eq": "equal"}
 _UFUNCS |= {"ne": "not_equal", "and": "logical_and", "or": "logical_or", "not": "logical_not"}
 _OF_TRUTH = {"and", "or", "not"}
-_SAME = {"convert_element_type", "stop_gradient", "copy", "copy_p", "optimization_barrier", "name", "reduce_precision"}
+_SAME = {"convert_element_type", "stop_gradient", "copy", "copy_p", "optimization_barrier", "name"}
 _REDUCTIONS = {"reduce_sum": "sum", "reduce_max": "max", "reduce_min": "min"}
 _POOLS = {"reduce_window_max": "max_pool", "reduce_window_sum": "sum_pool"}
 _CONSTANT_BY_ELEMENT = {*_UFUNCS, *_SAME, "select_n", "clamp"}
 _OF_ANY_NUMBER = {"slice", "dynamic_slice", "gather", "reduce_max", "reduce_min"}
+_ROUNDING = {
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "exp",
+    "log",
+    "sqrt",
+    "tanh",
+    "square",
+    "pow",
+    "integer_pow",
+    "logistic",
+    "rsqrt",
+}
+_ROUNDING |= {"convert_element_type", "reduce_sum", "reduce_window_sum", "conv_general_dilated", "dot_general"}
+_HALF = {"bfloat16", "float16"}
 _NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1}
 _WHOLE = {"sign", "threshold", "trunc", "rint", "floor", "ceil"}
 _KEEPS_WHOLE = {"reshape", "slice", "pad", "concatenate", "transpose", "max_pool", "matmul", "conv", "multiply", "add"}
@@ -89,7 +107,7 @@ class Steps:
             if all(map(is_array, inputs)):
                 return self._constants(equation, inputs)
             result = self._result(equation, inputs, path)
-            return result if isinstance(result, list) else [result]
+            return result if isinstance(result, list) else [self._rounded(result, equation)]
         except Unsupported as cause:
             what = " ".join(filter(None, (f"the operation {equation.primitive.name!r}", str(cause))))
             raise ValueError(
@@ -254,6 +272,21 @@ class Steps:
         if made and _is_sign(made, otherwise, then[0]):
             return self._step("sign", [Ref(made["inputs"][0], condition.shape)], condition.shape)
         return self._step("where", [condition, then[0], otherwise], _broadcast(inputs))
+
+    def _rounded(self, x: Any, equation: JaxprEqn) -> Any:
+        """What an operation computes in half precision, rounded to it: steps are on float32."""
+        dtype = equation.outvars[0].aval.dtype
+        if equation.primitive.name not in _ROUNDING or not isinstance(x, Ref) or dtype.name not in _HALF:
+            return x
+        return self._step(dtype.name, [x], x.shape)
+
+    def _reduce_precision(self, inputs, params, shape):
+        found = [params["exponent_bits"], params["mantissa_bits"]]
+        dtypes = {name: [jnp.finfo(name).nexp, jnp.finfo(name).nmant] for name in ("float32", *_HALF)}
+        if found not in dtypes.values():
+            raise Unsupported("to {} and {} bits".format(*found))
+        (name,) = (name for name, bits in dtypes.items() if bits == found)
+        return self._step(name, inputs, shape) if name in _HALF else inputs[0]
 
     # Moving numbers.
 

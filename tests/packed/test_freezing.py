@@ -195,6 +195,39 @@ def test_what_is_computed_under_the_name_of_a_layer_is_no_part_of_a_threshold(mo
     np.testing.assert_array_equal(model.apply(frozen, images), model.apply(variables, images))
 
 
+class Half(nn.Module):
+    """dense -> BN -> dense, its activations in half precision by `dtype` or by those of its inputs."""
+
+    dtype: object = jnp.float32
+    inputs: object = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        signs = {"input_quantizer": "ste_sign", "kernel_quantizer": "xnor", "dtype": self.dtype}
+        x = BinaryDense(32, name="first", **signs)(x.astype(self.inputs), train=train)
+        x = BinaryDense(10, name="second", **signs)(BatchNorm(name="norm")(x, train=train), train=train)
+        return BinaryDense(4, kernel_quantizer="xnor", dtype=self.dtype, name="head")(x).astype(jnp.float32)
+
+
+HALVES = [Half(jnp.bfloat16), Half(jnp.float16), Half(inputs=jnp.bfloat16), Half(inputs=jnp.float16)]
+
+
+@pytest.mark.parametrize("model", [*HALVES, Half()])
+def test_thresholds_and_scales_take_in_what_the_network_rounds(model):
+    """Sums of 1200 codes of both signs, far from 0, whose products with a scale half precision rounds."""
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.normal(1.0, 1.0, (256, 1200)), jnp.float32)
+    variables = initialized(model, (1200,))
+    latent = jnp.asarray(rng.normal(1.0, 1.0, (1200, 32)), jnp.float32)
+    sums = np.sign(np.asarray(images, np.float64)) @ np.sign(np.asarray(latent, np.float64))
+    sums *= np.abs(np.asarray(latent, np.float64)).mean(0)
+    variables["params"]["first"]["latent_kernel"] = latent
+    variables["batch_stats"]["norm"] = {"mean": jnp.float32(sums.mean(0)), "var": jnp.float32(sums.var(0))}
+    frozen = freeze(model, variables, (1200,))
+    assert ("threshold" in frozen["packed"]["norm"]) == (model not in HALVES)
+    assert verify(model, variables, frozen, [images]).passed
+
+
 def test_a_frozen_network_keeps_no_latent_weights_and_no_statistics():
     model = Chained(binary())
     variables = initialized(model, (6, 6, 3))
