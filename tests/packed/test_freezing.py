@@ -10,11 +10,11 @@ import pytest
 from networks import random_variables
 from packed_checks import compare, initialized
 
-from bnn_jax.estimators import ESTIMATORS
+from bnn_jax.estimators import ESTIMATORS, ste_sign
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool
 from bnn_jax.packed import freeze, packed_structure, verify
 from bnn_jax.packed.freezing import threshold_chains
-from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, Quantized, make_quantizer, stateless
+from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, Quantized, Quantizer, make_quantizer, stateless
 
 sign = partial(make_quantizer, ACTIVATION_QUANTIZERS, "ste_sign")
 binary = partial(make_quantizer, WEIGHT_QUANTIZERS, "binary")
@@ -368,6 +368,41 @@ def test_a_quantizer_without_one_threshold_is_refused_with_the_layer():
     variables = initialized(model, (6, 6, 3))
     with pytest.raises(ValueError, match="quantizer of layer 'conv2' has more than one threshold in channel 0; use"):
         freeze(model, variables, (6, 6, 3))
+
+
+class PooledCodes(nn.Module):
+    """conv -> BN -> max pool -> conv."""
+
+    input_quantizer: object
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        x = BinaryConv(32, input_quantizer="ste_sign", kernel_quantizer="binary", name="conv1")(x, train=train)
+        x = max_pool(BatchNorm(name="norm")(x, train=train))
+        quantizers = {"input_quantizer": self.input_quantizer, "kernel_quantizer": "binary"}
+        return BinaryConv(8, **quantizers, name="conv2")(x, train=train).mean((1, 2))
+
+
+def test_the_code_of_a_maximum_is_the_lower_one_where_the_quantizer_falls():
+    model = PooledCodes(lambda x: ste_sign(-x))
+    variables, images = random_variables(model, (8, 8, 33), mean=0.0), images_of((8, 8, 33), batch=9)
+    frozen = freeze(model, variables, (8, 8, 33))
+    np.testing.assert_array_equal(model.apply(frozen, images), model.apply(variables, images))
+
+
+def test_a_quantizer_that_falls_behind_a_max_pool_by_what_it_has_learned_is_refused():
+    """With a positive slope it rises; gains of both signs."""
+    quantize = lambda x, slope: Quantized(jnp.where(x * slope < 0, -1.0, 1.0), jnp.ones(()))
+    model = PooledCodes(Quantizer(quantize, init=lambda key, x: {"slope": jnp.ones(x.shape[-1:])[None, None, None]}))
+    variables, images = adversarial(initialized(model, (8, 8, 33))), images_of((8, 8, 33), batch=9)
+    frozen = freeze(model, variables, (8, 8, 33))
+    assert "threshold" in frozen["packed"]["norm"]
+    np.testing.assert_array_equal(model.apply(frozen, images), model.apply(variables, images))
+    learned = variables["params"]["conv2"]["input_quantizer"]
+    learned["slope"] = learned["slope"].at[..., 5].set(-2.0)
+    reason = "of layer 'conv2' falls behind a max pool in channel 5; use one that rises once$"
+    with pytest.raises(ValueError, match=reason):
+        freeze(model, variables, (8, 8, 33))
 
 
 def test_verify_sees_a_flipped_bit():
