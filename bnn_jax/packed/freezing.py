@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import errors
 from flax.core.meta import unbox
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import ShapeDtypeStruct
@@ -17,7 +18,7 @@ from jaxtyping import Array, Bool
 
 from bnn_jax.bitops.planes import PackedBase, PackedKernel
 from bnn_jax.bitops.thresholds import find_thresholds
-from bnn_jax.checks import require
+from bnn_jax.checks import is_whole, require
 from bnn_jax.finite import all_finite, require_finite
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense
 from bnn_jax.layers.frozen import PACKED, scale_of
@@ -36,6 +37,14 @@ ImageShape = tuple[int, ...]
 
 FAR = 1e30
 """An input beyond every threshold of a quantizer."""
+
+OF_OTHER_NETWORKS = (
+    errors.ScopeCollectionNotFound,
+    errors.ScopeParamNotFoundError,
+    errors.ScopeParamShapeError,
+    errors.ScopeVariableNotFoundError,
+)
+"""What Flax says of variables that a network does not have so."""
 
 SEVERAL, FALLING = "has more than one threshold", "falls behind a max pool"
 """What an input quantizer may not do where thresholds take the place of a normalization."""
@@ -87,13 +96,19 @@ def freeze(
       ValueError: if the model has no layer with quantized weights, or one whose quantizer has no codes in evaluation,
         one inside nn.vmap or nn.scan, or two-valued inputs with more than one threshold, or that fall behind a max pool
         by what they have learned; or if a number is not finite.  The layer is named.
+      ValueError: if the variables are not those of the model, or `image_shape` is none.
     """
     collections, variables = sorted(variables), _as_dict(variables)
     trained = PACKED not in collections or any(path[-1] == LATENT_KERNEL for path in flatten_dict(variables))
     rule, way = "are frozen already", "give the trained ones, as `run.variables` has them"
     require("variables", collections, trained, rule, way)
     require_finite("variables", variables, TRAIN_AGAIN)
-    plan = _plan(model, jax.eval_shape(lambda: variables), image_shape)
+    try:
+        plan = _plan(model, jax.eval_shape(lambda: variables), image_shape)
+    except OF_OTHER_NETWORKS as error:
+        reason = " ".join(str(error).split()).partition(" (https:")[0].rstrip(".")
+        rule = f"are not those of `model` with images of {tuple(image_shape)} ({reason})"
+        raise ValueError(f"`variables` (={collections}) {rule}; {way}") from None
     images = jnp.zeros((1, *image_shape))
     packed, broken, finite = jax.jit(partial(_packed, model, plan))(variables, images)
     for name, is_finite in finite.items():
@@ -114,7 +129,7 @@ def packed_structure(model: nn.Module, image_shape: ImageShape) -> dict[str, Any
     Raises:
       ValueError: as :func:`freeze`, but for what depends on numbers.
     """
-    images = ShapeDtypeStruct((1, *image_shape), "float32")
+    images = _images(image_shape)
     rngs = {"params": jax.random.key(0)}
     variables = _as_dict(jax.eval_shape(partial(init_network, model, rngs), images)[1])
     plan = _plan(model, variables, image_shape)
@@ -168,6 +183,8 @@ def _collect(model: nn.Module, variables: Mapping[str, Any], images: Array) -> d
 
 
 def _images(image_shape: ImageShape) -> ShapeDtypeStruct:
+    is_shape = np.ndim(image_shape) == 1 and all(is_whole(size, 0) for size in np.asarray(image_shape).tolist())
+    require("image_shape", image_shape, is_shape, "must be the sizes of an image", "as (32, 32, 3)")
     return ShapeDtypeStruct((1, *image_shape), "float32")
 
 

@@ -1,5 +1,6 @@
 """A frozen network is the trained one: every model, every quantizer, every integer."""
 
+import re
 from functools import partial
 
 import flax.linen as nn
@@ -248,6 +249,43 @@ def test_frozen_variables_are_not_frozen_again():
         freeze(model, frozen, (6, 6, 3))
 
 
+@pytest.mark.parametrize("image_shape", [33, (6, 6, 3.0), "6x6x3", [(6, 6), (3, 1)]])
+def test_what_is_no_shape_of_images_is_refused(image_shape, unchecked):
+    model = Chained(binary())
+    reason = rf"^`image_shape` \(={re.escape(repr(image_shape))}\) must be the sizes of an image; as \(32, 32, 3\)$"
+    for function in (partial(freeze, model, initialized(model, (6, 6, 3))), partial(packed_structure, model)):
+        with pytest.raises(ValueError, match=reason):
+            function(image_shape)
+    frozen = freeze(model, initialized(model, (6, 6, 3)), (6, 6, 3))
+    for same in ([6, 6, 3], np.array([6, 6, 3])):
+        jax.tree.map(np.testing.assert_array_equal, freeze(model, initialized(model, (6, 6, 3)), same), frozen)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            lambda v: v["params"],
+            r"\(=\['conv1', .*\]\) .* \(6, 6, 3\) \(Tried to access \"latent_kernel\" from",
+        ),
+        (lambda v: {"params": v["params"]}, r"\(=\['params'\]\) .* \(Tried to access \"mean\" from collection"),
+        (
+            lambda v: v | {"params": v["params"] | {"conv2": {}}},
+            r".* \(Could not find parameter named",
+        ),
+        (
+            lambda v: initialized(Chained(binary()), (6, 6, 4)),
+            r".* \(For parameter \"latent_kernel\" in",
+        ),
+    ],
+)
+def test_variables_of_another_network_are_refused(change, reason):
+    model = Chained(binary())
+    text = rf"^`variables` {reason}.*[^.]\); give the trained ones, as `run.variables` has them$"
+    with pytest.raises(ValueError, match=text):
+        freeze(model, change(initialized(model, (6, 6, 3))), (6, 6, 3))
+
+
 def test_structure_needs_no_arrays():
     model = Chained(make_quantizer(WEIGHT_QUANTIZERS, "xnor"), pool=True)
     frozen = freeze(model, initialized(model, (6, 6, 3)), (6, 6, 3))
@@ -420,3 +458,16 @@ def test_verify_sees_a_flipped_bit():
     found = verify(model, variables, changed, [images])
     assert not found.passed and found.layers["conv2"].differing_integers > 0
     assert found.layers["conv1"].differing_integers == found.layers["head"].differing_integers == 0
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_layers_of_float64_are_frozen(dtype, standard_dtypes):
+    """Also on images of float32, to which what they return is rounded."""
+    with jax.enable_x64(True):
+        model = Half(dtype=jnp.float64)
+        images = jnp.asarray(np.random.default_rng(0).normal(size=(32, 24)), dtype)
+        model = model.copy(inputs=dtype)
+        variables = model.init(jax.random.key(0), images)
+        frozen = freeze(model, variables, (24,))
+        assert frozen["packed"]["head"]["kernel"].shape == (10, 4)
+        assert verify(model, variables, frozen, [images]).passed
