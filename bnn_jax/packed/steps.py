@@ -120,8 +120,10 @@ class Steps:
         name = equation.primitive.name
         if name == "broadcast_in_dim":
             return [inputs[0].reshape(_aligned(equation, inputs[0].shape))]
+        if name == "optimization_barrier":
+            return inputs
         if name in _CONSTANT_BY_ELEMENT:
-            return evaluate(equation, list(np.broadcast_arrays(*inputs)))
+            return evaluate(equation, inputs if len(inputs) == 1 else list(np.broadcast_arrays(*inputs)))
         shapes = [_shape(atom.aval) for atom in equation.invars]
         full = [x if x.shape == shape else np.broadcast_to(x, shape) for x, shape in zip(inputs, shapes)]
         results = evaluate(equation, full)
@@ -135,10 +137,11 @@ class Steps:
         return size > 0 and size % self._batch == 0
 
     def _of_one_image(self, constant: Any) -> Any:
+        """A constant of size 1 along the axes of the images; NaN everywhere is the same for each."""
         for axis, size in enumerate(constant.shape):
             if self._counts_images(size):
                 first = constant[(slice(None),) * axis + (slice(1),)]
-                if (constant != first).any():
+                if ((constant != first) & ((constant == constant) | (first == first))).any():
                     raise Unsupported(_AMONG_IMAGES)
                 constant = first
         return constant

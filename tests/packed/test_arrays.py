@@ -367,6 +367,7 @@ OF_CONSTANTS = {
     "of the images": lambda x: (
         x * jnp.concatenate([ones_of(x, x.shape[0], 2), 0 * ones_of(x, x.shape[0], 2)], 1).T.T[:, None, None]
     ),
+    "NaN": lambda x: jnp.where(x > 1e9, jnp.full((x.shape[0], 288), jnp.nan, x.dtype).reshape(x.shape), x),
     "least": lambda x: x.min(-1),
 }
 
