@@ -23,7 +23,7 @@ _UFUNCS |= {"floor": "floor", "ceil": "ceil", "square": "square", "pow": "power"
 _UFUNCS |= {"lt": "less", "le": "less_equal", "gt": "greater", "ge": "greater_equal", "eq": "equal"}
 _UFUNCS |= {"ne": "not_equal", "and": "logical_and", "or": "logical_or", "not": "logical_not"}
 _OF_TRUTH = {"and", "or", "not"}
-_SAME = {"convert_element_type", "stop_gradient", "copy", "copy_p", "optimization_barrier", "name"}
+_SAME = {"convert_element_type", "stop_gradient", "copy", "copy_p", "name"}
 _REDUCTIONS = {"reduce_sum": "sum", "reduce_max": "max", "reduce_min": "min"}
 _POOLS = {"reduce_window_max": "max_pool", "reduce_window_sum": "sum_pool"}
 _CONSTANT_BY_ELEMENT = {*_UFUNCS, *_SAME, "select_n", "clamp"}
@@ -102,6 +102,8 @@ class Steps:
         self.constants = {name: array for name, array in self.constants.items() if name in needed}
 
     def _results(self, equation: JaxprEqn, inputs: list[Any], path: str) -> list[Any]:
+        if equation.primitive.name == "optimization_barrier":
+            return inputs
         self._layer = "/".join(path.split("/")[1:])
         try:
             if all(map(is_array, inputs)):
@@ -120,8 +122,6 @@ class Steps:
         name = equation.primitive.name
         if name == "broadcast_in_dim":
             return [inputs[0].reshape(_aligned(equation, inputs[0].shape))]
-        if name == "optimization_barrier":
-            return inputs
         if name in _CONSTANT_BY_ELEMENT:
             return evaluate(equation, inputs if len(inputs) == 1 else list(np.broadcast_arrays(*inputs)))
         shapes = [_shape(atom.aval) for atom in equation.invars]

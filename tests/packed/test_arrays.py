@@ -368,6 +368,7 @@ OF_CONSTANTS = {
         x * jnp.concatenate([ones_of(x, x.shape[0], 2), 0 * ones_of(x, x.shape[0], 2)], 1).T.T[:, None, None]
     ),
     "NaN": lambda x: jnp.where(x > 1e9, jnp.full((x.shape[0], 288), jnp.nan, x.dtype).reshape(x.shape), x),
+    "barrier": lambda x: jnp.subtract(*jax.lax.optimization_barrier((x, 3 * ones_of(x, 1, 1, 1, 4)))),
     "least": lambda x: x.min(-1),
 }
 
