@@ -4,4 +4,5 @@ import runpy
 from pathlib import Path
 
 PATH = Path(__file__).parents[1] / "docs" / "numpy_inference.py"
-logits = runpy.run_path(str(PATH))["logits"]
+_names = runpy.run_path(str(PATH))
+logits, OPERATIONS = _names["logits"], _names["OPERATIONS"]

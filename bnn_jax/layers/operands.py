@@ -81,7 +81,8 @@ def kernel_for(layer: nn.Module, inputs: Sequence[InputBase], kernel: tuple[Quan
     """The kernel as it meets these inputs: for real ones a single base, with its scale multiplied in."""
     # A kernel that is about to be rounded to a narrower dtype keeps its scale apart.
     if layer.input_quantizer is None and (len(kernel) > 1 or inputs[0].codes.dtype == layer.dtype):
-        return (Quantized(dequantize(kernel), jnp.ones((), layer.dtype)),)
+        weights = dequantize(kernel)
+        return (Quantized(weights, jnp.ones((), weights.dtype)),)
     return kernel
 
 

@@ -12,6 +12,7 @@ from bnn_jax.bitops.paths import AS_NUMBERS, ON_BITS, chosen_path
 from bnn_jax.bitops.planes import PackedBase, PackedKernel, multiplies_on_bits, unpack_codes
 from bnn_jax.layers.frozen import code_sets, is_words, record, record_kernel, record_path, scale_of
 from bnn_jax.layers.operands import InputBase, Phase, input_bases, input_channels, kernel_for
+from bnn_jax.precision import promoted
 from bnn_jax.quantizers import Quantized
 
 LARGEST_EXACT = 2**24
@@ -31,9 +32,10 @@ def packed_call(layer: nn.Module, x: Array, packed: PackedKernel, phase: Phase, 
     Returns:
       The layer's outputs; where a normalization with thresholds follows, the integers alone.
     """
+    dtype = promoted(layer.dtype, jnp.dtype(jnp.float32))  # Sums and scales are not rounded to half precision.
     record_kernel(layer, lambda: [unpack_codes(base, packed.shape) for base in packed.bases])
     if is_words(x):
-        inputs = [InputBase(x, jnp.asarray(packed.input_scale, layer.dtype), *code_sets(layer.input_quantizer, 1))]
+        inputs = [InputBase(x, jnp.asarray(packed.input_scale, dtype), *code_sets(layer.input_quantizer, 1))]
     else:
         inputs = input_bases(layer, x, phase)
     pairs = [(a, w) for a in inputs for w in packed.bases]
@@ -41,8 +43,8 @@ def packed_call(layer: nn.Module, x: Array, packed: PackedKernel, phase: Phase, 
     path = _path(layer, packed, pairs) if exact else AS_NUMBERS
     record_path(layer, path)
     if not exact:
-        unpacked = (unpack_codes(w, packed.shape, layer.dtype) for w in packed.bases)
-        kernel = tuple(Quantized(codes, scale_of(w, layer.dtype)) for codes, w in zip(unpacked, packed.bases))
+        unpacked = (unpack_codes(w, packed.shape, dtype) for w in packed.bases)
+        kernel = tuple(Quantized(codes, scale_of(w, dtype)) for codes, w in zip(unpacked, packed.bases))
         kernel = kernel_for(layer, inputs, kernel)
         y = sum(layer.product(a, w, *geometry) for a in inputs for w in kernel)
         return layer.finished(y, x, phase, *geometry)
@@ -56,7 +58,7 @@ def packed_call(layer: nn.Module, x: Array, packed: PackedKernel, phase: Phase, 
         record(layer, a.codes, a.values, lambda integers=integers: integers)
         if packed.integers:
             return integers
-        y = y + layer.scaled(integers.astype(layer.dtype), a.scale, scale_of(w, layer.dtype))
+        y = y + layer.scaled(integers.astype(dtype), a.scale, scale_of(w, dtype))
     return layer.finished(y, x, phase, *geometry)
 
 

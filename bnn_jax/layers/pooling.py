@@ -13,6 +13,9 @@ from bnn_jax.layers.convolution import Padding, resolve_padding
 from bnn_jax.layers.frozen import is_words
 from bnn_jax.precision import widened
 
+MAX_POOL = f"{__name__}.max_pool()"
+"""The scope of :func:`max_pool` in a traced computation, by which freezing knows it: no module has such a name."""
+
 
 def _geometry(x: Array, window: int | Pair, strides: int | Pair | None, padding: Padding) -> tuple[Pair, Pair, Pads]:
     window = as_sizes("window", window)
@@ -21,7 +24,7 @@ def _geometry(x: Array, window: int | Pair, strides: int | Pair | None, padding:
     return window, strides, resolve_padding(padding, strides=strides, **sizes)
 
 
-@jax.named_scope("max_pool")
+@jax.named_scope(MAX_POOL)
 @check_arrays
 def max_pool(
     x: Num[Array, "batch height width channels"],

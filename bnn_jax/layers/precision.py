@@ -69,9 +69,11 @@ def byte_dot(
     Array([[130.]], dtype=float32)
     """
 
+    dtype = sum_dtype(x, kernel)
+
     def of_bytes(x, kernel):
         x, kernel = (operand.astype(jnp.int8) for operand in (x, kernel))
-        return jnp.matmul(x, kernel, preferred_element_type=jnp.int32).astype(jnp.float32)
+        return jnp.matmul(x, kernel, preferred_element_type=jnp.int32).astype(dtype)
 
     return lax.platform_dependent(x, kernel, cpu=dot, default=of_bytes)
 

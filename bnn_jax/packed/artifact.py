@@ -6,6 +6,7 @@ follow each other without a gap:
     words       uint32   all packed bits
     thresholds  int32    of batch norms that became comparisons
     numbers     float32 or float16, the rest
+    bfloat16    and the like, variables of another dtype
 
 in the order in which `jax.tree_util` flattens the packed variables.  Their names and shapes are not stored: the network
 that the metadata describe has them, by :func:`bnn_jax.packed.packed_structure`.  So the header stays below 4 KiB for a
@@ -87,14 +88,15 @@ def save(
     Raises:
       TypeError: if `packed` is no PackedModel.
       ValueError: if its variables are not packed variables of its network, or a number of them is not finite.
-      UsageError: if the description is no network or too long for the header, a number too large for a float16, or the
-        name of the file ends as that of another format.
+      UsageError: if the description is no network or too long for the header, a variable empty or of a dtype that no
+        file holds, a number too large for a float16, or the name of the file ends as that of another format.
       RunError: if the file cannot be written.
     """
     path = local_path("path", path)
     require_ending("path", path, ".bnn.safetensors")
     require_packed_model(packed)
     variables, described = take_path(packed.variables, None), packed.metadata
+    _require_stored(_structure(variables))
     values = {"versions": {name: version(name) for name in ("bnn_jax", "jax", "flax")}, "model": _settings(packed)}
     values |= {"num_classes": packed.num_classes}
     values |= {name: np.asarray(described[name]).tolist() for name in ("image_shape", "mean", "std")}
@@ -298,12 +300,21 @@ def _network(
         if latent_weights(network, image_shape) > most_weights:
             raise ValueError(f"its weights need more than the {most_weights} bits of the tensors")
         structure = _structure(packed_structure(network, image_shape))
-        if not all(leaf.size and leaf.dtype.name in DTYPES.values() for leaf in structure.leaves):
-            raise ValueError("a variable is empty or of a dtype that is not stored")
+        _require_stored(structure)
         return network, structure
     except Exception as error:  # Names, types and numbers may all be wrong, and any layer may be the one that says so.
         cause = " ".join(str(error).split())[:300] or type(error).__name__
         raise Damaged(f"the network that it describes cannot be built ({cause})") from None
+
+
+def _require_stored(structure: _Structure) -> None:
+    """Refuse a variable that no tensor of a file holds."""
+    for name, leaf in zip(structure.names, structure.leaves):
+        if not leaf.size or leaf.dtype.name not in DTYPES.values():
+            raise UsageError(
+                f"`packed` has the variable {name} of {leaf.dtype} and shape {leaf.shape}; a file holds elements of "
+                f"{', '.join(DTYPES.values())}: give its layer another `param_dtype`"
+            )
 
 
 def _check_variables(variables: Any, wanted: _Structure) -> None:

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import errors
 from flax.core.meta import unbox
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import ShapeDtypeStruct
@@ -17,14 +18,14 @@ from jaxtyping import Array, Bool
 
 from bnn_jax.bitops.planes import PackedBase, PackedKernel
 from bnn_jax.bitops.thresholds import find_thresholds
-from bnn_jax.checks import require
+from bnn_jax.checks import is_whole, require
 from bnn_jax.finite import all_finite, require_finite
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense
 from bnn_jax.layers.frozen import PACKED, scale_of
 from bnn_jax.layers.norm import affine
 from bnn_jax.layers.operands import input_channels
 from bnn_jax.outputs import apply_network, init_network, network_logits
-from bnn_jax.packed.chains import Chain, find_chains
+from bnn_jax.packed.chains import Chain, called_between_names, find_chains
 from bnn_jax.packed.paths import take_path
 from bnn_jax.quantizers import bases
 from bnn_jax.tracing.constants import constants_of
@@ -33,6 +34,20 @@ from bnn_jax.types import LATENT_KERNEL
 
 ImageShape = tuple[int, ...]
 """(height, width, channels), or the same of other numbers of spatial axes."""
+
+FAR = 1e30
+"""An input beyond every threshold of a quantizer."""
+
+OF_OTHER_NETWORKS = (
+    errors.ScopeCollectionNotFound,
+    errors.ScopeParamNotFoundError,
+    errors.ScopeParamShapeError,
+    errors.ScopeVariableNotFoundError,
+)
+"""What Flax says of variables that a network does not have so."""
+
+SEVERAL, FALLING = "has more than one threshold", "falls behind a max pool"
+"""What an input quantizer may not do where thresholds take the place of a normalization."""
 
 TRAIN_AGAIN = "the run has diverged: take an earlier checkpoint, or train again"
 
@@ -79,25 +94,31 @@ def freeze(
 
     Raises:
       ValueError: if the model has no layer with quantized weights, or one whose quantizer has no codes in evaluation,
-        one inside nn.vmap or nn.scan, or two-valued inputs with more than one threshold; or if a number is not finite.
-        The layer is named.
+        one inside nn.vmap or nn.scan, or two-valued inputs with more than one threshold, or that fall behind a max pool
+        by what they have learned; or if a number is not finite.  The layer is named.
+      ValueError: if the variables are not those of the model, or `image_shape` is none.
     """
     collections, variables = sorted(variables), _as_dict(variables)
     trained = PACKED not in collections or any(path[-1] == LATENT_KERNEL for path in flatten_dict(variables))
     rule, way = "are frozen already", "give the trained ones, as `run.variables` has them"
     require("variables", collections, trained, rule, way)
     require_finite("variables", variables, TRAIN_AGAIN)
-    plan = _plan(model, jax.eval_shape(lambda: variables), image_shape)
+    try:
+        plan = _plan(model, jax.eval_shape(lambda: variables), image_shape)
+    except OF_OTHER_NETWORKS as error:
+        reason = " ".join(str(error).split()).partition(" (https:")[0].rstrip(".")
+        rule = f"are not those of `model` with images of {tuple(image_shape)} ({reason})"
+        raise ValueError(f"`variables` (={collections}) {rule}; {way}") from None
     images = jnp.zeros((1, *image_shape))
     packed, broken, finite = jax.jit(partial(_packed, model, plan))(variables, images)
     for name, is_finite in finite.items():
         if not is_finite:
             raise ValueError(f"`variables` make {name!r} not finite; {TRAIN_AGAIN}")
-    for name, channels in broken.items():
+    for (name, fault), channels in broken.items():
         if np.any(channels):
             raise ValueError(
-                f"`model` cannot be packed: the input quantizer of layer {name!r} has more than one threshold in "
-                f"channel {int(np.argmax(channels))}; use one that rises once"
+                f"`model` cannot be packed: the input quantizer of layer {name!r} {fault} in channel "
+                f"{int(np.argmax(channels))}; use one that rises once"
             )
     return take_path(_with_real(plan, packed, variables), path)
 
@@ -108,7 +129,7 @@ def packed_structure(model: nn.Module, image_shape: ImageShape) -> dict[str, Any
     Raises:
       ValueError: as :func:`freeze`, but for what depends on numbers.
     """
-    images = ShapeDtypeStruct((1, *image_shape), "float32")
+    images = _images(image_shape)
     rngs = {"params": jax.random.key(0)}
     variables = _as_dict(jax.eval_shape(partial(init_network, model, rngs), images)[1])
     plan = _plan(model, variables, image_shape)
@@ -162,6 +183,8 @@ def _collect(model: nn.Module, variables: Mapping[str, Any], images: Array) -> d
 
 
 def _images(image_shape: ImageShape) -> ShapeDtypeStruct:
+    is_shape = np.ndim(image_shape) == 1 and all(is_whole(size, 0) for size in np.asarray(image_shape).tolist())
+    require("image_shape", image_shape, is_shape, "must be the sizes of an image", "as (32, 32, 3)")
     return ShapeDtypeStruct((1, *image_shape), "float32")
 
 
@@ -172,7 +195,9 @@ def _traced(model: nn.Module, variables: dict[str, Any], image_shape: ImageShape
     def remember(call, arguments, options, context):
         module = context.module
         if context.method_name == "__call__" and isinstance(module, BinaryConv | BinaryDense | BatchNorm):
-            modules["/".join(module.path)] = module
+            path = "/".join(module.path)
+            modules[path] = module
+            return called_between_names(call, arguments, options, path)
         return call(*arguments, **options)
 
     # Where nn.jit has traced a layer before it would not call it again, and no one could remember it.
@@ -202,11 +227,24 @@ def _usable(
         ranks = [len(shapes[path]) - 2 for path in (chain.layer, chain.consumer)]
         if chain.layer not in constants or _constant_input_scale(consumer, layer.features, ranks[1]) is None:
             return False
+        if chain.codes_pooled and _falls(consumer, layer.features, ranks[1]):
+            return False
         # A max pool of integers is one of the numbers if no scale, which training could make negative, comes between.
         scales = (_constant_input_scale(layer, 1, ranks[0]), *constants[chain.layer])
         return not chain.pooled or all(scale is not None and scale > 0 for scale in scales)
 
     return tuple(filter(usable, chains))
+
+
+def _falls(layer: nn.Module, channels: int, rank: int) -> bool:
+    """Whether no variable decides that the codes of large inputs are the lower ones."""
+
+    def ends(parameters, x):
+        codes = (_quantized(layer, jnp.full_like(x, end), parameters).codes for end in (-FAR, FAR))
+        return [code.mean() for code in codes]
+
+    low, high = constants_of(ends, *_parameters_and_inputs(layer, channels, rank))
+    return None not in (low, high) and high < low
 
 
 def _plan(model: nn.Module, variables: dict[str, Any], image_shape: ImageShape) -> _Plan:
@@ -255,9 +293,15 @@ def _constant_input_scale(layer: nn.Module, channels: int, rank: int) -> float |
     quantizer = layer.input_quantizer
     if quantizer.init_state is not None:
         return None
-    x = ShapeDtypeStruct((1,) * (rank + 1) + (channels,), layer.dtype)
-    parameters = jax.eval_shape(lambda x: quantizer.init(jax.random.key(0), x), x) if quantizer.init else {}
+    parameters, x = _parameters_and_inputs(layer, channels, rank)
     return constants_of(lambda parameters, x: _quantized(layer, x, parameters).scale, parameters, x)
+
+
+def _parameters_and_inputs(layer: nn.Module, channels: int, rank: int) -> tuple[Any, ShapeDtypeStruct]:
+    """The shapes of what an input quantizer learns, and of inputs with so many spatial axes."""
+    quantizer = layer.input_quantizer
+    x = ShapeDtypeStruct((1,) * (rank + 1) + (channels,), layer.dtype)
+    return jax.eval_shape(lambda x: quantizer.init(jax.random.key(0), x), x) if quantizer.init else {}, x
 
 
 def kernels_of(packed: Mapping[str, Any]) -> dict[str, PackedKernel]:
@@ -268,8 +312,8 @@ def kernels_of(packed: Mapping[str, Any]) -> dict[str, PackedKernel]:
 
 def _packed(
     model: nn.Module, plan: _Plan, variables: dict[str, Any], images: Array
-) -> tuple[Any, dict[str, Array], dict[str, Array]]:
-    """The collection "packed"; for the consumer of each chain the channels that no threshold describes; what is finite.
+) -> tuple[Any, dict[tuple[str, str], Array], dict[str, Array]]:
+    """The collection "packed"; for the consumer of each chain and each fault the channels that have it; what is finite.
 
     The last is told of kernels, gains and offsets by path, before thresholds take the place of some.
     """
@@ -288,7 +332,8 @@ def _packed(
         kernel = flat[(*layer, "kernel")]
         (base,) = kernel.bases
         gain, offset = flat.pop((*norm, "gain")), flat.pop((*norm, "offset"))
-        flat[(*norm, "threshold")], broken[chain.consumer] = _thresholds(plan, chain, base, (gain, offset), variables)
+        flat[(*norm, "threshold")], faults = _thresholds(plan, chain, base, (gain, offset), variables)
+        broken |= {(chain.consumer, fault): channels for fault, channels in faults.items()}
         bare = replace(base, scale=None, constant=1.0)
         flat[(*layer, "kernel")] = replace(kernel, bases=(bare,), integers=True)
     return unflatten_dict(flat), broken, finite
@@ -296,8 +341,11 @@ def _packed(
 
 def _thresholds(
     plan: _Plan, chain: Chain, base: PackedBase, affine_of: tuple[Array, Array], variables: dict[str, Any]
-) -> tuple[Array, Bool[Array, "channels"]]:
-    """The thresholds of a chain, by the arithmetic of its layers for every integer that the product can be."""
+) -> tuple[Array, dict[str, Bool[Array, "channels"]]]:
+    """The thresholds of a chain, by the arithmetic of its layers for every integer that the product can be.
+
+    Besides the channels of each fault.  The maximum of codes is the code of the maximum where the quantizer rises.
+    """
     layer, consumer = plan.modules[chain.layer], plan.modules[chain.consumer]
     own = _of_module(variables.get("params", {}), chain.layer)
     scale = scale_of(base, layer.dtype).reshape(-1)
@@ -316,7 +364,12 @@ def _thresholds(
         return (codes > consumer.input_quantizer.code_set[0]).reshape(v.shape[0], -1)
 
     low, high = _range(layer, math.prod(plan.shapes[chain.layer][:-1]))
-    return find_thresholds(is_higher, low, high, layer.features)
+    thresholds, several = find_thresholds(is_higher, low, high, layer.features)
+    if not chain.codes_pooled:
+        return thresholds, {SEVERAL: several}
+    rises = jnp.sign(affine_of[0]) * jnp.sign(scale) * jnp.sign(input_scale)
+    falling = (rises == jnp.where(thresholds & 1, 1, -1)) & (thresholds >> 1 > low)
+    return thresholds, {SEVERAL: several, FALLING: falling}
 
 
 def _quantized(layer: nn.Module, x: Array, parameters: Mapping[str, Any], *state: Any) -> Any:

@@ -19,7 +19,8 @@ MOST_HEADER_BYTES = 4096
 MOST_TENSOR_BYTES = 2**32
 TENSORS = {"uint32": "words", "int32": "thresholds", "float32": "numbers"}
 """dtype of a variable -> name of the tensor that holds it; the tensor of another dtype has the dtype's name."""
-DTYPES = {"U32": "uint32", "I32": "int32", "F32": "float32", "F16": "float16", "U8": "uint8", "BOOL": "bool"}
+DTYPES = {"U32": "uint32", "I32": "int32", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "U8": "uint8"}
+DTYPES |= {"BOOL": "bool"}
 """safetensors' names of the dtypes."""
 VALUES = ("versions", "model", "num_classes", "image_shape", "mean", "std", "accounting", "tested")
 """The metadata that are JSON texts."""

@@ -34,6 +34,7 @@ from bnn_jax.packed.freezing import TRAIN_AGAIN
 from bnn_jax.packed.model import PackedModel
 from bnn_jax.packed.steps import Steps
 from bnn_jax.paths import local_path, require_ending
+from bnn_jax.precision import promoted
 from bnn_jax.quantizers import Quantized
 
 STEPS = "steps"
@@ -71,6 +72,7 @@ def arrays(packed: PackedModel) -> dict[str, np.ndarray]:
       matmul, einsum (`subscripts`)
       sign        -1 if x < 0 else +1
       threshold   (x, threshold, direction), as above
+      bfloat16, float16     the nearest number of that dtype, a tie to the even one: where the network rounds to it
       max_pool, sum_pool    `window`, `strides`, `padding`, which counts as -inf or 0
       slice       `ranges`: [start, stop, step] of each axis but the first
       reshape     `shape`, with -1 for the images
@@ -104,7 +106,13 @@ def arrays(packed: PackedModel) -> dict[str, np.ndarray]:
     steps = Steps(jaxpr, [*sorted(shapes), IMAGES], LOGITS, batch)
     text = json.dumps(steps.steps)
     used = {i for step in steps.steps for i in step["inputs"] if isinstance(i, str)}
-    return {name: array for name, array in (named | steps.constants).items() if name in used} | {STEPS: np.array(text)}
+    found = {name: _as_float32(array) for name, array in (named | steps.constants).items() if name in used}
+    return found | {STEPS: np.array(text)}
+
+
+def _as_float32(array: np.ndarray) -> np.ndarray:
+    """Real numbers in the dtype that NumPy and C read."""
+    return array.astype(np.float32) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
 
 def _unused_dtype(packed: PackedModel, images: ShapeDtypeStruct) -> Any:
@@ -204,21 +212,23 @@ class _Frozen:
             axes = 1 + (spatial_rank(layer) or max(1, x.ndim - 2))
             geometry = (layer.geometry(x.shape[-axes:-1]),)
         leading, x = x.shape[:-axes], x.reshape(math.prod(x.shape[:-axes]), *x.shape[-axes:])
-        one = jnp.ones((), layer.dtype)
+        dtype = promoted(layer.dtype, jnp.dtype(jnp.float32))
+        one = jnp.ones((), dtype)
         bases = []
         for number in _numbered(kernel):
-            codes = self.arrays[_join(path, f"kernel{number}")].astype(layer.dtype)
+            codes = self.arrays[_join(path, f"kernel{number}")].astype(dtype)
             scale = self.arrays.get(_join(path, f"scale{number}"), one)
             bases.append(Quantized(codes, scale.reshape((1,) * (codes.ndim - 1) + (-1,)) if scale.ndim else scale))
         if x.dtype == self.codes:
-            inputs = [self._codes(layer, x.astype(layer.dtype), kernel)]
+            x = x.astype(layer.dtype)
+            inputs = [self._codes(layer, x, kernel)]
         else:
             inputs = input_bases(layer, x, phase)
         if kernel.integers:
             inputs = [base._replace(scale=one) for base in inputs]
         y = sum(layer.product(a, w, *geometry) for a in inputs for w in kernel_for(layer, inputs, tuple(bases)))
         if not kernel.integers:
-            y = layer.finished(y, x.astype(layer.dtype), phase, *geometry)
+            y = layer.finished(y, x, phase, *geometry)
         return y.reshape(*leading, *y.shape[1:])
 
     def _codes(self, layer, x, kernel):

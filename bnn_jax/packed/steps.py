@@ -7,8 +7,10 @@ operations are functions of NumPy by their names, which broadcast; those that ar
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, JaxprEqn
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from bnn_jax.tracing.interpret import Unsupported, evaluate, interpret, is_array
 
@@ -20,14 +22,35 @@ _UFUNCS |= {"neg": "negative", "abs": "absolute", "exp": "exp", "log": "log", "s
 _UFUNCS |= {"floor": "floor", "ceil": "ceil", "square": "square", "pow": "power"}
 _UFUNCS |= {"lt": "less", "le": "less_equal", "gt": "greater", "ge": "greater_equal", "eq": "equal"}
 _UFUNCS |= {"ne": "not_equal", "and": "logical_and", "or": "logical_or", "not": "logical_not"}
-_SAME = {"convert_element_type", "stop_gradient", "copy", "copy_p", "optimization_barrier", "name", "reduce_precision"}
+_OF_TRUTH = {"and", "or", "not"}
+_SAME = {"convert_element_type", "stop_gradient", "copy", "copy_p", "name"}
 _REDUCTIONS = {"reduce_sum": "sum", "reduce_max": "max", "reduce_min": "min"}
 _POOLS = {"reduce_window_max": "max_pool", "reduce_window_sum": "sum_pool"}
+_CONSTANT_BY_ELEMENT = {*_UFUNCS, *_SAME, "select_n", "clamp"}
+_OF_ANY_NUMBER = {"slice", "dynamic_slice", "gather", "reduce_max", "reduce_min"}
+_ROUNDING = {
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "exp",
+    "log",
+    "sqrt",
+    "tanh",
+    "square",
+    "pow",
+    "integer_pow",
+    "logistic",
+    "rsqrt",
+}
+_ROUNDING |= {"convert_element_type", "reduce_sum", "reduce_window_sum", "conv_general_dilated", "dot_general"}
+_HALF = {"bfloat16", "float16"}
 _NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1}
 _WHOLE = {"sign", "threshold", "trunc", "rint", "floor", "ceil"}
 _KEEPS_WHOLE = {"reshape", "slice", "pad", "concatenate", "transpose", "max_pool", "matmul", "conv", "multiply", "add"}
 _TO_EVEN = 1
 _AMONG_IMAGES = "that chooses among the images"
+_OVER_IMAGES = "over the images of a batch"
 
 
 class Ref(NamedTuple):
@@ -60,7 +83,8 @@ class Steps:
         self._named, self._batch = set(names), batch
         whole = [np.issubdtype(v.aval.dtype, np.integer) for v in jaxpr.jaxpr.invars]
         self._whole_numbers = {name for name, is_whole in zip(names, whole) if is_whole}
-        (result,) = interpret(jaxpr, inputs, self._results, whole=(THRESHOLD,))
+        needed, _ = dce_jaxpr(jaxpr.jaxpr, [True], instantiate=True)
+        (result,) = interpret(ClosedJaxpr(needed, jaxpr.consts), inputs, self._results, whole=(THRESHOLD,))
         self._finish(result, output)
 
     def _finish(self, result: Ref, output: str) -> None:
@@ -78,20 +102,49 @@ class Steps:
         self.constants = {name: array for name, array in self.constants.items() if name in needed}
 
     def _results(self, equation: JaxprEqn, inputs: list[Any], path: str) -> list[Any]:
-        if all(map(is_array, inputs)):
-            if equation.primitive.name == "broadcast_in_dim":
-                return [inputs[0].reshape(_aligned(equation))]
-            return evaluate(equation, inputs)
+        if equation.primitive.name == "optimization_barrier":
+            return inputs
         self._layer = "/".join(path.split("/")[1:])
         try:
+            if all(map(is_array, inputs)):
+                return self._constants(equation, inputs)
             result = self._result(equation, inputs, path)
-            return result if isinstance(result, list) else [result]
+            return result if isinstance(result, list) else [self._rounded(result, equation)]
         except Unsupported as cause:
             what = " ".join(filter(None, (f"the operation {equation.primitive.name!r}", str(cause))))
             raise ValueError(
                 f"`packed` has {what} at {path or 'its top'!r}, for which there is no step on NumPy arrays; "
                 "save it as .bnn.safetensors or .stablehlo instead"
             ) from None
+
+    def _constants(self, equation: JaxprEqn, inputs: list[Any]) -> list[Any]:
+        """The results of an operation on constants, of size 1 along the axes that broadcasting or the images make."""
+        name = equation.primitive.name
+        if name == "broadcast_in_dim":
+            return [inputs[0].reshape(_aligned(equation, inputs[0].shape))]
+        if name in _CONSTANT_BY_ELEMENT:
+            return evaluate(equation, inputs if len(inputs) == 1 else list(np.broadcast_arrays(*inputs)))
+        shapes = [_shape(atom.aval) for atom in equation.invars]
+        full = [x if x.shape == shape else np.broadcast_to(x, shape) for x, shape in zip(inputs, shapes)]
+        results = evaluate(equation, full)
+        before, after = ([any(map(self._counts_images, x.shape)) for x in arrays] for arrays in (full, results))
+        if any(before) and not all(after) and name not in _OF_ANY_NUMBER:
+            raise Unsupported(_OVER_IMAGES)
+        return [self._of_one_image(result) for result in results]
+
+    def _counts_images(self, size: int) -> bool:
+        """Whether an axis of this size is that of the images, or holds it."""
+        return size > 0 and size % self._batch == 0
+
+    def _of_one_image(self, constant: Any) -> Any:
+        """A constant of size 1 along the axes of the images; NaN everywhere is the same for each."""
+        for axis, size in enumerate(constant.shape):
+            if self._counts_images(size):
+                first = constant[(slice(None),) * axis + (slice(1),)]
+                if ((constant != first) & ((constant == constant) | (first == first))).any():
+                    raise Unsupported(_AMONG_IMAGES)
+                constant = first
+        return constant
 
     def _result(self, equation: JaxprEqn, inputs: list[Any], path: str) -> Any:
         name, params = equation.primitive.name, equation.params
@@ -101,6 +154,7 @@ class Steps:
         if name in _SAME:
             return self._converted(inputs[0], equation.invars[0].aval.dtype, equation.outvars[0].aval.dtype)
         if name in _UFUNCS:
+            self._require_kind(name, equation.invars[0].aval.dtype)
             return self._elementwise(name, inputs, shape)
         if name in ("select_n", "clamp"):
             return self._select(inputs, shape) if name == "select_n" else self._clip(inputs, shape)
@@ -112,6 +166,7 @@ class Steps:
         if name in wide:
             return self._reshape(inputs[0], equation, shape, path)
         if name in _REDUCTIONS:
+            self._require_no_images(inputs[0], params["axes"])
             return self._step(_REDUCTIONS[name], inputs, shape, axis=[int(axis) for axis in params["axes"]])
         if name in _POOLS:
             return self._pool(_POOLS[name], inputs[0], params, shape)
@@ -168,10 +223,20 @@ class Steps:
         to_whole = np.issubdtype(after, np.integer)
         return self._step("trunc", [x], x.shape) if to_whole and not self._is_whole(x) else x
 
+    def _require_kind(self, name: str, dtype: np.dtype) -> None:
+        """Refuse what works on the bits of whole numbers, and their division, which cuts off."""
+        if (name in _OF_TRUTH and dtype.kind != "b") or (name == "div" and np.issubdtype(dtype, np.integer)):
+            raise Unsupported(f"of {dtype.name}")
+
+    def _require_no_images(self, x: Any, axes: Sequence[int]) -> None:
+        """Refuse to sum over the images: a mean would divide by as many as the function was traced for."""
+        if any(self._counts_images(x.shape[axis]) for axis in axes):
+            raise Unsupported(_OVER_IMAGES)
+
     def _elementwise(self, name, inputs, shape):
         left, right = inputs[0], inputs[-1]
         if name == "ne" and left is right:
-            return np.zeros((), bool)  # x != x holds for NaN alone.
+            return np.zeros((1,) * len(shape), bool)  # x != x holds for NaN alone.
         if name in _NEUTRAL and _is_all(right, _NEUTRAL[name]):
             return left
         if name in ("add", "mul") and _is_all(left, _NEUTRAL[name]):
@@ -211,12 +276,27 @@ class Steps:
             return self._step("sign", [Ref(made["inputs"][0], condition.shape)], condition.shape)
         return self._step("where", [condition, then[0], otherwise], _broadcast(inputs))
 
+    def _rounded(self, x: Any, equation: JaxprEqn) -> Any:
+        """What an operation computes in half precision, rounded to it: steps are on float32."""
+        dtype = equation.outvars[0].aval.dtype
+        if equation.primitive.name not in _ROUNDING or not isinstance(x, Ref) or dtype.name not in _HALF:
+            return x
+        return self._step(dtype.name, [x], x.shape)
+
+    def _reduce_precision(self, inputs, params, shape):
+        found = [params["exponent_bits"], params["mantissa_bits"]]
+        dtypes = {name: [jnp.finfo(name).nexp, jnp.finfo(name).nmant] for name in ("float32", *_HALF)}
+        if found not in dtypes.values():
+            raise Unsupported("to {} and {} bits".format(*found))
+        (name,) = (name for name, bits in dtypes.items() if bits == found)
+        return self._step(name, inputs, shape) if name in _HALF else inputs[0]
+
     # Moving numbers.
 
     def _reshape(self, x, equation, shape, path):
         name = equation.primitive.name
         if name == "broadcast_in_dim":
-            shape = _aligned(equation)
+            shape = _aligned(equation, _shape(equation.invars[0].aval))
         before = tuple(size for size in x.shape if size != 1)
         if x.name in self._named and _without_leading_ones(shape) == x.shape:
             return Ref(x.name, x.shape)
@@ -292,6 +372,7 @@ class Steps:
     def _dot_general(self, inputs, params, shape):
         (left, right), (left_batch, right_batch) = params["dimension_numbers"]
         x, y = map(self._whole, inputs)
+        self._require_no_images(x, left)
         if (left, right) == ((len(x.shape) - 1,), (0,)) and len(y.shape) == 2 and not left_batch:
             return self._step("matmul", [x, y], shape)
         letters = iter("abcdefghijklmnopqrstuvwxyz")
@@ -320,9 +401,9 @@ def _shape(aval: Any) -> tuple[int, ...]:
     return tuple(map(int, aval.shape))
 
 
-def _aligned(equation: JaxprEqn) -> tuple[int, ...]:
+def _aligned(equation: JaxprEqn, old: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of what a `broadcast_in_dim` broadcasts, with axes of size 1, along which NumPy does it by itself."""
-    axes, old = equation.params["broadcast_dimensions"], _shape(equation.invars[0].aval)
+    axes = equation.params["broadcast_dimensions"]
     return tuple(old[axes.index(axis)] if axis in axes else 1 for axis in range(len(equation.params["shape"])))
 
 

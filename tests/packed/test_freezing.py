@@ -1,5 +1,6 @@
 """A frozen network is the trained one: every model, every quantizer, every integer."""
 
+import re
 from functools import partial
 
 import flax.linen as nn
@@ -10,11 +11,11 @@ import pytest
 from networks import random_variables
 from packed_checks import compare, initialized
 
-from bnn_jax.estimators import ESTIMATORS
+from bnn_jax.estimators import ESTIMATORS, ste_sign
 from bnn_jax.layers import BatchNorm, BinaryConv, BinaryDense, max_pool
 from bnn_jax.packed import freeze, packed_structure, verify
 from bnn_jax.packed.freezing import threshold_chains
-from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, Quantized, make_quantizer, stateless
+from bnn_jax.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, Quantized, Quantizer, make_quantizer, stateless
 
 sign = partial(make_quantizer, ACTIVATION_QUANTIZERS, "ste_sign")
 binary = partial(make_quantizer, WEIGHT_QUANTIZERS, "binary")
@@ -113,6 +114,121 @@ def test_thresholds_agree_with_the_network_on_ties_and_gammas_of_any_sign(kernel
     assert found.values > 1000 and found.same, found
 
 
+class Shifted(BinaryConv):
+    """Adds to what a layer returns."""
+
+    def __call__(self, x, **options):
+        return super().__call__(x, **options) + 2.0
+
+
+class Sinking(BinaryConv):
+    """Subtracts from what a layer takes."""
+
+    def __call__(self, x, **options):
+        return super().__call__(x - 0.5, **options)
+
+
+class Leaking(BatchNorm):
+    """Subtracts from what a normalization returns."""
+
+    def __call__(self, x, **options):
+        return super().__call__(x, **options) - 0.5
+
+
+class Finishing(BinaryConv):
+    """Adds inside the layer."""
+
+    def finished(self, y, *others):
+        return super().finished(y, *others) + 2.0
+
+
+class Bordered(BinaryConv):
+    """Has another default."""
+
+    padding: int = 1
+
+
+class Pooling(nn.Module):
+    """The pool of Flax, under any name."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.max_pool(x, (2, 2), (2, 2))
+
+
+def shifted_under(name, x):
+    with jax.named_scope(name):
+        return x + 2.0
+
+
+class Extended(nn.Module):
+    """conv -> BN -> conv of any classes, with additions in scopes of their names, and a pool of any kind."""
+
+    first: type = BinaryConv
+    norm: type = BatchNorm
+    second: type = BinaryConv
+    beside: str = ""
+    pool: str = ""
+    input_quantizer: object = "ste_sign"
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        add = lambda x, place: shifted_under(place.split()[1], x) if place == self.beside else x
+        signs = {"input_quantizer": self.input_quantizer, "kernel_quantizer": "binary"}
+        x = add(self.first(32, name="conv1", **signs)(x, train=train), "behind conv1")
+        x = add(self.norm(name="norm")(add(x, "before norm"), train=train), "behind norm")
+        x = Pooling(name=self.pool)(x) if self.pool else x
+        return self.second(8, name="conv2", **signs)(add(x, "before conv2"), train=train).mean((1, 2))
+
+
+EXTENDED = [Extended(Shifted), Extended(Finishing), Extended(norm=Leaking), Extended(second=Sinking)]
+EXTENDED += [Extended(beside=place) for place in ("behind conv1", "before norm", "behind norm", "before conv2")]
+EXTENDED += [Extended(pool="max_pool")]
+
+
+@pytest.mark.parametrize("model", [*EXTENDED, Extended(), Extended(Bordered, second=Bordered)])
+def test_what_is_computed_under_the_name_of_a_layer_is_no_part_of_a_threshold(model):
+    """By the integers that the trained network returns."""
+    variables = random_variables(model, (6, 6, 33), mean=0.0)
+    images = images_of((6, 6, 33), batch=16)
+    frozen = freeze(model, variables, (6, 6, 33))
+    assert ("threshold" in frozen["packed"]["norm"]) == (model not in EXTENDED)
+    np.testing.assert_array_equal(model.apply(frozen, images), model.apply(variables, images))
+
+
+class Half(nn.Module):
+    """dense -> BN -> dense, its activations in half precision by `dtype` or by those of its inputs."""
+
+    dtype: object = jnp.float32
+    inputs: object = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        signs = {"input_quantizer": "ste_sign", "kernel_quantizer": "xnor", "dtype": self.dtype}
+        x = BinaryDense(32, name="first", **signs)(x.astype(self.inputs), train=train)
+        x = BinaryDense(10, name="second", **signs)(BatchNorm(name="norm")(x, train=train), train=train)
+        return BinaryDense(4, kernel_quantizer="xnor", dtype=self.dtype, name="head")(x).astype(jnp.float32)
+
+
+HALVES = [Half(jnp.bfloat16), Half(jnp.float16), Half(inputs=jnp.bfloat16), Half(inputs=jnp.float16)]
+
+
+@pytest.mark.parametrize("model", [*HALVES, Half()])
+def test_thresholds_and_scales_take_in_what_the_network_rounds(model):
+    """Sums of 1200 codes of both signs, far from 0, whose products with a scale half precision rounds."""
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.normal(1.0, 1.0, (256, 1200)), jnp.float32)
+    variables = initialized(model, (1200,))
+    latent = jnp.asarray(rng.normal(1.0, 1.0, (1200, 32)), jnp.float32)
+    sums = np.sign(np.asarray(images, np.float64)) @ np.sign(np.asarray(latent, np.float64))
+    sums *= np.abs(np.asarray(latent, np.float64)).mean(0)
+    variables["params"]["first"]["latent_kernel"] = latent
+    variables["batch_stats"]["norm"] = {"mean": jnp.float32(sums.mean(0)), "var": jnp.float32(sums.var(0))}
+    frozen = freeze(model, variables, (1200,))
+    assert ("threshold" in frozen["packed"]["norm"]) == (model not in HALVES)
+    assert verify(model, variables, frozen, [images]).passed
+
+
 def test_a_frozen_network_keeps_no_latent_weights_and_no_statistics():
     model = Chained(binary())
     variables = initialized(model, (6, 6, 3))
@@ -131,6 +247,43 @@ def test_frozen_variables_are_not_frozen_again():
         ValueError, match=r"^`variables` \(=\['packed'\]\) are frozen already; give the trained ones, as"
     ):
         freeze(model, frozen, (6, 6, 3))
+
+
+@pytest.mark.parametrize("image_shape", [33, (6, 6, 3.0), "6x6x3", [(6, 6), (3, 1)]])
+def test_what_is_no_shape_of_images_is_refused(image_shape, unchecked):
+    model = Chained(binary())
+    reason = rf"^`image_shape` \(={re.escape(repr(image_shape))}\) must be the sizes of an image; as \(32, 32, 3\)$"
+    for function in (partial(freeze, model, initialized(model, (6, 6, 3))), partial(packed_structure, model)):
+        with pytest.raises(ValueError, match=reason):
+            function(image_shape)
+    frozen = freeze(model, initialized(model, (6, 6, 3)), (6, 6, 3))
+    for same in ([6, 6, 3], np.array([6, 6, 3])):
+        jax.tree.map(np.testing.assert_array_equal, freeze(model, initialized(model, (6, 6, 3)), same), frozen)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            lambda v: v["params"],
+            r"\(=\['conv1', .*\]\) .* \(6, 6, 3\) \(Tried to access \"latent_kernel\" from",
+        ),
+        (lambda v: {"params": v["params"]}, r"\(=\['params'\]\) .* \(Tried to access \"mean\" from collection"),
+        (
+            lambda v: v | {"params": v["params"] | {"conv2": {}}},
+            r".* \(Could not find parameter named",
+        ),
+        (
+            lambda v: initialized(Chained(binary()), (6, 6, 4)),
+            r".* \(For parameter \"latent_kernel\" in",
+        ),
+    ],
+)
+def test_variables_of_another_network_are_refused(change, reason):
+    model = Chained(binary())
+    text = rf"^`variables` {reason}.*[^.]\); give the trained ones, as `run.variables` has them$"
+    with pytest.raises(ValueError, match=text):
+        freeze(model, change(initialized(model, (6, 6, 3))), (6, 6, 3))
 
 
 def test_structure_needs_no_arrays():
@@ -255,6 +408,41 @@ def test_a_quantizer_without_one_threshold_is_refused_with_the_layer():
         freeze(model, variables, (6, 6, 3))
 
 
+class PooledCodes(nn.Module):
+    """conv -> BN -> max pool -> conv."""
+
+    input_quantizer: object
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        x = BinaryConv(32, input_quantizer="ste_sign", kernel_quantizer="binary", name="conv1")(x, train=train)
+        x = max_pool(BatchNorm(name="norm")(x, train=train))
+        quantizers = {"input_quantizer": self.input_quantizer, "kernel_quantizer": "binary"}
+        return BinaryConv(8, **quantizers, name="conv2")(x, train=train).mean((1, 2))
+
+
+def test_the_code_of_a_maximum_is_the_lower_one_where_the_quantizer_falls():
+    model = PooledCodes(lambda x: ste_sign(-x))
+    variables, images = random_variables(model, (8, 8, 33), mean=0.0), images_of((8, 8, 33), batch=9)
+    frozen = freeze(model, variables, (8, 8, 33))
+    np.testing.assert_array_equal(model.apply(frozen, images), model.apply(variables, images))
+
+
+def test_a_quantizer_that_falls_behind_a_max_pool_by_what_it_has_learned_is_refused():
+    """With a positive slope it rises; gains of both signs."""
+    quantize = lambda x, slope: Quantized(jnp.where(x * slope < 0, -1.0, 1.0), jnp.ones(()))
+    model = PooledCodes(Quantizer(quantize, init=lambda key, x: {"slope": jnp.ones(x.shape[-1:])[None, None, None]}))
+    variables, images = adversarial(initialized(model, (8, 8, 33))), images_of((8, 8, 33), batch=9)
+    frozen = freeze(model, variables, (8, 8, 33))
+    assert "threshold" in frozen["packed"]["norm"]
+    np.testing.assert_array_equal(model.apply(frozen, images), model.apply(variables, images))
+    learned = variables["params"]["conv2"]["input_quantizer"]
+    learned["slope"] = learned["slope"].at[..., 5].set(-2.0)
+    reason = "of layer 'conv2' falls behind a max pool in channel 5; use one that rises once$"
+    with pytest.raises(ValueError, match=reason):
+        freeze(model, variables, (8, 8, 33))
+
+
 def test_verify_sees_a_flipped_bit():
     """The check can fail: one weight's bit, one threshold."""
     model = Chained(binary())
@@ -270,3 +458,16 @@ def test_verify_sees_a_flipped_bit():
     found = verify(model, variables, changed, [images])
     assert not found.passed and found.layers["conv2"].differing_integers > 0
     assert found.layers["conv1"].differing_integers == found.layers["head"].differing_integers == 0
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_layers_of_float64_are_frozen(dtype, standard_dtypes):
+    """Also on images of float32, to which what they return is rounded."""
+    with jax.enable_x64(True):
+        model = Half(dtype=jnp.float64)
+        images = jnp.asarray(np.random.default_rng(0).normal(size=(32, 24)), dtype)
+        model = model.copy(inputs=dtype)
+        variables = model.init(jax.random.key(0), images)
+        frozen = freeze(model, variables, (24,))
+        assert frozen["packed"]["head"]["kernel"].shape == (10, 4)
+        assert verify(model, variables, frozen, [images]).passed

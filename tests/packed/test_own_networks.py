@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy_program
 import pytest
 from packed_file import script
 
@@ -14,7 +15,7 @@ from bnn_jax.errors import RunError, UsageError
 from bnn_jax.estimators import heaviside, ternary
 from bnn_jax.layers import BinaryConv, BinaryDense
 from bnn_jax.models.build import build_model, settings_of
-from bnn_jax.packed import PackedModel, freeze, load, save, to_stablehlo
+from bnn_jax.packed import PackedModel, freeze, load, save, to_stablehlo, write_header, write_npz
 
 SHAPE = (5, 5, 2)
 METADATA = {"image_shape": SHAPE, "mean": (100.0, 90.0), "std": (60.0, 50.0)}
@@ -160,3 +161,39 @@ def test_inputs_quantized_by_a_partial_of_an_estimator_are_frozen_with_its_codes
     variables = layer.init(jax.random.key(0), x)
     expected, packed = layer.apply(variables, x, mutable=["packed"])
     np.testing.assert_array_equal(layer.apply(packed, x), expected)
+
+
+class Parameters(nn.Module):
+    """Real parameters of any dtype."""
+
+    dtype: object
+
+    @nn.compact
+    def __call__(self, x):
+        x = BinaryConv(8, kernel_quantizer="xnor", param_dtype=jnp.bfloat16, name="conv")(x).mean((1, 2))
+        x = BinaryDense(4, param_dtype=jnp.bfloat16, use_bias=True, name="head")(x)
+        return x + self.param("table", lambda _: jnp.arange(4, dtype=self.dtype)[None]).astype(x.dtype)
+
+
+def test_parameters_of_half_precision_are_stored_as_they_are_and_for_numpy_as_float32(tmp_path):
+    packed = packed_of(Parameters(jnp.bfloat16))
+    wanted = packed.logits(IMAGES)
+    save(tmp_path / "own", packed)
+    found = load(tmp_path / "own", model=packed.model)
+    jax.tree.map(np.testing.assert_array_equal, found.variables, packed.variables)
+    assert found.variables["params"]["head"]["kernel"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(found.logits(IMAGES), wanted)
+    write_npz(tmp_path / "own.npz", packed)
+    with np.load(tmp_path / "own.npz", allow_pickle=False) as file:
+        arrays = dict(file)
+    np.testing.assert_array_equal(arrays["head/kernel"], np.float32(packed.variables["params"]["head"]["kernel"]))
+    assert {array.dtype.kind + str(array.itemsize) for name, array in arrays.items() if name != "steps"} <= {"i1", "f4"}
+    np.testing.assert_allclose(numpy_program.logits(arrays, IMAGES), wanted, rtol=1e-5, atol=1e-5)
+    write_header(tmp_path / "own.h", packed)
+
+
+def test_a_dtype_that_no_file_has_is_refused_with_its_variable(tmp_path):
+    packed = packed_of(Parameters(jnp.int8))
+    reason = r"^`packed` has the variable params/table of int8 and shape \(1, 4\); a file holds .*: give its layer an"
+    with pytest.raises(UsageError, match=reason):
+        save(tmp_path / "own", packed)
