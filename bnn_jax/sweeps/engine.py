@@ -96,7 +96,7 @@ def run_all(
             raise UsageError(f"`{argument}` (={value}) must be at least 1; leave it out for as many as there can be")
     if execution not in ("auto", *RUNNERS):
         raise unknown_name("execution", execution, ("auto", *RUNNERS))
-    configs = [with_start(validate(run.config), run.workdir) for run in runs]
+    configs = [with_start(validate(run.config), local_path("workdir", run.workdir)) for run in runs]
     runs = [run._replace(config=own, workdir=local_path("workdir", run.workdir)) for run, own in zip(runs, configs)]
     datasets = {} if datasets is None else datasets
     missing = [run for run in runs if recorded_result(run) is None]

@@ -20,7 +20,7 @@ from bnn_jax.training.run_folder import recorded
 from bnn_jax.training.state import WHICH
 
 
-def with_start(config: Config, workdir: str | Path | None = None) -> Config:
+def with_start(config: Config, workdir: Path | None = None) -> Config:
     """The config with the hash of what it starts from, so that the run goes on with the same alone.
 
     Where that is not there any more it is that of the run in `workdir`, if this one was begun from it.
@@ -42,7 +42,7 @@ def with_start(config: Config, workdir: str | Path | None = None) -> Config:
     try:
         return replace(config, init_sha256=hashlib.sha256(path.read_bytes()).hexdigest())
     except FileNotFoundError:
-        begun = [] if workdir is None else recorded(local_path("workdir", workdir), "config")
+        begun = [] if workdir is None else recorded(workdir, "config")
         kept = [own["init_sha256"] for own in begun if own.get("init_from") == config.init_from]
         if kept:
             return replace(config, init_sha256=kept[0])

@@ -29,7 +29,8 @@ def test_several_runs_are_drawn_over_each_other(tmp_path):
     for name, epochs in (("a", 3), ("b", 2)):
         (tmp_path / name).mkdir()
         write_checksummed(tmp_path / name / "config.json", to_dict(Config(name, epochs=epochs, batch_size=8)))
-        numbers = ({"epoch": e, "step": e, "train_loss": 1 / e, "validation_accuracy": e / 4} for e in range(1, epochs))
+        losses = {"train_loss": 0.5, "validation_loss": 0.5}
+        numbers = ({"epoch": e, "step": e, "validation_accuracy": e / 4} | losses for e in range(1, epochs))
         records = [json.dumps({"kind": "evaluation"} | record) + "\n" for record in numbers]
         (tmp_path / name / "metrics.jsonl").write_text("".join(records))
     done = run_script("plot_run", tmp_path / "a", tmp_path / "b", "--output", tmp_path / "new")

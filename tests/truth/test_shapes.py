@@ -231,7 +231,7 @@ def test_integers_are_no_inputs_of_layers(name, dtype):
 @pytest.mark.parametrize("name", ["max_pool of words", "dense_product"])
 def test_functions_of_bits_refuse_others(name):
     call, right = CALLS[name]
-    with pytest.raises(TypeError, match=r"must be a (uint32|num) array; got bool"):
+    with pytest.raises(TypeError, match=r"must be a (uint32|numerical) array; got bool"):
         call(right.astype(bool))
 
 
