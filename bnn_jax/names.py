@@ -7,17 +7,19 @@ import hashlib
 import importlib
 import importlib.util
 import itertools
+import math
 import os
 import re
 import sys
 import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache, cached_property, partial, reduce
+from functools import cache, partial, reduce
 from pathlib import Path
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType, NoneType
 from typing import Any
 
+import jax
 import numpy as np
 
 from bnn_jax.errors import UsageError
@@ -133,33 +135,29 @@ def contents_of(thing: Any) -> str:
     """Eight hexadecimal digits of what a thing that has no name consists of.
 
     They change with the code of a function, its defaults, and what it takes from outside: the values of enclosing
-    functions and of globals; with the fields of a record, the numbers of an array, the methods of a class.  What has a
-    name stands for that.  Another version of Python has other code.
+    functions and of globals; with the fields of a record, the numbers of an array, the methods of a class and the
+    attributes of its objects.  What has a name stands for that.  Another version of Python has other code.
 
     >>> slopes = [lambda x, slope=slope: slope * x for slope in (1, 2, 1)]
     >>> [contents_of(slope) == contents_of(slopes[0]) for slope in slopes]
     [True, False, True]
     """
-    digest, seen = hashlib.sha256(), {}
+    known: dict[int, tuple[bytes, Any]] = {}  # with the things, for others would have their numbers
 
-    def add(part: Any) -> None:
-        if isinstance(part, _PLAIN):
-            digest.update(f"{part!r};".encode())
-        elif id(part) in seen:
-            digest.update(f"part {seen[id(part)][0]};".encode())
-        else:
-            seen[id(part)] = len(seen), part  # kept, for another thing would have its number
-            digest.update(f"{type(part).__qualname__}(".encode())
+    def digest_of(part: Any) -> bytes:
+        if isinstance(part, bool | int | float | complex | str | bytes | NoneType):
+            # Numbers by their value: a schedule of optax makes 100.0 of its 100 steps.
+            same = part == int(part) if isinstance(part, float) and math.isfinite(part) else False
+            return hashlib.sha256(repr(int(part) if same else part).encode()).digest()
+        if id(part) not in known:
+            known[id(part)] = b"around itself", part
+            digest = hashlib.sha256(type(part).__qualname__.encode())
             for inner in _parts_of(part):
-                add(inner)
-            digest.update(b")")
+                digest.update(digest_of(inner))
+            known[id(part)] = digest.digest(), part
+        return known[id(part)][0]
 
-    for part in _parts_of(thing):
-        add(part)
-    return digest.hexdigest()[:8]
-
-
-_PLAIN = (NoneType, bool, int, float, complex, str, bytes, type(Ellipsis))
+    return digest_of(thing).hex()[:8]
 
 
 def _parts_of(thing: Any) -> Iterable[Any]:
@@ -171,7 +169,9 @@ def _parts_of(thing: Any) -> Iterable[Any]:
     if isinstance(thing, CodeType):
         return (thing.co_code, thing.co_names, thing.co_consts)
     if isinstance(thing, FunctionType):
-        taken = (cell.cell_contents for cell in thing.__closure__ or () if cell != CellType())
+        taken = [cell.cell_contents for cell in thing.__closure__ or () if cell != CellType()]
+        if _is_of_flax(thing):  # around a module's methods, filled in as they are called
+            return [one for one in taken if isinstance(one, FunctionType | type) and not _is_of_flax(one)]
         return (thing.__code__, thing.__defaults__, thing.__kwdefaults__, *taken, *_globals_of(thing))
     if isinstance(thing, MethodType):
         return (thing.__func__, thing.__self__)
@@ -182,29 +182,41 @@ def _parts_of(thing: Any) -> Iterable[Any]:
     if isinstance(thing, property):
         return (thing.fget, thing.fset)
     if isinstance(thing, Mapping):
-        return itertools.chain.from_iterable(sorted(thing.items(), key=lambda item: repr(item[0])))
+        return itertools.chain.from_iterable(sorted(thing.items(), key=lambda item: _without_addresses(repr(item[0]))))
     if isinstance(thing, tuple | list):
         return thing
     if isinstance(thing, set | frozenset):
-        return sorted(map(contents_of, thing))
+        return sorted(thing, key=lambda one: _without_addresses(repr(one)))
     if isinstance(thing, type):
         own = {key: value for key, value in vars(thing).items() if not key.startswith("__") or callable(value)}
         return (thing.__qualname__, thing.__bases__, own)
-    if hasattr(thing, "__array__"):
-        array = np.asarray(thing)
-        return (str(array.dtype), array.shape, array.tobytes() if array.dtype.kind != "O" else array.tolist())
+    if isinstance(thing, np.ndarray | np.generic | jax.Array):
+        return _numbers_of(thing)
     if dataclasses.is_dataclass(thing):
         fields = [field.name for field in dataclasses.fields(thing)]
         return (type(thing), *((name, getattr(thing, name, None)) for name in fields))
-    # Functions that JAX has wrapped, with a derivative of their own or compiled.
-    wrapped = [getattr(thing, name) for name in ("__wrapped__", "fwd", "bwd", "jvp") if hasattr(thing, name)]
-    if wrapped:
-        return wrapped
-    cached = {
-        name for kind in type(thing).__mro__ for name, of in vars(kind).items() if isinstance(of, cached_property)
-    }
-    state = {name: value for name, value in getattr(thing, "__dict__", {}).items() if name not in cached}
-    return (type(thing), state) if state else (_without_addresses(repr(thing)),)
+    if isinstance(thing, jax.custom_vjp | jax.custom_jvp):
+        return [getattr(thing, name, None) for name in ("__wrapped__", "fwd", "bwd", "jvp")]
+    state = getattr(thing, "__dict__", {})
+    if "__wrapped__" in state:  # what is compiled, or remembers results
+        return (state["__wrapped__"],)
+    if name_of(type(thing)) is None:
+        return (type(thing), state)
+    return (_without_addresses(repr(thing)),)
+
+
+def _numbers_of(array: Any) -> Iterable[Any]:
+    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
+    if isinstance(array, jax.Array) and array.is_deleted():
+        return (str(array.dtype), array.shape)
+    array = np.asarray(array)
+    return (str(array.dtype), array.shape, array.tolist() if array.dtype.kind == "O" else array.tobytes())
+
+
+def _is_of_flax(thing: Any) -> bool:
+    module = thing.__globals__.get("__name__") if isinstance(thing, FunctionType) else thing.__module__
+    return (module or "").startswith("flax.")
 
 
 def _globals_of(function: FunctionType) -> Iterator[tuple[str, Any]]:
@@ -217,7 +229,7 @@ def _globals_of(function: FunctionType) -> Iterator[tuple[str, Any]]:
 
 
 def _without_addresses(text: str) -> str:
-    return re.sub(r" at 0x[0-9a-f]+", "", " ".join(text.split()))
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(text.split()))
 
 
 def last_part(thing: Any) -> str:

@@ -1,5 +1,6 @@
 """Names of what a user brings."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -117,6 +118,15 @@ def of_a_class(slope):
     return Line
 
 
+def of_a_network(slope):
+    class Scaled(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return slope * nn.Dense(3)(x)
+
+    return Scaled
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -133,6 +143,8 @@ def of_a_class(slope):
         lambda slope: of_a_class(3.0)(slope),
         lambda slope: of_a_class(slope)().__call__,
         lambda slope: nn.Dense(3, kernel_init=nn.initializers.normal(slope)),
+        lambda slope: partial(bump, jax.random.key(int(slope))),
+        lambda slope: nn.jit(of_a_network(slope)),
     ],
 )
 def test_things_without_a_name_are_told_apart_by_what_is_in_them(make):
@@ -159,11 +171,45 @@ def test_code_and_globals_are_contents_too(monkeypatch):
     assert contents_of(around) != before
 
 
-def test_a_function_that_calls_itself_has_contents():
+USED = {
+    "schedule": (lambda: optax.cosine_decay_schedule(1.0, 100), lambda thing: thing(3)),
+    "warm-up": (lambda: optax.warmup_cosine_decay_schedule(0.0, 1.0, 10, 100), lambda thing: thing(3)),
+    "logger": (lambda: lambda: LOGGER, lambda thing: thing().isEnabledFor(logging.INFO)),
+    "generator": (lambda: lambda: RANDOM, lambda thing: thing().normal()),
+    "network": (lambda: of_a_network(1.0), lambda thing: thing().init(jax.random.key(0), jnp.ones((1, 2)))),
+    "jitted network": (
+        lambda: nn.jit(of_a_network(1.0)),
+        lambda thing: thing().init(jax.random.key(0), jnp.ones((1, 2))),
+    ),
+}
+LOGGER, RANDOM = logging.getLogger(__name__), np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("kind", USED)
+@pytest.mark.usefixtures("standard_dtypes")
+def test_use_changes_no_contents(kind):
+    """Of schedules, which convert their steps, of loggers and generators, of modules that Flax compiles."""
+    make, use = USED[kind]
+    thing = make()
+    before = contents_of(thing)
+    use(thing)
+    assert contents_of(thing) == before == contents_of(make())
+
+
+def test_things_that_hold_themselves_or_odd_numbers_have_contents():
     def power(x, count):
         return x * power(x, count - 1) if count else 1.0
 
-    assert len(contents_of(power)) == 8
+    around, table = set(), {}
+    around.add(in_a_set := lambda: around)
+    table[power] = table
+    deleted = jnp.ones(2)
+    deleted.delete()
+    for thing in (power, in_a_set, partial(power, table), partial(power, [10**400, np.inf, np.nan, 1j, -0.0, deleted])):
+        assert contents_of(thing) == contents_of(thing)
+    same = (1, 2)
+    assert contents_of(partial(power, same, same)) == contents_of(partial(power, (1, 2), tuple(range(1, 3))))
+    assert contents_of(partial(power, 1)) == contents_of(partial(power, 1.0)) != contents_of(partial(power, 1.5))
 
 
 @pytest.mark.full

@@ -80,7 +80,6 @@ def _flattened(traced: Trace, modules: set[str]) -> dict[tuple[str, int], Parts]
     """Follow flattened images through what keeps or joins them, as quantizers and norms do, into their products."""
     found: dict[tuple[str, int], Parts] = {}
     images: dict[int, Parts] = {}
-    flattening: dict[int, tuple[int, ...]] = {}  # images of other axes, as (batch, pixels, channels), in their order
     axes = {value: _CHANNELS_LAST for path, value in traced.arguments.items() if not path.startswith("0")}
     for operation in traced.operations:
         followed = [value for value in operation.inputs if value in images]
@@ -95,17 +94,11 @@ def _flattened(traced: Trace, modules: set[str]) -> dict[tuple[str, int], Parts]
             images |= _passed_on(traced, operation, images, axes.keys())
         elif operation.primitive == "reshape" and reached and axes[reached[0]] != _CHANNELS_FIRST:
             before, after = (traced.values[v].shape for v in (operation.inputs[0], operation.outputs[0]))
-            shape = before[1:] if len(before) == 4 else flattening.get(operation.inputs[0])
-            if shape is not None and before[0] == after[0] == 1:
-                if len(after) == 2 and axes[reached[0]] != _CHANNELS_LAST:
+            if len(before) == 4 and len(after) == 2 and before[0] == after[0] == 1:
+                if axes[reached[0]] != _CHANNELS_LAST:
                     images[operation.outputs[0]] = (after[1:],)
-                elif len(after) == 2 and 1 < shape[2] < after[1]:  # of one channel or one pixel there is but one order
-                    images[operation.outputs[0]] = (shape,)
-                elif len(after) not in (2, 4):
-                    flattening[operation.outputs[0]] = shape
-        shapes = {traced.values[value].shape: flattening[value] for value in reached if value in flattening}
-        if operation.primitive not in ("reshape", "transpose", "rev", "sort") and not is_product:
-            flattening |= {v: s for v in operation.outputs if (s := shapes.get(traced.values[v].shape)) is not None}
+                elif 1 < before[3] < after[1]:  # of one channel or one pixel there is but one order
+                    images[operation.outputs[0]] = (before[1:],)
         if reached:
             order = _CHANNELS_LAST if is_product else axes[reached[0]]
             if operation.primitive == "transpose" and len(operation.params["permutation"]) == 4:

@@ -177,8 +177,9 @@ def from_torch(
         patterns that are none; for flattened images that are mixed, as by a slice of them, in front of what has an
         order.
 
-    Two things are not in a state dict: PyTorch's sign of 0 is 0, here it is +1; and logits are those before a
-    logarithm of softmax.
+    Images that become (batch, pixels, channels) are tokens, as of `flatten(2).transpose(1, 2)` there, and in the same
+    order when they are flattened.  Two things are not in a state dict: PyTorch's sign of 0 is 0, here it is +1; and
+    logits are those before a logarithm of softmax.
     """
     state = plain_state(state)
     target = describe(model, image_shape)

@@ -213,6 +213,7 @@ def _computes_as(module: nn.Module | None, layers: Any) -> bool:
         return False
     own = next(cls for cls in type(module).__mro__ if cls.__module__.startswith("bnn_jax.layers."))
     methods = [name for name, _ in inspect.getmembers(own, inspect.isfunction) if not name.startswith("__")]
+    methods = [name for name in methods if getattr(own, name) is not getattr(nn.Module, name, None)]
     return all(getattr(type(module), name) is getattr(own, name) for name in methods)
 
 

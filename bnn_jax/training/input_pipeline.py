@@ -89,7 +89,7 @@ def with_data(config: Config, data: Any | None) -> tuple[Config, Dataset | Image
     Raises:
       UsageError, RunError: as :func:`bnn_jax.data.as_dataset`.
     """
-    way = "bnn_jax.load_config makes one from a name or a file"
+    way = "bnn_jax.training.config.load_config makes one from a name or a file"
     require("config", config, isinstance(config, Config), "must be of type Config", way, error=UsageError)
     if data is None:
         return config, None

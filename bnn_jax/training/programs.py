@@ -24,7 +24,7 @@ from bnn_jax.finite import all_finite, require_finite
 from bnn_jax.layers.arguments import QUANTIZERS
 from bnn_jax.losses import LOSSES, check_loss
 from bnn_jax.models.build import entry_of
-from bnn_jax.names import last_part, record_of
+from bnn_jax.names import last_part, name_of
 from bnn_jax.optim import OPTIMIZERS, as_optimizer
 from bnn_jax.quantizers import named_quantizer
 from bnn_jax.regularizers import REGULARIZERS
@@ -148,7 +148,7 @@ def _make_programs(
         make_experiment, config, info, total_steps=config.epochs * steps_per_epoch, teacher=teacher, devices=devices
     )
     experiment = experiment_at()  # where the hyper-parameters do not enter
-    check_loss(experiment.loss, info.num_classes, named=last_part(record_of(config.loss)))
+    check_loss(experiment.loss, info.num_classes, named=last_part(name_of(config.loss) or config.loss))
     permutation = partial(epoch_permutation, examples=examples, batch_size=config.batch_size)
     whole = None if devices is None else replicated(devices)
 

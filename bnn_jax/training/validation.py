@@ -111,7 +111,7 @@ def _with_kinds(config: Any, kind: type = Config, prefix: str = "") -> Any:
     Raises:
       UsageError: for one, or a config of another type.
     """
-    way = "bnn_jax.load_config makes one from a name or a file" if kind is Config else ""
+    way = "bnn_jax.training.config.load_config makes one from a name or a file" if kind is Config else ""
     rule = f"must be of type {kind.__name__}"
     require(prefix.rstrip(".") or "config", config, isinstance(config, kind), rule, way, error=UsageError)
     changed = {}

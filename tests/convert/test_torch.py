@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from bnn_jax.convert import LAYOUTS, Joined, Negated, from_arrays, from_torch
+from bnn_jax.convert.target import describe
 from bnn_jax.errors import UsageError
 from bnn_jax.layers import BatchNorm, BinaryConvTranspose
 from bnn_jax.models.build import build_model
@@ -235,28 +236,8 @@ BEHIND = {"norm": "norm", "fc": "fc"}
             lambda x: first(x) - first(x).max(-1, keepdims=True),
         ),
         (lambda x: flat(jnp.exp(flat(x)).reshape(x.shape)), lambda x: first(np.exp(x))),
-        (lambda x: flat(nn.relu(x.reshape(len(x), 20, 2))), lambda x: first(np.maximum(x, 0))),
-        (
-            lambda x: flat(x.reshape(len(x), 4, 10) + jnp.arange(10.0).reshape(1, 1, 10)),
-            lambda x: first(x + np.arange(10).reshape(5, 2)),
-        ),
-        (lambda x: flat(x.reshape(len(x), 20, 2).transpose(0, 2, 1)), first),
-        (lambda x: flat(x.transpose(0, 3, 1, 2).reshape(len(x), 2, 20)), first),
-        (lambda x: flat(x.reshape(len(x), 20, 2).reshape(x.shape)), first),
     ],
-    ids=[
-        "channels first",
-        "relu, channels first",
-        "back again",
-        "joined",
-        "reduced",
-        "unflattened",
-        "pixels, then channels",
-        "rows, then the others",
-        "pixels, channels first",
-        "channels, then pixels",
-        "pixels and back",
-    ],
+    ids=["channels first", "relu, channels first", "back again", "joined", "reduced", "unflattened"],
 )
 def test_flattened_images_of_every_order(here, there):
     """In float64: what PyTorch flattens, channels first, in front of a norm and a product."""
@@ -268,6 +249,18 @@ def test_flattened_images_of_every_order(here, there):
     variables = from_torch(state, Flattened(here), (4, 5, 2), names=BEHIND)
     found = Flattened(here).apply(variables, jnp.asarray(images, jnp.float32))
     np.testing.assert_allclose(found, x, rtol=1e-3, atol=1e-4)
+
+
+class Tokens(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = x.reshape(len(x), -1, x.shape[-1])
+        return nn.Dense(3, name="fc")(flat(nn.LayerNorm(name="norm")(x + nn.Dense(x.shape[-1], name="mix")(x))))
+
+
+def test_tokens_are_flattened_as_there():
+    """`flatten(2).transpose(1, 2)` there: pixels, then channels."""
+    assert describe(Tokens(), (4, 5, 2)).flattened == {}
 
 
 @pytest.mark.parametrize(

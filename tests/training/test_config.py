@@ -256,10 +256,14 @@ def test_what_is_no_config_or_no_tuple_of_patterns_is_refused(tmp_path):
             validate(changed(**{f"optim__{name}": value}))
     with pytest.raises(UsageError, match=r"^`optim\.latent_box` \(=1\.0\) must be two numbers or None$"):
         validate(changed(optim__latent_box=1.0))
-    with pytest.raises(UsageError, match=r"^`config` \(='digits_xnor'\) must be of type Config; bnn_jax\.load_"):
+    with pytest.raises(
+        UsageError, match=r"^`config` \(='digits_xnor'\) must be of type Config; bnn_jax\.training\.config\.load_"
+    ):
         validate("digits_xnor")
     for call in (train, bnn_jax.train):
-        with pytest.raises(UsageError, match=r"^`config` \(='digits_xnor'\) must be of type Config; bnn_jax\.load_"):
+        with pytest.raises(
+            UsageError, match=r"^`config` \(='digits_xnor'\) must be of type Config; bnn_jax\.training\.config\.load_"
+        ):
             call("digits_xnor", tmp_path, data=(np.zeros((10, 2, 2)), np.arange(10)))
         with pytest.raises(
             UsageError, match=r"^`teacher` \(='runs/x'\) must be of type Teacher; bnn_jax.stages.teachers"
