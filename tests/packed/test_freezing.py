@@ -143,9 +143,12 @@ class Finishing(BinaryConv):
 
 
 class Bordered(BinaryConv):
-    """Has another default."""
+    """Has another default, and prepares something."""
 
     padding: int = 1
+
+    def setup(self):
+        self.border = self.padding
 
 
 class Pooling(nn.Module):
