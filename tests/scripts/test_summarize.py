@@ -61,7 +61,7 @@ def test_layers_that_are_alike_share_a_line():
         (("lenet", "--kernel-quantizer", "xnro"), "did you mean 'xnor'?"),
         (("lenet", "--image-size", "8"), "the network cannot be built: `images` (of 8x8) are too small for a LeNet"),
         (("lenet", "--image-size", "0"), "`--image-size` (=0) must be at least 1"),
-        ((), "`model` (=None) and `--table` (=None) cannot go together; name a network or a table"),
+        ((), "name a network, as `bnn-jax summarize resnet20`, or a `--table`"),
         (("lenet", "--table", "igp"), "`model` (='lenet') and `--table` (='igp') cannot go together"),
     ],
 )
