@@ -170,6 +170,7 @@ class Rounded(nn.Module):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.full
 def test_numpy_rounds_where_the_network_does(dtype, standard_dtypes):
     """All but numbers halfway between two of half precision, which sums in another order may turn."""
     packed, _ = packed_of(Rounded(dtype))

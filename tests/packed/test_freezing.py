@@ -217,6 +217,7 @@ HALVES = [Half(jnp.bfloat16), Half(jnp.float16), Half(inputs=jnp.bfloat16), Half
 
 
 @pytest.mark.parametrize("model", [*HALVES, Half()])
+@pytest.mark.full
 def test_thresholds_and_scales_take_in_what_the_network_rounds(model):
     """Sums of 1200 codes of both signs, far from 0, whose products with a scale half precision rounds."""
     rng = np.random.default_rng(0)
@@ -424,6 +425,7 @@ class PooledCodes(nn.Module):
         return BinaryConv(8, **quantizers, name="conv2")(x, train=train).mean((1, 2))
 
 
+@pytest.mark.full
 def test_the_code_of_a_maximum_is_the_lower_one_where_the_quantizer_falls():
     model = PooledCodes(lambda x: ste_sign(-x))
     variables, images = random_variables(model, (8, 8, 33), mean=0.0), images_of((8, 8, 33), batch=9)
@@ -431,6 +433,7 @@ def test_the_code_of_a_maximum_is_the_lower_one_where_the_quantizer_falls():
     np.testing.assert_array_equal(model.apply(frozen, images), model.apply(variables, images))
 
 
+@pytest.mark.full
 def test_a_quantizer_that_falls_behind_a_max_pool_by_what_it_has_learned_is_refused():
     """With a positive slope it rises; gains of both signs."""
     quantize = lambda x, slope: Quantized(jnp.where(x * slope < 0, -1.0, 1.0), jnp.ones(()))
@@ -464,6 +467,7 @@ def test_verify_sees_a_flipped_bit():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.full
 def test_layers_of_float64_are_frozen(dtype, standard_dtypes):
     """Also on images of float32, to which what they return is rounded."""
     with jax.enable_x64(True):

@@ -175,6 +175,7 @@ class Parameters(nn.Module):
         return x + self.param("table", lambda _: jnp.arange(4, dtype=self.dtype)[None]).astype(x.dtype)
 
 
+@pytest.mark.full
 def test_parameters_of_half_precision_are_stored_as_they_are_and_for_numpy_as_float32(tmp_path):
     packed = packed_of(Parameters(jnp.bfloat16))
     wanted = packed.logits(IMAGES)
@@ -192,6 +193,7 @@ def test_parameters_of_half_precision_are_stored_as_they_are_and_for_numpy_as_fl
     write_header(tmp_path / "own.h", packed)
 
 
+@pytest.mark.full
 def test_a_dtype_that_no_file_has_is_refused_with_its_variable(tmp_path):
     packed = packed_of(Parameters(jnp.int8))
     reason = r"^`packed` has the variable params/table of int8 and shape \(1, 4\); a file holds .*: give its layer an"

@@ -150,6 +150,7 @@ def test_equal_magnitudes_freeze_to_the_exact_count():
 
 
 @pytest.mark.usefixtures("standard_dtypes")
+@pytest.mark.full
 def test_weights_of_float64_are_quantized_as_those_of_float32():
     with jax.enable_x64(True):
         w = jnp.asarray(np.random.default_rng(0).normal(size=SHAPE), jnp.float32)

@@ -266,6 +266,7 @@ def test_a_regularizer_adds_its_gradient_and_reports_its_penalty(data):
 
 
 @pytest.mark.parametrize("name", ["polyak_sgd", "momo"])
+@pytest.mark.full
 def test_a_step_size_from_the_loss_is_of_all_that_is_differentiated(data, name):
     """Polyak's step along g is (L + penalty) / |g|, where the bound does not act."""
     config = replace(CONFIG, loss="cross_entropy", regularizer="manhattan", regularizer_strength=1e-3)
