@@ -101,6 +101,7 @@ def test_a_run_on_arrays_is_told_them_again(tmp_path, trained):
         bnn_jax.load_run(tmp_path, data=data | {"test": data["validation"]}).evaluate()
 
 
+@pytest.mark.full
 def test_a_run_that_starts_from_another_evaluates_and_packs_itself_too(tmp_path, trained):
     config, first = trained
     config = replace(config, init_from=str(first.workdir), epochs=1)

@@ -190,6 +190,7 @@ EXTENDED += [Extended(pool="max_pool")]
 
 
 @pytest.mark.parametrize("model", [*EXTENDED, Extended(), Extended(Bordered, second=Bordered)])
+@pytest.mark.full
 def test_what_is_computed_under_the_name_of_a_layer_is_no_part_of_a_threshold(model):
     """By the integers that the trained network returns."""
     variables = random_variables(model, (6, 6, 33), mean=0.0)

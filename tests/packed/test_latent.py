@@ -58,6 +58,7 @@ def test_gains_of_0_and_beyond_the_largest(network):
     np.testing.assert_allclose(found, logits, rtol=0, atol=1e-5 * np.abs(logits).max())
 
 
+@pytest.mark.full
 def test_a_network_as_it_starts_has_them_with_images(network):
     """Its offsets are 0, the differences of numbers that are not."""
     model = network[0]

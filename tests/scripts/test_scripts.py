@@ -24,6 +24,7 @@ def run(script, *arguments, env, code=0):
     return done
 
 
+@pytest.mark.full
 def test_evaluate_agrees_with_the_training_script(comparison):
     workdir, _ = comparison
     result = json.loads((workdir / "adam" / "seed0" / "result.json").read_text())

@@ -98,6 +98,7 @@ def test_runs_saved_at_different_steps_do_not_go_on_together(tmp_path, dataset):
         train_together((CONFIG, OTHER), [tmp_path / "first", tmp_path / "second"], data=dataset)
 
 
+@pytest.mark.full
 def test_a_whole_run_in_one_jit_is_the_loop(looped, dataset):
     """Seed, hyper-parameters and data go in; the initialisation is part of the program."""
     info = image_info(dataset)
@@ -147,6 +148,7 @@ def test_a_diverged_member_is_told_and_spoils_no_other(mapped):
     assert all(0 <= results[member]["test_accuracy_last"] <= 1 for member in (0, 2))
 
 
+@pytest.mark.full
 def test_progress_counts_the_steps_of_all_members(mapped):
     steps = [done for done, total, _ in mapped[2]]
     assert steps == sorted(steps)

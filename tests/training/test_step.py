@@ -184,6 +184,7 @@ def test_the_oracle_of_a_binary_network_is_the_transpose_of_its_gradient(data):
     assert float(pushed) == pytest.approx(float(transposed), rel=1e-4)
 
 
+@pytest.mark.full
 def test_evaluation_counts_every_example_once(data):
     experiment = experiment_of(CONFIG)
     state = jax.jit(partial(init_state, experiment))(jnp.uint32(0))
