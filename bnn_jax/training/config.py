@@ -14,7 +14,7 @@ import numpy as np
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from bnn_jax.checks import Rule, plain_number
+from bnn_jax.checks import Rule, plain_number, require
 from bnn_jax.errors import UsageError, unknown_name
 from bnn_jax.names import absolute, last_part, module_of_file, name_of, record_of, why_not_run
 from bnn_jax.paths import local_path
@@ -357,6 +357,16 @@ def with_names(config: Any, name: Callable[[str, Any], Any], prefix: str = "") -
     if config is None or isinstance(config, str | int | float):
         return absolute(config)
     return name(prefix.removesuffix("."), config)
+
+
+def require_config(config: Any) -> None:
+    """Refuse what is no config.
+
+    Raises:
+      UsageError: for it.
+    """
+    way = "bnn_jax.training.config.load_config makes one from a name or a file"
+    require("config", config, isinstance(config, Config), "must be of type Config", way, error=UsageError)
 
 
 def select_optimizer(config: Config, name: str) -> OptimConfig:

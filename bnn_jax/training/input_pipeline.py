@@ -13,7 +13,6 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from bnn_jax.checks import require
 from bnn_jax.data import (
     Dataset,
     ImageStream,
@@ -28,7 +27,7 @@ from bnn_jax.data import (
 )
 from bnn_jax.errors import RunError, UsageError, renamed
 from bnn_jax.paths import local_path
-from bnn_jax.training.config import Config, DataConfig
+from bnn_jax.training.config import Config, DataConfig, require_config
 from bnn_jax.training.devices import data_shards, place_batch, place_batches, process_part, replicate
 from bnn_jax.training.epoch import EVALUATION_BATCH, Batches
 from bnn_jax.training.programs import Programs
@@ -89,8 +88,7 @@ def with_data(config: Config, data: Any | None) -> tuple[Config, Dataset | Image
     Raises:
       UsageError, RunError: as :func:`bnn_jax.data.as_dataset`.
     """
-    way = "bnn_jax.training.config.load_config makes one from a name or a file"
-    require("config", config, isinstance(config, Config), "must be of type Config", way, error=UsageError)
+    require_config(config)
     if data is None:
         return config, None
     if isinstance(data, str | os.PathLike):

@@ -111,6 +111,8 @@ def why_rejected(config: Config, metadata: dict[str, Any]) -> str | None:
         return "it is of no run: its metadata hold no config"
     other = from_dict(metadata["config"])
     key = differing_key(other, config)
+    if key == "init_sha256":
+        return f"it is of another run, which began with other weights than those of `init_from` (={config.init_from})"
     return key and f"it is of another run, whose `{key}` is {setting(other, key)!r}, not {setting(config, key)!r}"
 
 

@@ -24,7 +24,15 @@ from bnn_jax.optim import OPTIMIZERS, Optimizer, as_optimizer, latent_box, make_
 from bnn_jax.quantizers import make_quantizer, named_quantizer
 from bnn_jax.regularizers import REGULARIZERS
 from bnn_jax.schedules import SCHEDULES, constant, make_schedule
-from bnn_jax.training.config import Config, DataConfig, DistillationConfig, ModelConfig, OptimConfig, with_names
+from bnn_jax.training.config import (
+    Config,
+    DataConfig,
+    DistillationConfig,
+    ModelConfig,
+    OptimConfig,
+    require_config,
+    with_names,
+)
 
 
 def with_published_quantizers(model: ModelConfig) -> ModelConfig:
@@ -111,9 +119,9 @@ def _with_kinds(config: Any, kind: type = Config, prefix: str = "") -> Any:
     Raises:
       UsageError: for one, or a config of another type.
     """
-    way = "bnn_jax.training.config.load_config makes one from a name or a file" if kind is Config else ""
-    rule = f"must be of type {kind.__name__}"
-    require(prefix.rstrip(".") or "config", config, isinstance(config, kind), rule, way, error=UsageError)
+    if kind is Config:
+        require_config(config)
+    _require(prefix.rstrip("."), config, isinstance(config, kind), f"must be of type {kind.__name__}")
     changed = {}
     for name, hint in get_type_hints(kind).items():
         value, choices = getattr(config, name), get_args(hint) if isinstance(hint, UnionType) else (hint,)
